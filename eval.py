@@ -1,0 +1,20 @@
+"""Evaluates a trained run greedily on held-out questions, or answers one question live with --ask."""
+
+from __future__ import annotations
+
+from searchr1_mini.cli import parse, run_command
+from searchr1_mini.config import EvalConfig, check_ranges
+
+
+def main() -> None:
+    """Parses and evaluates."""
+    config = parse(EvalConfig, "eval.py", __doc__)
+    check_ranges(config)
+
+    from searchr1_mini.evaluate import evaluate_command  # heavy: after the arguments are known to be good
+
+    evaluate_command(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,94 @@
+"""Line charts as SVG text, drawn by hand: no script, no request, readable in dark mode."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from itertools import pairwise
+
+Series = dict[str, list[tuple[float, float]]]
+COLOURS = ("#2563eb", "#d9480f", "#2f855a", "#7c3aed", "#b7791f")
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 92, 40, 40
+
+
+def ticks(low: float, high: float, n: int = 5) -> list[float]:
+    """About `n` round numbers that cover [low, high]."""
+    span = (high - low) or abs(high) or 1.0
+    step = 10 ** math.floor(math.log10(span / n))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= n)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
+
+
+def line_chart(
+    series: Series,
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    width: int = 460,
+    height: int = 280,
+    at: tuple[int, int] = (0, 0),
+) -> str:
+    """A `<g>` with one chart: grid, axes with units, and each line named at its end.
+
+    Args:
+        series: name -> points (x, y), x ascending.
+        at: where its left upper corner goes.
+    """
+    points = [point for line in series.values() for point in line]
+    xs = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    ys = ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points))
+    inner_width, inner_height = width - MARGIN_LEFT - MARGIN_RIGHT, height - MARGIN_TOP - MARGIN_BOTTOM
+
+    def px(x: float) -> float:
+        return MARGIN_LEFT + (x - xs[0]) / (xs[-1] - xs[0]) * inner_width
+
+    def py(y: float) -> float:
+        return MARGIN_TOP + (1 - (y - ys[0]) / (ys[-1] - ys[0])) * inner_height
+
+    out = [f'<g transform="translate({at[0]},{at[1]})" font-size="12">']
+    out.append(f'<text x="{MARGIN_LEFT}" y="22" class="title" font-size="14" font-weight="600">{escape(title)}</text>')
+    for y in ys:
+        out.append(
+            f'<line x1="{MARGIN_LEFT}" x2="{width - MARGIN_RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" class="grid"/>'
+        )
+        out.append(f'<text x="{MARGIN_LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.4g}</text>')
+    for x in xs:
+        out.append(f'<text x="{px(x):.1f}" y="{height - MARGIN_BOTTOM + 16}" text-anchor="middle">{x:.4g}</text>')
+    middle = MARGIN_LEFT + inner_width / 2
+    out.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    out.append(
+        f'<text transform="translate(14,{MARGIN_TOP + inner_height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    heights = spread([py(line[-1][1]) for line in series.values()])
+    for (name, line), label_y, colour in zip(series.items(), heights, COLOURS * len(series), strict=False):
+        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line)
+        out.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>'
+        )
+        x, y = line[-1]
+        out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>')
+        label = f"{name} {y:.3g}".strip()
+        out.append(
+            f'<text x="{px(x) + 8:.1f}" y="{label_y + 4:.1f}" fill="{colour}" class="name">{escape(label)}</text>'
+        )
+    return "\n".join([*out, "</g>"])
+
+
+def spread(heights: list[float], gap: float = 14.0) -> list[float]:
+    """The same heights, moved apart where labels would overlap."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    moved = list(heights)
+    for before, after in pairwise(order):
+        moved[after] = max(moved[after], moved[before] + gap)
+    return moved
+
+
+def svg(body: str, width: int, height: int, title: str, style: str) -> str:
+    """A whole SVG with a title for those who do not see it."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'font-family="system-ui, -apple-system, Segoe UI, sans-serif"><title>{escape(title)}</title>'
+        f"<style>{style}</style>\n{body}\n</svg>"
+    )

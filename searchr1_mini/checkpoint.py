@@ -1,0 +1,201 @@
+"""Checkpoints that are whole or not there, exact resume, and the guard of a run's folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from searchr1_mini.errors import UserError
+from searchr1_mini.tracking import write_json_atomic
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None]) -> Path:
+    """Writes checkpoints/step-000050: aside, with a manifest of checksums, synced, then renamed into place.
+
+    Args:
+        write_files: fills the folder that it is given.
+
+    Raises:
+        UserError: the disk is full; what was saved before is untouched.
+    """
+    folder = run_dir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    final, aside = folder / f"step-{step:06d}", folder / f".step-{step:06d}"
+    for stale in folder.glob(".step-*"):
+        shutil.rmtree(stale)
+    try:
+        aside.mkdir()
+        write_files(aside)
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(aside)): _checksum(path) for path in files}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        for path in (*files, aside / MANIFEST, *(p for p in aside.rglob("*") if p.is_dir()), aside):
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+        _sync(folder)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not _is_full_disk(error, folder):
+            raise
+        raise UserError(
+            f"the disk is full: checkpoint {final} was not saved; earlier checkpoints are whole. Free some space, then "
+            f"go on with --resume --output-dir {run_dir}"
+        ) from error
+    return final
+
+
+def _is_full_disk(error: BaseException, folder: Path) -> bool:
+    """torch and safetensors wrap the system's error in one of their own."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return True
+    words = ("No space left", "File too large", "quota exceeded", "unexpected pos", "write failed", "file write failed")
+    return any(word in str(error) for word in words) or shutil.disk_usage(folder).free < 1 << 20
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoint_step(path: Path) -> int:
+    """`.../step-000050` -> 50."""
+    return int(path.name.removeprefix("step-"))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file of the manifest is there, unchanged."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return all(_checksum(path / name) == expected for name, expected in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Every checkpoint folder, the newest first, whole or not."""
+    return sorted((run_dir / "checkpoints").glob("step-*"), key=checkpoint_step, reverse=True)
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint; broken ones are named on stderr and passed over."""
+    for path in list_checkpoints(run_dir):
+        if is_whole(path):
+            return path
+        print(f"warning: checkpoint {path} is damaged and passed over", file=sys.stderr)
+    return None
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints that are whole, and broken ones older than these."""
+    whole = [path for path in list_checkpoints(run_dir) if is_whole(path)]
+    if len(whole) > keep:
+        kept = set(whole[:keep])
+        for path in list_checkpoints(run_dir):
+            if path not in kept and checkpoint_step(path) < checkpoint_step(whole[keep - 1]):
+                shutil.rmtree(path)
+
+
+def capture_rng() -> dict[str, Any]:
+    """The state of every random generator in use, as tensors and plain values."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Sets what `capture_rng` saw."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_training_state(path: Path, *, step: int, optimizer, scheduler, scaler, rng: dict) -> None:
+    """Optimiser, schedule and random state; the optimiser is 2 of the 3 copies of what is trained."""
+    torch.save(
+        {
+            "step": step,
+            "optimizer": optimizer.state_dict(),
+            "scheduler": _plain_state(scheduler),
+            "scaler": scaler.state_dict(),
+            "rng": rng,
+        },
+        path,
+    )
+
+
+def _plain_state(scheduler) -> dict:
+    return {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+
+
+def load_training_state(path: Path, optimizer, scheduler, scaler) -> dict[str, Any]:
+    """Restores what `save_training_state` wrote; returns it (for `step` and `rng`)."""
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
+    scaler.load_state_dict(state["scaler"])
+    return state
+
+
+def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_match: Sequence[str]) -> None:
+    """Opens a run's folder: a new one gets its config.json, another run's is refused, a resumed one is compared.
+
+    Raises:
+        UserError: the folder holds another run, or none to resume, or one whose `must_match` values differ.
+    """
+    path = run_dir / "config.json"
+    if resume:
+        if not path.exists():
+            raise UserError(
+                f"--resume: {run_dir} holds no run (no config.json); check --output-dir or leave out --resume"
+            )
+        old = json.loads(path.read_text())
+        for name in must_match:
+            if old.get(name) != config[name]:
+                raise UserError(
+                    f"--resume: the run in {run_dir} has {name} {old.get(name)}, not {config[name]}; give the same "
+                    "value, or start a new run in another --output-dir"
+                )
+        return
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        raise UserError(
+            f"{run_dir} is not empty; add --resume to go on with the run in it, or name another --output-dir"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, config)

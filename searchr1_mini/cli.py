@@ -1,0 +1,137 @@
+"""The command line: flags, presets and yaml files onto a flat dataclass; errors as one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import Field, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from searchr1_mini.config import PRESETS, flag_of, suggest
+from searchr1_mini.errors import UserError
+
+Config = TypeVar("Config")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def parse(config_class: type[Config], prog: str, description: str, argv: Sequence[str] | None = None) -> Config:
+    """Reads a config: defaults, then --preset, then --config file.yaml, then flags, each over the one before.
+
+    Raises:
+        UserError: an unknown flag (with the closest known one), preset or yaml key, or an unreadable file.
+        SystemExit: --help was asked for (0), or tyro refused a value (2).
+    """
+    import tyro
+
+    argv, preset = _take(list(sys.argv[1:] if argv is None else argv), "--preset")
+    argv, file = _take(argv, "--config")
+    known = {option.name: option for option in fields(config_class)}
+    _refuse_unknown(argv, known)
+    defaults = _preset_values(preset, known) | _yaml_values(file, known)
+    hints = get_type_hints(config_class)
+    grouped = _grouped_class(known, hints, defaults, tyro)
+    epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
+    parsed = tyro.cli(
+        grouped, prog=prog, description=description + epilogue, args=argv, config=(tyro.conf.OmitArgPrefixes,)
+    )
+    return config_class(
+        **{name: getattr(getattr(parsed, option.metadata["group"]), name) for name, option in known.items()}
+    )
+
+
+def _grouped_class(known: dict[str, Field], hints: dict[str, Any], defaults: dict[str, Any], tyro: Any) -> type:
+    """The flat options again, nested by group, which is how tyro makes sections in --help."""
+    groups: dict[str, list] = {}
+    for name, option in known.items():
+        text, _, resolved = option.metadata["help"].partition("[default: ")
+        hint = f"(default: {resolved.rstrip(']')})" if resolved and defaults.get(name) is None else None
+        annotated = Annotated[hints[name], tyro.conf.arg(help=text.strip(), help_behavior_hint=hint)]
+        groups.setdefault(option.metadata["group"], []).append((name, annotated, defaults.get(name, option.default)))
+    sections = {group: make_dataclass(group, options) for group, options in groups.items()}
+    for section in sections.values():
+        section.__doc__ = " "  # tyro would print the generated signature
+    return make_dataclass("options", [(group, cls, field(default_factory=cls)) for group, cls in sections.items()])
+
+
+def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Takes `flag VALUE` or `flag=VALUE` out of the arguments."""
+    rest, value, position = [], None, 0
+    while position < len(argv):
+        word = argv[position]
+        if word == flag:
+            if position + 1 == len(argv):
+                raise UserError(f"{flag} needs a value")
+            value, position = argv[position + 1], position + 1
+        elif word.startswith(flag + "="):
+            value = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+        position += 1
+    return rest, value
+
+
+def _refuse_unknown(argv: Sequence[str], known: dict[str, Field]) -> None:
+    flags = {flag_of(name) for name in known} | {"--no-" + name.replace("_", "-") for name in known} | {"--help", "-h"}
+    for word in argv:
+        flag = word.split("=", 1)[0].replace("_", "-")
+        if word.startswith("--") and flag not in flags:
+            raise UserError(
+                f"unknown option {flag}{suggest(flag, [*sorted(flags), '--preset', '--config'])}; see --help"
+            )
+
+
+def _preset_values(preset: str | None, known: dict[str, Field]) -> dict[str, Any]:
+    if preset is None:
+        return {}
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}{suggest(preset, PRESETS)}; known: {', '.join(PRESETS)}")
+    return {name: value for name, value in PRESETS[preset].items() if name in known}
+
+
+def _yaml_values(file: str | None, known: dict[str, Field]) -> dict[str, Any]:
+    if file is None:
+        return {}
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read --config {file}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {file} must hold `option: value` lines")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"--config {file}: unknown option {key}{suggest(key, known)}")
+        if isinstance(value, (dict, list)):
+            raise UserError(f"--config {file}: {key} must be a single value, not {value!r}")
+    return values
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Runs a command; what a user can mend becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        command()
+    except UserError as error:
+        _leave(str(error), 2)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        _leave(f"the disk is full ({error}); what was saved is intact: free some space and go on with --resume", 2)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; torch is not imported to find out
+        if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in str(error):
+            raise
+        _leave(
+            "out of memory; lower --tokens-per-micro-batch, --rollout-batch-size or --max-total-tokens, or try "
+            "--preset 12gb; a run with checkpoints goes on with --resume",
+            2,
+        )
+
+
+def _leave(sentence: str, code: int) -> None:
+    print(f"error: {sentence}" if code == 2 else sentence, file=sys.stderr, flush=True)
+    raise SystemExit(code)

@@ -1,0 +1,367 @@
+"""Batched decoding for many conversations at once: per-row KV cache, chunked prefill, shared prompts, stop strings.
+
+A row of the cache is one conversation. Every row has its own length, so rows of different lengths share a batch with no
+holes, and what was fed to the model once is never fed again: a turn goes on where the row's cache ends, an observation
+is appended as one chunk, and a prompt that several rows share is prefilled once and copied.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedTokenizerBase
+
+from searchr1_mini.errors import UserError
+
+GROW = 128  # the cache grows in steps of this many positions
+
+
+class RowCache(Cache):
+    """Keys and values of `n_rows` conversations, each written at its own offset.
+
+    Per layer two tensors (n_rows, kv_heads, capacity, head_dim); the capacity grows on demand up to `max_length`.
+    `place` names the rows and positions of the next forward; a model's attention then calls `update`.
+    """
+
+    def __init__(self, config, n_rows: int, max_length: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(layers=[])
+        heads = config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.max_length = max_length
+        shape = (n_rows, heads, 0, self.head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.rows = self.token_rows = self.token_columns = self.positions = torch.empty(0, dtype=torch.long)
+        self.span, self.is_prefix = 0, True
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Asked by transformers when it has no position ids; the decoder always passes them."""
+        return self.span
+
+    def place(self, rows: Tensor, positions: Tensor, is_real: Tensor) -> Tensor:
+        """Announces a forward of ids (n, t): row of each, position of each id, which ids are no padding.
+
+        Returns:
+            The attention mask (n, 1, t, span), True where a query may look: every position up to its own.
+        """
+        self.rows, self.span = rows, int(positions[is_real].max()) + 1
+        self.token_rows, self.token_columns = is_real.nonzero(as_tuple=True)
+        self.positions = positions[is_real]
+        self.is_prefix = bool((rows == torch.arange(len(rows), device=rows.device)).all())
+        self._reserve(self.span)
+        keys = torch.arange(self.span, device=positions.device)
+        return (keys <= positions[:, :, None])[:, None]
+
+    def _reserve(self, length: int) -> None:
+        capacity = self.keys[0].shape[2]
+        if length > capacity:
+            extra = min(max(length, capacity + max(GROW, capacity // 2)), self.max_length) - capacity
+            for tensors in (self.keys, self.values):
+                for layer, tensor in enumerate(tensors):
+                    tensors[layer] = nn.functional.pad(tensor, (0, 0, 0, extra))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """Writes states (n, kv_heads, t, head_dim) where `place` said; returns all of these rows up to the span."""
+        for store, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            real = states[self.token_rows, :, self.token_columns]
+            store[self.rows[self.token_rows], :, self.positions] = real.to(store.dtype)
+        return self._read(self.keys[layer_idx]), self._read(self.values[layer_idx])
+
+    def _read(self, store: Tensor) -> Tensor:
+        if self.is_prefix:  # the first n rows: a view, no copy
+            return store[: len(self.rows), :, : self.span]
+        return store[self.rows, :, : self.span]
+
+    def snapshot(self, row: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of the first `length` positions of a row, per layer."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return [(keys[row, :, :length].clone(), values[row, :, :length].clone()) for keys, values in pairs]
+
+    def restore(self, row: int, states: list[tuple[Tensor, Tensor]]) -> None:
+        """Writes a snapshot to the start of a row."""
+        length = states[0][0].shape[1]
+        self._reserve(length)
+        for layer, (keys, values) in enumerate(states):
+            self.keys[layer][row, :, :length] = keys
+            self.values[layer][row, :, :length] = values
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies a row to another, so that the rows in use stay together at the front."""
+        for store in (*self.keys, *self.values):
+            store[target, :, :length] = store[source, :, :length]
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others for code points from 256 up."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """The bytes of every id: byte-level BPE through its alphabet, added tokens as they are written.
+
+    Raises:
+        UserError: the tokenizer is not a byte-level BPE, as those of Qwen2.5, Llama 3 and GPT-2 are.
+    """
+    alphabet = byte_alphabet()
+    added = {id_: text for text, id_ in tokenizer.get_added_vocab().items()}
+    table = [b""] * len(tokenizer)
+    for token, id_ in tokenizer.get_vocab().items():
+        if id_ in added:
+            table[id_] = added[id_].encode()
+        elif all(char in alphabet for char in token):
+            table[id_] = bytes(alphabet[char] for char in token)
+        else:
+            raise UserError(
+                f"the tokenizer of this model is not a byte-level BPE (token {token!r}); stop strings are matched on "
+                "bytes, so use a model of the Qwen2, Qwen2.5, Qwen3 or Llama 3 families"
+            )
+    return table
+
+
+class StopMatcher:
+    """Finds the first stop string in a stream of bytes at the token that completes it, in bounded work a token."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = [stop.encode() for stop in stops]
+        self.keep = max((len(stop) for stop in self.stops), default=1) - 1
+        self.seen = bytearray()
+
+    def feed(self, piece: bytes) -> int | None:
+        """Takes the bytes of one token; the length of the text up to and including a stop, once there is one."""
+        start = max(0, len(self.seen) - self.keep)
+        self.seen += piece
+        ends = [at + len(stop) for stop in self.stops if (at := self.seen.find(stop, start)) >= 0]
+        return min(ends) if ends else None
+
+
+@dataclass
+class Turn:
+    """One finished policy turn.
+
+    Attributes:
+        token_ids: every sampled id, the one that holds the stop string (or EOS) included, whole.
+        logprobs: log pi of each under the distribution that it was sampled from.
+        text: the bytes of the ids decoded, up to and including the stop string; without EOS.
+        finish: "stop", "eos" or "length".
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish: str
+
+
+@dataclass
+class _Row:
+    """State of one conversation: what is in the cache, what waits to be fed, and the turn in progress."""
+
+    key: int
+    length: int = 0
+    pending: list[int] = field(default_factory=list)
+    turn: Turn | None = None
+    stop: StopMatcher | None = None
+    room: int = 0
+
+
+class Decoder:
+    """Runs turns of many conversations in one decode loop.
+
+    Args:
+        backbone: ids (n, t) -> last hidden states (n, t, H); called with `input_ids`, `attention_mask` (n, 1, t, span),
+            `position_ids` and `past_key_values`.
+        lm_head: hidden (.., H) -> logits (.., V).
+        config: the model's transformers config.
+        tokenizer: byte-level BPE.
+        n_rows: conversations at a time.
+        max_length: tokens that a row may hold.
+        temperature: 0 is greedy; the log-probs are then those of temperature 1.
+        generator: source of randomness, on `device`.
+        chunk_tokens: most ids of one prefill forward, padding included.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[..., Tensor],
+        lm_head: Callable[[Tensor], Tensor],
+        config,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        n_rows: int,
+        max_length: int,
+        temperature: float,
+        generator: torch.Generator,
+        device: torch.device,
+        dtype: torch.dtype,
+        chunk_tokens: int = 8192,
+    ) -> None:
+        self.backbone, self.lm_head, self.temperature, self.generator = backbone, lm_head, temperature, generator
+        self.device, self.n_rows, self.chunk_tokens = device, n_rows, chunk_tokens
+        self.cache = RowCache(config, n_rows, max_length, device, dtype)
+        self.bytes_of = token_bytes(tokenizer)
+        self.eos_ids = _eos_ids(tokenizer, config)
+        self.rows: list[_Row] = []  # in the order of the cache's rows
+        self.where: dict[int, int] = {}  # key -> index in `rows`
+        self.shared: dict[tuple[int, ...], tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
+        self.waiting: Counter[tuple[int, ...]] = Counter()
+        self.tokens_fed = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another conversation can start."""
+        return len(self.rows) < self.n_rows
+
+    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Announces the prompts to come, so that one that comes several times is kept until its last use."""
+        self.waiting.update(tuple(prompt) for prompt in prompts)
+
+    def start(self, key: int, prompt: Sequence[int]) -> None:
+        """Opens a row named `key`; its prompt, less the last id, comes from the shared store or is prefilled now."""
+        row, prefix, index = _Row(key), tuple(prompt), len(self.rows)
+        self.rows.append(row)
+        self.where[key] = index
+        self.waiting[prefix] -= 1
+        row.pending = list(prompt)
+        if len(prompt) > 1 and (self.waiting[prefix] > 0 or prefix in self.shared):
+            if prefix not in self.shared:
+                row.pending = list(prompt[:-1])
+                while row.pending:
+                    self._prefill([row])
+                self.shared[prefix] = self.cache.snapshot(index, row.length)
+            else:
+                self.cache.restore(index, self.shared[prefix])
+            row.length, row.pending = len(prompt) - 1, [prompt[-1]]
+        if self.waiting[prefix] <= 0:
+            self.shared.pop(prefix, None)
+
+    def append(self, key: int, token_ids: Sequence[int]) -> None:
+        """Queues foreign ids (an observation) on a row; they are fed as one chunk before its next turn."""
+        self._find(key).pending += token_ids
+
+    def generate(self, key: int, stops: Sequence[str], max_new_tokens: int) -> None:
+        """Begins a turn on a row that has none."""
+        row = self._find(key)
+        row.turn, row.stop, row.room = Turn([], [], "", "length"), StopMatcher(stops), max_new_tokens
+
+    def close(self, key: int) -> None:
+        """Ends a conversation; the last row takes its place in the cache."""
+        index, last = self.where.pop(key), self.rows.pop()
+        if index < len(self.rows):
+            self.cache.move(len(self.rows), index, last.length)
+            self.rows[index], self.where[last.key] = last, index
+
+    def length(self, key: int) -> int:
+        """Tokens of a row so far, fed or waiting to be."""
+        row = self._find(key)
+        return row.length + len(row.pending)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[int, Turn]]:
+        """Samples one token for every row with a turn in progress; returns the turns that it finished, by key."""
+        active = [row for row in self.rows if row.turn is not None]
+        chunked = [row for row in active if len(row.pending) > 1]
+        sampled = [row for row in active if len(row.pending) == 1]
+        logits = []
+        if sampled:
+            logits.append(self._decode(sampled))
+        for batch in self._chunks(chunked):
+            hidden = self._prefill(batch)
+            done = [index for index, row in enumerate(batch) if not row.pending]
+            sampled += [batch[index] for index in done]
+            logits.append(self.lm_head(hidden[done]))
+        if not sampled:
+            return []
+        ids, logprobs = self._sample(torch.cat(logits))
+        return [
+            (row.key, turn)
+            for row, id_, logprob in zip(sampled, ids, logprobs, strict=True)
+            if (turn := self._accept(row, id_, logprob))
+        ]
+
+    def _find(self, key: int) -> _Row:
+        return self.rows[self.where[key]]
+
+    def _chunks(self, rows: list[_Row]) -> list[list[_Row]]:
+        """Rows with long pending chunks, those of like length together, each batch within the token budget."""
+        batches: list[list[_Row]] = []
+        for row in sorted(rows, key=lambda row: len(row.pending)):
+            if not batches or (len(batches[-1]) + 1) * len(row.pending) > self.chunk_tokens:
+                batches.append([])
+            batches[-1].append(row)
+        return batches
+
+    def _decode(self, rows: list[_Row]) -> Tensor:
+        """Feeds the one pending id of each; idle rows up to the last ride along, so that the cache is read in place."""
+        indices = [self.where[row.key] for row in rows]
+        n = max(indices) + 1
+        ids = torch.zeros(n, 1, dtype=torch.long)
+        positions = torch.zeros(n, 1, dtype=torch.long)
+        is_real = torch.zeros(n, 1, dtype=torch.bool)
+        ids[indices, 0] = torch.tensor([row.pending[0] for row in rows])
+        positions[indices, 0] = torch.tensor([row.length for row in rows])
+        is_real[indices] = True
+        hidden = self._forward(torch.arange(n), ids, positions, is_real)
+        for row in rows:
+            row.length, row.pending = row.length + 1, []
+        return self.lm_head(hidden[indices, 0])
+
+    def _prefill(self, rows: list[_Row]) -> Tensor:
+        """Feeds the pending ids of each row, at most `chunk_tokens`; returns the last hidden state of each (n, H)."""
+        taken = [row.pending[: self.chunk_tokens] for row in rows]
+        width = max(map(len, taken))
+        ids = torch.tensor([chunk + [0] * (width - len(chunk)) for chunk in taken])
+        lengths = torch.tensor([len(chunk) for chunk in taken])
+        columns = torch.arange(width)
+        positions = torch.tensor([row.length for row in rows])[:, None] + columns
+        indices = torch.tensor([self.where[row.key] for row in rows])
+        hidden = self._forward(indices, ids, positions, columns < lengths[:, None])
+        for row, chunk in zip(rows, taken, strict=True):
+            row.length, row.pending = row.length + len(chunk), row.pending[len(chunk) :]
+        return hidden[torch.arange(len(rows)), lengths - 1]
+
+    def _forward(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor) -> Tensor:
+        self.tokens_fed += int(is_real.sum())
+        rows, ids, positions, is_real = (tensor.to(self.device) for tensor in (rows, ids, positions, is_real))
+        mask = self.cache.place(rows, positions, is_real)
+        return self.backbone(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache)
+
+    def _sample(self, logits: Tensor) -> tuple[list[int], list[float]]:
+        """Ids and their log-probs from logits (n, V), in float32."""
+        logprobs = torch.log_softmax(logits.float() / (self.temperature or 1.0), dim=-1)
+        if self.temperature == 0:
+            ids = logprobs.argmax(-1)
+        else:
+            ids = torch.multinomial(logprobs.exp(), 1, generator=self.generator)[:, 0]
+        return ids.tolist(), logprobs.gather(1, ids[:, None])[:, 0].tolist()
+
+    def _accept(self, row: _Row, id_: int, logprob: float) -> Turn | None:
+        """Adds a sampled id to the row's turn; returns the turn if that ended it."""
+        turn, stop = row.turn, row.stop
+        turn.token_ids.append(id_)
+        turn.logprobs.append(logprob)
+        row.pending.append(id_)
+        end = None
+        if id_ in self.eos_ids:
+            turn.finish, end = "eos", len(stop.seen)
+        elif (end := stop.feed(self.bytes_of[id_] if id_ < len(self.bytes_of) else b"")) is not None:
+            turn.finish = "stop"
+        elif len(turn.token_ids) >= row.room:
+            end = len(stop.seen)
+        if end is None:
+            return None
+        turn.text = bytes(stop.seen[:end]).decode("utf-8", errors="replace")
+        row.turn = row.stop = None
+        return turn
+
+
+def _eos_ids(tokenizer: PreTrainedTokenizerBase, config) -> set[int]:
+    """Every id that ends a turn: the tokenizer's EOS and those of the model's config."""
+    from_config = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return {id_ for id_ in (tokenizer.eos_token_id, *from_config) if id_ is not None}

@@ -1,0 +1,53 @@
+"""Log-probs of chosen tokens without ever holding all logits: (B, T, 151,936) floats would dwarf all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logprobs(
+    hidden: Tensor,
+    lm_head: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    loss_mask: Tensor,
+    temperature: float,
+    chunk_tokens: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """log pi(target) = logit_target - logsumexp(logits), with logits / temperature as in sampling.
+
+    Only masked-in positions are computed, `chunk_tokens` at a time; with gradients on, each chunk's logits are thrown
+    away and computed again in the backward pass, so that one chunk of logits is the most that is ever held.
+
+    Args:
+        hidden: (B, T, H) last hidden states.
+        lm_head: (.., H) -> (.., V).
+        targets: (B, T) long.
+        loss_mask: (B, T) bool.
+        temperature: the one that the rollout sampled with, > 0.
+
+    Returns:
+        log-probs (B, T) float32 and entropies (B, T) float32 in nats without gradient; both 0 where masked out.
+    """
+    rows = loss_mask.flatten().nonzero()[:, 0]
+    chosen, wanted = hidden.flatten(0, 1)[rows], targets.flatten()[rows]
+
+    def of_chunk(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = lm_head(chunk).float() / temperature
+        normaliser = logits.logsumexp(-1)
+        with torch.no_grad():
+            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+        return logits.gather(-1, ids[:, None])[:, 0] - normaliser, entropy
+
+    pieces = [
+        checkpoint(of_chunk, chunk, ids, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(chunk, ids)
+        for chunk, ids in zip(chosen.split(chunk_tokens), wanted.split(chunk_tokens), strict=True)
+    ]
+    empty = torch.zeros(targets.numel(), device=hidden.device)
+    logprobs, entropy = (
+        empty.index_put((rows,), torch.cat(parts)).view_as(targets) for parts in zip(*pieces, strict=True)
+    )
+    return logprobs, entropy

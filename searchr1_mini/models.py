@@ -1,0 +1,205 @@
+"""One base in memory, (4-bit or not), and the policy on it: LoRA adapters or full fine-tuning, with its reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from searchr1_mini.errors import UserError
+
+ADAPTER = "policy"
+
+
+class Policy:
+    """A causal language model that is trained, its tokenizer, and its reference.
+
+    Attributes:
+        model: the transformers model, wrapped by peft when it has an adapter.
+        tokenizer: its tokenizer, with a pad token.
+        device, dtype: where it runs and what it computes in.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, frozen: nn.Module | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
+        self.device = next(model.parameters()).device
+        self._frozen = frozen
+
+    @property
+    def causal_lm(self) -> nn.Module:
+        """The `...ForCausalLM` inside any adapter wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def config(self):
+        return self.causal_lm.config
+
+    def autocast(self):
+        """Computes in `dtype` when the trained weights are kept in float32 beside it."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def hidden(self, **inputs) -> Tensor:
+        """Last hidden states (B, T, H) of `input_ids` (B, T); other arguments as transformers takes them."""
+        inputs.setdefault("use_cache", inputs.get("past_key_values") is not None)
+        with self.autocast():
+            return self.causal_lm.model(**inputs).last_hidden_state
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """Logits (.., V) of hidden states (.., H)."""
+        with self.autocast():
+            return self.causal_lm.lm_head(hidden)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is pi_ref: the adapter switched off, or the frozen copy in full fine-tuning."""
+        if isinstance(self.model, PeftModel):
+            with self.model.disable_adapter():
+                yield
+        else:
+            trained, self.model = self.model, self._frozen
+            try:
+                yield
+            finally:
+                self.model = trained
+
+    @contextmanager
+    def training(self, gradient_checkpointing: bool) -> Iterator[None]:
+        """Inside, gradient checkpointing is at work; it needs train mode, in which the KV cache would be off."""
+        self.model.train(gradient_checkpointing)
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that the optimiser updates."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter, or the whole model in full fine-tuning, and the tokenizer."""
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder, selected_adapters=[ADAPTER])
+        else:
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: the device that was asked for is not there.
+    """
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(candidate for candidate in ("cuda", "mps", "cpu") if has[candidate])
+    if not has[name]:
+        raise UserError(f"--device {name}: this machine has no usable {name} device; use --device auto or --device cpu")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on a GPU that has it in hardware, float16 on one that has not (a T4), float32 elsewhere."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
+    tokenizer = _from_pretrained(AutoTokenizer, source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(
+    source: str,
+    *,
+    lora_rank: int,
+    lora_alpha: int,
+    load_in_4bit: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    gradient_checkpointing: bool = False,
+    weights: Path | None = None,
+    seed: int = 0,
+) -> Policy:
+    """Loads a base and puts the policy on it.
+
+    Args:
+        source: a folder or hub id.
+        lora_rank: rank of the adapter on all linear layers; 0 trains every weight.
+        load_in_4bit: quantise the base to NF4 with double quantisation (QLoRA, arXiv 2305.14314).
+        dtype: what matrices are multiplied in; trained weights are kept in float32.
+        weights: a saved adapter (or model, with rank 0) to go on from.
+        seed: initialises the adapter.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    tokenizer = load_tokenizer(source)
+    if lora_rank == 0:
+        torch.manual_seed(seed)
+        model = _load_base(str(weights) if weights else source, False, torch.float32, device)
+        frozen = (_load_base(source, False, dtype, device) if weights else copy.deepcopy(model)).requires_grad_(False)
+        _prepare(model, gradient_checkpointing)
+        return Policy(model, tokenizer, dtype, frozen)
+    base = _load_base(source, load_in_4bit, dtype, device).requires_grad_(False)
+    _prepare(base, gradient_checkpointing)
+    if weights:
+        model = PeftModel.from_pretrained(base, weights / ADAPTER, adapter_name=ADAPTER, is_trainable=True)
+    else:
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, lora, adapter_name=ADAPTER)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return Policy(model.eval(), tokenizer, dtype)
+
+
+def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
+    """Evaluation mode: no dropout, so that rollout and update see the same distribution."""
+    model.eval()
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+
+
+def _load_base(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return _from_pretrained(
+        AutoModelForCausalLM,
+        source,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation="sdpa",
+        quantization_config=quantisation if load_in_4bit else None,
+    )
+
+
+def _from_pretrained(auto_class, source: str, **arguments):
+    try:
+        return auto_class.from_pretrained(source, **arguments)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load {source!r} as a causal language model: {first_line} "
+            "(check the name, the network and, for a gated model, `hf auth login`; a local folder works offline)"
+        ) from error

@@ -1,0 +1,312 @@
+"""Makes the tiny base that the repository ships: `python -m searchr1_mini.pretrain --output searchr1_mini/tiny_base`.
+
+A small Qwen2 with a byte-level BPE tokenizer, pre-trained on demonstrations from fresh synthetic worlds (names of the
+train split only). Two stages: first traces that are right and many reading lessons, then traces with the habits of a
+base model, whose likeliest behaviour is to answer at once (traces.py). Reinforcement learning has to do the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from searchr1_mini import traces
+from searchr1_mini.prompts import INVALID_ACTION, SEARCH_TEMPLATE
+from searchr1_mini.retrieval import build_retriever
+from searchr1_mini.world import Difficulty, make_questions, make_world
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DIFFICULTY_MIX: dict[Difficulty, float] = {"infobox": 0.1, "simple": 0.15, "natural": 0.75}
+HOPS_MIX = {1: 0.37, 2: 0.55, 3: 0.08}
+EOS = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of pre-training: shares of reading lessons, plain pages and copying drills (the rest are agent traces),
+    the share of these that is right throughout, and the habits of the others."""
+
+    name: str
+    share_of_tokens: float
+    reading: float
+    pages: float
+    drills: float
+    right: float
+    habits: traces.Habits
+
+
+STAGES = (
+    Stage("read and speak the tags", 0.85, reading=0.35, pages=0.02, drills=0.1, right=1.0, habits=traces.RIGHT),
+    Stage("habits of a base model", 0.15, reading=0.2, pages=0.01, drills=0.05, right=0.03, habits=traces.BASE),
+)
+
+
+def draw_traces(stage: Stage, seed: int, n_worlds: int = 24) -> Iterator[traces.Trace]:
+    """An endless stream of demonstrations from `n_worlds` worlds at a time, each replaced after its 300 questions."""
+    rng = random.Random(seed)
+    numbers = itertools.count(1_000_000 * (seed + 1))
+    streams = [_world_traces(stage, next(numbers), rng) for _ in range(n_worlds)]
+    while True:
+        index = rng.randrange(n_worlds)
+        trace = next(streams[index], None)
+        if trace is None:
+            streams[index] = _world_traces(stage, next(numbers), rng)
+        else:
+            yield trace
+
+
+def _world_traces(stage: Stage, number: int, rng: random.Random) -> Iterator[traces.Trace]:
+    difficulty = rng.choices(list(DIFFICULTY_MIX), list(DIFFICULTY_MIX.values()))[0]
+    world = make_world(number, "train", difficulty)
+    retriever = build_retriever("bm25", world.passages)
+    counts = dict.fromkeys(HOPS_MIX, 0)
+    for hop in rng.choices(list(HOPS_MIX), list(HOPS_MIX.values()), k=300):
+        counts[hop] += 1
+    questions = [q for hops, n in counts.items() for q in make_questions(world, hops, n, seed=number)]
+    for question in rng.sample(questions, rng.randint(30, len(questions))):
+        kind = rng.random()
+        if kind < stage.pages:
+            yield traces.page_trace(world, rng)
+        elif kind < stage.pages + stage.drills:
+            yield traces.copy_drill(world, rng)
+        elif kind < stage.pages + stage.drills + stage.reading:
+            hits = retriever.search([rng.choice(question.chain).subject], 3)[0]
+            yield traces.reading_trace(world, [hit.passage for hit in hits], 5, rng)
+        else:
+            habits = traces.RIGHT if rng.random() < stage.right else stage.habits
+            yield traces.agent_trace(world, retriever, question, habits, rng)
+
+
+def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with Qwen2's splitting rule, so that `>` and `>\\n\\n` are different tokens here too."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    stream = itertools.islice(draw_traces(STAGES[0], seed=0), 12_000)
+    texts = ["".join(text for _, text in trace) for trace in stream] + 20 * [INVALID_ACTION, SEARCH_TEMPLATE]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=sorted(alphabet))
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, model_max_length=2048)
+
+
+def new_model(vocab_size: int, hidden: int, layers: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of about a million parameters with tied embeddings."""
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 64,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def tokenise(tokenizer: PreTrainedTokenizerFast, trace: traces.Trace) -> tuple[list[int], list[int]]:
+    """Ids and targets; prompt and observation tokens are not targets, and the trace ends in EOS."""
+    ids: list[int] = []
+    targets: list[int] = []
+    for kind, text in trace:
+        segment = tokenizer(text)["input_ids"]
+        ids += segment
+        targets += segment if kind == "policy" else [-100] * len(segment)
+    return [*ids, tokenizer.eos_token_id], [*targets, tokenizer.eos_token_id]
+
+
+def write_batches(tokenizer_folder: str, stage: Stage, seed: int, tokens: int, max_length: int, queue) -> None:
+    """A worker: puts padded (ids, targets) batches of about `tokens` tokens, rows of like length together."""
+    torch.set_num_threads(1)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    stream = draw_traces(stage, seed)
+    rng = random.Random(seed)
+    while True:
+        rows = [
+            row for trace in itertools.islice(stream, 1024) if len((row := tokenise(tokenizer, trace))[0]) <= max_length
+        ]
+        rows.sort(key=lambda row: len(row[0]))
+        batches, first = [], 0
+        while first < len(rows):
+            last = first + 1
+            while last < len(rows) and len(rows[last][0]) * (last + 1 - first) <= tokens:
+                last += 1
+            batches.append(rows[first:last])
+            first = last
+        rng.shuffle(batches)
+        for batch in batches:
+            queue.put(pad(batch))
+
+
+def pad(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids and targets, right-padded."""
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    targets = torch.full((len(rows), length), -100)
+    for index, (row_ids, row_targets) in enumerate(rows):
+        ids[index, : len(row_ids)] = torch.tensor(row_ids)
+        targets[index, : len(row_targets)] = torch.tensor(row_targets)
+    return ids, targets
+
+
+@torch.no_grad()
+def reading_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list) -> float:
+    """Share of last turns (restated fact and answer) whose every token is the likeliest one, given the right prefix."""
+    right = 0
+    for trace in rows:
+        last = len(tokenizer(trace[-1][1])["input_ids"]) + 1
+        ids = torch.tensor([tokenise(tokenizer, trace)[0]])
+        guess = model(input_ids=ids).logits[0, -last - 1 : -1].argmax(-1)
+        right += int(torch.equal(guess, ids[0, -last:]))
+    return right / len(rows)
+
+
+def probe_rows(difficulty: Difficulty, n: int) -> list[traces.Trace]:
+    """Right 2-hop episodes in a world of the evaluation split."""
+    world = make_world(999, "eval", difficulty)
+    retriever = build_retriever("bm25", world.passages)
+    rng = random.Random(0)
+    return [traces.agent_trace(world, retriever, q, traces.RIGHT, rng) for q in make_questions(world, 2, n, seed=0)]
+
+
+def learning_rate(progress: float) -> float:
+    """Factor on both learning rates: a short warm-up, constant, then linear to zero over the last quarter."""
+    return min(1.0, progress / 0.01 + 0.01, (1.0 - progress) / 0.25)
+
+
+def optimisers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the layers, AdamW on embeddings, norms and biases."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def step_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the targets; ids and targets (B, T)."""
+    device = next(model.parameters()).device
+    ids, targets = ids.to(device), targets[:, 1:].flatten().to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
+        logits = model.lm_head(hidden[targets >= 0])
+    return torch.nn.functional.cross_entropy(logits.float(), targets[targets >= 0])
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Runs both stages and writes the base in float16 with its tokenizer."""
+    torch.manual_seed(args.seed)
+    output = Path(args.output)
+    if args.init:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.init)
+        model = Qwen2ForCausalLM.from_pretrained(args.init, dtype=torch.float32).to(args.device)
+    else:
+        tokenizer = train_tokenizer(args.vocab_size)
+        model = new_model(len(tokenizer), args.hidden, args.layers).to(args.device)
+    tokenizer.save_pretrained(output)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    opts = optimisers(model, args.muon_lr, args.adam_lr)
+    base_lrs = [opt.param_groups[0]["lr"] for opt in opts]
+    loss_of = torch.compile(step_loss, dynamic=True) if args.compile else step_loss
+    probes = {difficulty: probe_rows(difficulty, 60) for difficulty in DIFFICULTY_MIX}
+    seen, start, next_report = 0, time.time(), 0.0
+    for number, stage in enumerate(STAGES):
+        until = args.tokens * sum(s.share_of_tokens for s in STAGES[: number + 1])
+        batches, workers = start_workers(args, output, stage, 10 * number + 1)
+        while seen < until:
+            ids, targets = batches.get()
+            for opt, lr in zip(opts, base_lrs, strict=True):
+                opt.param_groups[0]["lr"] = lr * learning_rate(seen / args.tokens)
+            loss = loss_of(model, ids, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for opt in opts:
+                opt.step()
+                opt.zero_grad()
+            seen += ids.numel()
+            if seen >= next_report:
+                reading = {name: reading_accuracy(model, tokenizer, rows) for name, rows in probes.items()}
+                row = {"stage": number, "tokens": seen, "seconds": time.time() - start, "loss": loss.item(), **reading}
+                print(json.dumps({k: round(v, 3) for k, v in row.items()}), flush=True)
+                next_report += args.report_every
+                save(model, output)
+        for worker in workers:
+            worker.terminate()
+    save(model, output)
+
+
+def start_workers(args: argparse.Namespace, tokenizer_folder: Path, stage: Stage, seed: int):
+    """A bounded queue and the processes that fill it."""
+    context = get_context("spawn")
+    queue = context.Queue(maxsize=64)
+    workers = []
+    for index in range(args.workers):
+        arguments = (
+            str(tokenizer_folder),
+            stage,
+            args.seed * 100 + seed + index,
+            args.batch_tokens,
+            args.max_length,
+            queue,
+        )
+        workers.append(context.Process(target=write_batches, args=arguments, daemon=True))
+        workers[-1].start()
+    return queue, workers
+
+
+def save(model: Qwen2ForCausalLM, output: Path) -> None:
+    """Writes a float16 copy, so that the shipped file is two bytes a parameter."""
+    state = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    half = Qwen2ForCausalLM(model.config).half()
+    half.load_state_dict(state, strict=False)
+    half.save_pretrained(output)
+
+
+def main() -> None:
+    """Command line of the pre-training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, help="folder for the base and its tokenizer")
+    parser.add_argument("--init", help="go on from this base instead of a random one")
+    parser.add_argument("--tokens", type=float, default=100e6, help="tokens of both stages, padding included")
+    parser.add_argument("--vocab-size", type=int, default=1664)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--muon-lr", type=float, default=0.015)
+    parser.add_argument("--adam-lr", type=float, default=3e-3)
+    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens of one optimiser step")
+    parser.add_argument("--max-length", type=int, default=640, help="longer traces are left out")
+    parser.add_argument("--report-every", type=float, default=2e6, help="tokens between reports")
+    parser.add_argument("--workers", type=int, default=1, help="processes that write demonstrations")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seed", type=int, default=0)
+    pretrain(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""BM25 in process, the client of a retrieval server, and a cache: one protocol, `search(queries, topk)`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from searchr1_mini.errors import UserError
+
+SMALL_CORPUS = 2_000  # below it rank-bm25 answers in well under a millisecond
+SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
+K1, B = 1.5, 0.75
+
+_WORD = re.compile(r"\w+")
+STOP_WORDS = frozenset(
+    "a an and are as at be by did do does for from had has have he her his how in is it its of on or she that the "
+    "their they this to was were what when where which who whom whose why will with".split()
+)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One document of the corpus."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Hit(NamedTuple):
+    """A passage with its score; higher is better."""
+
+    passage: Passage
+    score: float
+
+
+class Retriever(Protocol):
+    """What a rollout needs of a search engine."""
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """For each query its best passages, best first: at most `topk`, only such as share a term with the query."""
+
+
+def tokenize(text: str) -> list[str]:
+    """Terms of a text: lower-cased runs of letters, digits and underscores, without English function words."""
+    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+
+
+def index_terms(passage: Passage) -> list[str]:
+    """The terms a passage is found by: its title's and its text's."""
+    return tokenize(f"{passage.title} {passage.text}")
+
+
+def best_rows(scores: np.ndarray, matches: np.ndarray, topk: int) -> list[int]:
+    """Indices of the `topk` largest scores among the matches; equal scores in corpus order, in linear time.
+
+    Args:
+        scores: (N,) float.
+        matches: (N,) bool, passages that share a term with the query.
+    """
+    rows = np.flatnonzero(matches)
+    if len(rows) > topk:
+        cut = np.partition(scores[rows], len(rows) - topk)[len(rows) - topk]
+        above, level = rows[scores[rows] > cut], rows[scores[rows] == cut]
+        rows = np.concatenate([above, level[: topk - len(above)]])
+    return sorted(rows.tolist(), key=lambda row: (-scores[row], row))
+
+
+class RankBM25:
+    """rank-bm25's BM25Okapi: short enough to read, linear in the corpus for every query."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        from rank_bm25 import BM25Okapi
+
+        self.passages = passages
+        self.index = BM25Okapi([index_terms(passage) or [""] for passage in passages], k1=K1, b=B)
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """See `Retriever.search`."""
+        return [self._search(tokenize(query), topk) for query in queries]
+
+    def _search(self, terms: list[str], topk: int) -> list[Hit]:
+        scores = self.index.get_scores(terms)
+        matches = np.array([any(term in counts for term in terms) for counts in self.index.doc_freqs])
+        return [Hit(self.passages[row], float(scores[row])) for row in best_rows(scores, matches, topk)]
+
+
+class BM25S:
+    """bm25s with Lucene's idf, which is never negative: scores are computed when indexing, queries add them up."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self.passages = passages
+        folder = cache_dir() / "bm25s" / _fingerprint(passages) if len(passages) >= SAVE_FROM else None
+        self.index = _load_index(folder) or _build_index(passages, folder)
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """See `Retriever.search`."""
+        return [self._search(tokenize(query), topk) for query in queries]
+
+    def _search(self, terms: list[str], topk: int) -> list[Hit]:
+        known = [term for term in terms if term in self.index.vocab_dict]
+        if not known:
+            return []
+        scores = self.index.get_scores(known)
+        return [Hit(self.passages[row], float(scores[row])) for row in best_rows(scores, scores > 0, topk)]
+
+
+def _build_index(passages: Sequence[Passage], folder: Path | None):
+    import bm25s
+
+    index = bm25s.BM25(method="lucene", k1=K1, b=B)
+    index.index([index_terms(passage) or ["\0"] for passage in passages], show_progress=False)
+    if folder is not None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent))
+        index.save(aside, show_progress=False)
+        try:
+            aside.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(aside)
+    return index
+
+
+def _load_index(folder: Path | None):
+    import bm25s
+
+    if folder is None or not folder.is_dir():
+        return None
+    return bm25s.BM25.load(folder, mmap=True)
+
+
+def _fingerprint(passages: Sequence[Passage]) -> str:
+    digest = hashlib.sha256(f"terms-1 {K1} {B}".encode())
+    for passage in passages:
+        digest.update(f"{passage.id}\0{passage.title}\0{passage.text}\0".encode())
+    return digest.hexdigest()[:24]
+
+
+def cache_dir() -> Path:
+    """Where corpora and indexes are kept: $SEARCHR1_CACHE, or ~/.cache/searchr1_mini."""
+    return Path(os.environ.get("SEARCHR1_CACHE") or Path.home() / ".cache" / "searchr1_mini")
+
+
+class EmptyRetriever:
+    """Finds nothing: with it, an answer that is still right did not come from retrieval."""
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """An empty list for every query."""
+        return [[] for _ in queries]
+
+
+class CachedRetriever:
+    """Keeps the newest `max_entries` results: the rollouts of a group ask the same things.
+
+    `n_queries` and `n_hits` count what was asked and what was answered from memory.
+    """
+
+    def __init__(self, retriever: Retriever, max_entries: int = 50_000) -> None:
+        self.retriever, self.max_entries = retriever, max_entries
+        self.results: OrderedDict[tuple[str, int], list[Hit]] = OrderedDict()
+        self.n_queries = self.n_hits = 0
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """As the wrapped retriever, which sees each missing query once, all in one call."""
+        keys = [(query, topk) for query in queries]
+        missing = list(dict.fromkeys(key for key in keys if key not in self.results))
+        fresh = self.retriever.search([query for query, _ in missing], topk) if missing else []
+        found = dict(zip(missing, fresh, strict=True))
+        self.n_queries, self.n_hits = self.n_queries + len(keys), self.n_hits + len(keys) - len(missing)
+        out = [found[key] if key in found else self.results[key] for key in keys]
+        for key, hits in zip(keys, out, strict=True):
+            self.results[key] = hits
+            self.results.move_to_end(key)
+        while len(self.results) > self.max_entries:
+            self.results.popitem(last=False)
+        return [list(hits) for hits in out]
+
+
+class HTTPRetriever:
+    """Client of the paper's retrieval server: `POST /retrieve {"queries", "topk", "return_scores"}`."""
+
+    def __init__(self, url: str, timeout_s: float = 60.0, retries: int = 3) -> None:
+        self.url = url if url.rstrip("/").count("/") > 2 else url.rstrip("/") + "/retrieve"
+        self.timeout_s, self.retries = timeout_s, retries
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """See `Retriever.search`.
+
+        Raises:
+            UserError: the server does not answer after `retries` tries, or not in the agreed form.
+        """
+        body = json.dumps({"queries": list(queries), "topk": topk, "return_scores": True}).encode()
+        reply = self._post(body)
+        try:
+            results = json.loads(reply)["result"]
+            if len(results) != len(queries):
+                raise ValueError(f"{len(results)} results for {len(queries)} queries")
+            return [[_parse_hit(item) for item in items[:topk]] for items in results]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'the retrieval server at {self.url} answered in another form than {{"result": [[{{"document": '
+                f'{{"id", "contents"}}, "score"}}]]}} ({error!r}); check --retriever-url'
+            ) from error
+
+    def _post(self, body: bytes) -> bytes:
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        for attempt in range(self.retries + 1):
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+                    return response.read()
+            except (urllib.error.URLError, OSError) as error:
+                is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
+                if is_refusal or attempt == self.retries:
+                    raise UserError(
+                        f"the retrieval server at {self.url} does not answer ({error}); start it, or check "
+                        "--retriever-url"
+                    ) from error
+                time.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def split_contents(contents: str) -> tuple[str, str]:
+    """Title and text of the paper's corpus format, `"Title"\\ntext`."""
+    title, _, text = contents.partition("\n")
+    return title.strip().strip('"'), text.strip()
+
+
+def _parse_hit(item: dict) -> Hit:
+    document = item.get("document", item)
+    title, text = split_contents(document["contents"])
+    return Hit(Passage(str(document.get("id", "")), title, text), float(item.get("score", 0.0)))
+
+
+def build_retriever(name: str, passages: Sequence[Passage], url: str | None = None) -> Retriever:
+    """The retriever of that name, behind a cache.
+
+    Args:
+        name: "auto" (rank-bm25 below 2,000 passages, else bm25s), "bm25" (rank-bm25), "bm25s", "http" or "empty".
+        passages: the corpus; unused by "http" and "empty".
+        url: of the server, for "http".
+
+    Raises:
+        UserError: the corpus is empty, or there is no such retriever.
+    """
+    if name == "empty":
+        return EmptyRetriever()
+    if name == "http":
+        if not url:
+            raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
+        return CachedRetriever(HTTPRetriever(url))
+    if not passages:
+        raise UserError("the corpus is empty; give --corpus a file with passages")
+    if name == "auto":
+        name = "bm25" if len(passages) < SMALL_CORPUS else "bm25s"
+    if name not in ("bm25", "bm25s"):
+        raise UserError(f"unknown retriever {name!r}; choose auto, bm25, bm25s, http or empty")
+    return CachedRetriever(RankBM25(passages) if name == "bm25" else BM25S(passages))

@@ -1,0 +1,273 @@
+"""Drives many methods at once: their turns through one decoder, their searches through one retriever call."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from searchr1_mini import methods
+from searchr1_mini.data import Example
+from searchr1_mini.errors import UserError
+from searchr1_mini.generation import Decoder, Turn
+from searchr1_mini.prompts import INVALID_ACTION, render_observation
+from searchr1_mini.retrieval import Passage, Retriever
+from searchr1_mini.trajectory import Segment, Trajectory
+
+if TYPE_CHECKING:
+    from searchr1_mini.models import Policy
+
+
+@dataclass(frozen=True)
+class RolloutLimits:
+    """What bounds a rollout.
+
+    Attributes:
+        n_rows: conversations decoded at a time.
+        max_total_tokens: a trajectory ends cleanly (finish reason `length`) before it would hold more.
+        max_observation_tokens: most tokens of one observation; longer ones are cut inside.
+        overlap_search: decode on while the retriever works. Worth it for a remote one; the order of sampling then
+            depends on its speed.
+    """
+
+    n_rows: int
+    max_total_tokens: int
+    max_observation_tokens: int
+    overlap_search: bool = False
+
+
+@dataclass
+class RolloutStats:
+    """What a rollout cost. `fed_ratio` = tokens fed to the model / tokens of all trajectories; at most 1."""
+
+    tokens_fed: int
+    tokens_total: int
+    tokens_sampled: int
+    seconds: float
+
+    @property
+    def fed_ratio(self) -> float:
+        return self.tokens_fed / max(self.tokens_total, 1)
+
+
+def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Splits every control token that is spelled out in foreign text, `<|im_end|>` -> `< |im_end|>`.
+
+    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed.
+    """
+    added = [token for token in tokenizer.get_added_vocab() if len(token) > 1]
+    if not added:
+        return text
+    pattern = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
+    while (broken := re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)) != text:
+        text = broken
+    return text
+
+
+def foreign_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of text that the policy did not write; none of them is a control token."""
+    broken = break_added_tokens(text, tokenizer)
+    return tokenizer(broken, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the first message: through the tokenizer's chat template when it has one, else as it stands."""
+    if not tokenizer.chat_template:
+        return foreign_ids(text, tokenizer)
+    message = [{"role": "user", "content": break_added_tokens(text, tokenizer)}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def observation_ids(
+    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> tuple[list[int], str] | None:
+    """Ids and text of an observation of at most `max_tokens` tokens; None if not even its tags fit.
+
+    Too long an observation is cut inside: every passage's text gets the same share, the closing tag always stays.
+    """
+    text = render_observation(passages)
+    ids = foreign_ids(text, tokenizer)
+    texts = [foreign_ids(passage.text, tokenizer) for passage in passages]
+    share = max(map(len, texts), default=0)
+    while len(ids) > max_tokens:
+        if share == 0:
+            return observation_ids(passages[:-1], tokenizer, max_tokens) if passages else None
+        share = max(0, min(share - 1, share - (len(ids) - max_tokens) // max(len(passages), 1)))
+        kept = [tokenizer.decode(piece[:share]).rstrip("\ufffd") for piece in texts]
+        text = render_observation([replace(passage, text=cut) for passage, cut in zip(passages, kept, strict=True)])
+        ids = foreign_ids(text, tokenizer)
+    return ids, text
+
+
+@dataclass
+class _Conversation:
+    method: methods.Method
+    trajectory: Trajectory
+    prompt: list[int]
+
+
+class _Engine:
+    """One rollout: starts conversations as rows get free, and advances each when what it waits for arrives."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerBase,
+        retriever: Retriever,
+        limits: RolloutLimits,
+        on_segment: Callable[[str, str], None] | None,
+    ) -> None:
+        self.decoder, self.tokenizer, self.retriever, self.limits = decoder, tokenizer, retriever, limits
+        self.on_segment = on_segment
+        self.live: dict[int, _Conversation] = {}
+        self.searches: list[tuple[int, methods.Search]] = []
+
+    def open(self, example: Example, make_method: methods.MakeMethod) -> _Conversation:
+        """Runs a method up to its prompt."""
+        method = make_method(example.question)
+        text = method.send(None).text
+        prompt = prompt_ids(text, self.tokenizer)
+        if len(prompt) >= self.limits.max_total_tokens:
+            raise UserError(
+                f"question {example.id} is {len(prompt)} tokens long with its prompt, but --max-total-tokens is "
+                f"{self.limits.max_total_tokens}; raise it or leave the question out"
+            )
+        trajectory = Trajectory(example.id, [])
+        self.record(trajectory, Segment("prompt", prompt, text=self.tokenizer.decode(prompt)))
+        return _Conversation(method, trajectory, prompt)
+
+    def record(self, trajectory: Trajectory, segment: Segment) -> None:
+        """Adds a segment to its trajectory."""
+        trajectory.segments.append(segment)
+        if self.on_segment:
+            self.on_segment(segment.kind, segment.text)
+
+    def start(self, key: int, conversation: _Conversation) -> None:
+        """Gives a conversation its row."""
+        self.live[key] = conversation
+        self.decoder.start(key, conversation.prompt)
+        self.advance(key, None)
+
+    def advance(self, key: int, value: Any) -> None:
+        """Resumes a method with a result and serves its requests until it waits for the policy or the retriever."""
+        conversation = self.live[key]
+        while True:
+            match conversation.method.send(value):
+                case methods.Generate(stop, max_new_tokens):
+                    room = self.limits.max_total_tokens - self.decoder.length(key)
+                    if room < 1:
+                        return self.finish(key, None, "length")
+                    return self.decoder.generate(key, stop, min(max_new_tokens, room))
+                case methods.Search() as search:
+                    return self.searches.append((key, search))
+                case methods.Observe() as observe:
+                    if not self.observe(key, observe):
+                        return self.finish(key, None, "length")
+                    value = None
+                case methods.Finish(answer, reason):
+                    return self.finish(key, answer, reason)
+
+    def observe(self, key: int, observe: methods.Observe) -> bool:
+        """Appends an observation; False if the context has no room for it and a token after it."""
+        trajectory = self.live[key].trajectory
+        room = self.limits.max_total_tokens - self.decoder.length(key) - 1
+        if observe.passages is not None:
+            cut = observation_ids(observe.passages, self.tokenizer, min(room, self.limits.max_observation_tokens))
+            if cut is None:
+                return False
+            ids, text = cut
+            trajectory.retrieved.append(text)
+        else:
+            ids, text = foreign_ids(observe.text, self.tokenizer), observe.text
+            trajectory.invalid_actions += text == INVALID_ACTION
+        if len(ids) > room:
+            return False
+        self.record(trajectory, Segment("observation", ids, text=text))
+        self.decoder.append(key, ids)
+        return True
+
+    def receive(self, key: int, turn: Turn) -> None:
+        """Records a finished turn, token for token, and resumes the method with its text."""
+        self.record(self.live[key].trajectory, Segment("policy", turn.token_ids, turn.logprobs, turn.text))
+        self.advance(key, turn.text)
+
+    def finish(self, key: int, answer: str | None, reason: str) -> None:
+        """Closes a conversation and frees its row."""
+        conversation = self.live.pop(key)
+        conversation.method.close()
+        conversation.trajectory.answer, conversation.trajectory.finish_reason = answer, reason
+        self.decoder.close(key)
+
+    def ask_retriever(self, pool: ThreadPoolExecutor) -> tuple[list[int], Future]:
+        """Sends every waiting search in one call (per topk, of which a run has one)."""
+        batch, self.searches = self.searches, []
+        keys = [key for key, _ in batch]
+        for key, search in batch:
+            self.live[key].trajectory.queries.append(search.query)
+        return keys, pool.submit(self.retriever.search, [search.query for _, search in batch], batch[0][1].topk)
+
+
+def rollout(
+    examples: Sequence[Example],
+    make_method: methods.MakeMethod,
+    policy: Policy,
+    retriever: Retriever,
+    limits: RolloutLimits,
+    *,
+    temperature: float,
+    seed: int,
+    on_segment: Callable[[str, str], None] | None = None,
+) -> tuple[list[Trajectory], RolloutStats]:
+    """One trajectory for each example, in order; repeat an example G times for a group.
+
+    Args:
+        examples: the questions; equal prompts are prefilled once.
+        make_method: question -> generator, see `methods.py`.
+        temperature: 0 decodes greedily.
+        seed: of the sampling.
+        on_segment: told (kind, text) of every segment as it is complete, to show a rollout live.
+
+    Raises:
+        UserError: a question does not fit into the context, or the retriever failed.
+    """
+    began = time.perf_counter()
+    decoder = Decoder(
+        policy.hidden,
+        policy.lm_head,
+        policy.config,
+        policy.tokenizer,
+        n_rows=min(limits.n_rows, len(examples)),
+        max_length=limits.max_total_tokens,
+        temperature=temperature,
+        generator=torch.Generator(policy.device).manual_seed(seed),
+        device=policy.device,
+        dtype=policy.dtype,
+    )
+    engine = _Engine(decoder, policy.tokenizer, retriever, limits, on_segment)
+    conversations = [engine.open(example, make_method) for example in examples]
+    decoder.expect([conversation.prompt for conversation in conversations])
+    waiting = deque(enumerate(conversations))
+    asked: tuple[list[int], Future] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        while waiting or engine.live:
+            while waiting and decoder.has_room:
+                engine.start(*waiting.popleft())
+            if engine.searches and asked is None:
+                asked = engine.ask_retriever(pool)
+            if asked and (not limits.overlap_search or asked[1].done() or len(asked[0]) == len(engine.live)):
+                (keys, found), asked = asked, None
+                for key, hits in zip(keys, found.result(), strict=True):
+                    engine.advance(key, [hit.passage for hit in hits])
+            for key, turn in decoder.step():
+                engine.receive(key, turn)
+    trajectories = [conversation.trajectory for conversation in conversations]
+    total = sum(len(trajectory.token_ids) for trajectory in trajectories)
+    sampled = sum(trajectory.n_policy_tokens for trajectory in trajectories)
+    return trajectories, RolloutStats(decoder.tokens_fed, total, sampled, time.perf_counter() - began)

@@ -1,0 +1,278 @@
+"""Everything around the loop of a run: opening and resuming it, saving it, and closing it with a report."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from searchr1_mini import __version__, checkpoint
+from searchr1_mini.config import TrainConfig, resolve_model, world_hops_list
+from searchr1_mini.data import Split
+from searchr1_mini.errors import UserError
+from searchr1_mini.evaluation import evaluate
+from searchr1_mini.methods import MakeMethod, make_method
+from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
+from searchr1_mini.report import write_report
+from searchr1_mini.retrieval import EmptyRetriever, Retriever
+from searchr1_mini.rollout import RolloutLimits, prompt_ids
+from searchr1_mini.task import Task, load_dataset_task, load_world_task
+from searchr1_mini.tracking import Tracker, render_trajectory, summary_table, truncate_metrics, write_json_atomic
+from searchr1_mini.trajectory import Trajectory
+
+MUST_MATCH = (
+    "model method algorithm dataset data_path corpus world_difficulty world_hops template topk max_turns seed "
+    "questions_per_step group_size lora_rank lora_alpha load_in_4bit"
+).split()
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass
+class Session:
+    """The state of a run. `updates` counts optimiser steps; `samples` are the last evaluation's trajectories."""
+
+    config: TrainConfig
+    folder: Path
+    policy: Policy
+    train: Task
+    held_out: Task
+    make_method: MakeMethod
+    limits: RolloutLimits
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    tracker: Tracker | None = None
+    first_step: int = 1
+    updates: int = 0
+    train_seconds: float = 0.0
+    before: dict | None = None
+    samples_before: list[Trajectory] = field(default_factory=list)
+    samples: list[Trajectory] = field(default_factory=list)
+
+
+def start(config: TrainConfig) -> Session:
+    """Opens the run's folder, loads model, questions and index, and with `--resume` the newest checkpoint."""
+    folder = Path(config.output_dir)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    source = resolve_model(config.model)
+    train = load_task(config, "train")
+    held_out = load_task(config, "eval", share_retriever=train.retriever)
+    checkpoint.prepare_run_dir(folder, config.resume, _describe(config, source, device, dtype), MUST_MATCH)
+    newest = checkpoint.latest_checkpoint(folder) if config.resume else None
+    print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
+    policy = load_policy(
+        source,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        load_in_4bit=config.load_in_4bit,
+        dtype=dtype,
+        device=device,
+        gradient_checkpointing=config.gradient_checkpointing,
+        weights=newest and newest / "model",
+        seed=config.seed,
+    )
+    check_questions(train.examples + held_out.examples, policy, config)
+    optimizer = torch.optim.AdamW(policy.trainable(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    warmup = max(config.warmup_steps * config.mini_batches * config.epochs, 1)
+    run = Session(
+        config,
+        folder,
+        policy,
+        train,
+        held_out,
+        method_of(config),
+        limits_of(config),
+        optimizer,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / warmup)),
+        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+    )
+    if newest:
+        _restore(run, newest)
+    run.tracker = Tracker(
+        folder, config.steps, run.first_step, config.tensorboard, config.wandb, asdict(config), folder.name
+    )
+    return run
+
+
+def load_task(config: TrainConfig, split: Split, share_retriever: Retriever | None = None) -> Task:
+    """Questions of one split and their retriever: training questions in full, `eval_questions` held-out ones."""
+    n = None if split == "train" else config.eval_questions
+    if config.dataset == "world":
+        return load_world_task(
+            split,
+            seed=config.seed,
+            difficulty=config.world_difficulty,
+            hops=world_hops_list(config),
+            n=n,
+            retriever=config.retriever,
+        )
+    return load_dataset_task(
+        split,
+        dataset=config.dataset,
+        data_path=config.data_path,
+        corpus=config.corpus,
+        n=n,
+        retriever="empty" if config.method == "r1" else config.retriever,
+        retriever_url=config.retriever_url,
+        share_retriever=share_retriever,
+    )
+
+
+def method_of(config: TrainConfig) -> MakeMethod:
+    """The method that the config names, with its settings."""
+    return make_method(
+        config.method,
+        template=config.template,
+        max_turns=config.max_turns,
+        max_new_tokens=config.max_new_tokens,
+        topk=config.topk,
+    )
+
+
+def limits_of(config: TrainConfig) -> RolloutLimits:
+    """The bounds of a rollout that the config names."""
+    return RolloutLimits(
+        config.rollout_batch_size,
+        config.max_total_tokens,
+        config.max_observation_tokens,
+        overlap_search=config.retriever == "http",
+    )
+
+
+def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
+    """Refuses a question that does not fit into the context before any work is spent on the run.
+
+    Raises:
+        UserError: names the question.
+    """
+    make = method_of(config)
+    for example in examples:
+        if len(example.question.encode()) < config.max_total_tokens // 2:  # a token is at least a byte
+            continue
+        n_tokens = len(prompt_ids(make(example.question).send(None).text, policy.tokenizer))
+        if n_tokens >= config.max_total_tokens:
+            raise UserError(
+                f"question {example.id} is {n_tokens} tokens long with its prompt, but --max-total-tokens is "
+                f"{config.max_total_tokens}; raise it or leave the question out"
+            )
+
+
+def _describe(config: TrainConfig, source: str, device: torch.device, dtype: torch.dtype) -> dict:
+    """config.json: every resolved value, and what it ran on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        **asdict(config),
+        "resolved_model": source,
+        "resolved_device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "resolved_dtype": str(dtype).removeprefix("torch."),
+        "python": sys.version.split()[0],
+        "versions": {"searchr1_mini": __version__, **{package: version(package) for package in PACKAGES}},
+        "git_commit": commit.stdout.strip() or None,
+    }
+
+
+def _restore(run: Session, folder: Path) -> None:
+    """Goes on exactly where the checkpoint was written: optimiser, schedule, random state, metrics."""
+    state = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
+    checkpoint.restore_rng(state["rng"])
+    progress = json.loads((folder / "progress.json").read_text())
+    run.first_step, run.updates = progress["step"] + 1, progress["updates"]
+    run.before, run.train_seconds = progress["before"], progress["train_seconds"]
+    run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
+    truncate_metrics(run.folder / "metrics.jsonl", progress["step"])
+    print(f"resumed after step {progress['step']} from {folder}", flush=True)
+
+
+def save_step(run: Session, step: int) -> Path:
+    """Writes checkpoints/step-N: the adapter (or model), optimiser state and progress."""
+
+    def write_files(folder: Path) -> None:
+        run.policy.save(folder / "model")
+        checkpoint.save_training_state(
+            folder / "state.pt",
+            step=step,
+            optimizer=run.optimizer,
+            scheduler=run.scheduler,
+            scaler=run.scaler,
+            rng=checkpoint.capture_rng(),
+        )
+        progress = {
+            "step": step,
+            "updates": run.updates,
+            "before": run.before,
+            "train_seconds": run.train_seconds,
+            "samples_before": [asdict(trajectory) for trajectory in run.samples_before],
+        }
+        write_json_atomic(folder / "progress.json", progress)
+
+    path = checkpoint.save_checkpoint(run.folder, step, write_files)
+    checkpoint.prune_checkpoints(run.folder, run.config.keep_checkpoints)
+    return path
+
+
+def measure(run: Session, is_empty: bool = False) -> dict:
+    """Greedy evaluation on the held-out questions; with `is_empty` the retriever finds nothing."""
+    retriever = EmptyRetriever() if is_empty else run.held_out.retriever
+    summary, samples = evaluate(run.held_out.examples, run.make_method, run.policy, retriever, run.limits)
+    if not is_empty:
+        run.samples = samples
+    return summary
+
+
+def measure_before(run: Session) -> None:
+    """The base on the held-out questions, once a run; two of its trajectories are kept to compare with."""
+    if run.before is None:
+        run.before = measure(run)
+        run.samples_before = run.samples[:20]
+
+
+def finish(run: Session, began: float) -> None:
+    """Measures the trained policy, writes summary.json and report.html, and prints both and one question twice."""
+    after = measure(run)
+    total_seconds = time.perf_counter() - began
+    summary = {
+        "before": run.before,
+        "after": after,
+        "after_without_retriever": measure(run, is_empty=True) if run.config.method != "r1" else None,
+        "train_seconds": round(run.train_seconds, 1),
+        "total_seconds": round(total_seconds, 1),
+        "steps": run.config.steps,
+        "peak_memory_gb": round(_peak_memory_gb(run.policy.device), 2),
+    }
+    write_json_atomic(run.folder / "summary.json", summary)
+    report = write_report(run.folder)
+    index = _most_telling(run)
+    colour = sys.stdout.isatty()
+    for title, trajectory in (("Before", run.samples_before[index]), ("After", run.samples[index])):
+        print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, colour)}")
+    columns = {"before": run.before, "after": after, "after, empty retriever": summary["after_without_retriever"]}
+    print("\n" + summary_table({name: column for name, column in columns.items() if column}))
+    print(f"\ntrained {run.config.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation")
+    print(f"report: {report}\nevaluate it: python eval.py --run {run.folder}", flush=True)
+
+
+def _most_telling(run: Session) -> int:
+    """The kept question whose trajectory after training searched most, right answers first."""
+    answers = [example.golden_answers for example in run.held_out.examples]
+
+    def key(index: int) -> tuple[bool, int]:
+        sample = run.samples[index]
+        return sample.answer in answers[index], len(sample.queries)
+
+    return max(range(len(run.samples_before)), key=key)
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    """Peak memory in 10^9 bytes: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e9

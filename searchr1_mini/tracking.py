@@ -1,0 +1,208 @@
+"""What a run leaves to read: metrics.jsonl, the progress line, TensorBoard or W&B, rollouts, text for the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from searchr1_mini.data import Example
+from searchr1_mini.errors import UserError
+from searchr1_mini.trajectory import Trajectory
+
+SHOWN = {
+    "reward": "{:.2f}",
+    "searches": "{:.2f}",
+    "response_tokens": "{:.0f}",
+    "kl": "{:.3f}",
+    "tokens_per_second": "{:.0f}",
+}
+COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;32m", "observation": "\x1b[34m"}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Tracker:
+    """Writes the metrics of each step; a context manager that closes what it opened.
+
+    Args:
+        run_dir: the run's folder.
+        total_steps: the length of the progress bar.
+        first_step: 1, or the step after the checkpoint that a run was resumed from.
+        tensorboard, wandb: also write there.
+        config: shown by W&B.
+        run_name: name of the run in W&B.
+
+    Raises:
+        UserError: a logger was asked for whose package is missing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        total_steps: int,
+        first_step: int,
+        tensorboard: bool,
+        wandb: bool,
+        config: dict,
+        run_name: str,
+    ) -> None:
+        self.total_steps = total_steps
+        self.file = (run_dir / "metrics.jsonl").open("a")
+        self.board = _open_tensorboard(run_dir) if tensorboard else None
+        self.wandb = _open_wandb(run_name, config, run_dir) if wandb else None
+        self.bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        self.file.close()
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of metrics.jsonl; a value that is not finite becomes null."""
+        row = {"step": step, **{key: value if math.isfinite(value) else None for key, value in metrics.items()}}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        if self.board:
+            for key, value in metrics.items():
+                self.board.add_scalar(key, value, step)
+        if self.wandb:
+            self.wandb.log(metrics, step=step)
+
+    def progress(self, step: int, metrics: dict[str, float]) -> None:
+        """The progress bar, or a plain line where there is no terminal; evaluations get a line of their own."""
+        shown = {key: form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        if not sys.stderr.isatty():
+            print(f"step {step}/{self.total_steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+        scores = {key.split("/")[1]: value for key, value in metrics.items() if re.fullmatch(r"eval/.+/em", key)}
+        if scores:
+            self.bar.write(f"step {step}: held-out EM " + ", ".join(f"{name} {em:.2f}" for name, em in scores.items()))
+
+
+def _open_tensorboard(run_dir: Path):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "TensorBoard is not installed; run `pip install tensorboard`, or add --no-tensorboard"
+        ) from error
+    return SummaryWriter(str(run_dir / "tensorboard"))
+
+
+def _open_wandb(name: str, config: dict, run_dir: Path):
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("Weights & Biases is not installed; run `pip install wandb`, or leave out --wandb") from error
+    return wandb.init(project="searchr1-mini", name=name, config=config, dir=str(run_dir), resume="allow")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a jsonl file; a torn last line, as a killed run leaves it, is passed over."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drops what was logged after `step`, so that a resumed run logs every step once."""
+    rows = [row for row in read_jsonl(path) if row["step"] <= step]
+    write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Writes aside, then renames: a reader sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """`value` as indented JSON, see `write_text_atomic`."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def trajectory_row(trajectory: Trajectory, example: Example, reward: float, advantage: float | None = None) -> dict:
+    """One line of rollouts/step-N.jsonl: the question, what came of it, and every segment with ids and log-probs."""
+    return {
+        "example_id": example.id,
+        "question": example.question,
+        "golden_answers": list(example.golden_answers),
+        "source": example.source,
+        "reward": reward,
+        "advantage": advantage,
+        "finish_reason": trajectory.finish_reason,
+        "answer": trajectory.answer,
+        "queries": trajectory.queries,
+        "segments": [
+            {"kind": s.kind, "text": s.text, "token_ids": s.token_ids, "logprobs": [round(p, 5) for p in s.logprobs]}
+            for s in trajectory.segments
+        ],
+    }
+
+
+def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
+    """rollouts/step-000010.jsonl, one trajectory a line."""
+    folder = run_dir / "rollouts"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:06d}.jsonl"
+    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def plain(text: str) -> str:
+    """Text without control characters, so that a passage cannot send escape codes to the terminal."""
+    return _CONTROL.sub("", text)
+
+
+def render_segment(kind: str, text: str, colour: bool) -> str:
+    """One segment for the terminal: coloured by who wrote it, or with the writer's name before each line."""
+    if colour:
+        return f"{COLOURS[kind]}{plain(text)}\x1b[0m"
+    lines = plain(text).strip("\n").split("\n")
+    return "".join(f"{kind:>11} | {line}\n" for line in lines)
+
+
+def render_trajectory(trajectory: Trajectory, colour: bool) -> str:
+    """A trajectory for the terminal, see `render_segment`."""
+    return "".join(render_segment(segment.kind, segment.text, colour) for segment in trajectory.segments).rstrip("\n")
+
+
+def summary_table(columns: dict[str, dict]) -> str:
+    """Held-out EM, searches a question and response length in tokens, per source and in all, one summary a column."""
+    measures = {"EM": ("em", "{:.3f}"), "searches": ("searches", "{:.2f}"), "tokens": ("response_tokens", "{:.1f}")}
+    first = next(iter(columns.values()))
+    rows = [["held-out questions", "", *columns]]
+    for source in [*sorted(first["by_source"]), None]:
+        parts = [summary["by_source"][source] if source else summary for summary in columns.values()]
+        for label, (key, form) in measures.items():
+            name = f"{source or 'all'} ({parts[0]['n']})" if label == "EM" else ""
+            rows.append([name, label, *(form.format(part[key]) for part in parts)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, label, *cells in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths[2:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), label.ljust(widths[1]), *numbers]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

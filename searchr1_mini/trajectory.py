@@ -1,0 +1,68 @@
+"""What one rollout leaves behind: exactly the tokens that the model saw, and who wrote each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["prompt", "policy", "observation"]
+FinishReason = Literal["answer", "eos", "turns", "length"]
+
+
+@dataclass
+class Segment:
+    """A run of tokens from one writer. Provenance is recorded when a token is chosen, never inferred later.
+
+    Attributes:
+        kind: "prompt", "policy" (sampled by the model: trained on) or "observation" (written by the engine: masked).
+        token_ids: the ids, as they were fed to or sampled from the model.
+        logprobs: for "policy", log pi(token) at sampling time under logits / temperature, one per id; else empty.
+        text: for reading and parsing; training never looks at it. For "policy", up to and including the stop string.
+    """
+
+    kind: Kind
+    token_ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+
+
+@dataclass
+class Trajectory:
+    """One rollout y of one question x: prompt, then turns of policy and observation segments (paper, Algorithm 1).
+
+    Attributes:
+        example_id: unique id of the question; together with the step it keys the group.
+        segments: in order; the concatenated ids are the sequence that is trained on, token in, token out.
+        finish_reason: "answer", "eos" (ended without an answer), "turns" (action budget spent) or "length".
+        answer: content of the `<answer>` that ended the episode, or None. Read from policy tokens only.
+        queries: the search queries that were executed, in order.
+        retrieved: for each query, the text of the observation that came back.
+        invalid_actions: number of turns that were neither a search nor an answer.
+    """
+
+    example_id: str
+    segments: list[Segment]
+    finish_reason: FinishReason = "eos"
+    answer: str | None = None
+    queries: list[str] = field(default_factory=list)
+    retrieved: list[str] = field(default_factory=list)
+    invalid_actions: int = 0
+
+    def of_kind(self, kind: Kind) -> Iterator[Segment]:
+        """The segments of one writer, in order."""
+        return (segment for segment in self.segments if segment.kind == kind)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All ids, in order: exactly the context that the model saw and produced."""
+        return [token for segment in self.segments for token in segment.token_ids]
+
+    @property
+    def n_policy_tokens(self) -> int:
+        return sum(len(segment.token_ids) for segment in self.of_kind("policy"))
+
+    @classmethod
+    def from_json(cls, row: dict) -> Trajectory:
+        """The inverse of `dataclasses.asdict`, for what was written to disk."""
+        return cls(**{**row, "segments": [Segment(**segment) for segment in row["segments"]]})

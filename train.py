@@ -1,0 +1,30 @@
+"""Trains a language model to search: `python train.py` on a laptop, `python train.py --model Qwen2.5-3B` on one GPU.
+
+for step: questions -> rollouts -> rewards -> advantages -> update -> log: see searchr1_mini/training.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from searchr1_mini.cli import parse, run_command
+from searchr1_mini.config import TrainConfig, resolve, resolve_model
+
+
+def main() -> None:
+    """Parses, resolves what is left open for the model, and trains."""
+    config = resolve(parse(TrainConfig, "train.py", __doc__.splitlines()[0]))
+    resolve_model(config.model)
+    if config.output_dir is None:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}-{config.algorithm}"
+        config = replace(config, output_dir=str(Path("runs") / name))
+
+    from searchr1_mini.training import train  # heavy: after the arguments are known to be good
+
+    train(config)
+
+
+if __name__ == "__main__":
+    run_command(main)
