@@ -64,7 +64,7 @@ def load_examples(dataset: str, data_path: str | None, split: Split, limit: int 
         rows = [_example(dataset, row, where) for row, where in read_rows(Path(data_path))]
         examples = _own_split(_unique(rows), split)
     else:
-        examples = [_example(dataset, row, where) for row, where in _hub_rows(dataset, split)]
+        examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
         raise UserError(f"{data_path or dataset} holds no questions for the {split} split")
     return examples[:limit]
@@ -99,6 +99,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    number = 0
     try:
         if path.suffix == ".parquet":
             import datasets
@@ -110,14 +111,14 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             rows = _lines(path)
         for number, row in enumerate(rows, start=1):
             where = f"{path}, {'row' if path.suffix in ('.json', '.parquet') else 'line'} {number}"
-            if isinstance(row, str):
-                row = json.loads(row)
+            row = json.loads(row) if isinstance(row, str) else row
             if not isinstance(row, dict):
                 raise UserError(f"{where}: not a JSON object")
             yield row, where
     except (ValueError, OSError, EOFError) as error:
-        at = f" at line {number + 1}" if "number" in locals() else ""
-        raise UserError(f"{path} cannot be read{at}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"{path}, line {max(number, 1)}: cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -221,9 +222,10 @@ def _hotpotqa_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[P
 
 def _distinct(passages: Iterable[Passage]) -> list[Passage]:
     """Passages without repeats of (title, text), in order; those without an id get their number."""
-    unique = {(passage.title, passage.text): passage for passage in reversed(list(passages))}
-    kept = list(reversed(unique.values()))
-    return [p if p.id else Passage(str(number), p.title, p.text) for number, p in enumerate(kept)]
+    unique: dict[tuple[str, str], Passage] = {}
+    for passage in passages:
+        unique.setdefault((passage.title, passage.text), passage)
+    return [p if p.id else Passage(str(number), p.title, p.text) for number, p in enumerate(unique.values())]
 
 
 def _hotpotqa_corpus() -> list[Passage]:

@@ -49,8 +49,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("read and speak the tags", 0.85, reading=0.35, pages=0.02, drills=0.1, right=1.0, habits=traces.RIGHT),
-    Stage("habits of a base model", 0.15, reading=0.2, pages=0.01, drills=0.05, right=0.03, habits=traces.BASE),
+    Stage("read and speak the tags", 0.75, reading=0.35, pages=0.02, drills=0.1, right=1.0, habits=traces.RIGHT),
+    Stage("habits of a base model", 0.25, reading=0.2, pages=0.01, drills=0.05, right=0.03, habits=traces.BASE),
 )
 
 
@@ -194,8 +194,8 @@ def probe_rows(difficulty: Difficulty, n: int) -> list[traces.Trace]:
 
 
 def learning_rate(progress: float) -> float:
-    """Factor on both learning rates: a short warm-up, constant, then linear to zero over the last quarter."""
-    return min(1.0, progress / 0.01 + 0.01, (1.0 - progress) / 0.25)
+    """Factor on both learning rates: a short warm-up, constant for a fifth of the way, then linear to zero."""
+    return min(1.0, progress / 0.01 + 0.01, (1.0 - progress) / 0.8)
 
 
 def optimisers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--muon-lr", type=float, default=0.015)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
-    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens of one optimiser step")
+    parser.add_argument("--batch-tokens", type=int, default=8_192, help="tokens of one optimiser step")
     parser.add_argument("--max-length", type=int, default=640, help="longer traces are left out")
     parser.add_argument("--report-every", type=float, default=2e6, help="tokens between reports")
     parser.add_argument("--workers", type=int, default=1, help="processes that write demonstrations")

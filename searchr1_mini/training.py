@@ -145,7 +145,7 @@ def optimiser_step(
                 kl_coef=config.kl_coef,
             )
             run.scaler.scale(loss).backward()
-            stats["loss"], stats["entropy"] = loss, (entropy * weights[micro, :width]).sum()
+            stats["loss"], stats["entropy"] = loss.detach(), (entropy * weights[micro, :width]).sum()
             for key, value in stats.items():
                 value = float(value)
                 totals[key] = max(totals.get(key, 0.0), value) if key == "ratio_max" else totals.get(key, 0.0) + value

@@ -1,0 +1,174 @@
+"""Checkpoints at the real boundary: kill -9, a full disk, flipped bits, and a resume that changes nothing."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from searchr1_mini.checkpoint import (
+    capture_rng,
+    checkpoint_step,
+    is_whole,
+    latest_checkpoint,
+    load_training_state,
+    prepare_run_dir,
+    prune_checkpoints,
+    restore_rng,
+    save_checkpoint,
+    save_training_state,
+)
+from searchr1_mini.errors import UserError
+
+
+def write_some(folder, size=1000):
+    (folder / "model").mkdir()
+    (folder / "model" / "adapter.bin").write_bytes(bytes(size))
+    (folder / "state.pt").write_bytes(b"x" * size)
+
+
+def steps(run_dir):
+    return [checkpoint_step(path) for path in sorted((run_dir / "checkpoints").glob("step-*"))]
+
+
+def test_the_newest_checkpoint_is_found_and_old_ones_go(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    for step in (5, 10, 15):
+        save_checkpoint(tmp_path, step, write_some)
+    assert checkpoint_step(latest_checkpoint(tmp_path)) == 15
+    prune_checkpoints(tmp_path, keep=2)
+    assert steps(tmp_path) == [10, 15]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_and_pruning_spares_the_good_one(tmp_path, damage, capsys):
+    for step in (5, 10):
+        save_checkpoint(tmp_path, step, write_some)
+    newest = tmp_path / "checkpoints" / "step-000010"
+    victim = newest / ("manifest.json" if damage == "manifest" else "model/adapter.bin")
+    content = bytearray(victim.read_bytes())
+    if damage == "remove":
+        victim.unlink()
+    elif damage == "truncate":
+        victim.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    assert checkpoint_step(latest_checkpoint(tmp_path)) == 5
+    assert "step-000010 is damaged" in capsys.readouterr().err
+    prune_checkpoints(tmp_path, keep=1)
+    assert is_whole(tmp_path / "checkpoints" / "step-000005")
+
+
+def test_kill_9_in_the_midst_of_saving_never_tears_a_checkpoint(tmp_path):
+    """A child saves one checkpoint after another and is killed at a random moment, several times over."""
+    child = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from searchr1_mini.checkpoint import save_checkpoint
+
+        def write_files(folder):
+            for name in ("a", "b", "c"):
+                (folder / name).write_bytes(bytes(200_000))
+            print("writing", flush=True)
+
+        first = int(sys.argv[2])
+        for step in range(first, first + 500):
+            save_checkpoint(Path(sys.argv[1]), step, write_files)
+        """
+    )
+    rng, last = random.Random(0), 0
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", child, str(tmp_path), str(last + 1)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(rng.randint(1, 6)):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        newest = latest_checkpoint(tmp_path)
+        if newest is not None:
+            assert {path.name for path in newest.iterdir()} == {"a", "b", "c", "manifest.json"}
+            assert checkpoint_step(newest) >= last
+            last = checkpoint_step(newest)
+    assert last > 0
+
+
+def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint(tmp_path):
+    """RLIMIT_FSIZE makes the system refuse the write, as a full disk does."""
+    child = textwrap.dedent(
+        """
+        import resource, signal, sys
+        import torch
+        from pathlib import Path
+        from searchr1_mini.checkpoint import latest_checkpoint, save_checkpoint
+        from searchr1_mini.errors import UserError
+
+        run_dir = Path(sys.argv[1])
+        save_checkpoint(run_dir, 1, lambda folder: torch.save(torch.zeros(10), folder / "x.pt"))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        try:
+            save_checkpoint(run_dir, 2, lambda folder: torch.save(torch.zeros(100_000), folder / "x.pt"))
+        except UserError as error:
+            print(error)
+        print(latest_checkpoint(run_dir).name, sorted(p.name for p in (run_dir / "checkpoints").iterdir()))
+        """
+    )
+    out = subprocess.run([sys.executable, "-c", child, str(tmp_path)], capture_output=True, text=True)
+    assert "the disk is full" in out.stdout and "--resume" in out.stdout, out.stderr
+    assert "step-000001 ['step-000001']" in out.stdout
+
+
+def new_training():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / 4))
+    return layer, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False)
+
+
+def take_step(layer, optimizer, scheduler):
+    layer(torch.randn(4, 3)).pow(2).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    scheduler.step()
+
+
+def test_a_resumed_optimiser_takes_bit_equal_steps(tmp_path):
+    layer, optimizer, scheduler, scaler = new_training()
+    for _ in range(3):
+        take_step(layer, optimizer, scheduler)
+    weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    save_training_state(
+        tmp_path / "state.pt", step=3, optimizer=optimizer, scheduler=scheduler, scaler=scaler, rng=capture_rng()
+    )
+    for _ in range(3):
+        take_step(layer, optimizer, scheduler)
+    other, optimizer, scheduler, scaler = new_training()
+    other.load_state_dict(weights)
+    torch.randn(100)
+    state = load_training_state(tmp_path / "state.pt", optimizer, scheduler, scaler)
+    restore_rng(state["rng"])
+    assert state["step"] == 3
+    for _ in range(3):
+        take_step(other, optimizer, scheduler)
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    config = {"model": "tiny", "seed": 0}
+    prepare_run_dir(tmp_path / "a", False, config, ["model"])
+    with pytest.raises(UserError, match="not empty"):
+        prepare_run_dir(tmp_path / "a", False, config, ["model"])
+    prepare_run_dir(tmp_path / "a", True, config | {"seed": 1}, ["model"])
+    with pytest.raises(UserError, match="has seed 0, not 1"):
+        prepare_run_dir(tmp_path / "a", True, config | {"seed": 1}, ["model", "seed"])
+    with pytest.raises(UserError, match="holds no run"):
+        prepare_run_dir(tmp_path / "b", True, config, ["model"])

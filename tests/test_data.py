@@ -1,0 +1,135 @@
+"""Questions and passages from files, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchr1_mini.data import Example, _own_split, _unique, load_corpus, load_examples
+from searchr1_mini.errors import UserError
+from searchr1_mini.retrieval import Passage
+
+
+def write_lines(path, rows) -> str:
+    text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+def both_splits(dataset, path) -> list[Example]:
+    return load_examples(dataset, path, "train") + load_examples(dataset, path, "eval")
+
+
+def test_jsonl_rows_of_every_known_form(tmp_path):
+    rows = [
+        {"id": "a", "question": "Who?", "answer": "Ada"},
+        {"id": "b", "question": "Where?", "golden_answers": ["Oslo", "Kristiania"]},
+        {"id": "c", "question": "When?", "data_source": "nq", "reward_model": {"ground_truth": {"target": ["1905"]}}},
+        {"question": "Why?", "answer": "because"},
+    ]
+    examples = {e.question: e for e in both_splits("jsonl", write_lines(tmp_path / "q.jsonl", rows))}
+    assert examples["Who?"] == Example("jsonl/a", "Who?", ("Ada",), "jsonl")
+    assert examples["Where?"].golden_answers == ("Oslo", "Kristiania")
+    assert examples["When?"] == Example("nq/c", "When?", ("1905",), "nq")
+    assert len({e.id for e in examples.values()}) == 4
+
+
+def test_the_papers_parquet(tmp_path):
+    import datasets
+
+    path = tmp_path / "train.parquet"
+    row = {"id": "t1", "question": "Who?", "golden_answers": ["Ada"], "data_source": "nq", "extra_info": {"index": 0}}
+    datasets.Dataset.from_list([row, row | {"id": "t2", "question": "Where?"}]).to_parquet(str(path))
+    assert {e.id for e in both_splits("nq_hotpotqa", str(path))} == {"nq/t1", "nq/t2"}
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=60))
+def test_the_held_out_tenth_is_disjoint_and_does_not_depend_on_the_order(numbers):
+    examples = _unique([Example(str(n), f"question {n}?", ("x",), "s") for n in numbers])
+    train, held_out = _own_split(examples, "train"), _own_split(examples, "eval")
+    assert sorted(e.id for e in train + held_out) == sorted(e.id for e in examples)
+    assert not {e.question for e in train} & {e.question for e in held_out}
+    again = _own_split(list(reversed(examples)), "eval")
+    assert {e.question for e in again} == {e.question for e in held_out}
+
+
+def test_limit_takes_the_first(tmp_path):
+    rows = [{"question": f"{n}?", "answer": "x"} for n in range(40)]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    assert load_examples("jsonl", path, "train", 5) == load_examples("jsonl", path, "train")[:5]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{broken\n", "line 2"),
+        ("[1]\n", "line 2: not a JSON object"),
+        ({"answer": "x"}, 'line 2: no "question"'),
+        ({"question": "  ", "answer": "x"}, 'line 2: no "question"'),
+        ({"question": "Who?"}, 'line 2: no usable "answer"'),
+        ({"question": "Who?", "golden_answers": []}, "golden_answers"),
+        ({"question": "Who?", "golden_answers": [3]}, "golden_answers"),
+    ],
+)
+def test_a_malformed_question_is_named(tmp_path, row, told):
+    path = write_lines(tmp_path / "q.jsonl", [{"question": "Ok?", "answer": "x"}, row])
+    with pytest.raises(UserError) as error:
+        load_examples("jsonl", path, "train")
+    assert told in str(error.value) and "q.jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
+def test_a_corpus_of_either_form_without_repeats(tmp_path, name):
+    rows = [
+        {"id": "0", "contents": '"Oslo"\nCapital of Norway.'},
+        {"id": 1, "title": "Bern", "text": "In Switzerland."},
+        {"id": "2", "contents": '"Oslo"\nCapital of Norway.'},
+    ]
+    passages = load_corpus(write_lines(tmp_path / name, rows), "jsonl", None)
+    assert passages == [Passage("0", "Oslo", "Capital of Norway."), Passage("1", "Bern", "In Switzerland.")]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [({"contents": "x"}, 'no "id"'), ({"id": "1"}, 'no "contents"'), ({"id": "1", "contents": 3}, 'no "contents"')],
+)
+def test_a_malformed_passage_is_named(tmp_path, row, told):
+    path = write_lines(tmp_path / "passages.jsonl", [{"id": "0", "contents": "x"}, row])
+    with pytest.raises(UserError) as error:
+        load_corpus(path, "jsonl", None)
+    assert f"passages.jsonl, line 2: {told}" in str(error.value)
+
+
+def test_empty_and_missing_files_are_named(tmp_path):
+    empty = write_lines(tmp_path / "empty.jsonl", [])
+    for call in (
+        lambda: load_examples("jsonl", empty, "train"),
+        lambda: load_corpus(empty, "jsonl", None),
+        lambda: load_examples("jsonl", str(tmp_path / "none.jsonl"), "train"),
+        lambda: load_corpus(None, "nq", None),
+        lambda: load_examples("jsonl", None, "train"),
+    ):
+        with pytest.raises(UserError):
+            call()
+
+
+def test_without_a_network_the_remedy_is_told(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="--data-path"):
+        load_examples("hotpotqa", None, "train")
+
+
+def test_bamboogle_is_refused_for_training():
+    with pytest.raises(UserError, match="evaluation only"):
+        load_examples("bamboogle", None, "train")
+
+
+def test_the_hotpotqa_sample(shared):
+    path = str(shared / "data" / "hotpotqa_distractor_100.json")
+    train, held_out = load_examples("hotpotqa", path, "train"), load_examples("hotpotqa", path, "eval")
+    assert (len(train), len(held_out)) == (90, 10)
+    assert all(e.source == "hotpotqa" and e.id.startswith("hotpotqa/") for e in train)

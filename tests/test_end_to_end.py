@@ -1,0 +1,221 @@
+"""The programs as a user runs them: train, interrupt, resume, evaluate, ask; LoRA on 4 bits with the real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_random_qwen2
+
+from searchr1_mini.config import TrainConfig, resolve
+from searchr1_mini.models import load_policy
+from searchr1_mini.tracking import read_jsonl
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--questions-per-step 4 --group-size 4 --eval-questions 8 --mini-batches 2 --no-tensorboard".split()
+
+
+def run(script: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def train(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    return run("train.py", "--output-dir", folder, *SMALL, *arguments)
+
+
+def losses(folder: Path) -> list[tuple]:
+    keys = ("step", "loss", "reward", "kl", "grad_norm", "response_tokens")
+    return [tuple(row.get(key) for key in keys) for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = train(folder, "--steps", 4, "--save-every", 2, "--eval-every", 2, "--keep-checkpoints", 3)
+    assert result.returncode == 0, result.stderr
+    assert "Before training" in result.stdout and "After training" in result.stdout
+    assert "world-1hop (4)" in result.stdout and "report.html" in result.stdout
+    return folder
+
+
+def test_a_run_leaves_what_others_read(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "rollouts", "checkpoints", "summary.json", "report.html"} <= names
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert {"em", "f1", "searches", "response_tokens", "by_source"} <= set(summary["after"])
+    assert summary["steps"] == 4 and summary["train_seconds"] <= summary["total_seconds"]
+    assert summary["after_without_retriever"]["em"] <= 0.25
+    metrics = read_jsonl(whole_run / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert all(row["fed_ratio"] <= 1.0 for row in metrics)
+    assert all(row["logprob_diff_max"] < 1e-3 for row in metrics if "logprob_diff_max" in row)
+    assert "eval/world-2hop/em" in metrics[1]
+    rows = read_jsonl(whole_run / "rollouts" / "step-000001.jsonl")
+    assert len(rows) == 16
+    for row in rows:
+        for segment in row["segments"]:
+            assert len(segment["logprobs"]) == (len(segment["token_ids"]) if segment["kind"] == "policy" else 0)
+
+
+def test_kill_9_and_resume_end_as_if_nothing_had_happened(whole_run, tmp_path):
+    """Killed after the first checkpoint; the resumed run logs the same losses and the same final weights."""
+    folder = tmp_path / "killed"
+    arguments = ["--steps", "4", "--save-every", "2", "--eval-every", "2", "--keep-checkpoints", "3"]
+    command = [sys.executable, "train.py", "--output-dir", str(folder), *SMALL, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.kill()
+            break
+    process.wait()
+    resumed = train(folder, *arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed after step 2" in resumed.stdout
+    assert losses(folder) == losses(whole_run)
+    name = Path("checkpoints") / "step-000004" / "model" / "policy" / "adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
+
+
+def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "train.py", "--output-dir", str(folder), *SMALL, "--steps", "50", "--save-every", "50"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert f"--resume --output-dir {folder}" in out and "Traceback" not in err
+    assert list((folder / "checkpoints").glob("step-*"))
+
+
+def test_a_finished_run_is_evaluated_on_a_fresh_world(whole_run, tmp_path):
+    output = tmp_path / "scores.json"
+    result = run("eval.py", "--run", whole_run, "--questions", 6, "--world-seed", 77, "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert "world-2hop (3)" in result.stdout
+    saved = json.loads(output.read_text())
+    assert saved["summary"]["n"] == 6 == len(saved["trajectories"])
+    assert {row["example_id"].split("/")[1] for row in saved["trajectories"]} == {"77"}
+
+
+def test_the_adapter_is_what_is_evaluated(whole_run):
+    """The trained adapter changes the answers' log-probs, and is loaded from the checkpoint that was asked for."""
+    texts = []
+    for arguments in (["--run", whole_run], ["--run", whole_run, "--checkpoint", 2], ["--model", "tiny"]):
+        result = run("eval.py", *arguments, "--ask", "Where was Ada Abbott born?", "--temperature", 1)
+        assert result.returncode == 0, result.stderr
+        assert "answer:" in result.stdout and "policy |" in result.stdout
+        texts.append(result.stdout)
+    missing = run("eval.py", "--run", whole_run, "--checkpoint", 3)
+    assert missing.returncode == 2 and "it has [2, 4]" in missing.stderr
+
+
+def test_live_trajectories_are_coloured_by_writer(whole_run):
+    result = run("eval.py", "--run", whole_run, "--ask", "Who is Ada Abbott?", "--colour", "always")
+    assert "\x1b[1;32m" in result.stdout and "\x1b[2m" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--run", "nowhere"], "holds no run"),
+        (["--run", "x", "--model", "tiny"], "--run brings its own model"),
+        (["--checkpoint", "3"], "--run"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(arguments, told):
+    result = run("eval.py", *arguments)
+    assert result.returncode == 2 and told in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_folder_that_holds_a_run_is_refused(whole_run):
+    result = train(whole_run, "--steps", 1)
+    assert result.returncode == 2 and "--resume" in result.stderr and "Traceback" not in result.stderr
+    other = train(whole_run, "--steps", 4, "--resume", "--seed", 5)
+    assert other.returncode == 2 and "has seed 0, not 5" in other.stderr
+
+
+def test_a_full_disk_ends_in_a_sentence(tmp_path):
+    code = (
+        "import resource, signal, runpy, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); sys.argv = sys.argv[1:];"
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "train.py", "--output-dir", str(tmp_path / "r"), *SMALL, "--steps", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2, result.stderr
+    assert "disk is full" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_offline_hub_is_told():
+    result = run(
+        "train.py", "--model", "Qwen2.5-3B", "--output-dir", "unused", env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert result.returncode == 2 and "--data-path" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("lora_rank", [8, 0])
+def test_a_policy_survives_saving_and_its_reference_stays(random_qwen2, tmp_path, lora_rank):
+    settings = {"lora_alpha": 8, "load_in_4bit": False, "dtype": torch.float32, "device": torch.device("cpu")}
+    policy = load_policy(str(random_qwen2), lora_rank=lora_rank, **settings)
+    ids = torch.arange(1, 20)[None]
+    before = policy.hidden(input_ids=ids)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter += 0.01
+    trained = policy.hidden(input_ids=ids)
+    assert not torch.allclose(trained, before, atol=1e-3)
+    with policy.reference():
+        torch.testing.assert_close(policy.hidden(input_ids=ids), before)
+    policy.save(tmp_path)
+    again = load_policy(str(random_qwen2), lora_rank=lora_rank, weights=tmp_path, **settings)
+    torch.testing.assert_close(again.hidden(input_ids=ids), trained)
+    with again.reference():
+        torch.testing.assert_close(again.hidden(input_ids=ids), before)
+    assert len(again.trainable()) == len(policy.trainable()) > 0
+
+
+def test_lora_on_nf4_with_the_real_tokenizer_trains_saves_and_evaluates(shared, qwen_tokenizer, tmp_path):
+    """Two steps of GRPO on HotpotQA through bitsandbytes and peft, then evaluation: what runs on Qwen2.5-3B."""
+    model = save_random_qwen2(tmp_path / "qwen", qwen_tokenizer, hidden=128)
+    data = shared / "data" / "hotpotqa_distractor_100.json"
+    budget = "--max-new-tokens 12 --max-total-tokens 420 --max-observation-tokens 60 --max-turns 2 --steps 2".split()
+    result = train(
+        tmp_path / "run", "--model", model, "--dataset", "hotpotqa", "--data-path", data, "--load-in-4bit", *budget
+    )
+    assert result.returncode == 0, result.stderr
+    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert len(metrics) == 2 and all(row["fed_ratio"] <= 1 for row in metrics)
+    assert all(row["grad_norm"] is not None and row["logprob_diff_max"] < 0.05 for row in metrics)
+    scored = run("eval.py", "--run", tmp_path / "run", "--questions", 3)
+    assert scored.returncode == 0 and "hotpotqa (3)" in scored.stdout, scored.stderr
+
+
+def test_the_4_bit_base_is_quantised_and_only_the_adapter_trains(random_qwen2):
+    import bitsandbytes
+
+    policy = load_policy(
+        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=True, dtype=torch.float32,
+        device=torch.device("cpu"), gradient_checkpointing=True,
+    )  # fmt: skip
+    quantised = [m for m in policy.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(quantised) == 2 * 7 and all(m.weight.quant_type == "nf4" for m in quantised)
+    names = [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * 7 * 2 and all("lora_" in name for name in names)
+    with policy.training(gradient_checkpointing=True):
+        policy.hidden(input_ids=torch.arange(1, 9)[None]).sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.trainable())
+
+
+def test_defaults_are_those_of_the_embedded_world():
+    config = resolve(TrainConfig())
+    assert (config.dataset, config.lora_rank, config.load_in_4bit) == ("world", 16, False)

@@ -1,0 +1,164 @@
+"""What a run leaves to read: metrics that survive a kill, text that cannot forge markup or escape codes."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr1_mini.charts import spread, ticks
+from searchr1_mini.data import Example
+from searchr1_mini.errors import UserError
+from searchr1_mini.report import METRICS, write_curves_svg, write_report
+from searchr1_mini.tracking import (
+    Tracker,
+    plain,
+    read_jsonl,
+    render_trajectory,
+    summary_table,
+    trajectory_row,
+    truncate_metrics,
+    write_rollouts,
+)
+from searchr1_mini.trajectory import Segment, Trajectory
+
+PART = {"em": 0.5, "f1": 0.5, "searches": 1.0, "response_tokens": 30.0, "answered": 1.0, "n": 10}
+SUMMARY = {**PART, "n": 20, "by_source": {"world-1hop": PART, "world-2hop": {**PART, "em": 0.25}}}
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, attrs))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def trajectory(text: str) -> Trajectory:
+    kinds = ("prompt", "policy", "observation", "policy")
+    return Trajectory(
+        "q", [Segment(kind, [1], [-0.5] if kind == "policy" else [], text) for kind in kinds], "answer", text
+    )
+
+
+def row_of(text: str) -> dict:
+    return trajectory_row(trajectory(text), Example("q", text, (text,), "s"), 1.0, 0.5)
+
+
+def fill_run(run_dir, text="hello"):
+    run_dir.mkdir(exist_ok=True)
+    with Tracker(run_dir, 3, 1, False, False, {}, "r") as tracker:
+        for step in (1, 2, 3):
+            metrics = {key: step / 3 for key in METRICS} | {"eval/world-1hop/em": 0.1 * step}
+            tracker.log(step, metrics | {"eval/world-1hop/searches": 1.0, "kl": float("nan")})
+            write_rollouts(run_dir, step, [row_of(text)])
+    (run_dir / "summary.json").write_text(
+        json.dumps({"before": SUMMARY, "after": SUMMARY, "after_without_retriever": SUMMARY, "train_seconds": 1,
+                    "total_seconds": 2, "steps": 3, "peak_memory_gb": 0.5})
+    )  # fmt: skip
+    (run_dir / "config.json").write_text(json.dumps({"model": "tiny", "seed": 0}))
+
+
+def test_metrics_are_one_valid_object_a_step(tmp_path):
+    fill_run(tmp_path)
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["kl"] is None and rows[0]["reward"] == pytest.approx(1 / 3)
+
+
+def test_a_torn_line_and_later_steps_are_dropped_on_resume(tmp_path):
+    fill_run(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "rew')
+    truncate_metrics(path, 2)
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2]
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    with Tracker(tmp_path, 1, 1, True, False, {}, "r") as tracker:
+        tracker.log(1, {"reward": 0.5})
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_missing_logger_is_told(tmp_path):
+    with pytest.raises(UserError, match="pip install wandb"):
+        Tracker(tmp_path, 1, 1, False, True, {}, "r")
+
+
+def test_the_report_holds_the_run_and_asks_for_nothing(tmp_path):
+    fill_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+    tags = Tags()
+    tags.feed(page)
+    names = [tag for tag, _ in tags.tags]
+    assert names.count("polyline") >= len(METRICS) - 1
+    assert "script" not in names and "img" not in names
+    assert "world-2hop (10)" in tags.text and "0.250" in tags.text
+    assert all(METRICS[key][2] in tags.text for key in METRICS if key != "kl")
+
+
+def test_a_report_of_a_young_run_is_written(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert "Trajectories" in write_report(tmp_path / "run").read_text()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"st')
+    assert "<polyline" in write_report(tmp_path / "run").read_text()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.text(max_size=40) | st.sampled_from(["</pre><script>x</script>", "\"'><b onload=x>", "&lt;", "<!--", "]]>"])
+)
+def test_no_text_forges_markup(tmp_path_factory, text):
+    run_dir = tmp_path_factory.mktemp("run")
+    counts = []
+    for content in ("hello", text):
+        fill_run(run_dir, content)
+        (run_dir / "metrics.jsonl").unlink()
+        tags = Tags()
+        tags.feed(write_report(run_dir).read_text())
+        counts.append(tags.tags)
+    assert counts[0] == counts[1]
+    assert plain(text).strip() in tags.text.replace("\r", "") or "\r" in text
+
+
+@given(st.text(max_size=60))
+def test_no_text_sends_escape_codes_to_the_terminal(text):
+    shown = render_trajectory(trajectory(text), colour=False)
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in shown)
+    assert "\x9b" not in shown
+    coloured = render_trajectory(trajectory(text), colour=True)
+    assert coloured.count("\x1b") == 8
+
+
+def test_the_picture_is_an_svg_with_both_curves(tmp_path):
+    fill_run(tmp_path)
+    picture = write_curves_svg(tmp_path, tmp_path / "curves.svg").read_text()
+    assert picture.count("<polyline") == 2 and "Searches a question" in picture
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_cover_the_range(low, span):
+    marks = ticks(low, low + span)
+    step = marks[1] - marks[0]
+    assert marks[0] <= low + 1e-6 * max(abs(low), 1) and marks[-1] >= low + span - 1e-6 * max(abs(low + span), 1)
+    assert 2 <= len(marks) <= 8 and step > 0 and all(math.isfinite(mark) for mark in marks)
+
+
+def test_labels_do_not_overlap():
+    moved = spread([10.0, 11.0, 10.5])
+    assert sorted(b - a for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False))[0] >= 14
+
+
+def test_the_table_lines_up():
+    lines = summary_table({"before": SUMMARY, "after": SUMMARY}).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert "world-2hop (10)" in lines[5] and lines[5].split()[-2:] == ["0.250", "0.250"]

@@ -1,0 +1,220 @@
+"""BM25 against its formulas written out, ties, the cache, and the client against a real server."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr1_mini.data import load_corpus, read_rows
+from searchr1_mini.errors import UserError
+from searchr1_mini.retrieval import (
+    BM25S,
+    K1,
+    B,
+    CachedRetriever,
+    EmptyRetriever,
+    HTTPRetriever,
+    Passage,
+    RankBM25,
+    build_retriever,
+    index_terms,
+    tokenize,
+)
+from searchr1_mini.world import make_world
+
+WORDS = ["oslo", "bern", "river", "mayor", "capital", "lake"]
+texts = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join), min_size=2, max_size=12)
+queries = st.lists(st.sampled_from([*WORDS, "unknown", "the"]), min_size=1, max_size=4).map(" ".join)
+
+
+def corpus(passage_texts) -> list[Passage]:
+    return [Passage(str(number), f"T{number}", text) for number, text in enumerate(passage_texts)]
+
+
+def bm25_by_hand(passages, query, kind):
+    """sum over terms of idf * tf (k1 + 1) / (tf + k1 (1 - b + b |d| / avgdl)), as the two libraries define idf."""
+    documents = [index_terms(passage) for passage in passages]
+    n, average = len(documents), sum(map(len, documents)) / len(documents)
+    frequency = Counter(term for document in documents for term in set(document))
+    if kind == "okapi":  # rank-bm25 floors a negative idf at a quarter of the mean idf
+        idf = {t: math.log(n - f + 0.5) - math.log(f + 0.5) for t, f in frequency.items()}
+        floor = 0.25 * sum(idf.values()) / len(idf)
+        idf = {t: floor if value < 0 else value for t, value in idf.items()}
+        top = K1 + 1
+    else:  # Lucene's is never negative, and leaves out the factor k1 + 1
+        idf = {t: math.log(1 + (n - f + 0.5) / (f + 0.5)) for t, f in frequency.items()}
+        top = 1
+    scores = []
+    for document in documents:
+        counts = Counter(document)
+        norm = K1 * (1 - B + B * len(document) / average)
+        scores.append(sum(idf[t] * counts[t] * top / (counts[t] + norm) for t in tokenize(query) if t in counts))
+    return scores, documents
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts, queries, st.integers(1, 5), st.sampled_from([(RankBM25, "okapi"), (BM25S, "lucene")]))
+def test_engines_follow_their_formula_and_break_ties_by_corpus_order(passage_texts, query, topk, engine):
+    passages = corpus(passage_texts)
+    scores, documents = bm25_by_hand(passages, query, engine[1])
+    matching = [i for i, document in enumerate(documents) if set(document) & set(tokenize(query))]
+    hits = engine[0](passages).search([query], topk)[0]
+    assert len(hits) == min(topk, len(matching))
+    for hit in hits:
+        assert hit.score == pytest.approx(scores[int(hit.passage.id)], abs=1e-4)
+    found = [hit.score for hit in hits]
+    assert found == sorted(found, reverse=True)
+    rest = [scores[i] for i in matching if str(i) not in {hit.passage.id for hit in hits}]
+    assert not hits or all(score <= found[-1] + 1e-4 for score in rest)
+    by_score: dict[float, list[int]] = {}
+    for hit in hits:
+        by_score.setdefault(hit.score, []).append(int(hit.passage.id))
+    assert all(ids == sorted(ids) for ids in by_score.values())
+
+
+@pytest.mark.parametrize("engine", [RankBM25, BM25S])
+def test_equal_passages_come_in_corpus_order(engine):
+    passages = [Passage(str(number), "same", "oslo lake") for number in range(9)] + corpus(["bern"] * 30)
+    assert [hit.passage.id for hit in engine(passages).search(["oslo"], 4)[0]] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("engine", [RankBM25, BM25S])
+def test_titles_are_indexed_and_unrelated_passages_left_out(engine):
+    passages = [Passage("a", "Oslo", "a city"), Passage("b", "Bern", "another town"), Passage("c", "X", "nothing")]
+    searched = engine(passages).search(["OSLO?", "zzz", "the of", ""], 3)
+    assert [[hit.passage.id for hit in hits] for hits in searched] == [["a"], [], [], []]
+
+
+class Counting:
+    def __init__(self, retriever):
+        self.retriever, self.calls = retriever, []
+
+    def search(self, queries, topk):
+        self.calls.append(list(queries))
+        return self.retriever.search(queries, topk)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.lists(queries, max_size=4), st.integers(1, 3)), max_size=8), st.integers(1, 5))
+def test_a_cache_changes_nothing_but_the_work(batches, max_entries):
+    plain = RankBM25(corpus(["oslo lake", "bern river", "mayor capital", "oslo mayor", "lake lake"]))
+    counting = Counting(plain)
+    cached = CachedRetriever(counting, max_entries)
+    for batch, topk in batches:
+        assert cached.search(batch, topk) == plain.search(batch, topk)
+        assert len(cached.results) <= max_entries
+    assert all(len(call) == len(set(call)) for call in counting.calls)
+    assert cached.n_queries == sum(len(batch) for batch, _ in batches)
+    assert cached.n_queries - cached.n_hits == sum(map(len, counting.calls))
+
+
+def test_a_group_that_asks_the_same_costs_one_query():
+    counting = Counting(RankBM25(corpus(["oslo lake", "bern"])))
+    cached = CachedRetriever(counting)
+    cached.search(["oslo"] * 8 + ["bern"], 3)
+    cached.search(["bern", "oslo"], 3)
+    assert counting.calls == [["oslo", "bern"]]
+
+
+def test_the_retriever_is_chosen_by_size():
+    small, large = corpus(["oslo"] * 5), corpus(["oslo lake", "bern"] * 1000)
+    assert isinstance(build_retriever("auto", small).retriever, RankBM25)
+    assert isinstance(build_retriever("auto", large).retriever, BM25S)
+    assert isinstance(build_retriever("bm25s", small).retriever, BM25S)
+    assert EmptyRetriever().search(["a", "b"], 3) == [[], []]
+
+
+@pytest.mark.parametrize(("name", "passages"), [("bm25", []), ("elastic", corpus(["x"])), ("http", [])])
+def test_what_cannot_be_built_is_said(name, passages):
+    with pytest.raises(UserError):
+        build_retriever(name, passages)
+
+
+def test_a_large_index_is_kept_on_disk_and_answers_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
+    monkeypatch.setattr("searchr1_mini.retrieval.SAVE_FROM", 100)
+    passages = make_world(0, "eval").passages
+    asked = [passage.title for passage in passages[:50]]
+    fresh = BM25S(passages).search(asked, 3)
+    assert len(list((tmp_path / "bm25s").iterdir())) == 1
+    assert BM25S(passages).search(asked, 3) == fresh
+    BM25S(passages[:-1])
+    assert len(list((tmp_path / "bm25s").iterdir())) == 2
+
+
+@pytest.fixture
+def server():
+    """A retrieval server whose replies the test sets: a list of (status, body)."""
+    replies, seen = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            status, body = replies.pop(0)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            """Keeps the test's output clean."""
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}", replies, seen
+    http.shutdown()
+    http.server_close()
+
+
+def test_the_papers_protocol_is_spoken(server):
+    url, replies, seen = server
+    document = {"id": "7", "contents": '"Oslo"\nCapital of Norway.'}
+    replies.append((200, json.dumps({"result": [[{"document": document, "score": 2.5}], [document]]})))
+    first, second = HTTPRetriever(url).search(["a", "b"], 3)
+    assert first == [(Passage("7", "Oslo", "Capital of Norway."), 2.5)]
+    assert second[0].passage == first[0].passage
+    assert seen == [("/retrieve", {"queries": ["a", "b"], "topk": 3, "return_scores": True})]
+
+
+def test_a_server_that_stumbles_is_asked_again(server):
+    url, replies, seen = server
+    replies += [(500, ""), (200, '{"result": [[]]}')]
+    assert HTTPRetriever(url, retries=1).search(["a"], 3) == [[]]
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "body", ["no json", "{}", '{"result": []}', '{"result": [[{"score": 1}]]}', '{"result": [[3]]}']
+)
+def test_a_malformed_reply_is_said(server, body):
+    url, replies, _ = server
+    replies.append((200, body))
+    with pytest.raises(UserError, match="--retriever-url"):
+        HTTPRetriever(url).search(["a"], 3)
+
+
+def test_a_dead_server_is_said():
+    with pytest.raises(UserError, match="does not answer"):
+        HTTPRetriever("http://127.0.0.1:9", retries=0).search(["a"], 3)
+
+
+def test_hotpotqa_sample_is_found(shared):
+    """The sample as one corpus: 994 passages; a supporting title is in the top 3 for 9 questions of 10."""
+    path = shared / "data" / "hotpotqa_distractor_100.json"
+    passages = load_corpus(None, "hotpotqa", str(path))
+    assert len(passages) == 994
+    rows = [row for row, _ in read_rows(path)]
+    for engine in (RankBM25, BM25S):
+        found = engine(passages).search([row["question"] for row in rows], 3)
+        titles = [{hit.passage.title for hit in hits} for hits in found]
+        any_found = sum(
+            bool(t & {title for title, _ in row["supporting_facts"]}) for t, row in zip(titles, rows, strict=True)
+        )
+        assert any_found >= 88
