@@ -29,8 +29,9 @@ def parse(config_class: type[Config], prog: str, description: str, argv: Sequenc
     argv, file = _take(argv, "--config")
     known = {option.name: option for option in fields(config_class)}
     _refuse_unknown(argv, known)
-    defaults = _preset_values(preset, known) | _yaml_values(file, known)
     hints = get_type_hints(config_class)
+    argv = _spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
+    defaults = _preset_values(preset, known) | _yaml_values(file, known)
     grouped = _grouped_class(known, hints, defaults, tyro)
     epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
     parsed = tyro.cli(
@@ -70,6 +71,17 @@ def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
             rest.append(word)
         position += 1
     return rest, value
+
+
+def _spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """`--no-load-in-4bit` -> `--load-in-4bit False`: tyro wants a value where None is one of three; one given stays."""
+    values = {flag_of(name): (flag_of(name), "True") for name in names}
+    values |= {"--no-" + name.replace("_", "-"): (flag_of(name), "False") for name in names}
+    spelled: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        is_bare = following not in ("True", "False", "None")
+        spelled += values.get(word.replace("_", "-"), (word,)) if is_bare else (word,)
+    return spelled
 
 
 def _refuse_unknown(argv: Sequence[str], known: dict[str, Field]) -> None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Passage, cache_dir, split_contents
+from searchr1_mini.retrieval import Passage, cache_dir, kept_at, split_contents
 
 Split = Literal["train", "eval"]
 FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
@@ -99,31 +98,32 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    number = 0
+    where = str(path)
     try:
-        if path.suffix == ".parquet":
-            import datasets
-
-            rows: Iterable[Any] = datasets.Dataset.from_parquet(str(path))
-        elif path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            rows = _lines(path)
-        for number, row in enumerate(rows, start=1):
-            where = f"{path}, {'row' if path.suffix in ('.json', '.parquet') else 'line'} {number}"
-            row = json.loads(row) if isinstance(row, str) else row
+        for where, row in _placed_rows(path):
+            row = json.loads(row.decode("utf-8-sig")) if isinstance(row, bytes) else row
             if not isinstance(row, dict):
                 raise UserError(f"{where}: not a JSON object")
             yield row, where
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(
-            f"{path}, line {max(number, 1)}: cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{where}: cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        yield from (line for line in file if line.strip())
+def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each row stands, and the row; a line is left as bytes, so that its own number is told if it is no UTF-8."""
+    if path.suffix == ".parquet":
+        import datasets
+
+        rows = datasets.Dataset.from_parquet(str(path))
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+    elif path.suffix == ".json":
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(rows, list):
+            raise UserError(f"{path}: not a JSON list of rows; for one object a line name the file .jsonl")
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+    else:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            yield from ((f"{path}, line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
 
 
 def _hub_rows(dataset: str, split: Split) -> Iterator[tuple[dict[str, Any], str]]:
@@ -158,24 +158,36 @@ def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     if not isinstance(question, str) or not question.strip():
         raise UserError(f'{where}: no "question"; each row needs "question" and "answer" or "golden_answers"')
     answers = row.get("golden_answers", row.get("answer"))
-    if answers is None and isinstance(row.get("reward_model"), dict):
-        answers = (row["reward_model"].get("ground_truth") or {}).get("target")
+    if answers is None:
+        answers = _ground_truth(row.get("reward_model"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
         raise UserError(f'{where}: no usable "answer" (text) or "golden_answers" (a list of texts)')
     source = row.get("data_source") or dataset
+    if not isinstance(source, str):
+        raise UserError(f'{where}: "data_source" is {source!r}; it must be a text such as "nq"')
     id_ = row.get("id") or row.get("_id") or hashlib.sha256(question.encode()).hexdigest()[:16]
     return Example(f"{source}/{id_}", question, tuple(answers), source)
 
 
+def _ground_truth(reward_model: Any) -> Any:
+    """The gold answers of the paper's parquet, {"ground_truth": {"target": [..]}}; None if it is of another form."""
+    ground_truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
+    return ground_truth.get("target") if isinstance(ground_truth, dict) else None
+
+
 def _unique(examples: list[Example]) -> list[Example]:
-    """Examples with ids of their own: a repeated id gets its number, since groups are keyed by it."""
+    """Examples with ids of their own: a repeated id gets a number, since groups are keyed by it."""
+    taken = {example.id for example in examples}
     seen: dict[str, int] = {}
     out = []
     for example in examples:
-        seen[example.id] = seen.get(example.id, 0) + 1
-        suffix = f"#{seen[example.id]}" if seen[example.id] > 1 else ""
-        out.append(Example(example.id + suffix, example.question, example.golden_answers, example.source))
+        number = seen[example.id] = seen.get(example.id, 0) + 1
+        new_id = example.id
+        while number > 1 and new_id in taken:  # "a#2" may be an id of the file itself
+            new_id, number = f"{example.id}#{number}", number + 1
+        taken.add(new_id)
+        out.append(replace(example, id=new_id))
     return out
 
 
@@ -236,8 +248,6 @@ def _hotpotqa_corpus() -> list[Passage]:
         return [Passage(**row) for row, _ in read_rows(path)]
     rows = (row for split in ("train", "eval") for row in _hub_rows("hotpotqa", split))
     passages = _distinct(_hotpotqa_passages(rows))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+    with kept_at(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(vars(passage)) + "\n" for passage in passages)
-    os.replace(file.name, path)
     return passages

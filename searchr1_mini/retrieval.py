@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -21,7 +23,7 @@ import numpy as np
 
 from searchr1_mini.errors import UserError
 
-SMALL_CORPUS = 2_000  # below it rank-bm25 answers in well under a millisecond
+SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
 
@@ -125,13 +127,8 @@ def _build_index(passages: Sequence[Passage], folder: Path | None):
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index([index_terms(passage) or ["\0"] for passage in passages], show_progress=False)
     if folder is not None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent))
-        index.save(aside, show_progress=False)
-        try:
-            aside.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(aside)
+        with kept_at(folder) as aside:
+            index.save(aside, show_progress=False)
     return index
 
 
@@ -155,6 +152,26 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SEARCHR1_CACHE") or Path.home() / ".cache" / "searchr1_mini")
 
 
+@contextmanager
+def kept_at(path: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, renamed to `path` once complete: nobody ever reads half of it.
+
+    Raises:
+        UserError: the cache folder cannot be written, or its disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+            yield Path(aside) / path.name
+            try:
+                os.replace(Path(aside) / path.name, path)
+            except OSError:
+                if not path.exists():  # else another process was faster
+                    raise
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error}); point $SEARCHR1_CACHE at a folder with room") from error
+
+
 class EmptyRetriever:
     """Finds nothing: with it, an answer that is still right did not come from retrieval."""
 
@@ -164,10 +181,7 @@ class EmptyRetriever:
 
 
 class CachedRetriever:
-    """Keeps the newest `max_entries` results: the rollouts of a group ask the same things.
-
-    `n_queries` and `n_hits` count what was asked and what was answered from memory.
-    """
+    """Keeps the newest `max_entries` results (a group asks the same things); counts queries and hits."""
 
     def __init__(self, retriever: Retriever, max_entries: int = 50_000) -> None:
         self.retriever, self.max_entries = retriever, max_entries
@@ -194,7 +208,7 @@ class HTTPRetriever:
     """Client of the paper's retrieval server: `POST /retrieve {"queries", "topk", "return_scores"}`."""
 
     def __init__(self, url: str, timeout_s: float = 60.0, retries: int = 3) -> None:
-        self.url = url if url.rstrip("/").count("/") > 2 else url.rstrip("/") + "/retrieve"
+        self.url = _retrieve_url(url)
         self.timeout_s, self.retries = timeout_s, retries
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
@@ -222,7 +236,7 @@ class HTTPRetriever:
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                     return response.read()
-            except (urllib.error.URLError, OSError) as error:
+            except (OSError, http.client.HTTPException) as error:  # the second: a reply that is cut, or no HTTP
                 is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if is_refusal or attempt == self.retries:
                     raise UserError(
@@ -233,10 +247,24 @@ class HTTPRetriever:
         raise AssertionError("unreachable")
 
 
+def _retrieve_url(url: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or len(url.split()) != 1:
+            raise ValueError("needs http or https, a host, no spaces")
+    except ValueError as error:  # `parts.port` raises it too
+        raise UserError(
+            f"--retriever-url {url!r} is no address of a server ({error}); write it as http://host:port"
+        ) from error
+    return parts._replace(path="/retrieve").geturl() if parts.path in ("", "/") else url
+
+
 def split_contents(contents: str) -> tuple[str, str]:
-    """Title and text of the paper's corpus format, `"Title"\\ntext`."""
+    """Title and text of the paper's corpus format, `"Title"\\ntext`; quotes inside the title stay."""
     title, _, text = contents.partition("\n")
-    return title.strip().strip('"'), text.strip()
+    title = title.strip()
+    is_quoted = len(title) > 1 and title[0] == title[-1] == '"'
+    return title[1:-1] if is_quoted else title, text.strip()
 
 
 def _parse_hit(item: dict) -> Hit:

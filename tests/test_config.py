@@ -101,6 +101,13 @@ def test_underscores_are_accepted():
     )
 
 
+def test_switches_that_are_open_by_default_take_three_forms():
+    assert parsed("--load-in-4bit").load_in_4bit is True
+    assert parsed("--no-load_in_4bit").load_in_4bit is False
+    assert parsed("--load-in-4bit", "False").load_in_4bit is False
+    assert parsed().load_in_4bit is None
+
+
 def test_flags_go_over_yaml_over_presets(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("lora-rank: 7\nrollout_batch_size: 3\n")

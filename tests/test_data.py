@@ -73,6 +73,9 @@ def test_limit_takes_the_first(tmp_path):
         ({"question": "Who?"}, 'line 2: no usable "answer"'),
         ({"question": "Who?", "golden_answers": []}, "golden_answers"),
         ({"question": "Who?", "golden_answers": [3]}, "golden_answers"),
+        ({"question": "Who?", "reward_model": {"ground_truth": "x"}}, 'line 2: no usable "answer"'),
+        ({"question": "Who?", "answer": "x", "data_source": ["nq"]}, 'line 2: "data_source"'),
+        ('\n \n{"question": ""}\n', 'line 4: no "question"'),
     ],
 )
 def test_a_malformed_question_is_named(tmp_path, row, told):
@@ -80,6 +83,40 @@ def test_a_malformed_question_is_named(tmp_path, row, told):
     with pytest.raises(UserError) as error:
         load_examples("jsonl", path, "train")
     assert told in str(error.value) and "q.jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("q.jsonl", b'{"question": "A?", "answer": "x"}\n\xff\xfe\n', "line 2: cannot be read: 'utf-8'"),
+        ("q.json", b"5", "not a JSON list"),
+        ("q.json", b'{"data": []}', "not a JSON list"),
+        ("q.json", b"[[]]", "row 1: not a JSON object"),
+        ("q.parquet", b"PAR1", "cannot be read"),
+        ("q.jsonl.gz", b"no gzip", "cannot be read"),
+        ("q.jsonl.gz", gzip.compress(b"x" * 99)[:-9], "cannot be read"),
+        ("q.jsonl.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 20, "cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load_examples("jsonl", str(tmp_path / name), "train")
+    assert told in str(error.value) and str(tmp_path / name) in str(error.value)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    (tmp_path / "q.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"question": "A?", "answer": "x"}\n{"question": "B?", "answer": "y"}\n'
+    )
+    assert {e.question for e in both_splits("jsonl", str(tmp_path / "q.jsonl"))} == {"A?", "B?"}
+
+
+@given(st.lists(st.sampled_from(["a", "a#2", "a#3", "a#2#2"]), max_size=9))
+def test_ids_are_unique_whatever_the_file_calls_its_rows(ids):
+    new = [example.id for example in _unique([Example(id_, "?", ("x",), "s") for id_ in ids])]
+    assert len(set(new)) == len(ids)
+    assert set(ids) <= set(new)
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])

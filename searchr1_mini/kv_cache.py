@@ -1,0 +1,86 @@
+"""A KV cache in which every row has its own length, so that rows of different lengths share a batch with no holes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+GROW = 128  # the cache grows in steps of this many positions
+
+
+class RowCache(Cache):
+    """Keys and values of `n_rows` conversations, each written at its own offset.
+
+    Per layer two tensors (n_rows, kv_heads, capacity, head_dim); the capacity grows on demand up to `max_length`.
+    `place` names the rows and positions of the next forward; a model's attention then calls `update`.
+    """
+
+    def __init__(self, config, n_rows: int, max_length: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(layers=[])
+        heads = config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.max_length = max_length
+        shape = (n_rows, heads, 0, self.head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.rows = self.token_rows = self.token_columns = self.positions = torch.empty(0, dtype=torch.long)
+        self.span, self.is_prefix = 0, True
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Asked by transformers when it has no position ids; the decoder always passes them."""
+        return self.span
+
+    def place(self, rows: Tensor, positions: Tensor, is_real: Tensor) -> Tensor:
+        """Announces a forward of ids (n, t): row of each, position of each id, which ids are no padding.
+
+        Returns:
+            The attention mask (n, 1, t, span), True where a query may look: every position up to its own.
+        """
+        self.rows, self.span = rows, int(positions[is_real].max()) + 1
+        self.token_rows, self.token_columns = is_real.nonzero(as_tuple=True)
+        self.positions = positions[is_real]
+        self.is_prefix = bool((rows == torch.arange(len(rows), device=rows.device)).all())
+        self._reserve(self.span)
+        keys = torch.arange(self.span, device=positions.device)
+        return (keys <= positions[:, :, None])[:, None]
+
+    def _reserve(self, length: int) -> None:
+        capacity = self.keys[0].shape[2]
+        if length > capacity:
+            extra = min(max(length, capacity + max(GROW, capacity // 2)), self.max_length) - capacity
+            for tensors in (self.keys, self.values):
+                for layer, tensor in enumerate(tensors):
+                    tensors[layer] = nn.functional.pad(tensor, (0, 0, 0, extra))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """Writes states (n, kv_heads, t, head_dim) where `place` said; returns all of these rows up to the span."""
+        for store, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            real = states[self.token_rows, :, self.token_columns]
+            store[self.rows[self.token_rows], :, self.positions] = real.to(store.dtype)
+        return self._read(self.keys[layer_idx]), self._read(self.values[layer_idx])
+
+    def _read(self, store: Tensor) -> Tensor:
+        if self.is_prefix:  # the first n rows: a view, no copy
+            return store[: len(self.rows), :, : self.span]
+        return store[self.rows, :, : self.span]
+
+    def snapshot(self, row: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of the first `length` positions of a row, per layer."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return [(keys[row, :, :length].clone(), values[row, :, :length].clone()) for keys, values in pairs]
+
+    def restore(self, row: int, states: list[tuple[Tensor, Tensor]]) -> None:
+        """Writes a snapshot to the start of a row."""
+        length = states[0][0].shape[1]
+        self._reserve(length)
+        for layer, (keys, values) in enumerate(states):
+            self.keys[layer][row, :, :length] = keys
+            self.values[layer][row, :, :length] = values
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies a row to another, so that the rows in use stay together at the front."""
+        for store in (*self.keys, *self.values):
+            store[target, :, :length] = store[source, :, :length]
