@@ -78,7 +78,7 @@ def _spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     values = {flag_of(name): (flag_of(name), "True") for name in names}
     values |= {"--no-" + name.replace("_", "-"): (flag_of(name), "False") for name in names}
     spelled: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         is_bare = following not in ("True", "False", "None")
         spelled += values.get(word.replace("_", "-"), (word,)) if is_bare else (word,)
     return spelled
