@@ -8,7 +8,7 @@ from itertools import pairwise
 
 Series = dict[str, list[tuple[float, float]]]
 COLOURS = ("#2563eb", "#d9480f", "#2f855a", "#7c3aed", "#b7791f")
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 92, 40, 40
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 124, 40, 40
 
 
 def ticks(low: float, high: float, n: int = 5) -> list[float]:
@@ -71,7 +71,7 @@ def line_chart(
         out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>')
         label = f"{name} {y:.3g}".strip()
         out.append(
-            f'<text x="{px(x) + 8:.1f}" y="{label_y + 4:.1f}" fill="{colour}" class="name">{escape(label)}</text>'
+            f'<text x="{px(x) + 8:.1f}" y="{label_y + 4:.1f}" style="fill:{colour}" class="name">{escape(label)}</text>'
         )
     return "\n".join([*out, "</g>"])
 

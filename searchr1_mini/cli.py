@@ -7,31 +7,34 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from searchr1_mini.config import PRESETS, flag_of, suggest
 from searchr1_mini.errors import UserError
 
 Config = TypeVar("Config")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what CUDA and MPS, Windows, Linux and cuBLAS say
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
 def parse(config_class: type[Config], prog: str, description: str, argv: Sequence[str] | None = None) -> Config:
     """Reads a config: defaults, then --preset, then --config file.yaml, then flags, each over the one before.
 
     Raises:
-        UserError: an unknown flag (with the closest known one), preset or yaml key, or an unreadable file.
-        SystemExit: --help was asked for (0), or tyro refused a value (2).
+        UserError: an unknown flag, preset or yaml key (with the closest known one), a wrong value, an unreadable file.
+        SystemExit: --help was asked for (0).
     """
     import tyro
 
     argv, preset = _take(list(sys.argv[1:] if argv is None else argv), "--preset")
     argv, file = _take(argv, "--config")
     known = {option.name: option for option in fields(config_class)}
-    _refuse_unknown(argv, known)
     hints = get_type_hints(config_class)
     argv = _spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
-    defaults = _preset_values(preset, known) | _yaml_values(file, known)
+    _check_words(argv, hints)
+    defaults = _preset_values(preset, known) | _yaml_values(file, hints)
     grouped = _grouped_class(known, hints, defaults, tyro)
     epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
     parsed = tyro.cli(
@@ -84,14 +87,48 @@ def _spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     return spelled
 
 
-def _refuse_unknown(argv: Sequence[str], known: dict[str, Field]) -> None:
-    flags = {flag_of(name) for name in known} | {"--no-" + name.replace("_", "-") for name in known} | {"--help", "-h"}
-    for word in argv:
-        flag = word.split("=", 1)[0].replace("_", "-")
-        if word.startswith("--") and flag not in flags:
-            raise UserError(
-                f"unknown option {flag}{suggest(flag, [*sorted(flags), '--preset', '--config'])}; see --help"
-            )
+def _check_words(argv: Sequence[str], hints: dict[str, Any]) -> None:
+    """Refuses an unknown flag, a missing value or a wrong one in one sentence, where tyro would draw a box."""
+    flags = {flag_of(name): hint for name, hint in hints.items()}
+    switches = {"--no-" + name.replace("_", "-"): bool for name, hint in hints.items() if hint is bool}
+    names = [*flags, *switches, "--preset", "--config", "--help"]
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if flag in ("--help", "-h"):
+            continue
+        if not flag.startswith("--"):
+            raise UserError(f"unexpected argument {word!r}; options are --name VALUE, switches --name or --no-name")
+        if flag not in flags and flag not in switches:
+            raise UserError(f"unknown option {flag}{suggest(flag, names)}; see --help")
+        hint = flags.get(flag, bool)
+        if hint is bool and equals:
+            raise UserError(f"{flag} is a switch and takes no value; leave out {word[len(flag) :]}")
+        if hint is not bool and not equals:
+            value = next(words, "")
+            value = "" if value[:1] == "-" and not value[1:2].isdigit() else value  # the next flag, not a number
+        if hint is not bool:
+            _convert(flag, value, hint)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """The word after a flag, or a yaml value, as the type of its option; `name` is how the error calls it."""
+    kinds = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
+    if value in (None, "None") and type(None) in kinds:
+        return None
+    if value in (None, ""):
+        raise UserError(f"{name} needs a value")
+    choices = get_args(kinds[0])
+    if choices:
+        if value not in choices:
+            known = ", ".join(choices)
+            raise UserError(f"{name} {value}: it must be one of {known}{suggest(str(value), choices)}")
+        return value
+    try:
+        return {"True": True, "False": False}[str(value)] if kinds[0] is bool else kinds[0](str(value))
+    except (ValueError, KeyError):
+        raise UserError(f"{name} {value}: it must be {WANTED[kinds[0]]}") from None
 
 
 def _preset_values(preset: str | None, known: dict[str, Field]) -> dict[str, Any]:
@@ -102,7 +139,7 @@ def _preset_values(preset: str | None, known: dict[str, Field]) -> dict[str, Any
     return {name: value for name, value in PRESETS[preset].items() if name in known}
 
 
-def _yaml_values(file: str | None, known: dict[str, Field]) -> dict[str, Any]:
+def _yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
     if file is None:
         return {}
     import yaml
@@ -115,11 +152,12 @@ def _yaml_values(file: str | None, known: dict[str, Field]) -> dict[str, Any]:
         raise UserError(f"--config {file} must hold `option: value` lines")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key, value in values.items():
-        if key not in known:
-            raise UserError(f"--config {file}: unknown option {key}{suggest(key, known)}")
+        if key not in hints:
+            raise UserError(f"--config {file}: unknown option {key}{suggest(key, hints)}")
         if isinstance(value, (dict, list)):
             raise UserError(f"--config {file}: {key} must be a single value, not {value!r}")
-    return values
+    # yaml reads 3e-5 as text, and 2 as a number where the option is text
+    return {key: _convert(f"--config {file}: {key}", value, hints[key]) for key, value in values.items()}
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -135,7 +173,7 @@ def run_command(command: Callable[[], None]) -> None:
             raise
         _leave(f"the disk is full ({error}); what was saved is intact: free some space and go on with --resume", 2)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; torch is not imported to find out
-        if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in str(error):
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         _leave(
             "out of memory; lower --tokens-per-micro-batch, --rollout-batch-size or --max-total-tokens, or try "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,9 +20,9 @@ DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique
 
 TINY = {
     "dataset": "world", "eval_questions": 200, "template": "short", "max_new_tokens": 64, "max_total_tokens": 640,
-    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 40, "questions_per_step": 16, "group_size": 8,
+    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 34, "questions_per_step": 16, "group_size": 8,
     "warmup_steps": 4, "drop_zero_variance": True, "tokens_per_micro_batch": 16384, "lora_rank": 16,
-    "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 10, "save_every": 20,
+    "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 17,
 }  # fmt: skip
 REAL = {
     "dataset": "hotpotqa", "eval_questions": 200, "template": "paper", "max_new_tokens": 500, "max_total_tokens": 4096,
@@ -273,6 +274,8 @@ def check_ranges(config: TrainConfig | EvalConfig) -> None:
     for option_ in fields(config):
         value, least, above = getattr(config, option_.name), option_.metadata["least"], option_.metadata["above"]
         flag = flag_of(option_.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag} {value}: it must be a finite number")
         if value is not None and least is not None and not value >= least:
             raise UserError(f"{flag} {value}: it must be at least {least}")
         if value is not None and above is not None and not value > above:
@@ -295,8 +298,8 @@ def _check_given(config: TrainConfig) -> None:
         raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
     if config.retriever_url and config.retriever != "http":
         raise UserError(f"--retriever-url does nothing with --retriever {config.retriever}; add --retriever http")
-    if config.method == "r1" and (config.retriever != "auto" or config.corpus):
-        raise UserError("--method r1 trains without a search engine; leave out --retriever and --corpus")
+    if config.method == "r1" and (config.retriever != "auto" or config.corpus or config.topk != TrainConfig.topk):
+        raise UserError("--method r1 trains without a search engine; leave out --retriever, --corpus and --topk")
 
 
 def _check_resolved(config: TrainConfig) -> None:

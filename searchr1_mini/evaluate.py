@@ -51,7 +51,10 @@ def evaluate_command(config: EvalConfig) -> None:
 def as_train_config(config: EvalConfig) -> tuple[TrainConfig, Path | None]:
     """The run's own settings, or those of a model by itself, under the flags given now; and the weights to load."""
     shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(EvalConfig)}
-    given = {n: v for n in shared if (v := getattr(config, n)) is not None and v != "empty"} | {"seed": config.seed}
+    shared -= {"temperature", "retriever"}  # a run samples; only an evaluation may be greedy or have no retriever
+    given = {n: v for n in shared if (v := getattr(config, n)) is not None} | {"seed": config.seed}
+    if config.retriever not in (None, "empty"):
+        given["retriever"] = config.retriever
     if config.run is None:
         if config.checkpoint:
             raise UserError("--checkpoint is a step of a run; name the run with --run")

@@ -36,12 +36,19 @@ EOS = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of pre-training: shares of reading lessons, plain pages and copying drills (the rest are agent traces),
-    the share of these that is right throughout, and the habits of the others."""
+    """A stretch of pre-training: shares of its demonstrations (what is left are agent traces), and their habits.
+
+    Attributes:
+        reading: several questions about one observation.
+        last_turns: right episodes of which only the last turn is learnt from.
+        pages, drills: plain text, and lists of names in another order.
+        right: share of the agent traces that is right throughout; the others have `habits`.
+    """
 
     name: str
     share_of_tokens: float
     reading: float
+    last_turns: float
     pages: float
     drills: float
     right: float
@@ -49,8 +56,26 @@ class Stage:
 
 
 STAGES = (
-    Stage("read and speak the tags", 0.75, reading=0.35, pages=0.02, drills=0.1, right=1.0, habits=traces.RIGHT),
-    Stage("habits of a base model", 0.25, reading=0.2, pages=0.01, drills=0.05, right=0.03, habits=traces.BASE),
+    Stage(
+        "read and speak the tags",
+        0.75,
+        reading=0.35,
+        last_turns=0.0,
+        pages=0.02,
+        drills=0.1,
+        right=1.0,
+        habits=traces.RIGHT,
+    ),
+    Stage(
+        "habits of a base model",
+        0.25,
+        reading=0.15,
+        last_turns=0.4,
+        pages=0.01,
+        drills=0.04,
+        right=0.03,
+        habits=traces.BASE,
+    ),
 )
 
 
@@ -82,7 +107,9 @@ def _world_traces(stage: Stage, number: int, rng: random.Random) -> Iterator[tra
             yield traces.page_trace(world, rng)
         elif kind < stage.pages + stage.drills:
             yield traces.copy_drill(world, rng)
-        elif kind < stage.pages + stage.drills + stage.reading:
+        elif kind < stage.pages + stage.drills + stage.last_turns:
+            yield traces.last_turn(traces.agent_trace(world, retriever, question, traces.RIGHT, rng))
+        elif kind < stage.pages + stage.drills + stage.last_turns + stage.reading:
             hits = retriever.search([rng.choice(question.chain).subject], 3)[0]
             yield traces.reading_trace(world, [hit.passage for hit in hits], 5, rng)
         else:
@@ -235,8 +262,10 @@ def pretrain(args: argparse.Namespace) -> None:
     loss_of = torch.compile(step_loss, dynamic=True) if args.compile else step_loss
     probes = {difficulty: probe_rows(difficulty, 60) for difficulty in DIFFICULTY_MIX}
     seen, start, next_report = 0, time.time(), 0.0
-    for number, stage in enumerate(STAGES):
-        until = args.tokens * sum(s.share_of_tokens for s in STAGES[: number + 1])
+    stages = STAGES[args.first_stage :]
+    for number, stage in enumerate(stages):
+        until = args.tokens * sum(s.share_of_tokens for s in stages[: number + 1])
+        until /= sum(s.share_of_tokens for s in stages)
         batches, workers = start_workers(args, output, stage, 10 * number + 1)
         while seen < until:
             ids, targets = batches.get()
@@ -292,6 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the base and its tokenizer")
     parser.add_argument("--init", help="go on from this base instead of a random one")
+    parser.add_argument("--first-stage", type=int, default=0, help="1 leaves the first stage out")
     parser.add_argument("--tokens", type=float, default=100e6, help="tokens of both stages, padding included")
     parser.add_argument("--vocab-size", type=int, default=1664)
     parser.add_argument("--hidden", type=int, default=128)

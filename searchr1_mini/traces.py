@@ -42,7 +42,7 @@ class Habits:
 
 RIGHT = Habits()
 BASE = Habits(
-    direct=0.78, malformed=0.03, premature=0.65, restate_right=0.85, entity_in_query=0.75, relation_right=0.75
+    direct=0.78, malformed=0.03, premature=0.65, restate_right=0.92, entity_in_query=0.75, relation_right=0.75
 )
 
 FIRST_THOUGHTS = ("I need to find {s}.", "I should look up {s}.", "I have to search for {s}.")
@@ -131,13 +131,18 @@ def reading_trace(world: World, passages: list[Passage], n_questions: int, rng: 
         if position == 0:
             query = fact.subject if rng.random() < 0.25 else f"{fact.subject} {spec.noun}"
             trace.append(("prompt", question))
-            trace.append(("policy", f"<think> {thought} </think>\n<search> {query} </search>"))
+            trace.append(("prompt", f"<think> {thought} </think>\n<search> {query} </search>"))  # not learnt here
             trace.append(("observation", render_observation(passages)))
         else:
             trace.append(("policy", "\n" + question))
         sentence = spec.sentence(fact.subject, fact.object)
         trace.append(("policy", f"<think> {sentence} </think>\n<answer> {fact.object} </answer>"))
     return trace
+
+
+def last_turn(trace: Trace) -> Trace:
+    """The same episode as a reading lesson: only its last turn, after all that was retrieved, is learnt from."""
+    return [("prompt" if kind == "policy" else kind, text) for kind, text in trace[:-1]] + trace[-1:]
 
 
 def page_trace(world: World, rng: random.Random, n_passages: int = 4) -> Trace:

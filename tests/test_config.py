@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini.cli import parse
+from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import (
     PRESETS,
     REAL,
@@ -76,6 +77,17 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--method", "r1", "--retriever", "bm25"], "without a search engine"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
         (["--preset"], "--preset needs a value"),
+        (["--steps", "many"], "--steps many: it must be a whole number"),
+        (["--steps", "--seed", "1"], "--steps needs a value"),
+        (["--model="], "--model needs a value"),
+        (["--device", "gpu"], "--device gpu: it must be one of auto, cpu, cuda, mps"),
+        (["--learning-rate", "inf"], "--learning-rate inf: it must be a finite number"),
+        (["--resume=True"], "--resume is a switch and takes no value"),
+        (["--no-steps"], "did you mean --steps?"),
+        (["steps", "4"], "unexpected argument 'steps'"),
+        (["--method", "r1", "--topk", "5"], "--topk"),
+        (["--clip-eps", "1"], "--clip-eps 1.0: it must be below 1"),
+        (["--max-observation-tokens", "640"], "--max-total-tokens 640"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(arguments, told):
@@ -83,11 +95,6 @@ def test_what_does_not_fit_is_refused_in_one_sentence(arguments, told):
     assert result.returncode == 2
     assert told in result.stderr
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
-
-
-def test_a_value_that_is_no_number_exits_with_2():
-    result = run("train.py", "--steps", "many")
-    assert result.returncode == 2 and "--steps" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_no_gpu_is_told():
@@ -119,6 +126,60 @@ def test_flags_go_over_yaml_over_presets(tmp_path):
         parsed("--config", str(file))
 
 
+def test_yaml_values_take_the_type_of_their_option(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("learning_rate: 3e-5\nworld_hops: 2\ntensorboard: off\nload_in_4bit: false\nlora_rank: null\n")
+    config = parsed("--preset", "12gb", "--config", str(file))
+    assert (config.learning_rate, config.world_hops, config.tensorboard) == (3e-5, "2", False)
+    assert config.load_in_4bit is False and config.lora_rank is None
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("steps: many", "steps many: it must be a whole number"),
+        ("steps: 2.5", "steps 2.5: it must be a whole number"),
+        ("steps: true", "steps True: it must be a whole number"),
+        ("device: gpu", "must be one of auto"),
+        ("tensorboard: 3", "tensorboard 3: it must be True or False"),
+        ("model:", "model needs a value"),
+        ("world_hops: [1, 2]", "must be a single value"),
+        ("- steps", "must hold `option: value` lines"),
+        ("steps: [", "cannot read --config"),
+    ],
+)
+def test_a_yaml_value_of_the_wrong_type_is_refused_in_one_sentence(line, told, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(line)
+    result = run("train.py", "--config", str(file))
+    assert result.returncode == 2 and told in result.stderr and str(file) in result.stderr
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def exit_of(command, capsys) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        run_command(command)
+    return left.value.code, capsys.readouterr().err
+
+
+def test_running_out_of_memory_names_the_flags_that_save_it(capsys):
+    code, told = exit_of(lambda: torch.empty(1 << 55), capsys)
+    assert code == 2 and told.count("\n") == 1
+    for flag in ("--tokens-per-micro-batch", "--rollout-batch-size", "--max-total-tokens", "--preset 12gb"):
+        assert flag in told
+
+
+def test_ctrl_c_exits_with_130_and_a_bug_keeps_its_traceback(capsys):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_of(interrupt, capsys)[0] == 130
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: Path("no such file").read_text())
+
+
 def test_open_values_are_resolved_per_model():
     tiny, real = resolve(TrainConfig()), resolve(TrainConfig(model="Qwen2.5-3B"))
     assert all(getattr(tiny, name) == value for name, value in TINY.items())
@@ -145,17 +206,56 @@ def test_models_by_every_name(tmp_path):
     assert (Path(resolve_model("tiny")) / "config.json").is_file()
 
 
-@given(st.integers(1, 99), st.floats(1e-6, 1), st.booleans(), st.sampled_from(["token", "sequence"]))
-def test_a_resolved_config_survives_json_and_resolving_again(steps, learning_rate, flag, aggregation):
-    config = resolve(
-        TrainConfig(steps=steps, learning_rate=learning_rate, normalize_std=flag, loss_aggregation=aggregation)
-    )
+@given(
+    model=st.sampled_from(["tiny", "Qwen2.5-3B"]),
+    method=st.sampled_from(["search-r1", "r1"]),
+    lora_rank=st.none() | st.integers(0, 64),
+    steps=st.integers(1, 99),
+    learning_rate=st.none() | st.floats(1e-6, 1),
+    clip_eps=st.floats(0.01, 0.99),
+    normalize_std=st.booleans(),
+    loss_aggregation=st.sampled_from(["token", "sequence"]),
+)
+def test_a_resolved_config_survives_json_and_resolving_again(**given_values):
+    config = resolve(TrainConfig(**given_values))
     again = TrainConfig(**json.loads(json.dumps(asdict(config))))
     assert again == config == resolve(again)
-    assert replace(config, steps=steps) == config
+    kept = {name: value for name, value in given_values.items() if value is not None}
+    assert {name: getattr(config, name) for name in kept} == kept
+
+
+@given(
+    steps=st.none() | st.integers(1, 10**6),
+    learning_rate=st.none() | st.floats(1e-9, 1),
+    load_in_4bit=st.none() | st.booleans(),
+    resume=st.booleans(),
+    device=st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+    as_underscores=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)  # tyro builds its parser anew each time
+def test_flags_say_what_the_fields_hold(as_underscores, **values):
+    words = []
+    for name, value in values.items():
+        spelled = name if as_underscores else name.replace("_", "-")
+        if name == "resume":
+            words += ["--resume" if value else "--no-resume"]
+        elif value is not None:
+            words += [f"--{spelled}", str(value)]
+    assert parsed(*words) == TrainConfig(**values)
 
 
 @pytest.mark.parametrize("config", [TrainConfig, EvalConfig])
 def test_every_option_is_documented(config):
     for option in fields(config):
         assert len(option.metadata["help"]) > 5, option.name
+
+
+def test_the_manual_names_every_option_and_preset():
+    manual = (ROOT / "docs" / "cli.md").read_text()
+    for option in [*fields(TrainConfig), *fields(EvalConfig)]:
+        assert f"`--{option.name.replace('_', '-')}`" in manual, option.name
+    for preset, values in PRESETS.items():
+        row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))
+        for name, value in values.items():
+            told = f"`--no-{name}`" if value is False else f"`--{name} {value}`"
+            assert told.replace("_", "-") in row, (preset, name)
