@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.tracking import write_json_atomic
@@ -49,7 +50,7 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
             shutil.rmtree(final)
         aside.rename(final)
         _sync(folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         if not _is_full_disk(error, folder):
             raise

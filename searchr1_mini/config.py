@@ -20,9 +20,9 @@ DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique
 
 TINY = {
     "dataset": "world", "eval_questions": 200, "template": "short", "max_new_tokens": 64, "max_total_tokens": 640,
-    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 34, "questions_per_step": 16, "group_size": 8,
+    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 40, "questions_per_step": 16, "group_size": 8,
     "warmup_steps": 4, "drop_zero_variance": True, "tokens_per_micro_batch": 16384, "lora_rank": 16,
-    "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 17,
+    "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 20,
 }  # fmt: skip
 REAL = {
     "dataset": "hotpotqa", "eval_questions": 200, "template": "paper", "max_new_tokens": 500, "max_total_tokens": 4096,
@@ -72,7 +72,7 @@ class TrainConfig:
     corpus: str | None = option("data", None, "local jsonl with the passages [default: the data set's own paragraphs]")
     eval_questions: int | None = option("data", None, "held-out questions" + _auto("eval_questions"), least=1)
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option(
-        "data", None, "how the synthetic world's passages are written [default: natural]"
+        "data", None, "how the synthetic world's passages are written [default: simple]"
     )
     world_hops: str | None = option("data", None, "hops of the synthetic questions, in equal shares [default: 1,2]")
     template: Literal["paper", "short"] | None = option("data", None, "prompt template" + _auto("template"))
@@ -258,7 +258,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
     values.setdefault("clip_eps_high", config.clip_eps)
     if values["dataset"] == "world":
-        values.setdefault("world_difficulty", "natural")
+        values.setdefault("world_difficulty", "simple")
         values.setdefault("world_hops", "1,2")
     config = replace(config, **values)
     _check_resolved(config)

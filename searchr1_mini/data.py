@@ -6,17 +6,18 @@ fields and licences.
 
 from __future__ import annotations
 
-import gzip
+import difflib
 import hashlib
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, is_text, parse_passage, read_rows
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Passage, cache_dir, kept_at, split_contents
+from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 
 Split = Literal["train", "eval"]
 FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
@@ -27,11 +28,14 @@ FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
     "musique": ("train", "dev"),
     "bamboogle": (None, "test"),
 }
-HOTPOTQA_ID, NQ_HOTPOTQA_ID, FLASHRAG_ID = (
-    "hotpotqa/hotpot_qa",
-    "PeterJinGo/nq_hotpotqa_train",
-    "RUC-NLPIR/FlashRAG_datasets",
-)
+DATASETS = ("hotpotqa", "nq_hotpotqa", *FLASHRAG, "jsonl")
+HOTPOTQA_ID, NQ_HOTPOTQA_ID = "hotpotqa/hotpot_qa", "PeterJinGo/nq_hotpotqa_train"
+FLASHRAG_ID = "RUC-NLPIR/FlashRAG_datasets"
+REVISIONS = {  # commits on the hub: a run of today and one of next year read the same rows
+    HOTPOTQA_ID: "1908d6afbbead072334abe2965f91bd2709910ab",
+    NQ_HOTPOTQA_ID: "b7d80abfee334a7a91cb377544f09180d58b34f6",
+    FLASHRAG_ID: "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c",
+}
 CORPUS_RECIPE = "union of paragraphs 1"
 MOST_HELD_OUT = 500
 
@@ -54,76 +58,52 @@ class Example:
 def load_examples(dataset: str, data_path: str | None, split: Split, limit: int | None = None) -> list[Example]:
     """The questions of one split, in a fixed order; `limit` takes the first of them.
 
-    A local file serves both splits: a tenth of it (at most 500, chosen by a hash of the ids) is held out.
+    A local file serves both splits: a tenth of it (1 to 500, chosen by a hash of the questions) is held out.
 
     Raises:
         UserError: no such data set or file, a malformed row, no questions, or no network.
     """
+    _check_known(dataset)
     if data_path:
         rows = [_example(dataset, row, where) for row, where in read_rows(Path(data_path))]
         examples = _own_split(_unique(rows), split)
     else:
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
-        raise UserError(f"{data_path or dataset} holds no questions for the {split} split")
+        raise UserError(
+            f"{data_path or dataset} holds no questions for the {split} split; both splits together need two different "
+            "questions at least"
+        )
     return examples[:limit]
 
 
 def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> list[Passage]:
-    """The passages of a file (`--corpus`), or the union of the paragraphs that come with HotpotQA.
+    """The passages of a file or folder (`--corpus`), or the union of the paragraphs that come with HotpotQA.
 
     Raises:
         UserError: the data set brings no passages, or as `load_examples`.
     """
+    _check_known(dataset)
     if corpus:
-        passages = _distinct(_passage(row, where) for row, where in read_rows(Path(corpus)))
+        passages = distinct(parse_passage(*row) for file in corpus_files(Path(corpus)) for row in read_rows(file))
     elif dataset != "hotpotqa":
         raise UserError(
-            f"data set {dataset} brings no passages; name a jsonl file with --corpus, or use --retriever http"
+            f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, or use --retriever http"
         )
     elif data_path:
-        passages = _distinct(_hotpotqa_passages(read_rows(Path(data_path))))
+        passages = distinct(hotpotqa_passages(read_rows(Path(data_path))))
     else:
         passages = _hotpotqa_corpus()
     if not passages:
-        raise UserError(f"the corpus {corpus or data_path or dataset} is empty")
+        raise UserError(f"the corpus {corpus or data_path or dataset} is empty; each line needs one passage")
     return passages
 
 
-def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows of a .json list, .jsonl, .jsonl.gz or .parquet file, each with where it stands, for messages.
-
-    Raises:
-        UserError: there is no such file, it cannot be read, or a line is no JSON object.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    where = str(path)
-    try:
-        for where, row in _placed_rows(path):
-            row = json.loads(row.decode("utf-8-sig")) if isinstance(row, bytes) else row
-            if not isinstance(row, dict):
-                raise UserError(f"{where}: not a JSON object")
-            yield row, where
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{where}: cannot be read: {' '.join(str(error).split())[:200]}") from error
-
-
-def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each row stands, and the row; a line is left as bytes, so that its own number is told if it is no UTF-8."""
-    if path.suffix == ".parquet":
-        import datasets
-
-        rows = datasets.Dataset.from_parquet(str(path))
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-    elif path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(rows, list):
-            raise UserError(f"{path}: not a JSON list of rows; for one object a line name the file .jsonl")
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-    else:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            yield from ((f"{path}, line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
+def _check_known(dataset: str) -> None:
+    if dataset not in DATASETS:
+        close = difflib.get_close_matches(dataset, DATASETS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown data set {dataset!r}{hint}; known: {', '.join(DATASETS)}")
 
 
 def _hub_rows(dataset: str, split: Split) -> Iterator[tuple[dict[str, Any], str]]:
@@ -143,11 +123,12 @@ def _from_hub(hub_id: str, split: str, **arguments: Any) -> Iterator[tuple[dict[
     import datasets
 
     try:
-        rows = datasets.load_dataset(hub_id, split=split, **arguments)
+        rows = datasets.load_dataset(hub_id, split=split, revision=REVISIONS[hub_id], **arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"cannot load data set {hub_id} from the hub ({' '.join(str(error).split())[:150]}); check the network, or "
-            "name local files with --data-path (and --corpus)"
+            f"cannot load data set {hub_id} at revision {REVISIONS[hub_id]} from the hub "
+            f"({' '.join(str(error).split())[:150]}); check the network, or name local files with --data-path (and "
+            "--corpus)"
         ) from error
     return ((row, f"{hub_id}, row {number}") for number, row in enumerate(rows, start=1))
 
@@ -155,19 +136,29 @@ def _from_hub(hub_id: str, split: str, **arguments: Any) -> Iterator[tuple[dict[
 def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     """One row of any known form: HotpotQA, FlashRAG, the paper's parquet, or plain question and answers."""
     question = row.get("question")
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f'{where}: no "question"; each row needs "question" and "answer" or "golden_answers"')
-    answers = row.get("golden_answers", row.get("answer"))
-    if answers is None:
-        answers = _ground_truth(row.get("reward_model"))
-    answers = [answers] if isinstance(answers, str) else answers
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+    if not is_text(question):
+        raise UserError(f'{where}: no usable "question"; each row needs "question" and "answer" or "golden_answers"')
+    answers = _golden_answers(row)
+    if not isinstance(answers, list) or not answers or not all(map(is_text, answers)):
         raise UserError(f'{where}: no usable "answer" (text) or "golden_answers" (a list of texts)')
     source = row.get("data_source") or dataset
     if not isinstance(source, str):
         raise UserError(f'{where}: "data_source" is {source!r}; it must be a text such as "nq"')
-    id_ = row.get("id") or row.get("_id") or hashlib.sha256(question.encode()).hexdigest()[:16]
+    ids = (row[name] for name in ("id", "_id") if row.get(name) not in (None, ""))
+    id_ = next(ids, hashlib.sha256(question.encode()).hexdigest()[:16])
     return Example(f"{source}/{id_}", question, tuple(answers), source)
+
+
+def _golden_answers(row: dict[str, Any]) -> Any:
+    """The first of the fields that is there, unchecked: a list, or a text as a list of one."""
+    fields = (row.get(name) for name in ("golden_answers", "answer", "possible_answers"))
+    answers = next((value for value in fields if value is not None), _ground_truth(row.get("reward_model")))
+    if isinstance(answers, str) and answers is row.get("possible_answers"):  # PopQA's own: a list as JSON text
+        with suppress(ValueError):
+            answers = json.loads(answers)
+    answers = [answers] if isinstance(answers, str) else answers
+    aliases = row.get("answer_aliases")  # MuSiQue's own
+    return answers + aliases if isinstance(answers, list) and isinstance(aliases, list) else answers
 
 
 def _ground_truth(reward_model: Any) -> Any:
@@ -193,8 +184,8 @@ def _unique(examples: list[Example]) -> list[Example]:
 
 def _own_split(examples: list[Example], split: Split) -> list[Example]:
     """A stable tenth is held out: chosen by a hash of the question, so equal questions stay on one side."""
-    if len(examples) < 2:
-        return examples
+    if not examples:
+        return []
 
     def key(example: Example) -> str:
         return hashlib.sha256(example.question.encode()).hexdigest()
@@ -204,50 +195,14 @@ def _own_split(examples: list[Example], split: Split) -> list[Example]:
     return [example for example in examples if (key(example) <= border) == (split == "eval")]
 
 
-def _passage(row: dict[str, Any], where: str) -> Passage:
-    id_ = row.get("id")
-    if id_ is None:
-        raise UserError(f'{where}: no "id"; each line needs "id" and "contents" (or "title" and "text")')
-    if isinstance(row.get("contents"), str):
-        title, text = split_contents(row["contents"])
-    elif isinstance(row.get("title"), str) and isinstance(row.get("text"), str):
-        title, text = row["title"].strip(), row["text"].strip()
-    else:
-        raise UserError(f'{where}: no "contents"; each line needs "id" and "contents" (or "title" and "text")')
-    return Passage(str(id_), title, text)
-
-
-def _hotpotqa_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Passage]:
-    """Paragraphs of HotpotQA rows, in the original form [[title, [sentences]], ..] or the hub's {title, sentences}."""
-    for row, where in rows:
-        context = row.get("context")
-        try:
-            if isinstance(context, dict):
-                context = list(zip(context["title"], context["sentences"], strict=True))
-            paragraphs = [(str(title), "".join(sentences).strip()) for title, sentences in context]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f'{where}: "context" is not a list of [title, [sentences]]; name the passages with --corpus'
-            ) from error
-        yield from (Passage("", title, text) for title, text in paragraphs)
-
-
-def _distinct(passages: Iterable[Passage]) -> list[Passage]:
-    """Passages without repeats of (title, text), in order; those without an id get their number."""
-    unique: dict[tuple[str, str], Passage] = {}
-    for passage in passages:
-        unique.setdefault((passage.title, passage.text), passage)
-    return [p if p.id else Passage(str(number), p.title, p.text) for number, p in enumerate(unique.values())]
-
-
 def _hotpotqa_corpus() -> list[Passage]:
     """About half a million paragraphs: those of both splits, built once and kept in the cache folder."""
-    recipe = hashlib.sha256(f"{HOTPOTQA_ID} distractor {CORPUS_RECIPE}".encode()).hexdigest()[:16]
-    path = cache_dir() / "corpora" / f"hotpotqa-{recipe}.jsonl"
+    recipe = f"{HOTPOTQA_ID} {REVISIONS[HOTPOTQA_ID]} distractor {CORPUS_RECIPE}"
+    path = cache_dir() / "corpora" / f"hotpotqa-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.jsonl"
     if path.is_file():
-        return [Passage(**row) for row, _ in read_rows(path)]
+        return [parse_passage(*row) for row in read_rows(path)]
     rows = (row for split in ("train", "eval") for row in _hub_rows("hotpotqa", split))
-    passages = _distinct(_hotpotqa_passages(rows))
+    passages = distinct(hotpotqa_passages(rows))
     with kept_at(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(vars(passage)) + "\n" for passage in passages)
     return passages

@@ -174,7 +174,6 @@ def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
 
 
 def _load_base(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -184,7 +183,7 @@ def _load_base(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torc
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return _from_pretrained(
+    model = _from_pretrained(
         AutoModelForCausalLM,
         source,
         dtype=dtype,
@@ -192,6 +191,11 @@ def _load_base(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torc
         attn_implementation="sdpa",
         quantization_config=quantisation if load_in_4bit else None,
     )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # once used for a rollout, bitsandbytes' packed CPU weights pass no gradient back in the update
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _from_pretrained(auto_class, source: str, **arguments):

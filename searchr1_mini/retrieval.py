@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from searchr1_mini.errors import UserError
 SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
+RETRIEVERS = ("auto", "bm25", "bm25s", "http", "empty")
 
 _WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
@@ -107,7 +109,7 @@ class BM25S:
     def __init__(self, passages: Sequence[Passage]) -> None:
         self.passages = passages
         folder = cache_dir() / "bm25s" / _fingerprint(passages) if len(passages) >= SAVE_FROM else None
-        self.index = _load_index(folder) or _build_index(passages, folder)
+        self.index = _load_index(folder) if folder and folder.is_dir() else _build_index(passages, folder)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """See `Retriever.search`."""
@@ -132,12 +134,13 @@ def _build_index(passages: Sequence[Passage], folder: Path | None):
     return index
 
 
-def _load_index(folder: Path | None):
+def _load_index(folder: Path):
     import bm25s
 
-    if folder is None or not folder.is_dir():
-        return None
-    return bm25s.BM25.load(folder, mmap=True)
+    try:
+        return bm25s.BM25.load(folder, mmap=True)
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"the saved index {folder} is damaged ({error}); delete the folder and try again") from error
 
 
 def _fingerprint(passages: Sequence[Passage]) -> str:
@@ -232,7 +235,7 @@ class HTTPRetriever:
 
     def _post(self, body: bytes) -> bytes:
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        for attempt in range(self.retries + 1):
+        for attempt in count():
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                     return response.read()
@@ -244,7 +247,6 @@ class HTTPRetriever:
                         "--retriever-url"
                     ) from error
                 time.sleep(0.2 * 2**attempt)
-        raise AssertionError("unreachable")
 
 
 def _retrieve_url(url: str) -> str:
@@ -273,7 +275,7 @@ def _parse_hit(item: dict) -> Hit:
     return Hit(Passage(str(document.get("id", "")), title, text), float(item.get("score", 0.0)))
 
 
-def build_retriever(name: str, passages: Sequence[Passage], url: str | None = None) -> Retriever:
+def build_retriever(name: str, passages: Sequence[Passage], url: str | None = None) -> CachedRetriever:
     """The retriever of that name, behind a cache.
 
     Args:
@@ -284,8 +286,10 @@ def build_retriever(name: str, passages: Sequence[Passage], url: str | None = No
     Raises:
         UserError: the corpus is empty, or there is no such retriever.
     """
+    if name not in RETRIEVERS:
+        raise UserError(f"unknown retriever {name!r}; choose one of {', '.join(RETRIEVERS)}")
     if name == "empty":
-        return EmptyRetriever()
+        return CachedRetriever(EmptyRetriever())
     if name == "http":
         if not url:
             raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
@@ -294,6 +298,4 @@ def build_retriever(name: str, passages: Sequence[Passage], url: str | None = No
         raise UserError("the corpus is empty; give --corpus a file with passages")
     if name == "auto":
         name = "bm25" if len(passages) < SMALL_CORPUS else "bm25s"
-    if name not in ("bm25", "bm25s"):
-        raise UserError(f"unknown retriever {name!r}; choose auto, bm25, bm25s, http or empty")
     return CachedRetriever(RankBM25(passages) if name == "bm25" else BM25S(passages))

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 def parsed(*arguments: str) -> TrainConfig:

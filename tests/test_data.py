@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.data import Example, _own_split, _unique, load_corpus, load_examples
+from searchr1_mini import data
+from searchr1_mini.data import DATASETS, Example, _own_split, _unique, load_corpus, load_examples
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import Passage
 
@@ -36,6 +37,26 @@ def test_jsonl_rows_of_every_known_form(tmp_path):
     assert examples["Where?"].golden_answers == ("Oslo", "Kristiania")
     assert examples["When?"] == Example("nq/c", "When?", ("1905",), "nq")
     assert len({e.id for e in examples.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "golden_answers"),
+    [
+        ({"golden_answers": None, "answer": "Ada"}, ("Ada",)),
+        ({"possible_answers": '["Ada", "A. L."]'}, ("Ada", "A. L.")),
+        ({"possible_answers": "Ada"}, ("Ada",)),
+        ({"answer": '["Ada"]'}, ('["Ada"]',)),
+        ({"answer": "Ada", "answer_aliases": ["A. L."]}, ("Ada", "A. L.")),
+    ],
+)
+def test_gold_answers_of_the_original_popqa_and_musique(tmp_path, fields, golden_answers):
+    path = write_lines(tmp_path / "q.jsonl", [{"question": "Who?"} | fields])
+    assert load_examples("jsonl", path, "eval")[0].golden_answers == golden_answers
+
+
+def test_an_id_of_zero_is_kept(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", [{"id": 0, "question": "Who?", "answer": "Ada"}])
+    assert [e.id for e in load_examples("jsonl", path, "eval")] == ["jsonl/0"]
 
 
 def test_the_papers_parquet(tmp_path):
@@ -68,14 +89,17 @@ def test_limit_takes_the_first(tmp_path):
     [
         ("{broken\n", "line 2"),
         ("[1]\n", "line 2: not a JSON object"),
-        ({"answer": "x"}, 'line 2: no "question"'),
-        ({"question": "  ", "answer": "x"}, 'line 2: no "question"'),
+        ({"answer": "x"}, 'line 2: no usable "question"'),
+        ({"question": "  ", "answer": "x"}, 'line 2: no usable "question"'),
+        ({"question": "Who \ud800?", "answer": "x"}, 'line 2: no usable "question"'),
+        ({"question": "Who?", "answer": "\udfff"}, 'line 2: no usable "answer"'),
+        ("[" * 100_000 + "\n", "line 2: cannot be read"),
         ({"question": "Who?"}, 'line 2: no usable "answer"'),
         ({"question": "Who?", "golden_answers": []}, "golden_answers"),
         ({"question": "Who?", "golden_answers": [3]}, "golden_answers"),
         ({"question": "Who?", "reward_model": {"ground_truth": "x"}}, 'line 2: no usable "answer"'),
         ({"question": "Who?", "answer": "x", "data_source": ["nq"]}, 'line 2: "data_source"'),
-        ('\n \n{"question": ""}\n', 'line 4: no "question"'),
+        ('\n \n{"question": ""}\n', 'line 4: no usable "question"'),
     ],
 )
 def test_a_malformed_question_is_named(tmp_path, row, told):
@@ -132,13 +156,54 @@ def test_a_corpus_of_either_form_without_repeats(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("row", "told"),
-    [({"contents": "x"}, 'no "id"'), ({"id": "1"}, 'no "contents"'), ({"id": "1", "contents": 3}, 'no "contents"')],
+    [
+        ({"contents": "x"}, 'no "id"'),
+        ({"id": "1"}, 'no "contents"'),
+        ({"id": "1", "contents": 3}, 'no "contents"'),
+        ({"id": "1", "contents": " \n "}, '"contents" is blank'),
+        ({"id": "1", "title": "x", "text": "\ud800"}, '"contents" is blank or broken Unicode'),
+    ],
 )
 def test_a_malformed_passage_is_named(tmp_path, row, told):
     path = write_lines(tmp_path / "passages.jsonl", [{"id": "0", "contents": "x"}, row])
     with pytest.raises(UserError) as error:
         load_corpus(path, "jsonl", None)
     assert f"passages.jsonl, line 2: {told}" in str(error.value)
+
+
+def test_a_folder_of_corpus_files_is_read_by_name(tmp_path):
+    write_lines(tmp_path / "b.jsonl.gz", [{"id": "2", "contents": "Bern\nx"}])
+    write_lines(tmp_path / "a.jsonl", [{"id": "1", "contents": "Oslo\nx"}, {"id": "3", "contents": "Bern\nx"}])
+    (tmp_path / "README.md").write_text("no passages")
+    assert [p.id for p in load_corpus(str(tmp_path), "nq", None)] == ["1", "3"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no \*\.jsonl"):
+        load_corpus(str(tmp_path / "empty"), "nq", None)
+
+
+@pytest.mark.parametrize(
+    "context", [None, 5, [["Oslo"]], [["Oslo", [3]]], {"title": ["a"], "sentences": []}, [["", []]]]
+)
+def test_a_malformed_context_is_named(tmp_path, context):
+    path = write_lines(tmp_path / "h.jsonl", [{"question": "A?", "answer": "x", "context": context}])
+    with pytest.raises(UserError, match=r'h\.jsonl, line 1: "context"'):
+        load_corpus(None, "hotpotqa", path)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("hotpot-qa", "hotpotqa"), ("NQ", None), ("trivia_qa", "triviaqa")])
+def test_an_unknown_data_set_is_told_with_what_was_meant(name, meant):
+    for call in (lambda: load_examples(name, "any.jsonl", "eval"), lambda: load_corpus(None, name, None)):
+        with pytest.raises(UserError) as error:
+            call()
+        assert repr(name) in str(error.value) and all(known in str(error.value) for known in DATASETS)
+        assert meant is None or f"did you mean {meant}?" in str(error.value)
+
+
+def test_one_question_is_held_out_and_leaves_none_to_train_on(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", [{"question": "A?", "answer": "x"}])
+    assert len(load_examples("jsonl", path, "eval")) == 1
+    with pytest.raises(UserError, match="no questions for the train split"):
+        load_examples("jsonl", path, "train")
 
 
 def test_empty_and_missing_files_are_named(tmp_path):
@@ -154,10 +219,82 @@ def test_empty_and_missing_files_are_named(tmp_path):
             call()
 
 
-def test_without_a_network_the_remedy_is_told(monkeypatch):
+@pytest.mark.parametrize("dataset", ["hotpotqa", "nq_hotpotqa", "musique"])
+def test_without_a_network_the_remedy_is_told(dataset, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="--data-path"):
-        load_examples("hotpotqa", None, "train")
+        load_examples(dataset, None, "train")
+
+
+HOTPOTQA_CARD = """---
+configs:
+- config_name: distractor
+  data_files:
+  - {split: train, path: distractor/train-*}
+  - {split: validation, path: distractor/validation-*}
+---
+"""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The three hub data sets as folders laid out like them: `datasets` reads a folder as it reads the hub."""
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
+    for constant in ("HOTPOTQA_ID", "NQ_HOTPOTQA_ID", "FLASHRAG_ID"):
+        folder = str(tmp_path / constant)
+        monkeypatch.setitem(data.REVISIONS, folder, data.REVISIONS[getattr(data, constant)])
+        monkeypatch.setattr(data, constant, folder)
+    (tmp_path / "HOTPOTQA_ID" / "distractor").mkdir(parents=True)
+    (tmp_path / "HOTPOTQA_ID" / "README.md").write_text(HOTPOTQA_CARD)
+    for split, city in (("train", "Bern"), ("validation", "Rome")):
+        context = {"title": ["Oslo", city], "sentences": [["Capital", " of Norway."], [f"{city} is a city."]]}
+        row = {"id": split, "question": f"Where is {city}?", "answer": "there", "context": context}
+        path = tmp_path / "HOTPOTQA_ID" / "distractor" / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_list([row]).to_parquet(str(path))
+    for split in ("train", "test"):
+        row = {"id": f"{split}_0", "question": f"{split}?", "golden_answers": ["x"], "data_source": "nq"}
+        (tmp_path / "NQ_HOTPOTQA_ID").mkdir(exist_ok=True)
+        datasets.Dataset.from_list([row]).to_parquet(str(tmp_path / "NQ_HOTPOTQA_ID" / f"{split}.parquet"))
+    for name, files in data.FLASHRAG.items():
+        (tmp_path / "FLASHRAG_ID" / name).mkdir(parents=True)
+        for file in filter(None, files):
+            row = {"id": f"{file}_0", "question": f"{name} {file}?", "golden_answers": ["x", "y"], "metadata": {}}
+            write_lines(tmp_path / "FLASHRAG_ID" / name / f"{file}.jsonl", [row])
+    return tmp_path
+
+
+def test_every_hub_data_set_gives_the_split_that_was_asked_for(hub):
+    assert [e.id for e in load_examples("hotpotqa", None, "train")] == ["hotpotqa/train"]
+    assert [e.id for e in load_examples("hotpotqa", None, "eval")] == ["hotpotqa/validation"]
+    assert [e.id for e in load_examples("nq_hotpotqa", None, "train")] == ["nq/train_0"]
+    assert [e.id for e in load_examples("nq_hotpotqa", None, "eval")] == ["nq/test_0"]
+    for name, (train, held_out) in data.FLASHRAG.items():
+        for split, file in (("train", train), ("eval", held_out)):
+            if file:
+                answers = ("x", "y")
+                assert load_examples(name, None, split) == [
+                    Example(f"{name}/{file}_0", f"{name} {file}?", answers, name)
+                ]
+
+
+def test_the_hotpotqa_corpus_is_the_union_of_both_splits_and_is_kept(hub, monkeypatch):
+    passages = load_corpus(None, "hotpotqa", None)
+    assert passages == [
+        Passage("0", "Oslo", "Capital of Norway."),
+        Passage("1", "Bern", "Bern is a city."),
+        Passage("2", "Rome", "Rome is a city."),
+    ]
+    (kept,) = (hub / "cache" / "corpora").iterdir()
+    for path in (hub / "HOTPOTQA_ID" / "distractor").iterdir():
+        path.unlink()
+    assert load_corpus(None, "hotpotqa", None) == passages
+    monkeypatch.setitem(data.REVISIONS, data.HOTPOTQA_ID, "another revision")
+    with pytest.raises(UserError, match="another revision"):
+        load_corpus(None, "hotpotqa", None)
+    assert list(kept.parent.iterdir()) == [kept]
 
 
 def test_bamboogle_is_refused_for_training():

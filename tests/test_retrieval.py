@@ -9,6 +9,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import StreamRequestHandler, TCPServer
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from searchr1_mini.retrieval import (
     HTTPRetriever,
     Passage,
     RankBM25,
+    best_rows,
     build_retriever,
     index_terms,
     kept_at,
@@ -82,6 +84,16 @@ def test_engines_follow_their_formula_and_break_ties_by_corpus_order(passage_tex
     assert all(ids == sorted(ids) for ids in by_score.values())
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from([-1.5, 0.25, 0.5, 2.0]), st.booleans()), min_size=1, max_size=30),
+    st.integers(1, 10),
+)
+def test_the_best_rows_are_those_of_a_stable_sort(rows, topk):
+    scores, matches = (np.array(column) for column in zip(*rows, strict=True))
+    stable = sorted((i for i, is_match in enumerate(matches) if is_match), key=lambda i: -scores[i])
+    assert best_rows(scores, matches, topk) == stable[:topk]
+
+
 @pytest.mark.parametrize("engine", [RankBM25, BM25S])
 def test_equal_passages_come_in_corpus_order(engine):
     passages = [Passage(str(number), "same", "oslo lake") for number in range(9)] + corpus(["bern"] * 30)
@@ -131,12 +143,21 @@ def test_the_retriever_is_chosen_by_size():
     assert isinstance(build_retriever("auto", small).retriever, RankBM25)
     assert isinstance(build_retriever("auto", large).retriever, BM25S)
     assert isinstance(build_retriever("bm25s", small).retriever, BM25S)
-    assert EmptyRetriever().search(["a", "b"], 3) == [[], []]
+    assert isinstance(build_retriever("empty", []).retriever, EmptyRetriever)
+    assert build_retriever("empty", []).search(["a", "b"], 3) == [[], []]
 
 
-@pytest.mark.parametrize(("name", "passages"), [("bm25", []), ("elastic", corpus(["x"])), ("http", [])])
-def test_what_cannot_be_built_is_said(name, passages):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("name", "passages", "told"),
+    [
+        ("bm25", [], "the corpus is empty"),
+        ("elastic", corpus(["x"]), "unknown retriever 'elastic'"),
+        ("elastic", [], "unknown retriever 'elastic'"),
+        ("http", [], "--retriever-url"),
+    ],
+)
+def test_what_cannot_be_built_is_said(name, passages, told):
+    with pytest.raises(UserError, match=told):
         build_retriever(name, passages)
 
 
@@ -150,6 +171,21 @@ def test_a_large_index_is_kept_on_disk_and_answers_the_same(tmp_path, monkeypatc
     assert BM25S(passages).search(asked, 3) == fresh
     BM25S(passages[:-1])
     assert len(list((tmp_path / "bm25s").iterdir())) == 2
+
+
+def test_a_damaged_index_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
+    monkeypatch.setattr("searchr1_mini.retrieval.SAVE_FROM", 2)
+    passages = corpus(["oslo lake", "bern"])
+    BM25S(passages)
+    (folder,) = (tmp_path / "bm25s").iterdir()
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        file.write_bytes(b"")
+        with pytest.raises(UserError, match=f"{folder.name} is damaged"):
+            BM25S(passages)
+        file.write_bytes(content)
+    assert BM25S(passages).search(["lake"], 1)[0][0].passage == passages[0]
 
 
 def test_what_breaks_off_leaves_nothing_behind(tmp_path):
