@@ -78,6 +78,13 @@ def test_the_held_out_tenth_is_disjoint_and_does_not_depend_on_the_order(numbers
     assert {e.question for e in again} == {e.question for e in held_out}
 
 
+def test_a_tenth_is_held_out_but_never_more_than_500():
+    for n, n_held_out in ((2, 1), (19, 1), (20, 2), (4_999, 499), (8_000, 500)):
+        examples = [Example(str(i), f"{i}?", ("x",), "s") for i in range(n)]
+        assert len(_own_split(examples, "eval")) == n_held_out
+        assert len(_own_split(examples, "train")) == n - n_held_out
+
+
 def test_limit_takes_the_first(tmp_path):
     rows = [{"question": f"{n}?", "answer": "x"} for n in range(40)]
     path = write_lines(tmp_path / "q.jsonl", rows)

@@ -18,8 +18,6 @@ from searchr1_mini.data import load_corpus, read_rows
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import (
     BM25S,
-    K1,
-    B,
     CachedRetriever,
     EmptyRetriever,
     HTTPRetriever,
@@ -45,6 +43,7 @@ def corpus(passage_texts) -> list[Passage]:
 
 def bm25_by_hand(passages, query, kind):
     """sum over terms of idf * tf (k1 + 1) / (tf + k1 (1 - b + b |d| / avgdl)), as the two libraries define idf."""
+    k1, b = 1.5, 0.75
     documents = [index_terms(passage) for passage in passages]
     n, average = len(documents), sum(map(len, documents)) / len(documents)
     frequency = Counter(term for document in documents for term in set(document))
@@ -52,14 +51,14 @@ def bm25_by_hand(passages, query, kind):
         idf = {t: math.log(n - f + 0.5) - math.log(f + 0.5) for t, f in frequency.items()}
         floor = 0.25 * sum(idf.values()) / len(idf)
         idf = {t: floor if value < 0 else value for t, value in idf.items()}
-        top = K1 + 1
+        top = k1 + 1
     else:  # Lucene's is never negative, and leaves out the factor k1 + 1
         idf = {t: math.log(1 + (n - f + 0.5) / (f + 0.5)) for t, f in frequency.items()}
         top = 1
     scores = []
     for document in documents:
         counts = Counter(document)
-        norm = K1 * (1 - B + B * len(document) / average)
+        norm = k1 * (1 - b + b * len(document) / average)
         scores.append(sum(idf[t] * counts[t] * top / (counts[t] + norm) for t in tokenize(query) if t in counts))
     return scores, documents
 
@@ -136,6 +135,20 @@ def test_a_group_that_asks_the_same_costs_one_query():
     cached.search(["oslo"] * 8 + ["bern"], 3)
     cached.search(["bern", "oslo"], 3)
     assert counting.calls == [["oslo", "bern"]]
+
+
+def test_the_cache_forgets_what_was_asked_longest_ago():
+    counting = Counting(EmptyRetriever())
+    cached = CachedRetriever(counting, max_entries=2)
+    for query in ("a", "b", "a", "c", "a", "b"):
+        cached.search([query], 3)
+    assert counting.calls == [["a"], ["b"], ["c"], ["b"]]
+
+
+def test_the_cache_is_safe_from_its_callers():
+    cached = CachedRetriever(RankBM25(corpus(["oslo", "bern"])))
+    cached.search(["oslo"], 3)[0].clear()
+    assert len(cached.search(["oslo"], 3)[0]) == 1
 
 
 def test_the_retriever_is_chosen_by_size():
@@ -306,7 +319,7 @@ def test_a_dead_server_is_said():
 
 
 def test_hotpotqa_sample_is_found(shared):
-    """The sample as one corpus: 994 passages; a supporting title is in the top 3 for 9 questions of 10."""
+    """The sample as one corpus: 994 passages; a supporting title is in the top 3 for 96 questions, both for 42."""
     path = shared / "data" / "hotpotqa_distractor_100.json"
     passages = load_corpus(None, "hotpotqa", str(path))
     assert len(passages) == 994
@@ -317,8 +330,8 @@ def test_hotpotqa_sample_is_found(shared):
         any_found = sum(
             bool(t & {title for title, _ in row["supporting_facts"]}) for t, row in zip(titles, rows, strict=True)
         )
-        assert any_found >= 90
+        assert any_found >= 93
         both_found = sum(
             {title for title, _ in row["supporting_facts"]} <= t for t, row in zip(titles, rows, strict=True)
         )
-        assert both_found >= 34
+        assert both_found >= 39
