@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from searchr1_mini.config import resolve_model
 from searchr1_mini.models import Policy, load_policy
 
 CPU = torch.device("cpu")
+settings.register_profile("seeded", derandomize=True)
+settings.load_profile("seeded")
 
 
 def save_random_qwen2(folder: Path, tokenizer, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
