@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import TrainConfig, resolve, resolve_model
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.resolve import resolve, resolve_model
 
 
 def main() -> None:

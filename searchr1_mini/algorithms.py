@@ -1,4 +1,7 @@
-"""The mathematics of GRPO on tensors, one equation a function. Per-token tensors are (B, T), aligned with targets."""
+"""The mathematics of GRPO, its relatives and PPO on tensors, one equation a function.
+
+Per-token tensors are (B, T) and aligned with targets. What stands where `loss_mask` is False never matters.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,38 @@ from torch import Tensor
 LARGEST_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it float32 sums lose everything else
 
 
-def group_advantages(rewards: Tensor, group_ids: Tensor, normalize_std: bool = True, eps: float = 1e-6) -> Tensor:
-    """A_i = (r_i - mean(r)) / (std(r) + eps) over the rollouts of one question (GRPO, arXiv 2402.03300, section 4.1.2).
+def group_advantages(
+    rewards: Tensor, group_ids: Tensor, baseline: str = "group", normalize_std: bool = True, eps: float = 1e-6
+) -> Tensor:
+    """What each rollout is worth against the other rollouts of its question.
+
+    `group`: A_i = (r_i - mean(r)) / (std(r) + eps) (GRPO, arXiv 2402.03300, section 4.1.2; without the division:
+    Dr. GRPO, arXiv 2503.20783). `leave-one-out`: A_i = r_i - mean of the other r_j (RLOO, arXiv 2402.14740,
+    equation 7). `none`: A_i = r_i (REINFORCE).
 
     Args:
         rewards: (N,).
         group_ids: (N,), equal within a group.
-        normalize_std: False leaves the division out (Dr. GRPO, arXiv 2503.20783).
+        normalize_std: divide; for `group` only. The std is the unbiased one, as in the public code.
 
     Returns:
-        (N,). The std is the unbiased one, as in the public code. A group of one keeps its reward: REINFORCE.
+        (N,). A group of one has nothing to be compared with and keeps its reward: REINFORCE.
+
+    Raises:
+        ValueError: an unknown baseline.
     """
-    advantages = torch.empty_like(rewards)
-    for group in group_ids.unique():
+    if baseline not in ("group", "leave-one-out", "none"):
+        raise ValueError(f"unknown baseline {baseline!r}; it is group, leave-one-out or none")
+    advantages = rewards.clone()
+    for group in group_ids.unique() if baseline != "none" else ():
         rows = group_ids == group
-        r = rewards[rows]
-        if len(r) == 1:
-            advantages[rows] = r
+        r, n = rewards[rows], int(rows.sum())
+        if n == 1:
+            continue
+        if baseline == "leave-one-out":
+            advantages[rows] = r - (r.sum() - r) / (n - 1)
         else:
-            scale = r.std() + eps if normalize_std else 1.0
-            advantages[rows] = (r - r.mean()) / scale
+            advantages[rows] = (r - r.mean()) / (r.std() + eps if normalize_std else 1.0)
     return advantages
 
 
@@ -40,88 +55,234 @@ def zero_variance(rewards: Tensor, group_ids: Tensor) -> Tensor:
     return flat
 
 
-def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """KL(pi || pi_ref) per token, k3: exp(d) - d - 1 with d = log pi_ref - log pi (GRPO, equation 4; Schulman, 2020).
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    """KL(pi || pi_ref) per token from samples of pi (Schulman, "Approximating KL divergence", 2020).
 
-    Never negative, and unbiased under samples of pi. d is clamped before exp, which would otherwise overflow.
+    With d = log pi_ref - log pi: `k1` is -d, unbiased and noisy, and as a loss its expected gradient is 0, so that it
+    belongs into the reward; `k2` is d^2 / 2, biased, with the right gradient as a loss; `k3` is exp(d) - d - 1,
+    unbiased and never negative (GRPO, equation 4). d is clamped before exp, which would otherwise overflow.
+
+    Raises:
+        ValueError: an unknown estimator.
     """
     d = (ref_logprobs - logprobs).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    return d.exp() - d - 1
+    if estimator == "k1":
+        return -d
+    if estimator == "k2":
+        return d.square() / 2
+    if estimator == "k3":
+        return d.exp() - d - 1
+    raise ValueError(f"unknown KL estimator {estimator!r}; it is k1, k2 or k3")
+
+
+def token_rewards(rewards: Tensor, loss_mask: Tensor, kl: Tensor | None, kl_coef: float) -> Tensor:
+    """r_t = [t is the last policy token] r - kl_coef * KL_t (N, T): PPO reward with the KL inside (paper, equation 2).
+
+    Args:
+        rewards: (N,).
+        loss_mask: (N, T) bool.
+        kl: (N, T), or None for no KL.
+    """
+    positions = torch.arange(loss_mask.shape[1], device=loss_mask.device)
+    last = torch.where(loss_mask, positions, -1).max(1, keepdim=True).values
+    at_end = (positions == last) * rewards[:, None]
+    return at_end if kl is None else at_end - kl_coef * torch.where(loss_mask, kl, 0.0)
+
+
+def gae(
+    rewards: Tensor, values: Tensor, loss_mask: Tensor, gamma: float = 1.0, gae_lambda: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lambda A_{t+1} (GAE, arXiv 1506.02438, equation 16).
+
+    t runs over policy tokens alone: an observation is a jump, not a step, so that its tokens carry neither reward, nor
+    value, nor discount, whatever stands in their places. The value after the last policy token is 0.
+
+    Args:
+        rewards, values: (N, T).
+        loss_mask: (N, T) bool.
+
+    Returns:
+        advantages and returns (advantage + value), both (N, T) and 0 where masked.
+    """
+    advantages = torch.zeros_like(values)
+    next_value, next_advantage = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        is_policy = loss_mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(is_policy, delta + gamma * gae_lambda * next_advantage, next_advantage)
+        next_value = torch.where(is_policy, values[:, t], next_value)
+        advantages[:, t] = torch.where(is_policy, next_advantage, 0.0)
+    return advantages, advantages + torch.where(loss_mask, values, 0.0)
+
+
+def whiten(advantages: Tensor, loss_mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """(A - mean) / std over the unmasked tokens of a step (N, T); masked tokens become 0."""
+    chosen = advantages[loss_mask]
+    if len(chosen) < 2:
+        return torch.where(loss_mask, advantages, 0.0)
+    return torch.where(loss_mask, (advantages - chosen.mean()) / (chosen.std() + eps), 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, loss_mask: Tensor) -> Tensor:
+    """1 - Var(R - V) / Var(R) over policy tokens: 1 is a perfect critic, 0 one that knows no more than the mean."""
+    v, r = values[loss_mask], returns[loss_mask]
+    if len(r) < 2 or r.var() == 0:
+        return torch.zeros(())
+    return 1 - (r - v).var() / r.var()
+
+
+def soft_overlong(n_tokens: Tensor, limit: int, buffer: int) -> Tensor:
+    """DAPO's penalty (arXiv 2503.14476, equation 13), (N,) -> (N,): 0 up to limit - buffer, then falling to -1."""
+    return ((limit - buffer - n_tokens) / buffer).clamp(-1.0, 0.0)
+
+
+def truncated_importance(trainer_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi_trainer / pi_sampler, cap) per token: corrects for a sampler that computes a little differently.
+
+    Truncated importance sampling (Ionides, 2008; Yao et al., "Your efficient RL framework secretly brings you
+    off-policy RL training", 2025). Without gradient.
+    """
+    difference = (trainer_logprobs - sampler_logprobs).detach()
+    return difference.clamp(max=LARGEST_LOG_RATIO).exp().clamp(max=cap)
+
+
+def log_ratio(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor, how: str) -> Tensor:
+    """log rho_t (B, T): of each token (PPO), or the mean over its trajectory's policy tokens (GSPO, arXiv 2507.18071).
+
+    GSPO's s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|) stands at every token of trajectory i.
+
+    Raises:
+        ValueError: `how` is neither token nor sequence.
+    """
+    per_token = (logprobs - old_logprobs) * loss_mask
+    if how == "token":
+        return per_token
+    if how == "sequence":
+        mean = per_token.sum(1, keepdim=True) / loss_mask.sum(1, keepdim=True).clamp(min=1)
+        return mean.expand_as(per_token)
+    raise ValueError(f"unknown ratio {how!r}; it is token or sequence")
 
 
 def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float, clip_eps_high: float
+    log_ratios: Tensor, advantages: Tensor, clip_eps: float, clip_eps_high: float
 ) -> tuple[Tensor, Tensor]:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A), rho = pi / pi_old (PPO, arXiv 1707.06347, equation 7).
+    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347, equation 7; eps_high > eps: DAPO).
 
     Args:
-        logprobs, old_logprobs: (B, T).
+        log_ratios: (B, T).
         advantages: broadcastable to (B, T).
 
     Returns:
         The loss per token (B, T), and where the clip took the gradient away (B, T) bool.
     """
-    ratio = (logprobs - old_logprobs).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
+    ratio = log_ratios.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     plain = -ratio * advantages
     clipped = -ratio.clamp(1 - clip_eps, 1 + clip_eps_high) * advantages
     return torch.maximum(plain, clipped), clipped > plain
 
 
-def loss_weights(loss_mask: Tensor, how: str) -> Tensor:
-    """Weights (B, T) of an optimiser step's tokens in its mean; they sum to 1, and are 0 on masked tokens.
+def llds_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor) -> Tensor:
+    """max(0, log pi_old - log pi) per token (B, T) where a trajectory that was no worse than its group lost likelihood.
 
-    `token`: every policy token counts the same, mask / sum(mask). `sequence`: every trajectory counts the same,
-    mask / (B * tokens of its row), as in GRPO's equation 3. Computed once for the whole step, so that the gradients of
-    its micro-batches add up to exactly that of the step.
+    The likelihood-preserving regulariser LLDS (arXiv 2512.04220): it acts only on trajectories with A >= 0 whose
+    log-likelihood fell as a whole, and in them only on the tokens that fell.
+
+    Args:
+        logprobs, old_logprobs, advantages: (B, T); advantages of GRPO, one value a row.
+        loss_mask: (B, T) bool.
+    """
+    fall = (old_logprobs - logprobs) * loss_mask
+    is_kept = (advantages >= 0) & (fall.detach().sum(1, keepdim=True) > 0)
+    return fall.clamp(min=0) * is_kept
+
+
+def loss_weights(loss_mask: Tensor, how: str, constant: int = 1) -> Tensor:
+    """Weights (B, T) of an optimiser step's tokens in its loss, 0 on masked tokens.
+
+    `token`: every policy token counts the same, mask / sum(mask) (DAPO, equation 8). `sequence`: every trajectory
+    counts the same, mask / (B * tokens of its row) (GRPO, equation 3). `constant`: mask / (B * constant), which neither
+    favours short right answers nor long wrong ones (Dr. GRPO, arXiv 2503.20783, section 3.1). Computed once for the
+    whole step, so that the gradients of its micro-batches add up to exactly that of the step.
 
     Raises:
-        ValueError: `how` is neither.
+        ValueError: `how` is none of these.
     """
     mask = loss_mask.float()
     if how == "token":
         return mask / mask.sum().clamp(min=1)
     if how == "sequence":
         return mask / (len(mask) * mask.sum(1, keepdim=True).clamp(min=1))
-    raise ValueError(f"unknown loss aggregation {how!r}; it is token or sequence")
+    if how == "constant":
+        return mask / (len(mask) * constant)
+    raise ValueError(f"unknown loss aggregation {how!r}; it is token, sequence or constant")
 
 
-def grpo_loss(
+def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
-    ref_logprobs: Tensor | None,
     advantages: Tensor,
     weights: Tensor,
     *,
     clip_eps: float,
     clip_eps_high: float,
-    kl_coef: float,
+    ratio: str = "token",
+    importance: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl_estimator: str = "k3",
+    entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    llds_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum over tokens of weight * (clipped surrogate + kl_coef * k3): GRPO's equation 3 with the paper's mask I(y_t).
+    """Sum over tokens of weight * (surrogate + kl_coef KL - entropy_coef H + llds_coef LLDS), with the paper's mask.
+
+    With a reference and KL in the loss this is GRPO's equation 3; without, PPO's equation 7.
 
     Args:
-        logprobs, old_logprobs, ref_logprobs, weights: (B, T); no reference, no KL term.
-        advantages: (B,), one for every token of a trajectory.
+        logprobs, old_logprobs, advantages, weights: (B, T).
+        importance: (B, T) factors on the surrogate, see `truncated_importance`.
+        ref_logprobs: (B, T); no reference, no KL term.
+        entropy: (B, T) nats.
 
     Returns:
         The loss, and weighted sums for the log: `policy_loss`, `clip_fraction`, `kl` (to the reference), `approx_kl`
-        (to the policy that sampled), and the largest ratio `ratio_max`. Tokens of weight 0 are taken out before any
-        arithmetic: they get a gradient of exactly 0 even where their values are not finite.
+        (to the policy that sampled), `llds`, and the largest ratio `ratio_max`. Tokens of weight 0 are taken out before
+        any arithmetic: they get a gradient of exactly 0 even where their values are not finite.
     """
     is_in = weights > 0
     zero = torch.zeros_like(weights)
-    new = torch.where(is_in, logprobs, zero)
-    old = torch.where(is_in, old_logprobs, zero)
-    per_token, is_clipped = clipped_surrogate(new, old, advantages[:, None], clip_eps, clip_eps_high)
-    policy_loss = (weights * per_token).sum()
-    kl = zero.sum()
+    new, old = torch.where(is_in, logprobs, zero), torch.where(is_in, old_logprobs, zero)
+    ratios = log_ratio(new, old, is_in, ratio)
+    per_token, is_clipped = clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high)
+    if importance is not None:
+        per_token = per_token * torch.where(is_in, importance, zero)
+    surrogate = (weights * per_token).sum()
+    kl = llds = zero.sum()
     if ref_logprobs is not None:
-        kl = (weights * kl_k3(new, torch.where(is_in, ref_logprobs, zero))).sum()
-    with torch.no_grad():
-        stats = {
-            "policy_loss": policy_loss.detach(),
-            "kl": kl.detach(),
-            "clip_fraction": (weights * is_clipped).sum(),
-            "approx_kl": (weights * kl_k3(old, new)).sum(),
-            "ratio_max": torch.where(is_in, (new - old).exp(), zero).max(),
-        }
-    return policy_loss + kl_coef * kl, stats
+        kl = (weights * kl_penalty(new, torch.where(is_in, ref_logprobs, zero), kl_estimator)).sum()
+    loss = surrogate + kl_coef * kl
+    if entropy_coef:
+        loss = loss - entropy_coef * (weights * torch.where(is_in, entropy, zero)).sum()
+    if llds_coef:
+        llds = (weights * llds_penalty(new, old, advantages, is_in)).sum()
+        loss = loss + llds_coef * llds
+    stats = {
+        "policy_loss": surrogate,
+        "kl": kl,
+        "llds": llds,
+        "clip_fraction": (weights * is_clipped).sum(),
+        "approx_kl": (weights * kl_penalty(old, new, "k3")).sum(),
+        "ratio_max": torch.where(is_in, ratios.exp(), zero).max(),
+    }
+    return loss, {name: value.detach() for name, value in stats.items()}
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, value_clip: float) -> Tensor:
+    """Sum of weight * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, all (B, T), as in PPO's public code.
+
+    The clip keeps one step's update from carrying a value further than c = `value_clip` towards its return.
+    """
+    is_in = weights > 0
+    v, old, r = (torch.where(is_in, x, torch.zeros_like(weights)) for x in (values, old_values, returns))
+    clipped = old + (v - old).clamp(-value_clip, value_clip)
+    return (weights * torch.maximum((v - r).square(), (clipped - r).square())).sum() / 2

@@ -7,7 +7,7 @@ from html import escape
 from itertools import pairwise
 
 Series = dict[str, list[tuple[float, float]]]
-COLOURS = ("#2563eb", "#d9480f", "#2f855a", "#7c3aed", "#b7791f")
+COLOURS = ("#2563eb", "#d9480f", "#2f855a", "#7c3aed", "#b7791f", "#0e7490", "#be185d", "#4d5562")
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 124, 40, 40
 
 
@@ -29,14 +29,18 @@ def line_chart(
     width: int = 460,
     height: int = 280,
     at: tuple[int, int] = (0, 0),
+    bands: dict[str, list[tuple[float, float, float]]] | None = None,
 ) -> str:
     """A `<g>` with one chart: grid, axes with units, and each line named at its end.
 
     Args:
         series: name -> points (x, y), x ascending.
         at: where its left upper corner goes.
+        bands: name -> (x, low, high), shaded behind the line of that name.
     """
+    bands = bands or {}
     points = [point for line in series.values() for point in line]
+    points += [(x, y) for band in bands.values() for x, *ends in band for y in ends]
     xs = ticks(min(x for x, _ in points), max(x for x, _ in points))
     ys = ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points))
     inner_width, inner_height = width - MARGIN_LEFT - MARGIN_RIGHT, height - MARGIN_TOP - MARGIN_BOTTOM
@@ -67,6 +71,10 @@ def line_chart(
         out.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>'
         )
+        if band := bands.get(name):
+            edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
+            corners = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in edge)
+            out.append(f'<polygon points="{corners}" fill="{colour}" opacity="0.12"/>')
         x, y = line[-1]
         out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>')
         label = f"{name} {y:.3g}".strip()

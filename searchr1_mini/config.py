@@ -1,54 +1,29 @@
-"""Every option in two flat dataclasses, and how what is left open is resolved for the model at hand."""
+"""Every option in two flat dataclasses; `resolve.py` fills in what is left open, `defaults.py` holds with what."""
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from searchr1_mini.errors import UserError
-
-HUB_MODELS = {
-    f"Qwen2.5-{size}{kind}": f"Qwen/Qwen2.5-{size}{kind}"
-    for size in ("0.5B", "1.5B", "3B", "7B", "14B")
-    for kind in ("", "-Instruct")
-}
-DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle jsonl".split()
-
-TINY = {
-    "dataset": "world", "eval_questions": 200, "template": "short", "max_new_tokens": 64, "max_total_tokens": 640,
-    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 40, "questions_per_step": 16, "group_size": 8,
-    "warmup_steps": 4, "drop_zero_variance": True, "tokens_per_micro_batch": 16384, "lora_rank": 16,
-    "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 20,
-}  # fmt: skip
-REAL = {
-    "dataset": "hotpotqa", "eval_questions": 200, "template": "paper", "max_new_tokens": 500, "max_total_tokens": 4096,
-    "max_observation_tokens": 500, "rollout_batch_size": 32, "steps": 500, "questions_per_step": 8, "group_size": 5,
-    "warmup_steps": 20, "drop_zero_variance": False, "tokens_per_micro_batch": 8192, "lora_rank": 32,
-    "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 50, "save_every": 50,
-}  # fmt: skip
-# LoRA wants about ten times the learning rate of full fine-tuning; the tiny base, a thousand times smaller, wants more
-LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 2e-5, ("real", "full"): 1e-6}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "24gb": {"tokens_per_micro_batch": 8192, "rollout_batch_size": 32, "max_total_tokens": 4096},
-    "16gb": {"tokens_per_micro_batch": 4096, "rollout_batch_size": 16, "max_total_tokens": 3072, "lora_rank": 16},
-    "12gb": {"tokens_per_micro_batch": 2048, "rollout_batch_size": 8, "max_total_tokens": 2048, "lora_rank": 16,
-             "max_observation_tokens": 400, "max_new_tokens": 300},
-    "t4": {"tokens_per_micro_batch": 4096, "rollout_batch_size": 16, "max_total_tokens": 3072, "lora_rank": 16,
-           "dtype": "float16"},
-    "paper": {"questions_per_step": 512, "group_size": 5, "lora_rank": 0, "load_in_4bit": False, "learning_rate": 1e-6,
-              "warmup_steps": 142, "steps": 500, "mini_batches": 2, "max_total_tokens": 4096, "max_new_tokens": 500,
-              "max_observation_tokens": 500, "save_every": 100, "topk": 3, "max_turns": 4},
-}  # fmt: skip
+from searchr1_mini.defaults import DATASETS, REAL, TINY
 
 
 def option(group: str, default: Any, help_text: str, least: float | None = None, above: float | None = None):
     """A field with its group in --help, its meaning and unit, and its range: at least `least`, or above `above`."""
     return field(default=default, metadata={"group": group, "help": help_text, "least": least, "above": above})
+
+
+def flag_of(name: str) -> str:
+    """`max_turns` -> `--max-turns`."""
+    return "--" + name.replace("_", "-")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing if nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _auto(name: str) -> str:
@@ -61,7 +36,7 @@ class TrainConfig:
 
     model: str = option("run", "tiny", "tiny, a short name such as Qwen2.5-3B, a hub id, or a local folder")
     method: Literal["search-r1", "r1"] = option("run", "search-r1", "with the search engine, or without (r1)")
-    algorithm: Literal["grpo"] = option("run", "grpo", "how the policy is updated")
+    algorithm: Literal["grpo", "ppo"] = option("run", "grpo", "how the policy is updated")
     output_dir: str | None = option("run", None, "folder of the run [default: runs/<time>-<model>-<algorithm>]")
     resume: bool = option("run", False, "go on from the newest checkpoint in --output-dir")
     seed: int = option("run", 0, "of the world, the order of questions, sampling and the adapter", least=0)
@@ -75,6 +50,7 @@ class TrainConfig:
         "data", None, "how the synthetic world's passages are written [default: simple]"
     )
     world_hops: str | None = option("data", None, "hops of the synthetic questions, in equal shares [default: 1,2]")
+    world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template" + _auto("template"))
 
     retriever: Literal["auto", "bm25", "bm25s", "http"] = option("retrieval", "auto", "bm25 is rank-bm25; auto by size")
@@ -117,22 +93,94 @@ class TrainConfig:
     )
     weight_decay: float = option("optimisation", 0.0, "of AdamW", least=0)
     grad_clip: float = option("optimisation", 1.0, "largest norm of the gradient", above=0)
-    kl_coef: float = option("optimisation", 0.001, "beta, weight of the KL to the reference; 0 does without", least=0)
-    clip_eps: float = option("optimisation", 0.2, "the ratio is clipped below at 1 - this", above=0)
-    clip_eps_high: float | None = option("optimisation", None, "and above at 1 + this [default: --clip-eps]", above=0)
-    loss_aggregation: Literal["token", "sequence"] = option(
-        "optimisation", "token", "mean over all tokens of a step, or over sequences of their token means"
-    )
-    normalize_std: bool = option("optimisation", True, "divide a group's advantages by the std of its rewards")
-    drop_zero_variance: bool | None = option(
-        "optimisation", None, "leave out groups whose rewards are all equal" + _auto("drop_zero_variance")
-    )
-    mask_observations: bool = option("optimisation", True, "keep what the engine returned out of the loss")
     tokens_per_micro_batch: int | None = option(
         "optimisation",
         None,
         "tokens a forward and backward; lower it to save memory" + _auto("tokens_per_micro_batch"),
         least=1,
+    )
+    max_skipped_updates: int = option(
+        "optimisation", 10, "stop after so many updates in a row whose loss or gradient was not finite", least=1
+    )
+
+    reward: Literal["em", "sub-em", "f1", "format"] = option(
+        "reward", "em", "format: exact match with the public code's partial credit for a well-formed trajectory"
+    )
+    retrieval_bonus: float = option(
+        "reward", 0.0, "added to a wrong answer's reward if a passage held the right one", least=0
+    )
+    overlong: Literal["keep", "drop", "penalise"] = option(
+        "reward", "keep", "trajectories cut by --max-total-tokens: keep, drop from the loss, or penalise softly (DAPO)"
+    )
+    overlong_buffer: int = option("reward", 64, "tokens before the limit over which the penalty grows to 1", least=1)
+
+    baseline: Literal["group", "leave-one-out", "none"] = option(
+        "objective",
+        "group",
+        "what a reward is compared with: the group's mean, the others' (RLOO), nothing (REINFORCE)",
+    )
+    normalize_std: bool = option(
+        "objective", True, "divide a group's advantages by the std of its rewards; Dr. GRPO does not"
+    )
+    drop_zero_variance: bool | None = option(
+        "objective", None, "leave out groups whose rewards are all equal" + _auto("drop_zero_variance")
+    )
+    dynamic_sampling: int = option(
+        "objective",
+        1,
+        "rounds of rollouts a step at most, to replace groups whose rewards are all equal (DAPO)",
+        least=1,
+    )
+    loss_aggregation: Literal["token", "sequence", "constant"] = option(
+        "objective",
+        "token",
+        "mean over tokens (DAPO), over sequences of their means (GRPO), or sum over a constant (Dr. GRPO)",
+    )
+    ratio: Literal["token", "sequence"] = option(
+        "objective", "token", "importance ratio of each token, or of the whole trajectory (GSPO)"
+    )
+    clip_eps: float = option("objective", 0.2, "the ratio is clipped below at 1 - this", above=0)
+    clip_eps_high: float | None = option(
+        "objective", None, "and above at 1 + this; more is DAPO's clip-higher [default: --clip-eps]", above=0
+    )
+    kl_coef: float = option("objective", 0.001, "beta, weight of the KL to the reference; 0 does without", least=0)
+    kl_estimator: Literal["k1", "k2", "k3"] | None = option(
+        "objective", None, "of the KL [default: k3, in the loss, for grpo; k1, in the reward, for ppo]"
+    )
+    entropy_coef: float = option("objective", 0.0, "weight of an entropy bonus", least=0)
+    importance_cap: float | None = option(
+        "objective", None, "weigh tokens by trainer / sampler probability, at most this [default: no weights]", above=0
+    )
+    llds_coef: float = option(
+        "objective", 0.0, "weight of the likelihood-preserving regulariser LLDS (arXiv 2512.04220)", least=0
+    )
+
+    critic_learning_rate: float | None = option(
+        "PPO", None, "of the critic's adapter and value head [default: 3e-3 for tiny, else 1e-4]", above=0
+    )
+    critic_warmup_steps: int = option("PPO", 2, "steps of the critic's linear warm-up, then constant", least=0)
+    gamma: float = option("PPO", 1.0, "discount a policy token", least=0)
+    gae_lambda: float = option("PPO", 1.0, "lambda of GAE; 1 is the return less the value", least=0)
+    value_clip: float = option("PPO", 0.5, "a value moves at most this far from its old one in a step's loss", above=0)
+
+    mask_observations: bool = option(
+        "museum", True, "keep what the engine returned out of the loss (paper, section 5.4)"
+    )
+    bug_retokenise: bool = option(
+        "museum", False, "train on turns that were decoded, cut at the stop string and encoded again"
+    )
+    bug_colliding_groups: bool = option(
+        "museum", False, "number groups within each data source, so that two sources share numbers"
+    )
+    bug_masked_in_denominator: bool = option(
+        "museum", False, "divide the loss by all tokens, those of prompt, observations and padding included"
+    )
+    bug_tool_tokens_in_length: bool = option(
+        "museum", False, "count observation tokens in the length that a sequence's loss is divided by"
+    )
+    bug_no_last_turn: bool = option("museum", False, "no last turn without search once the action budget is spent")
+    bug_reward_from_whole_text: bool = option(
+        "museum", False, "pay for a gold answer anywhere in the text, passages included"
     )
 
     lora_rank: int | None = option("model", None, "0 is full fine-tuning" + _auto("lora_rank"), least=0)
@@ -174,6 +222,7 @@ class EvalConfig:
     corpus: str | None = option("data", None, "local jsonl with the passages")
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option("data", None, "of the synthetic world")
     world_hops: str | None = option("data", None, "hops of the synthetic questions, as 1,2")
+    world_noise: int | None = option("data", None, "made-up words after every passage", least=0)
     world_seed: int | None = option("data", None, "another number is a fresh world [default: the run's seed]", least=0)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template")
 
@@ -192,139 +241,3 @@ class EvalConfig:
     load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("model", "auto", "what to compute in")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("model", "auto", "where to compute")
-
-
-def is_tiny(config: TrainConfig) -> bool:
-    """Whether the run is on the base that ships with the package."""
-    return config.model == "tiny"
-
-
-def resolve_model(name: str) -> str:
-    """What transformers loads: an existing folder, a hub id, a known short name, or the packaged tiny base.
-
-    Raises:
-        UserError: it is none of these; names the closest.
-    """
-    if name == "tiny":
-        return str(Path(__file__).parent / "tiny_base")
-    if Path(name).is_dir() or "/" in name:
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise UserError(f"there is no folder {name}; --model takes a folder, a hub id or a short name")
-        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    if name in HUB_MODELS:
-        return HUB_MODELS[name]
-    raise UserError(
-        f"unknown model {name!r}{suggest(name, ['tiny', *HUB_MODELS])}; any hub id or local folder works too"
-    )
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing if nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def world_hops_list(config: TrainConfig) -> list[int]:
-    """`1,2` -> [1, 2].
-
-    Raises:
-        UserError: it is no list of numbers from 1 to 3.
-    """
-    try:
-        hops = [int(part) for part in config.world_hops.split(",")]
-    except ValueError:
-        hops = []
-    if not hops or len(set(hops)) < len(hops) or not all(1 <= hop <= 3 for hop in hops):
-        raise UserError(f"--world-hops {config.world_hops}: give different numbers from 1 to 3, as in 1,2")
-    return hops
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Fills every open value for the model at hand and refuses what does not fit together.
-
-    Raises:
-        UserError: one sentence that names the flag, its value and the remedy.
-    """
-    check_ranges(config)
-    _check_given(config)
-    size = "tiny" if is_tiny(config) else "real"
-    values = dict(TINY if size == "tiny" else REAL)
-    if config.lora_rank == 0:
-        values["load_in_4bit"] = False
-    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) is not None}
-    values |= given
-    way = "full" if values["lora_rank"] == 0 else "lora"
-    values.setdefault("learning_rate", LEARNING_RATES[size, way])
-    values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
-    values.setdefault("clip_eps_high", config.clip_eps)
-    if values["dataset"] == "world":
-        values.setdefault("world_difficulty", "simple")
-        values.setdefault("world_hops", "1,2")
-    config = replace(config, **values)
-    _check_resolved(config)
-    return config
-
-
-def check_ranges(config: TrainConfig | EvalConfig) -> None:
-    """Refuses a number outside of its range.
-
-    Raises:
-        UserError: names the flag, its value and the range.
-    """
-    for option_ in fields(config):
-        value, least, above = getattr(config, option_.name), option_.metadata["least"], option_.metadata["above"]
-        flag = flag_of(option_.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag} {value}: it must be a finite number")
-        if value is not None and least is not None and not value >= least:
-            raise UserError(f"{flag} {value}: it must be at least {least}")
-        if value is not None and above is not None and not value > above:
-            raise UserError(f"{flag} {value}: it must be above {above}")
-
-
-def flag_of(name: str) -> str:
-    """`max_turns` -> `--max-turns`."""
-    return "--" + name.replace("_", "-")
-
-
-def _check_given(config: TrainConfig) -> None:
-    if config.dataset is not None and config.dataset not in DATASETS:
-        raise UserError(
-            f"unknown data set {config.dataset!r}{suggest(config.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
-        )
-    if config.resume and config.output_dir is None:
-        raise UserError("--resume needs the run's folder; add --output-dir runs/NAME")
-    if config.retriever == "http" and not config.retriever_url:
-        raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
-    if config.retriever_url and config.retriever != "http":
-        raise UserError(f"--retriever-url does nothing with --retriever {config.retriever}; add --retriever http")
-    if config.method == "r1" and (config.retriever != "auto" or config.corpus or config.topk != TrainConfig.topk):
-        raise UserError("--method r1 trains without a search engine; leave out --retriever, --corpus and --topk")
-
-
-def _check_resolved(config: TrainConfig) -> None:
-    is_world = config.dataset == "world"
-    rules = [
-        (is_world and config.data_path, "--data-path does not go with --dataset world; name the file's data set"),
-        (is_world and config.corpus, "--corpus does not go with --dataset world, which brings its own passages"),
-        (is_world and config.retriever == "http", "--retriever http cannot know the passages of --dataset world"),
-        (not is_world and (config.world_difficulty or config.world_hops),
-         f"--world-difficulty and --world-hops need --dataset world, but it is {config.dataset}"),
-        (config.load_in_4bit and config.lora_rank == 0,
-         "--load-in-4bit needs an adapter; set --lora-rank above 0, or --no-load-in-4bit for full fine-tuning"),
-        (config.max_new_tokens >= config.max_total_tokens,
-         f"--max-new-tokens {config.max_new_tokens} must be below --max-total-tokens {config.max_total_tokens}"),
-        (config.max_observation_tokens >= config.max_total_tokens,
-         f"--max-observation-tokens {config.max_observation_tokens} must be below --max-total-tokens "
-         f"{config.max_total_tokens}"),
-        (config.mini_batches > config.questions_per_step,
-         f"--mini-batches {config.mini_batches} is more than --questions-per-step {config.questions_per_step}"),
-        (config.clip_eps >= 1, f"--clip-eps {config.clip_eps}: it must be below 1"),
-        (config.clip_eps_high < config.clip_eps,
-         f"--clip-eps-high {config.clip_eps_high} must not be below --clip-eps {config.clip_eps}"),
-    ]  # fmt: skip
-    for is_broken, sentence in rules:
-        if is_broken:
-            raise UserError(sentence)
-    if is_world:
-        world_hops_list(config)

@@ -11,7 +11,7 @@ from searchr1_mini import traces
 from searchr1_mini.retrieval import build_retriever
 from searchr1_mini.world import Difficulty, make_questions, make_world
 
-DIFFICULTY_MIX: dict[Difficulty, float] = {"infobox": 0.1, "simple": 0.15, "natural": 0.75}
+DIFFICULTY_MIX: dict[Difficulty, float] = {"infobox": 0.1, "simple": 0.3, "natural": 0.6}
 HOPS_MIX = {1: 0.37, 2: 0.55, 3: 0.08}
 
 
@@ -39,7 +39,7 @@ class Stage:
 STAGES = (
     Stage(
         "read and speak the tags",
-        0.75,
+        0.65,
         reading=0.35,
         last_turns=0.0,
         pages=0.02,
@@ -49,7 +49,7 @@ STAGES = (
     ),
     Stage(
         "habits of a base model",
-        0.25,
+        0.35,
         reading=0.15,
         last_turns=0.4,
         pages=0.01,
@@ -57,6 +57,17 @@ STAGES = (
         right=0.03,
         habits=traces.BASE,
     ),
+)
+
+WARM_START = Stage(
+    "warm start",
+    1.0,
+    reading=0.15,
+    last_turns=0.2,
+    pages=0.0,
+    drills=0.0,
+    right=0.4,
+    habits=traces.BASE,
 )
 
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from searchr1_mini import checkpoint
-from searchr1_mini.config import EvalConfig, TrainConfig, resolve, resolve_model
+from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import evaluate
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
+from searchr1_mini.resolve import resolve, resolve_model
 from searchr1_mini.retrieval import EmptyRetriever
 from searchr1_mini.rewards import reward
 from searchr1_mini.rollout import rollout

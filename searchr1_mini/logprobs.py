@@ -16,6 +16,7 @@ def token_logprobs(
     loss_mask: Tensor,
     temperature: float,
     chunk_tokens: int = 1024,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log pi(target) = logit_target - logsumexp(logits), with logits / temperature as in sampling.
 
@@ -28,9 +29,10 @@ def token_logprobs(
         targets: (B, T) long.
         loss_mask: (B, T) bool.
         temperature: the one that the rollout sampled with, > 0.
+        entropy_gradient: lets the gradient through the entropies too, for an entropy bonus.
 
     Returns:
-        log-probs (B, T) float32 and entropies (B, T) float32 in nats without gradient; both 0 where masked out.
+        log-probs (B, T) float32 and entropies (B, T) float32 in nats; both 0 where masked out.
     """
     rows = loss_mask.flatten().nonzero()[:, 0]
     chosen, wanted = hidden.flatten(0, 1)[rows], targets.flatten()[rows]
@@ -38,7 +40,7 @@ def token_logprobs(
     def of_chunk(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = lm_head(chunk).float() / temperature
         normaliser = logits.logsumexp(-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
         return logits.gather(-1, ids[:, None])[:, 0] - normaliser, entropy
 

@@ -67,12 +67,19 @@ MakeMethod = Callable[[str], Method]
 
 
 def search_r1(
-    question: str, *, template: str = SEARCH_TEMPLATE, max_turns: int = 4, max_new_tokens: int = 500, topk: int = 3
+    question: str,
+    *,
+    template: str = SEARCH_TEMPLATE,
+    max_turns: int = 4,
+    max_new_tokens: int = 500,
+    topk: int = 3,
+    last_turn: bool = True,
 ) -> Method:
     """Search-R1 (paper, Algorithm 1): think, search, read, answer; at most `max_turns` actions.
 
     A turn that is neither a search nor an answer is told so and costs an action. After the budget is spent the policy
-    gets one last turn, in which a search is no longer served (the public code; the paper stops at B).
+    gets one last turn, in which a search is no longer served (the public code; the paper stops at B, as does
+    `last_turn=False`).
     """
     yield Prompt(template.format(question=normalise_question(question)))
     for _ in range(max_turns):
@@ -84,9 +91,10 @@ def search_r1(
             yield Observe(passages=passages)
         else:
             yield Observe(INVALID_ACTION)
-    action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
-    if action.kind == "answer":
-        yield Finish(action.content, "answer")
+    if last_turn:
+        action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
+        if action.kind == "answer":
+            yield Finish(action.content, "answer")
     yield Finish(None, "turns")
 
 
@@ -97,12 +105,19 @@ def r1(question: str, *, template: str = REASON_TEMPLATE, max_new_tokens: int = 
     yield Finish(action.content, "answer") if action.kind == "answer" else Finish(None, "eos")
 
 
-def make_method(name: str, *, template: str, max_turns: int, max_new_tokens: int, topk: int) -> MakeMethod:
+def make_method(
+    name: str, *, template: str, max_turns: int, max_new_tokens: int, topk: int, last_turn: bool = True
+) -> MakeMethod:
     """The method of that name with its settings; `template` is "paper" or "short" (the tiny base's)."""
     if name == "r1":
         text = SHORT_TEMPLATE if template == "short" else REASON_TEMPLATE
         return lambda question: r1(question, template=text, max_new_tokens=max_new_tokens)
     text = SHORT_TEMPLATE if template == "short" else SEARCH_TEMPLATE
     return lambda question: search_r1(
-        question, template=text, max_turns=max_turns, max_new_tokens=max_new_tokens, topk=topk
+        question,
+        template=text,
+        max_turns=max_turns,
+        max_new_tokens=max_new_tokens,
+        topk=topk,
+        last_turn=last_turn,
     )

@@ -36,11 +36,21 @@ class Policy:
     @property
     def causal_lm(self) -> nn.Module:
         """The `...ForCausalLM` inside any adapter wrapper."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model.get_base_model() if self.has_adapter else self.model
 
     @property
     def config(self):
         return self.causal_lm.config
+
+    @property
+    def has_adapter(self) -> bool:
+        """False in full fine-tuning."""
+        return isinstance(self.model, PeftModel)
+
+    def activate(self, adapter: str) -> None:
+        """Switches the base to one of its adapters; peft then lets gradients into that one alone."""
+        if self.has_adapter:
+            self.model.set_adapter(adapter)
 
     def autocast(self):
         """Computes in `dtype` when the trained weights are kept in float32 beside it."""
@@ -60,7 +70,7 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the model is pi_ref: the adapter switched off, or the frozen copy in full fine-tuning."""
-        if isinstance(self.model, PeftModel):
+        if self.has_adapter:
             with self.model.disable_adapter():
                 yield
         else:
@@ -80,12 +90,12 @@ class Policy:
             self.model.eval()
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that the optimiser updates."""
+        """The policy's parameters that the optimiser updates; a critic has its own."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def save(self, folder: Path) -> None:
         """Writes the adapter, or the whole model in full fine-tuning, and the tokenizer."""
-        if isinstance(self.model, PeftModel):
+        if self.has_adapter:
             self.model.save_pretrained(folder, selected_adapters=[ADAPTER])
         else:
             self.model.save_pretrained(folder)

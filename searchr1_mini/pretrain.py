@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from searchr1_mini import traces
-from searchr1_mini.curriculum import DIFFICULTY_MIX, STAGES, Stage, draw_traces
+from searchr1_mini.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces
 from searchr1_mini.prompts import INVALID_ACTION, SEARCH_TEMPLATE
 from searchr1_mini.retrieval import build_retriever
 from searchr1_mini.world import Difficulty, make_questions, make_world
@@ -176,7 +176,7 @@ def pretrain(args: argparse.Namespace) -> None:
     loss_of = torch.compile(step_loss, dynamic=True) if args.compile else step_loss
     probes = {difficulty: probe_rows(difficulty, 60) for difficulty in DIFFICULTY_MIX}
     seen, start, next_report = 0, time.time(), 0.0
-    stages = STAGES[args.first_stage :]
+    stages = (WARM_START,) if args.warm_start else STAGES[args.first_stage :]
     for number, stage in enumerate(stages):
         until = args.tokens * sum(s.share_of_tokens for s in stages[: number + 1])
         until /= sum(s.share_of_tokens for s in stages)
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder for the base and its tokenizer")
     parser.add_argument("--init", help="go on from this base instead of a random one")
     parser.add_argument("--first-stage", type=int, default=0, help="1 leaves the first stage out")
+    parser.add_argument("--warm-start", action="store_true", help="a single stage with many right episodes instead")
     parser.add_argument("--tokens", type=float, default=100e6, help="tokens of both stages, padding included")
     parser.add_argument("--vocab-size", type=int, default=1664)
     parser.add_argument("--hidden", type=int, default=128)

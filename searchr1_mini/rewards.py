@@ -1,4 +1,4 @@
-"""Outcome rewards: exact match after SQuAD normalisation (paper, section 3.4), and F1 for reports."""
+"""Outcome rewards: exact match after SQuAD normalisation (paper, section 3.4), its variants, and F1 for reports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from searchr1_mini.trajectory import Trajectory
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+# a turn that thinks once and then acts once; the text inside a tag holds no other tag of ours
+_INSIDE = r"(?:(?!</?(?:think|search|answer|information)>).)+"
+_TURN = re.compile(rf"\s*<think>{_INSIDE}</think>\s*<(search|answer)>{_INSIDE}</\1>\s*", re.DOTALL)
 
 
 def normalise_answer(text: str) -> str:
@@ -23,6 +26,19 @@ def exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
     if answer is None:
         return 0.0
     return float(normalise_answer(answer) in {normalise_answer(gold) for gold in golden_answers})
+
+
+def sub_exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
+    """1.0 if the answer contains any gold answer as whole words after normalisation, else 0.0."""
+    if answer is None:
+        return 0.0
+    return float(contains_gold(answer, golden_answers))
+
+
+def contains_gold(text: str, golden_answers: Sequence[str]) -> bool:
+    """Whether any gold answer stands in the text, as whole words after normalisation of both."""
+    words = f" {normalise_answer(text)} "
+    return any(f" {gold} " in words for gold in map(normalise_answer, golden_answers) if gold)
 
 
 def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
@@ -40,10 +56,54 @@ def _token_f1(answer: str, gold: str) -> float:
     return 2 * common / (len(said) + len(wanted))
 
 
-def reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:
-    """r(x, y) = EM(answer, gold), equation 4 of the paper.
+def is_well_formed(trajectory: Trajectory) -> bool:
+    """Whether every turn thinks once and acts once, nothing stands outside of the tags, and the last turn answers."""
+    turns = [_TURN.fullmatch(segment.text) for segment in trajectory.of_kind("policy")]
+    if not turns or not all(turns):
+        return False
+    *before, last = (turn[1] for turn in turns)
+    return last == "answer" and "answer" not in before
+
+
+def format_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:
+    """The public code's four values: right 1.0, right but malformed 0.8, wrong but well-formed 0.2, else 0.1.
+
+    0.1 is for an answer that is wrong and malformed; without any answer a malformed trajectory gets 0.
+    """
+    if exact_match(trajectory.answer, golden_answers):
+        return 1.0 if is_well_formed(trajectory) else 0.8
+    if is_well_formed(trajectory):
+        return 0.2
+    return 0.0 if trajectory.answer is None else 0.1
+
+
+def reward(
+    trajectory: Trajectory, golden_answers: Sequence[str], kind: str = "em", retrieval_bonus: float = 0.0
+) -> float:
+    """r(x, y), by default EM(answer, gold), equation 4 of the paper.
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
-    prompt or in a passage never scores.
+    prompt or in a passage never scores. The bonus pays a wrong answer for a search that found the right one: it reads
+    what the engine returned, and is 0 by default.
+
+    Args:
+        kind: `em`, `sub-em`, `f1` or `format`.
+
+    Raises:
+        ValueError: an unknown kind.
     """
-    return exact_match(trajectory.answer, golden_answers)
+    match kind:
+        case "em":
+            score = exact_match(trajectory.answer, golden_answers)
+        case "sub-em":
+            score = sub_exact_match(trajectory.answer, golden_answers)
+        case "f1":
+            score = f1_score(trajectory.answer, golden_answers)
+        case "format":
+            score = format_reward(trajectory, golden_answers)
+        case _:
+            raise ValueError(f"unknown reward {kind!r}; it is em, sub-em, f1 or format")
+    is_wrong = retrieval_bonus > 0 and not exact_match(trajectory.answer, golden_answers)
+    if is_wrong and any(contains_gold(text, golden_answers) for text in trajectory.retrieved):
+        score += retrieval_bonus
+    return score

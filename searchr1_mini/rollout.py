@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +55,11 @@ class RolloutStats:
     @property
     def fed_ratio(self) -> float:
         return self.tokens_fed / max(self.tokens_total, 1)
+
+
+def sum_stats(parts: Sequence[RolloutStats]) -> RolloutStats:
+    """What several rollouts cost together."""
+    return RolloutStats(*(sum(getattr(part, f.name) for part in parts) for f in fields(RolloutStats)))
 
 
 def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -14,22 +14,25 @@ from pathlib import Path
 import torch
 
 from searchr1_mini import __version__, checkpoint
-from searchr1_mini.config import TrainConfig, resolve_model, world_hops_list
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.critic import Critic
 from searchr1_mini.data import Split
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import evaluate
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.report import write_report
+from searchr1_mini.resolve import resolve_model, world_hops_list
 from searchr1_mini.retrieval import EmptyRetriever, Retriever
 from searchr1_mini.rollout import RolloutLimits, prompt_ids
 from searchr1_mini.task import Task, load_dataset_task, load_world_task
 from searchr1_mini.tracking import Tracker, render_trajectory, summary_table, truncate_metrics, write_json_atomic
 from searchr1_mini.trajectory import Trajectory
+from searchr1_mini.watch import Watch
 
 MUST_MATCH = (
-    "model method algorithm dataset data_path corpus world_difficulty world_hops template topk max_turns seed "
-    "questions_per_step group_size lora_rank lora_alpha load_in_4bit"
+    "model method algorithm dataset data_path corpus world_difficulty world_hops world_noise template topk max_turns "
+    "seed questions_per_step group_size lora_rank lora_alpha load_in_4bit"
 ).split()
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -48,9 +51,12 @@ class Session:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
+    critic: Critic | None
+    watch: Watch
     tracker: Tracker | None = None
     first_step: int = 1
     updates: int = 0
+    skipped_in_a_row: int = 0
     train_seconds: float = 0.0
     before: dict | None = None
     samples_before: list[Trajectory] = field(default_factory=list)
@@ -80,8 +86,10 @@ def start(config: TrainConfig) -> Session:
         seed=config.seed,
     )
     check_questions(train.examples + held_out.examples, policy, config)
-    optimizer = torch.optim.AdamW(policy.trainable(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    warmup = max(config.warmup_steps * config.mini_batches * config.epochs, 1)
+    critic = None
+    if config.algorithm == "ppo":
+        critic = Critic(policy, config.seed, newest and newest / "critic")
+    optimizer, scheduler = optimizer_of(config, policy, critic)
     run = Session(
         config,
         folder,
@@ -91,15 +99,33 @@ def start(config: TrainConfig) -> Session:
         method_of(config),
         limits_of(config),
         optimizer,
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / warmup)),
+        scheduler,
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        critic,
+        Watch(),
     )
     if newest:
         _restore(run, newest)
+    elif config.resume:  # interrupted before the first checkpoint: from the start
+        truncate_metrics(folder / "metrics.jsonl", 0)
+        truncate_metrics(folder / "warnings.jsonl", 0)
     run.tracker = Tracker(
         folder, config.steps, run.first_step, config.tensorboard, config.wandb, asdict(config), folder.name
     )
     return run
+
+
+def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None):
+    """AdamW and its schedule; the critic has a learning rate and a warm-up of its own."""
+    updates_a_step = config.mini_batches * config.epochs
+    groups = [{"params": policy.trainable(), "lr": config.learning_rate}]
+    warmups = [max(config.warmup_steps * updates_a_step, 1)]
+    if critic:
+        groups.append({"params": critic.parameters(), "lr": config.critic_learning_rate})
+        warmups.append(max(config.critic_warmup_steps * updates_a_step, 1))
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    schedules = [lambda update, warmup=warmup: min(1.0, (update + 1) / warmup) for warmup in warmups]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
 
 
 def load_task(config: TrainConfig, split: Split, share_retriever: Retriever | None = None) -> Task:
@@ -110,6 +136,7 @@ def load_task(config: TrainConfig, split: Split, share_retriever: Retriever | No
             split,
             seed=config.seed,
             difficulty=config.world_difficulty,
+            noise=config.world_noise,
             hops=world_hops_list(config),
             n=n,
             retriever=config.retriever,
@@ -134,6 +161,7 @@ def method_of(config: TrainConfig) -> MakeMethod:
         max_turns=config.max_turns,
         max_new_tokens=config.max_new_tokens,
         topk=config.topk,
+        last_turn=not config.bug_no_last_turn,
     )
 
 
@@ -187,7 +215,8 @@ def _restore(run: Session, folder: Path) -> None:
     run.first_step, run.updates = progress["step"] + 1, progress["updates"]
     run.before, run.train_seconds = progress["before"], progress["train_seconds"]
     run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
-    truncate_metrics(run.folder / "metrics.jsonl", progress["step"])
+    run.watch = Watch(truncate_metrics(run.folder / "metrics.jsonl", progress["step"]))
+    truncate_metrics(run.folder / "warnings.jsonl", progress["step"])
     print(f"resumed after step {progress['step']} from {folder}", flush=True)
 
 
@@ -196,6 +225,8 @@ def save_step(run: Session, step: int) -> Path:
 
     def write_files(folder: Path) -> None:
         run.policy.save(folder / "model")
+        if run.critic:
+            run.critic.save(folder / "critic")
         checkpoint.save_training_state(
             folder / "state.pt",
             step=step,

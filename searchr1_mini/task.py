@@ -18,10 +18,10 @@ class Task:
 
 
 def load_world_task(
-    split: Split, *, seed: int, difficulty: Difficulty, hops: list[int], n: int | None, retriever: str
+    split: Split, *, seed: int, difficulty: Difficulty, noise: int, hops: list[int], n: int | None, retriever: str
 ) -> Task:
     """A fresh synthetic world; the two splits never share an entity, whatever the seed."""
-    world = make_world(seed, split, difficulty)
+    world = make_world(seed, split, difficulty, noise)
     index = EmptyRetriever() if retriever == "empty" else build_retriever(retriever, world.passages)
     return Task(world_examples(world, hops, n, seed), index)
 

@@ -54,6 +54,7 @@ class Tracker:
         run_name: str,
     ) -> None:
         self.total_steps = total_steps
+        self.warnings = run_dir / "warnings.jsonl"
         self.file = (run_dir / "metrics.jsonl").open("a")
         self.board = _open_tensorboard(run_dir) if tensorboard else None
         self.wandb = _open_wandb(run_name, config, run_dir) if wandb else None
@@ -92,6 +93,13 @@ class Tracker:
         if scores:
             self.bar.write(f"step {step}: held-out EM " + ", ".join(f"{name} {em:.2f}" for name, em in scores.items()))
 
+    def warn(self, step: int, warnings: Iterable[str]) -> None:
+        """Shows what the stability watch found, and adds it to warnings.jsonl."""
+        for warning in warnings:
+            self.bar.write(f"step {step}: warning: {warning}", file=sys.stderr)
+            with self.warnings.open("a") as file:
+                file.write(json.dumps({"step": step, "warning": warning}) + "\n")
+
 
 def _open_tensorboard(run_dir: Path):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -120,10 +128,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drops what was logged after `step`, so that a resumed run logs every step once."""
+def truncate_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops what was logged after `step`, so that a resumed run logs every step once; returns what is left."""
     rows = [row for row in read_jsonl(path) if row["step"] <= step]
-    write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if path.exists():
+        write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from searchr1_mini.data import Example
@@ -72,18 +72,29 @@ def split_of(name: str) -> Split:
     return "eval" if zlib.crc32(name.encode()) % 4 == 0 else "train"
 
 
-def make_world(seed: int, split: Split, difficulty: Difficulty = DEFAULT_DIFFICULTY) -> World:
+def make_world(seed: int, split: Split, difficulty: Difficulty = DEFAULT_DIFFICULTY, noise_words: int = 0) -> World:
     """Draws one closed world: every object of a fact is an entity of the same world.
 
     Args:
         seed: the draw of entities, facts and sentence forms.
         split: which names may occur; see `split_of`.
         difficulty: how passages are written; see the head of this file.
+        noise_words: made-up words after the text of every passage, which nothing can predict.
     """
     rng = random.Random(f"{seed}/{split}/{difficulty}")
     entities = {kind: rng.sample([n for n in all_names(kind) if split_of(n) == split], k) for kind, k in COUNTS.items()}
     facts = _draw_facts(entities, rng)
-    return World(entities, facts, _write_passages(entities, facts, difficulty, rng))
+    passages = _write_passages(entities, facts, difficulty, rng)
+    if noise_words:
+        noise = random.Random(f"{seed}/{split}/noise")
+        passages = [replace(p, text=f"{p.text} {made_up_words(noise_words, noise)}.") for p in passages]
+    return World(entities, facts, passages)
+
+
+def made_up_words(n: int, rng: random.Random) -> str:
+    """`n` words of two or three random syllables: `zulo kebari vone`."""
+    syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+    return " ".join("".join(rng.choices(syllables, k=rng.randint(2, 3))) for _ in range(n))
 
 
 def _draw_facts(entities: dict[str, list[str]], rng: random.Random) -> dict[tuple[str, str], Fact]:

@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 
 from searchr1_mini.algorithms import (
     clipped_surrogate,
+    explained_variance,
     group_advantages,
-    grpo_loss,
-    kl_k3,
+    kl_penalty,
+    llds_penalty,
     loss_weights,
+    policy_loss,
+    soft_overlong,
+    token_rewards,
+    truncated_importance,
+    whiten,
     zero_variance,
 )
 
@@ -52,25 +58,40 @@ def test_zero_variance_groups_are_named_and_single_rollouts_are_not():
     ],
 )
 def test_clipped_surrogate_by_hand(ratio, advantage, loss, is_clipped):
-    value, clipped = clipped_surrogate(
-        torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.tensor([[advantage]]), 0.2, 0.3
-    )
+    value, clipped = clipped_surrogate(torch.tensor([[math.log(ratio)]]), torch.tensor([[advantage]]), 0.2, 0.3)
     assert value.item() == pytest.approx(loss, rel=1e-5)
     assert clipped.item() is is_clipped
 
 
 @given(st.floats(-200, 0), st.floats(-200, 0))
 def test_k3_is_finite_and_never_negative(logprob, ref_logprob):
-    value = kl_k3(torch.tensor(logprob), torch.tensor(ref_logprob)).item()
+    value = kl_penalty(torch.tensor(logprob), torch.tensor(ref_logprob), "k3").item()
     assert math.isfinite(value)
     assert value >= -1e-6
 
 
-def test_k3_is_an_unbiased_estimate_of_the_kl():
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_k1_and_k3_are_unbiased_estimates_of_the_kl(estimator):
     torch.manual_seed(0)
     policy, reference = torch.randn(6).log_softmax(-1), torch.randn(6).log_softmax(-1)
     exact = (policy.exp() * (policy - reference)).sum()
-    assert torch.allclose((policy.exp() * kl_k3(policy, reference)).sum(), exact, atol=1e-6)
+    assert torch.allclose((policy.exp() * kl_penalty(policy, reference, estimator)).sum(), exact, atol=1e-6)
+
+
+def test_gradients_of_the_estimators_as_losses():
+    """Under samples of pi, k1 as a loss has no expected gradient, k2 has that of the KL."""
+    torch.manual_seed(0)
+    logits, reference = torch.randn(6, dtype=torch.float64, requires_grad=True), torch.randn(6).double().log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    probs = policy.detach().exp()
+    exact = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
+    gradients = {
+        name: torch.autograd.grad((probs * kl_penalty(policy, reference, name)).sum(), logits, retain_graph=True)[0]
+        for name in ("k1", "k2", "k3")
+    }
+    torch.testing.assert_close(gradients["k1"], torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradients["k2"], exact)
+    assert not torch.allclose(gradients["k3"], exact)
 
 
 def test_loss_weights_sum_to_one_and_mean_what_they_say():
@@ -79,10 +100,10 @@ def test_loss_weights_sum_to_one_and_mean_what_they_say():
     torch.testing.assert_close(loss_weights(mask, "sequence").sum(1), torch.tensor([0.5, 0.5]))
 
 
-def test_grpo_loss_by_hand():
+def test_policy_loss_by_hand():
     """Two tokens, ratios e^0.1 and 1, advantage 1; reference 0.2 below on the second."""
     new, old, ref = torch.tensor([[-0.9, -1.0]]), torch.tensor([[-1.0, -1.0]]), torch.tensor([[-0.9, -1.2]])
-    loss, stats = grpo_loss(new, old, ref, torch.ones(1), torch.full((1, 2), 0.5), **SETTINGS)
+    loss, stats = policy_loss(new, old, torch.ones(1, 2), torch.full((1, 2), 0.5), ref_logprobs=ref, **SETTINGS)
     surrogate = -(math.exp(0.1) + 1) / 2
     kl = (math.exp(-0.2) + 0.2 - 1) / 2
     assert loss.item() == pytest.approx(surrogate + 0.5 * kl, rel=1e-5)
@@ -95,13 +116,15 @@ def test_grpo_loss_by_hand():
 def test_micro_batch_gradients_add_up_to_the_gradient_of_the_step():
     torch.manual_seed(0)
     new = torch.randn(5, 7).clamp(-2, 0).requires_grad_()
-    old, ref, advantages = new.detach() + 0.1 * torch.randn(5, 7), torch.randn(5, 7), torch.randn(5)
-    for how in ("token", "sequence"):
-        weights = loss_weights(torch.rand(5, 7) > 0.4, how)
-        full = torch.autograd.grad(grpo_loss(new, old, ref, advantages, weights, **SETTINGS)[0], new)[0]
+    old, ref, advantages = new.detach() + 0.1 * torch.randn(5, 7), torch.randn(5, 7), torch.randn(5, 7)
+    for how in ("token", "sequence", "constant"):
+        weights = loss_weights(torch.rand(5, 7) > 0.4, how, constant=9)
+        loss, _ = policy_loss(new, old, advantages, weights, ref_logprobs=ref, **SETTINGS)
+        full = torch.autograd.grad(loss, new)[0]
         parts = torch.zeros_like(full)
         for rows in ([0, 3], [1, 2, 4]):
-            loss, _ = grpo_loss(new[rows], old[rows], ref[rows], advantages[rows], weights[rows], **SETTINGS)
+            pieces = (x[rows] for x in (new, old, advantages, weights))
+            loss, _ = policy_loss(*pieces, ref_logprobs=ref[rows], **SETTINGS)
             parts += torch.autograd.grad(loss, new)[0]
         torch.testing.assert_close(parts, full)
 
@@ -111,9 +134,70 @@ def test_masked_values_that_are_not_finite_change_nothing(poison):
     new = torch.tensor([[-1.0, poison, -2.0]], requires_grad=True)
     old, ref = torch.tensor([[-1.1, poison, -2.0]]), torch.tensor([[-1.0, poison, -2.5]])
     weights = loss_weights(torch.tensor([[True, False, True]]), "token")
-    loss, stats = grpo_loss(new, old, ref, torch.ones(1), weights, **SETTINGS)
+    loss, stats = policy_loss(new, old, torch.ones(1, 3), weights, ref_logprobs=ref, **SETTINGS)
     loss.backward()
     assert math.isfinite(loss.item())
     assert new.grad[0, 1].item() == 0
     assert new.grad.isfinite().all()
     assert all(value.isfinite() for value in stats.values())
+
+
+def test_other_baselines_by_hand():
+    rewards, groups = torch.tensor([1.0, 0.0, 0.0, 5.0]), torch.tensor([0, 0, 0, 1])
+    assert group_advantages(rewards, groups, "leave-one-out").tolist() == [1.0, -0.5, -0.5, 5.0]
+    assert group_advantages(rewards, groups, "none").tolist() == rewards.tolist()
+    with pytest.raises(ValueError, match="leave-one-out"):
+        group_advantages(rewards, groups, "mean")
+
+
+def test_the_reward_lands_on_the_last_policy_token():
+    mask = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]]).bool()
+    rewards = token_rewards(torch.tensor([1.0, 2.0, 3.0]), mask, None, 0.0)
+    assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 0, 2], [0, 0, 0, 0]]
+    with_kl = token_rewards(torch.tensor([1.0, 2.0, 3.0]), mask, torch.ones(3, 4), 0.5)
+    assert with_kl.tolist() == [[-0.5, 0, 0.5, 0], [0, -0.5, -0.5, 1.5], [0, 0, 0, 0]]
+
+
+def test_gspo_with_a_sequence_mean_is_the_sequence_objective():
+    """Sum over tokens of s_i A_i / (B |y_i|) = mean over trajectories of min(s_i A_i, clip(s_i) A_i)."""
+    torch.manual_seed(0)
+    mask = torch.rand(4, 6) > 0.3
+    new, old, advantages = -torch.rand(4, 6), -torch.rand(4, 6), torch.randn(4)
+    weights = loss_weights(mask, "sequence")
+    loss, _ = policy_loss(
+        new, old, advantages[:, None].expand(4, 6), weights, clip_eps=0.1, clip_eps_high=0.1, ratio="sequence"
+    )
+    expected = 0.0
+    for row in range(4):
+        s = math.exp(sum((new[row] - old[row])[mask[row]].tolist()) / int(mask[row].sum()))
+        expected -= min(s * advantages[row].item(), min(max(s, 0.9), 1.1) * advantages[row].item()) / 4
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_importance_weights_are_cut_at_their_cap():
+    trainer, sampler = torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-1.0, -3.0, -1.0])
+    expected = torch.tensor([1.0, 2.0, math.exp(-1)])
+    torch.testing.assert_close(truncated_importance(trainer, sampler, 2.0), expected)
+
+
+def test_the_overlong_penalty_by_hand():
+    assert soft_overlong(torch.tensor([10, 80, 90, 100, 130]), 100, 20).tolist() == [0, 0, -0.5, -1, -1]
+
+
+def test_whitening_and_explained_variance_by_hand():
+    mask = torch.tensor([[True, False, True], [True, False, False]])
+    values = torch.tensor([[1.0, 99.0, 2.0], [3.0, 99.0, 99.0]])
+    assert whiten(values, mask).tolist() == [[-1, 0, 0], [1, 0, 0]]
+    assert explained_variance(values, values, mask).item() == 1
+    assert explained_variance(torch.zeros(2, 3), values, mask).item() == 0
+    assert explained_variance(-values, values, mask).item() == -3
+
+
+def test_llds_acts_only_on_good_trajectories_that_lost_likelihood():
+    new = torch.tensor([[-2.0, -0.5], [-2.0, -0.5], [-1.2, -0.1]], requires_grad=True)
+    old, mask = torch.full((3, 2), -1.0), torch.ones(3, 2, dtype=torch.bool)
+    advantages = torch.tensor([[1.0], [-1.0], [1.0]]).expand(3, 2)
+    penalty = llds_penalty(new, old, advantages, mask)
+    assert penalty.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]  # bad advantage; more likely as a whole
+    penalty.sum().backward()
+    assert new.grad.tolist() == [[-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.algorithms import grpo_loss, loss_weights
+from searchr1_mini.algorithms import loss_weights, policy_loss
 from searchr1_mini.batch import build_batch, micro_batches, mini_batches
 from searchr1_mini.trajectory import Segment, Trajectory
 
@@ -77,14 +77,14 @@ def test_observation_tokens_never_receive_gradient(rows, how, seed):
     batch = build_batch(rows, [0.0] * len(rows), [0] * len(rows), PAD)
     logits = torch.randn(*batch.targets.shape, 20, generator=generator, requires_grad=True)
     logprobs = logits.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-    loss, _ = grpo_loss(
+    loss, _ = policy_loss(
         logprobs,
         batch.old_logprobs,
-        torch.randn(batch.targets.shape, generator=generator),
-        torch.randn(len(rows), generator=generator),
+        torch.randn(len(rows), 1, generator=generator).expand(batch.targets.shape),
         loss_weights(batch.loss_mask, how),
         clip_eps=0.2,
         clip_eps_high=0.2,
+        ref_logprobs=torch.randn(batch.targets.shape, generator=generator),
         kl_coef=0.1,
     )
     loss.backward()

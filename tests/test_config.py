@@ -14,17 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import (
-    PRESETS,
-    REAL,
-    TINY,
-    EvalConfig,
-    TrainConfig,
-    resolve,
-    resolve_model,
-    world_hops_list,
-)
+from searchr1_mini.config import EvalConfig, TrainConfig
+from searchr1_mini.defaults import PRESETS, REAL, TINY
 from searchr1_mini.errors import UserError
+from searchr1_mini.resolve import resolve, resolve_model, world_hops_list
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,6 +67,14 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--max-new-tokens", "700"], "--max-total-tokens 640"),
         (["--mini-batches", "17"], "--questions-per-step 16"),
         (["--clip-eps", "0.3", "--clip-eps-high", "0.2"], "--clip-eps-high"),
+        (["--gamma", "0.9"], "--gamma does nothing with --algorithm grpo"),
+        (["--algorithm", "ppo", "--no-normalize-std"], "--normalize-std does nothing with --algorithm ppo"),
+        (["--algorithm", "ppo", "--llds-coef", "0.1"], "--llds-coef"),
+        (["--algorithm", "ppo", "--gae-lambda", "1.5"], "must be at most 1"),
+        (["--group-size", "1", "--dynamic-sampling", "2"], "raise --group-size"),
+        (["--group-size", "1", "--baseline", "leave-one-out"], "--baseline none"),
+        (["--reward", "f2"], "did you mean f1?"),
+        (["--model", "Qwen2.5-3B", "--world-noise", "3"], "--world-noise need --dataset world"),
         (["--method", "r1", "--retriever", "bm25"], "without a search engine"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
         (["--preset"], "--preset needs a value"),
@@ -187,11 +188,13 @@ def test_open_values_are_resolved_per_model():
     assert real.learning_rate == 2e-5 and real.lora_alpha == 64 and real.clip_eps_high == 0.2
     full = resolve(TrainConfig(model="Qwen2.5-3B", lora_rank=0))
     assert full.learning_rate == 1e-6 and full.load_in_4bit is False
+    ppo = resolve(TrainConfig(algorithm="ppo"))
+    assert (ppo.group_size, ppo.kl_estimator, tiny.kl_estimator) == (1, "k1", "k3") and ppo.critic_learning_rate > 0
     assert tiny.world_hops == "1,2" and world_hops_list(tiny) == [1, 2]
     assert None not in [getattr(tiny, f.name) for f in fields(tiny) if f.name not in UNSET]
 
 
-UNSET = {"output_dir", "data_path", "corpus", "retriever_url"}
+UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import save_random_qwen2
 
-from searchr1_mini.config import TrainConfig, resolve
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.models import load_policy
+from searchr1_mini.resolve import resolve
 from searchr1_mini.tracking import read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +155,48 @@ def test_a_full_disk_ends_in_a_sentence(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2, result.stderr
     assert "disk is full" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_ppo_killed_and_resumed_ends_as_if_nothing_had_happened(tmp_path):
+    """Two adapters, a value head and two learning rates come back from the checkpoint."""
+    flags = "--algorithm ppo --questions-per-step 8 --group-size 1 --epochs 2 --steps 3 --save-every 2".split()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = ["train.py", "--eval-questions", 4, "--no-tensorboard", *flags, "--output-dir"]
+    assert run(*command, whole).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command), str(killed)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate()
+    resumed = run(*command, killed, "--resume")
+    assert resumed.returncode == 0 and "resumed after step 2" in resumed.stdout, resumed.stderr
+    keys = ("loss", "value_loss", "explained_variance", "critic_grad_norm", "kl", "reward")
+    rows = [[[row[key] for key in keys] for row in read_jsonl(f / "metrics.jsonl")] for f in (whole, killed)]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+    names = ["critic/critic/adapter_model.safetensors", "critic/value_head.safetensors"]
+    for name in [*names, "model/policy/adapter_model.safetensors"]:
+        one, two = (f / "checkpoints" / "step-000003" / name for f in (whole, killed))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+def test_every_relative_of_grpo_trains(tmp_path):
+    """Flags that change the objective, all at once where they allow it: two steps, finite losses."""
+    families = {
+        "gspo": "--ratio sequence --loss-aggregation sequence --clip-eps 0.003 --clip-eps-high 0.004",
+        "dapo": "--clip-eps-high 0.28 --dynamic-sampling 2 --overlong penalise --kl-coef 0",
+        "dr-grpo": "--no-normalize-std --loss-aggregation constant --entropy-coef 0.01 --llds-coef 0.1",
+        "rloo": "--baseline leave-one-out --kl-estimator k2 --importance-cap 2 --overlong drop",
+        "reinforce": "--group-size 1 --questions-per-step 16 --reward f1 --retrieval-bonus 0.1",
+    }
+    for name, flags in families.items():
+        result = train(tmp_path / name, "--steps", 2, "--temperature", 1.3, *flags.split())
+        assert result.returncode == 0, result.stderr
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
+        assert any("loss" in row for row in rows), name
+        assert all(row.get("grad_norm", 0) is not None and not row.get("skipped_updates") for row in rows), name
 
 
 def test_an_offline_hub_is_told():

@@ -1,0 +1,265 @@
+"""One study as one command: `python -m searchr1_mini.ablate mask` trains every arm over seeds and writes what it found.
+
+Each arm and seed is a run of its own in OUT/ARM/seed-N, with all that a run leaves. What is finished is not run again
+and what was interrupted goes on, so that the same command resumes. OUT/report.md has the table, curves.svg the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from searchr1_mini.charts import Series, line_chart, svg
+from searchr1_mini.cli import run_command
+from searchr1_mini.config import TrainConfig, suggest
+from searchr1_mini.defaults import LEARNING_RATES, TINY
+from searchr1_mini.errors import UserError
+from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.studies import STUDIES, Study
+from searchr1_mini.tracking import read_jsonl, write_json_atomic, write_text_atomic
+
+# two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
+STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+LAST_STEPS = 10  # training metrics are means over so many last steps
+CURVES = {
+    "eval/em": "Held-out exact match (greedy)",
+    "kl": "KL to the reference (nats a token)",
+    "entropy": "Entropy (nats a token)",
+    "response_tokens": "Response length (tokens)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, trains what is missing, and writes the report.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    args = parse_arguments(argv)
+    study = STUDIES[args.study]
+    out = Path(args.output_dir or f"runs/ablate-{args.study}")
+    seeds = range(args.seeds)
+    configs = {
+        (arm, seed): config_of(study, arm, seed, out, args.steps, args.model) for arm in study.arms for seed in seeds
+    }
+    open_study(out, {"study": args.study, "steps": args.steps, "model": args.model}, args.study)
+    if study.warm and not (out / "warm_base" / "config.json").exists():
+        make_warm_base(out / "warm_base", args.model)
+    train_all(configs, args.jobs)
+    text = write_study(study, args.study, out, {arm: [folder_of(out, arm, s) for s in seeds] for arm in study.arms})
+    print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags of the command; an unknown study is refused with the closest known one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m searchr1_mini.ablate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="studies:\n" + "\n".join(f"  {name:13} {study.title}" for name, study in STUDIES.items()),
+    )
+    parser.add_argument("study", help="one of the studies below")
+    parser.add_argument("--seeds", type=int, default=3, help="runs an arm (default: 3)")
+    parser.add_argument("--steps", type=int, help="training steps of every run (default: the study's)")
+    parser.add_argument("--model", default="tiny", help="as in train.py (default: tiny)")
+    parser.add_argument("--output-dir", help="folder of the study (default: runs/ablate-STUDY)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: the number of CPU cores; 1 on a GPU)")
+    args = parser.parse_args(argv)
+    if args.study not in STUDIES:
+        raise UserError(f"unknown study {args.study!r}{suggest(args.study, STUDIES)}; known: {', '.join(STUDIES)}")
+    for name in ("seeds", "steps", "jobs"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: it must be at least 1")
+    return args
+
+
+def folder_of(out: Path, arm: str, seed: int) -> Path:
+    """OUT/masked-noise/seed-0."""
+    return out / re.sub(r"[^a-z0-9.]+", "-", arm.lower()).strip("-") / f"seed-{seed}"
+
+
+def config_of(study: Study, arm: str, seed: int, out: Path, steps: int | None, model: str) -> TrainConfig:
+    """The resolved config of one run; settings of the tiny base's size where the model is the warmed-up tiny base."""
+    values: dict[str, Any] = {"model": model} | study.common | study.arms[arm]
+    if steps is not None:
+        values["steps"] = steps
+    if arm in study.warm:
+        tiny = TINY | {"learning_rate": LEARNING_RATES["tiny", "lora"]} if model == "tiny" else {}
+        values = tiny | values | {"model": str(out / "warm_base")}
+    values |= {"seed": seed, "output_dir": str(folder_of(out, arm, seed)), "tensorboard": False}
+    return resolve(TrainConfig(**values))
+
+
+def open_study(out: Path, settings: dict[str, Any], name: str) -> None:
+    """Refuses a folder that holds another study, or the same one with other settings."""
+    path = out / "study.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        if old != settings:
+            raise UserError(f"{out} holds the study {old}, not {settings}; name another --output-dir")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, settings)
+
+
+def make_warm_base(folder: Path, model: str) -> None:
+    """A base that has seen some right episodes, as an instruction-tuned model has: half a minute of pre-training."""
+    if model != "tiny":
+        raise UserError("base-vs-warm warms up the tiny base; for a real model, compare it with its -Instruct sister")
+    aside = folder.with_name(".warm_base")
+    command = [sys.executable, "-m", "searchr1_mini.pretrain", "--init", resolve_model("tiny"), "--warm-start"]
+    command += ["--output", str(aside), "--tokens", "4e5", "--muon-lr", "0.004", "--adam-lr", "1e-3", "--no-compile"]
+    shutil.rmtree(aside, ignore_errors=True)
+    subprocess.run(command, check=True)
+    aside.rename(folder)
+
+
+def train_all(configs: dict[tuple[str, int], TrainConfig], jobs: int | None) -> None:
+    """Trains what has no summary yet, `jobs` runs at a time; the cores are shared out among them."""
+    import torch
+
+    waiting = {key: c for key, c in configs.items() if not (Path(c.output_dir) / "summary.json").exists()}
+    cores = os.cpu_count() or 1
+    jobs = min(jobs or (1 if torch.cuda.is_available() else cores), len(waiting) or 1)
+    os.environ["OMP_NUM_THREADS"] = str(max(cores // jobs, 1))
+    done = len(configs) - len(waiting)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        futures = {pool.submit(train_one, config): key for key, config in waiting.items()}
+        try:
+            for future in as_completed(futures):
+                em = future.result()
+                done += 1
+                arm, seed = futures[future]
+                print(f"[{done}/{len(configs)}] {arm}, seed {seed}: held-out EM {em:.3f}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def train_one(config: TrainConfig) -> float:
+    """One run, in a process of its own, with its output in log.txt; returns its held-out exact match at the end."""
+    folder = Path(config.output_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_name(folder.name + ".log").open("a")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    from searchr1_mini.training import train
+
+    train(replace(config, resume=(folder / "config.json").exists()))
+    return json.loads((folder / "summary.json").read_text())["after"]["em"]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval (Student's t over seeds); 0 for a single value."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return mean, 0.0
+    quantile = STUDENT_T[min(len(values) - 2, len(STUDENT_T) - 1)]
+    return mean, quantile * stdev(values) / len(values) ** 0.5
+
+
+def measures(folder: Path) -> dict[str, float]:
+    """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps."""
+    after = json.loads((folder / "summary.json").read_text())["after"]
+    rows = read_jsonl(folder / "metrics.jsonl")
+
+    def last(key: str) -> float:
+        values = [row[key] for row in rows if row.get(key) is not None][-LAST_STEPS:]
+        return fmean(values) if values else 0.0
+
+    by_source = {f"EM {name.removeprefix('world-')}": part["em"] for name, part in sorted(after["by_source"].items())}
+    return by_source | {
+        "searches": after["searches"],
+        "tokens": after["response_tokens"],
+        "reward": last("reward"),
+        "KL": last("kl"),
+        "entropy": last("entropy"),
+        "largest KL": max((row["kl"] for row in rows if row.get("kl") is not None), default=0.0),
+    }
+
+
+def write_study(study: Study, name: str, out: Path, runs: dict[str, list[Path]]) -> str:
+    """Writes report.md, results.json and curves.svg; returns the report's text."""
+    results = {arm: [measures(folder) for folder in folders] for arm, folders in runs.items()}
+    write_json_atomic(out / "results.json", {"settings": asdict(study), "results": results})
+    curves_svg(runs, out / "curves.svg")
+    n_seeds = len(next(iter(runs.values())))
+    text = (
+        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} --seeds {n_seeds}`; mean and 95 % interval over "
+        f"{n_seeds} seeds. EM, searches and tokens are greedy, on held-out questions; the rest are means over the last "
+        f"{LAST_STEPS} training steps.\n\n{table(results)}\n\n![curves](curves.svg)\n\nThe paper: {study.paper} "
+        f"Here: {finding(results)}"
+    )
+    write_text_atomic(out / "report.md", text + "\n")
+    return text
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """A markdown table, an arm a line."""
+    names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for arm, runs in results.items():
+        cells = ["{:.3g} ± {:.2g}".format(*interval([run[key] for run in runs])) for key in names]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def finding(results: dict[str, list[dict[str, float]]]) -> str:
+    """Each arm's difference in exact match from the first, and whether the interval over seeds leaves 0 out."""
+    (reference, base), *others = results.items()
+
+    def em(run: dict[str, float]) -> float:
+        return fmean(value for key, value in run.items() if key.startswith("EM "))
+
+    sentences = ["{} reached exact match {:.3f} ± {:.2g}".format(reference, *interval([em(run) for run in base]))]
+    for arm, runs in others:
+        difference, width = interval([em(one) - em(two) for one, two in zip(runs, base, strict=True)])
+        verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
+        sentences.append(f"{arm} {difference:+.3f} ± {width:.2g} against it ({verdict})")
+    return "; ".join(sentences) + "."
+
+
+def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
+    """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
+    charts = []
+    for index, (key, title) in enumerate(CURVES.items()):
+        series, bands = curves(
+            {arm: [read_jsonl(f / "metrics.jsonl") for f in folders] for arm, folders in runs.items()}, key
+        )
+        if series:
+            at = (index % 2 * 500, index // 2 * 290)
+            charts.append(line_chart(series, title, "training step", "", width=500, at=at, bands=bands))
+    style = "text{fill:#1f2430}.grid{stroke:#dfe3e8}.name{font-weight:600}"
+    card = '<rect width="1000" height="580" rx="8" fill="#fff"/>'
+    write_text_atomic(path, svg("\n".join([card, *charts]), 1000, 580, "Arms of the study", style) + "\n")
+
+
+def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, dict[str, list[tuple[float, float, float]]]]:
+    """Mean over seeds of a metric at each step, and its lowest and highest value there."""
+    series: Series = {}
+    bands: dict[str, list[tuple[float, float, float]]] = {}
+    for arm, seeds in logs.items():
+        by_step: dict[int, list[float]] = {}
+        for rows in seeds:
+            for row in rows:
+                if row.get(key) is not None:
+                    by_step.setdefault(row["step"], []).append(row[key])
+        if by_step:
+            series[arm] = [(step, fmean(values)) for step, values in sorted(by_step.items())]
+            bands[arm] = [(step, min(values), max(values)) for step, values in sorted(by_step.items())]
+    return series, bands
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,99 @@
+"""The critic of PPO: V(s_t) from a second adapter and a value head on the base that the policy uses too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from searchr1_mini.models import ADAPTER, Policy
+
+CRITIC = "critic"
+HEAD_FILE = "value_head.safetensors"
+COPY_FILE = "critic.safetensors"
+
+
+class Critic:
+    """Values on the policy's base: one more adapter, not one more model; in full fine-tuning a copy of the model.
+
+    The value head starts at 0, so that before the first update every value is 0.
+
+    Args:
+        policy: whose base is shared.
+        seed: initialises the adapter.
+        weights: a folder that `save` wrote, to go on from.
+    """
+
+    def __init__(self, policy: Policy, seed: int, weights: Path | None = None) -> None:
+        self.policy = policy
+        self.head = nn.Linear(policy.config.hidden_size, 1, device=policy.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.copy = None if policy.has_adapter else copy.deepcopy(policy.model)
+        if weights:
+            self.head.load_state_dict(load_file(weights / HEAD_FILE, device=str(policy.device)))
+        if self.copy is not None:
+            if weights:
+                load_model(self.copy, weights / COPY_FILE, device=str(policy.device))
+        elif weights:
+            policy.model.load_adapter(weights / CRITIC, adapter_name=CRITIC, is_trainable=True)
+        else:
+            lora: LoraConfig = policy.model.peft_config[ADAPTER]
+            torch.manual_seed(seed)
+            policy.model.add_adapter(
+                CRITIC, LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules="all-linear")
+            )
+        for _, parameter in self._named_parameters():
+            parameter.data = parameter.data.float()
+        policy.activate(ADAPTER)
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        if self.copy is not None:
+            yield from self.copy.named_parameters()
+        else:
+            for name, parameter in self.policy.model.named_parameters():
+                if f".{CRITIC}." in name:
+                    yield name, parameter
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser updates: the adapter (or the copy), and the head."""
+        return [parameter for _, parameter in self._named_parameters()] + list(self.head.parameters())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the base computes with the critic's adapter. Forward *and* backward belong inside.
+
+        With gradient checkpointing the backward pass computes the forward again, with whatever adapter is active then.
+        """
+        if self.copy is not None:
+            policy_model, self.policy.model = self.policy.model, self.copy
+            try:
+                yield
+            finally:
+                self.policy.model = policy_model
+            return
+        self.policy.activate(CRITIC)
+        try:
+            yield
+        finally:
+            self.policy.activate(ADAPTER)
+
+    def values(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """V (B, T-1) float32: the value of the state in which target t is about to be written. Inside `active`."""
+        hidden = self.policy.hidden(input_ids=input_ids, position_ids=position_ids)[:, :-1]
+        return self.head(hidden.float())[..., 0]
+
+    def save(self, folder: Path) -> None:
+        """Writes adapter (or copy) and head."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.copy is not None:
+            save_model(self.copy, str(folder / COPY_FILE))
+        else:
+            self.policy.model.save_pretrained(folder, selected_adapters=[CRITIC])
+        save_file(self.head.state_dict(), folder / HEAD_FILE)

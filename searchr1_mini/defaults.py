@@ -1,0 +1,46 @@
+"""Default values for each model size and algorithm, the presets, and the short names of models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HUB_MODELS = {
+    f"Qwen2.5-{size}{kind}": f"Qwen/Qwen2.5-{size}{kind}"
+    for size in ("0.5B", "1.5B", "3B", "7B", "14B")
+    for kind in ("", "-Instruct")
+}
+DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle jsonl".split()
+
+TINY = {
+    "dataset": "world", "eval_questions": 200, "template": "short", "max_new_tokens": 64, "max_total_tokens": 640,
+    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 40, "questions_per_step": 16, "group_size": 8,
+    "warmup_steps": 4, "drop_zero_variance": True, "tokens_per_micro_batch": 16384, "lora_rank": 16,
+    "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 20,
+}  # fmt: skip
+REAL = {
+    "dataset": "hotpotqa", "eval_questions": 200, "template": "paper", "max_new_tokens": 500, "max_total_tokens": 4096,
+    "max_observation_tokens": 500, "rollout_batch_size": 32, "steps": 500, "questions_per_step": 8, "group_size": 5,
+    "warmup_steps": 20, "drop_zero_variance": False, "tokens_per_micro_batch": 8192, "lora_rank": 32,
+    "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 50, "save_every": 50,
+}  # fmt: skip
+# LoRA wants about ten times the learning rate of full fine-tuning; the tiny base, a thousand times smaller, wants more
+LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 2e-5, ("real", "full"): 1e-6}
+
+# one rollout a question: the critic is the baseline, so that as many questions as rollouts fit into a step
+PPO = {
+    "tiny": {"questions_per_step": 128, "group_size": 1, "steps": 60, "drop_zero_variance": False},
+    "real": {"questions_per_step": 40, "group_size": 1, "drop_zero_variance": False},
+}
+CRITIC_LEARNING_RATES = {"tiny": 3e-3, "real": 1e-4}  # the paper's critic learns ten times as fast as its policy
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "24gb": {"tokens_per_micro_batch": 8192, "rollout_batch_size": 32, "max_total_tokens": 4096},
+    "16gb": {"tokens_per_micro_batch": 4096, "rollout_batch_size": 16, "max_total_tokens": 3072, "lora_rank": 16},
+    "12gb": {"tokens_per_micro_batch": 2048, "rollout_batch_size": 8, "max_total_tokens": 2048, "lora_rank": 16,
+             "max_observation_tokens": 400, "max_new_tokens": 300},
+    "t4": {"tokens_per_micro_batch": 4096, "rollout_batch_size": 16, "max_total_tokens": 3072, "lora_rank": 16,
+           "dtype": "float16"},
+    "paper": {"questions_per_step": 512, "group_size": 5, "lora_rank": 0, "load_in_4bit": False, "learning_rate": 1e-6,
+              "warmup_steps": 142, "steps": 500, "mini_batches": 2, "max_total_tokens": 4096, "max_new_tokens": 500,
+              "max_observation_tokens": 500, "save_every": 100, "topk": 3, "max_turns": 4},
+}  # fmt: skip

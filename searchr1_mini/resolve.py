@@ -1,0 +1,163 @@
+"""What is left open in a config is filled in for the model at hand; what does not fit together is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+from searchr1_mini.config import EvalConfig, TrainConfig, flag_of, suggest
+from searchr1_mini.defaults import CRITIC_LEARNING_RATES, DATASETS, HUB_MODELS, LEARNING_RATES, PPO, REAL, TINY
+from searchr1_mini.errors import UserError
+
+
+def is_tiny(config: TrainConfig) -> bool:
+    """Whether the run is on the base that ships with the package."""
+    return config.model == "tiny"
+
+
+def resolve_model(name: str) -> str:
+    """What transformers loads: an existing folder, a hub id, a known short name, or the packaged tiny base.
+
+    Raises:
+        UserError: it is none of these; names the closest.
+    """
+    if name == "tiny":
+        return str(Path(__file__).parent / "tiny_base")
+    if Path(name).is_dir() or "/" in name:
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise UserError(f"there is no folder {name}; --model takes a folder, a hub id or a short name")
+        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    if name in HUB_MODELS:
+        return HUB_MODELS[name]
+    raise UserError(
+        f"unknown model {name!r}{suggest(name, ['tiny', *HUB_MODELS])}; any hub id or local folder works too"
+    )
+
+
+def world_hops_list(config: TrainConfig) -> list[int]:
+    """`1,2` -> [1, 2].
+
+    Raises:
+        UserError: it is no list of numbers from 1 to 3.
+    """
+    try:
+        hops = [int(part) for part in config.world_hops.split(",")]
+    except ValueError:
+        hops = []
+    if not hops or len(set(hops)) < len(hops) or not all(1 <= hop <= 3 for hop in hops):
+        raise UserError(f"--world-hops {config.world_hops}: give different numbers from 1 to 3, as in 1,2")
+    return hops
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fills every open value for the model at hand and refuses what does not fit together.
+
+    Raises:
+        UserError: one sentence that names the flag, its value and the remedy.
+    """
+    check_ranges(config)
+    _check_given(config)
+    _check_algorithm(config)
+    size = "tiny" if is_tiny(config) else "real"
+    values = dict(TINY if size == "tiny" else REAL)
+    if config.algorithm == "ppo":
+        values |= PPO[size]
+    if config.lora_rank == 0:
+        values["load_in_4bit"] = False
+    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) is not None}
+    values |= given
+    way = "full" if values["lora_rank"] == 0 else "lora"
+    values.setdefault("learning_rate", LEARNING_RATES[size, way])
+    values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
+    values.setdefault("clip_eps_high", config.clip_eps)
+    if config.algorithm == "ppo":
+        values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size])
+    values.setdefault("kl_estimator", "k1" if config.algorithm == "ppo" else "k3")
+    if values["dataset"] == "world":
+        values.setdefault("world_difficulty", "simple")
+        values.setdefault("world_hops", "1,2")
+    config = replace(config, **values)
+    _check_resolved(config)
+    return config
+
+
+def check_ranges(config: TrainConfig | EvalConfig) -> None:
+    """Refuses a number outside of its range.
+
+    Raises:
+        UserError: names the flag, its value and the range.
+    """
+    for option_ in fields(config):
+        value, least, above = getattr(config, option_.name), option_.metadata["least"], option_.metadata["above"]
+        flag = flag_of(option_.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag} {value}: it must be a finite number")
+        if value is not None and least is not None and not value >= least:
+            raise UserError(f"{flag} {value}: it must be at least {least}")
+        if value is not None and above is not None and not value > above:
+            raise UserError(f"{flag} {value}: it must be above {above}")
+
+
+def _check_given(config: TrainConfig) -> None:
+    if config.dataset is not None and config.dataset not in DATASETS:
+        raise UserError(
+            f"unknown data set {config.dataset!r}{suggest(config.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
+        )
+    if config.resume and config.output_dir is None:
+        raise UserError("--resume needs the run's folder; add --output-dir runs/NAME")
+    if config.retriever == "http" and not config.retriever_url:
+        raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
+    if config.retriever_url and config.retriever != "http":
+        raise UserError(f"--retriever-url does nothing with --retriever {config.retriever}; add --retriever http")
+    if config.method == "r1" and (config.retriever != "auto" or config.corpus or config.topk != TrainConfig.topk):
+        raise UserError("--method r1 trains without a search engine; leave out --retriever, --corpus and --topk")
+
+
+def _check_algorithm(config: TrainConfig) -> None:
+    """Refuses a flag that the algorithm does not read, rather than letting it do nothing."""
+    default = TrainConfig()
+    only_grpo = ("baseline", "normalize_std", "dynamic_sampling", "bug_colliding_groups")
+    only_ppo = ("critic_learning_rate", "critic_warmup_steps", "gamma", "gae_lambda", "value_clip")
+    for name in only_grpo if config.algorithm == "ppo" else only_ppo:
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"{flag_of(name)} does nothing with --algorithm {config.algorithm}; leave it out")
+    if config.algorithm == "ppo" and config.llds_coef:
+        raise UserError("--llds-coef preserves what a group's advantage calls good; it needs --algorithm grpo")
+
+
+def _check_resolved(config: TrainConfig) -> None:
+    is_world = config.dataset == "world"
+    rules = [
+        (is_world and config.data_path, "--data-path does not go with --dataset world; name the file's data set"),
+        (is_world and config.corpus, "--corpus does not go with --dataset world, which brings its own passages"),
+        (is_world and config.retriever == "http", "--retriever http cannot know the passages of --dataset world"),
+        (not is_world and (config.world_difficulty or config.world_hops or config.world_noise),
+         f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {config.dataset}"),
+        (config.load_in_4bit and config.lora_rank == 0,
+         "--load-in-4bit needs an adapter; set --lora-rank above 0, or --no-load-in-4bit for full fine-tuning"),
+        (config.max_new_tokens >= config.max_total_tokens,
+         f"--max-new-tokens {config.max_new_tokens} must be below --max-total-tokens {config.max_total_tokens}"),
+        (config.max_observation_tokens >= config.max_total_tokens,
+         f"--max-observation-tokens {config.max_observation_tokens} must be below --max-total-tokens "
+         f"{config.max_total_tokens}"),
+        (config.mini_batches > config.questions_per_step,
+         f"--mini-batches {config.mini_batches} is more than --questions-per-step {config.questions_per_step}"),
+        (config.clip_eps >= 1, f"--clip-eps {config.clip_eps}: it must be below 1"),
+        (config.clip_eps_high < config.clip_eps,
+         f"--clip-eps-high {config.clip_eps_high} must not be below --clip-eps {config.clip_eps}"),
+        (config.gamma > 1 or config.gae_lambda > 1,
+         f"--gamma {config.gamma} and --gae-lambda {config.gae_lambda} must be at most 1"),
+        (config.dynamic_sampling > 1 and config.group_size == 1,
+         "--dynamic-sampling replaces groups whose rewards are all equal, and a group of 1 has one reward; raise "
+         "--group-size"),
+        (config.overlong == "penalise" and config.overlong_buffer >= config.max_total_tokens,
+         f"--overlong-buffer {config.overlong_buffer} must be below --max-total-tokens {config.max_total_tokens}"),
+        (config.baseline == "leave-one-out" and config.group_size == 1 and config.algorithm == "grpo",
+         "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
+    ]  # fmt: skip
+    for is_broken, sentence in rules:
+        if is_broken:
+            raise UserError(sentence)
+    if is_world:
+        world_hops_list(config)

@@ -1,0 +1,234 @@
+"""What a step learns from its rollouts: log-probs, advantages, values; then the optimiser steps of GRPO or PPO."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, fields
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from searchr1_mini import bugs
+from searchr1_mini.algorithms import (
+    explained_variance,
+    gae,
+    kl_penalty,
+    loss_weights,
+    policy_loss,
+    token_rewards,
+    truncated_importance,
+    value_loss,
+    whiten,
+)
+from searchr1_mini.batch import Batch, micro_batches, mini_batches
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.logprobs import token_logprobs
+from searchr1_mini.models import Policy
+from searchr1_mini.session import Session
+
+
+@dataclass
+class Experience:
+    """A batch and all that its update needs, computed once, before the weights move. Tensors are (N, T-1).
+
+    Attributes:
+        batch: N trajectories; its `old_logprobs` are complete.
+        advantages: of each policy token; GRPO's are equal along a row.
+        ref_logprobs: of the reference, for a KL term in the loss.
+        importance: truncated importance weights.
+        values, returns: of PPO's critic.
+    """
+
+    batch: Batch
+    advantages: Tensor
+    ref_logprobs: Tensor | None = None
+    importance: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+
+    def select(self, rows: list[int]) -> Experience:
+        """Some rows, with the padding trimmed to the longest of them."""
+        batch = self.batch.select(rows)
+        width = batch.targets.shape[1]
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
+        return Experience(batch, **{name: None if t is None else t[rows, :width] for name, t in tensors.items()})
+
+
+@torch.no_grad()
+def prepare(run: Session, batch: Batch, group_advantages: Tensor | None) -> tuple[Experience, dict[str, float]]:
+    """Log-probs under the reference, and for PPO values, rewards a token, GAE and whitening.
+
+    Args:
+        batch: N trajectories.
+        group_advantages: (N,), GRPO's; None for PPO.
+
+    Returns:
+        What the update needs, and metrics of it.
+    """
+    config, policy = run.config, run.policy
+    batch = batch.to(policy.device)
+    mask = batch.loss_mask
+    importance = ref_logprobs = None
+    if config.importance_cap or batch.old_logprobs.isnan().any():
+        trainer, sampler = all_logprobs(run, batch), batch.old_logprobs
+        sampler = torch.where(sampler.isnan(), trainer, sampler)
+        if config.importance_cap:
+            importance = truncated_importance(trainer, sampler, config.importance_cap)
+        batch.old_logprobs = trainer if config.importance_cap else sampler
+    if config.kl_coef > 0:
+        with policy.reference():
+            ref_logprobs = all_logprobs(run, batch)
+    if group_advantages is not None:
+        advantages = group_advantages.to(policy.device)[:, None] * mask
+        return Experience(batch, advantages, ref_logprobs, importance), {}
+    kl = None if ref_logprobs is None else kl_penalty(batch.old_logprobs, ref_logprobs, config.kl_estimator)
+    values = all_values(run, batch)
+    rewards = token_rewards(batch.rewards, mask, kl, config.kl_coef)
+    advantages, returns = gae(rewards, values, mask, config.gamma, config.gae_lambda)
+    metrics = {
+        "explained_variance": explained_variance(values, returns, mask).item(),
+        "value_mean": values[mask].mean().item(),
+    }
+    if kl is not None:
+        metrics["kl"] = kl[mask].mean().item()
+    return Experience(batch, whiten(advantages, mask), None, importance, values, returns), metrics
+
+
+def update(run: Session, experience: Experience) -> dict[str, float]:
+    """`epochs` passes over the rollouts in `mini_batches` optimiser steps each; returns means of what they logged."""
+    config = run.config
+    groups = experience.batch.group_ids.tolist()
+    logs: list[dict[str, float]] = []
+    for _ in range(config.epochs):
+        shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.seed)
+        for rows in mini_batches(groups, config.mini_batches, shuffle):
+            if rows:
+                logs.append(optimiser_step(run, experience.select(rows), is_first=not logs))
+    keys = dict.fromkeys(key for log in logs for key in log)
+    metrics = {key: fmean(log[key] for log in logs if key in log) for key in keys}
+    return metrics | {"learning_rate": run.optimizer.param_groups[0]["lr"]}
+
+
+def step_weights(config: TrainConfig, loss_mask: Tensor) -> Tensor:
+    """The weight (B, T) of each token in an optimiser step's loss."""
+    if config.bug_masked_in_denominator:
+        return bugs.weights_over_all_tokens(loss_mask)
+    if config.bug_tool_tokens_in_length:
+        return bugs.weights_by_whole_length(loss_mask)
+    return loss_weights(loss_mask, config.loss_aggregation, config.max_new_tokens)
+
+
+def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict[str, float]:
+    """One optimiser step on these trajectories, gradients accumulated over micro-batches.
+
+    On the first step after a rollout the weights are still those that sampled, so the difference between the sampled
+    log-probs and this forward must be noise: it is logged as `logprob_diff_max` and `logprob_diff_mean`. On later steps
+    the same difference, on right trajectories, tells what training did to their likelihood: `correct_loglik_change`.
+    """
+    config, batch = run.config, experience.batch
+    weights = step_weights(config, batch.loss_mask)
+    value_weights = loss_weights(batch.loss_mask, "token")
+    totals: dict[str, float] = defaultdict(float)
+    changes: list[Tensor] = []
+    with run.policy.training(config.gradient_checkpointing):
+        for rows in micro_batches(batch.lengths.tolist(), config.tokens_per_micro_batch):
+            part = experience.select(rows)
+            width = part.advantages.shape[1]
+            stats, change = policy_backward(run, part, weights[rows, :width])
+            if run.critic:
+                stats["value_loss"] = critic_backward(run, part, value_weights[rows, :width])
+            totals["ratio_max"] = max(totals["ratio_max"], stats.pop("ratio_max"))
+            for key, value in stats.items():
+                totals[key] += value
+            wanted = part.batch.loss_mask if is_first else part.batch.loss_mask & (part.batch.rewards[:, None] > 0)
+            changes.append(change[wanted])
+    if run.critic:
+        totals.pop("kl")  # inside the reward; measured once, before the update
+    change = torch.cat(changes)
+    if is_first:
+        totals |= {"logprob_diff_max": change.abs().max().item(), "logprob_diff_mean": change.abs().mean().item()}
+    elif len(change):
+        totals["correct_loglik_change"] = change.mean().item()
+    return dict(totals) | apply_gradients(run, totals["loss"])
+
+
+def policy_backward(run: Session, part: Experience, weights: Tensor) -> tuple[dict[str, float], Tensor]:
+    """Forward and backward of the policy; returns sums for the log and log pi - log pi_old (B, T-1)."""
+    config, batch = run.config, part.batch
+    logprobs, entropy = forward(run.policy, batch, config.temperature, entropy_gradient=config.entropy_coef > 0)
+    loss, stats = policy_loss(
+        logprobs,
+        batch.old_logprobs,
+        part.advantages,
+        weights,
+        clip_eps=config.clip_eps,
+        clip_eps_high=config.clip_eps_high,
+        ratio=config.ratio,
+        importance=part.importance,
+        ref_logprobs=part.ref_logprobs,
+        kl_coef=config.kl_coef,
+        kl_estimator=config.kl_estimator,
+        entropy=entropy,
+        entropy_coef=config.entropy_coef,
+        llds_coef=config.llds_coef,
+    )
+    run.scaler.scale(loss).backward()
+    stats |= {"loss": loss.detach(), "entropy": (entropy * weights).sum().detach()}
+    return {key: float(value) for key, value in stats.items()}, (logprobs - batch.old_logprobs).detach()
+
+
+def critic_backward(run: Session, part: Experience, weights: Tensor) -> float:
+    """Forward and backward of the critic, both while its adapter is the active one; returns the value loss."""
+    with run.critic.active():
+        values = run.critic.values(part.batch.input_ids, part.batch.position_ids)
+        loss = value_loss(values, part.values, part.returns, weights, run.config.value_clip)
+        run.scaler.scale(loss).backward()
+    return loss.item()
+
+
+def apply_gradients(run: Session, loss: float) -> dict[str, float]:
+    """Clips the gradients of policy and critic, each by its own norm, and steps; what is not finite is thrown away."""
+    run.scaler.unscale_(run.optimizer)
+    groups = [group["params"] for group in run.optimizer.param_groups]
+    norms = [torch.nn.utils.clip_grad_norm_(group, run.config.grad_clip).item() for group in groups]
+    is_finite = math.isfinite(loss) and all(map(math.isfinite, norms))
+    if is_finite or run.scaler.is_enabled():  # the scaler skips the step itself, and learns from it
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scheduler.step()
+    run.updates += 1
+    run.skipped_in_a_row = 0 if is_finite else run.skipped_in_a_row + 1
+    named = dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))
+    return named | {"skipped_updates": float(not is_finite)}
+
+
+def forward(policy: Policy, batch: Batch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies (B, T-1) of the targets; 0 where the loss mask is False."""
+    hidden = policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids)[:, :-1]
+    return token_logprobs(
+        hidden, policy.lm_head, batch.targets, batch.loss_mask, temperature, entropy_gradient=entropy_gradient
+    )
+
+
+@torch.no_grad()
+def all_logprobs(run: Session, batch: Batch) -> Tensor:
+    """Log-probs (N, T-1) of a whole batch under the weights as they are now, in micro-batches."""
+    out = torch.zeros_like(batch.old_logprobs)
+    for rows in micro_batches(batch.lengths.tolist(), run.config.tokens_per_micro_batch):
+        part = batch.select(rows)
+        out[rows, : part.targets.shape[1]] = forward(run.policy, part, run.config.temperature)[0]
+    return out
+
+
+@torch.no_grad()
+def all_values(run: Session, batch: Batch) -> Tensor:
+    """V (N, T-1) of a whole batch under the critic as it is now, in micro-batches."""
+    out = torch.zeros_like(batch.old_logprobs)
+    with run.critic.active():
+        for rows in micro_batches(batch.lengths.tolist(), run.config.tokens_per_micro_batch):
+            part = batch.select(rows)
+            out[rows, : part.targets.shape[1]] = run.critic.values(part.input_ids, part.position_ids)
+    return out

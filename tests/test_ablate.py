@@ -1,0 +1,75 @@
+"""Studies as one command: arms, seeds, resuming, the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from searchr1_mini.ablate import config_of, interval
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.studies import STUDIES
+from searchr1_mini.tracking import read_jsonl
+
+ROOT = Path(__file__).parent.parent
+
+
+def ablate(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "searchr1_mini.ablate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_every_study_is_a_valid_run_that_differs_from_the_first(name, tmp_path):
+    study = STUDIES[name]
+    configs = {arm: config_of(study, arm, 0, tmp_path, None, "tiny") for arm in study.arms}
+    first, *others = configs.values()
+    assert all(isinstance(config, TrainConfig) for config in configs.values())
+    assert len({config.output_dir for config in configs.values()}) == len(configs)
+    for other in others:
+        differing = {key for key in vars(first) if getattr(first, key) != getattr(other, key)}
+        assert differing - {"output_dir"}
+        assert first.steps == other.steps
+        assert first.questions_per_step * first.group_size - other.questions_per_step * other.group_size in range(-4, 5)
+
+
+def test_a_study_runs_resumes_and_reports(tmp_path):
+    out = tmp_path / "study"
+    flags = ["max-turns", "--seeds", 2, "--steps", 1, "--output-dir", out]
+    result = ablate(*flags)
+    assert result.returncode == 0, result.stderr
+    assert "[6/6]" in result.stdout and "| 4 |" in result.stdout and "The paper" in result.stdout
+    report = (out / "report.md").read_text()
+    assert report.count("±") >= 3 * 6 and "curves.svg" in report
+    assert "<polyline" in (out / "curves.svg").read_text()
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert {arm: len(runs) for arm, runs in results.items()} == {"4": 2, "2": 2, "1": 2}
+    assert json.loads((out / "1" / "seed-1" / "config.json").read_text())["max_turns"] == 1
+
+    (out / "2" / "seed-0" / "summary.json").unlink()  # as if it had been killed at its end
+    kept = (out / "4" / "seed-0" / "summary.json").stat().st_mtime_ns
+    again = ablate(*flags)
+    assert again.returncode == 0, again.stderr
+    assert "[6/6] 2, seed 0" in again.stdout and "[5/6]" not in again.stdout
+    assert (out / "4" / "seed-0" / "summary.json").stat().st_mtime_ns == kept
+    assert [row["step"] for row in read_jsonl(out / "2" / "seed-0" / "metrics.jsonl")] == [1]
+
+    other = ablate("topk", "--output-dir", out)
+    assert other.returncode == 2 and "name another --output-dir" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["masks"], "did you mean mask?"), (["mask", "--seeds", "0"], "at least 1")]
+)
+def test_bad_arguments_are_told_in_a_sentence(arguments, told):
+    result = ablate(*arguments)
+    assert result.returncode == 2 and told in result.stderr and "Traceback" not in result.stderr
+
+
+def test_intervals_are_students():
+    mean, width = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and width == pytest.approx(4.30 / 3**0.5)
+    assert interval([5.0]) == (5.0, 0.0)

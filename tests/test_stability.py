@@ -1,0 +1,158 @@
+"""The stability watch, the guard against updates that are not finite, and the museum of bugs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchr1_mini import bugs
+from searchr1_mini.algorithms import loss_weights
+from searchr1_mini.batch import build_batch
+from searchr1_mini.data import Example
+from searchr1_mini.metrics import empty_think
+from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.watch import DETECTORS, QUIET, WINDOW, Watch
+
+HEALTHY = {
+    "em": 0.6, "reward": 0.6, "kl": 0.1, "entropy": 0.3, "zero_variance_groups": 0.4, "valid_actions": 0.95,
+    "response_tokens": 40.0, "overlong": 0.0, "empty_think": 0.1, "correct_loglik_change": 0.01, "grad_norm": 1.0,
+    "skipped_updates": 0.0,
+}  # fmt: skip
+SICK = {
+    "not_finite": {"skipped_updates": 0.5},
+    "far_from_reference": {"kl": 6.0},
+    "entropy_gone": {"entropy": 0.01, "em": 0.4},
+    "entropy_bursts": {"entropy": 2.0},
+    "no_signal": {"zero_variance_groups": 0.95},
+    "invalid_actions": {"valid_actions": 0.2},
+    "length_runs_away": {"response_tokens": 200.0, "overlong": 0.5},
+    "thinks_nothing": {"empty_think": 0.9},
+    "likelihood_falls": {"correct_loglik_change": -0.05},
+    "reward_fell": {"em": 0.1},
+}
+
+
+def test_every_detector_has_a_case():
+    assert set(SICK) == set(DETECTORS)
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_a_sign_is_seen_names_a_flag_and_is_not_repeated_at_once(name):
+    watch = Watch()
+    for step in range(1, 11):
+        assert watch.see(step, dict(HEALTHY)) == []
+    told = {}
+    for step in range(11, 11 + WINDOW + QUIET):
+        for warning in watch.see(step, HEALTHY | SICK[name]):
+            if warning.split(":")[0].split()[0] == (DETECTORS[name](watch.history) or "").split(":")[0].split()[0]:
+                told[step] = warning
+    first = min(told)
+    assert first <= 11 + WINDOW
+    assert all(later - first >= QUIET for later in told if later != first)
+    assert "--" in told[first] or name == "no_signal"
+
+
+def test_a_resumed_run_remembers_what_was_normal():
+    watch = Watch([dict(HEALTHY)] * 10)
+    warnings = [w for step in range(11, 11 + WINDOW) for w in watch.see(step, HEALTHY | SICK["reward_fell"])]
+    assert any("exact match fell" in warning for warning in warnings)
+
+
+def turn(text: str) -> Segment:
+    return Segment("policy", [1], [-1.0], text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        (["<think> I look </think><search> a </search>", "<think> found b </think><answer> b </answer>"], 0.0),
+        (["<think> </think><answer> b </answer>"], 1.0),
+        (["<answer> b </answer>"], 1.0),
+        (["<think> same </think><search> a </search>", "<think> same </think><answer> b </answer>"], 0.5),
+        ([f"<think> {'wait ' * 20}</think><answer> b </answer>"], 1.0),
+        ([], 1.0),
+    ],
+)
+def test_empty_and_repeated_thoughts(texts, share):
+    assert empty_think(Trajectory("q", [Segment("prompt", [1]), *map(turn, texts)])) == share
+
+
+class TestMuseum:
+    def test_retokenising_trains_on_other_ids_than_were_sampled(self, tokenizer):
+        """`>\\n\\n` is one token: cut at the stop string and encoded again, the turn has lost it, and EOS."""
+        text = "<think> a </think>\n<search> b </search>"
+        ids = tokenizer(text + "\n\n")["input_ids"]
+        sampled = Segment("policy", [*ids, tokenizer.eos_token_id], [-1.0] * (len(ids) + 1), text)
+        assert tokenizer.decode([ids[-1]]) == ">\n\n"
+        bad = bugs.retokenised(Trajectory("q", [Segment("prompt", [5, 6]), sampled]), tokenizer)
+        assert bad.segments[0].token_ids == [5, 6]
+        assert bad.segments[1].token_ids == tokenizer(text)["input_ids"] != sampled.token_ids
+        assert all(map(math.isnan, bad.segments[1].logprobs))
+        assert sampled.token_ids[-1] == tokenizer.eos_token_id  # the rollout's own record is not touched
+
+    def test_group_numbers_collide_across_sources(self):
+        examples = [Example(i, "", (), s) for i, s in ("1a", "1a", "2b", "3a", "4b")]
+        assert bugs.colliding_group_ids(examples) == [0, 0, 0, 1, 1]
+
+    @given(st.data())
+    def test_denominators(self, data):
+        ids = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+        rows = []
+        for _ in range(data.draw(st.integers(1, 3))):
+            observation, policies = data.draw(ids), [data.draw(ids) for _ in range(2)]
+            segments = [Segment("policy", p, [-1.0] * len(p)) for p in policies]
+            rows.append(Trajectory("q", [Segment("prompt", [1]), segments[0], Segment("observation", observation),
+                                         segments[1]]))  # fmt: skip
+        batch = build_batch(rows, [0.0] * len(rows), list(range(len(rows))), 0)
+        over_all = bugs.weights_over_all_tokens(batch.loss_mask)
+        assert over_all.sum().item() == pytest.approx(batch.loss_mask.sum().item() / batch.loss_mask.numel())
+        by_length = bugs.weights_by_whole_length(batch.loss_mask)
+        for row, trajectory in enumerate(rows):
+            share = trajectory.n_policy_tokens / (len(trajectory.token_ids) - 1)
+            assert by_length[row].sum().item() == pytest.approx(share / len(rows), rel=1e-5)
+        assert (loss_weights(batch.loss_mask, "sequence").sum(1) >= by_length.sum(1) - 1e-6).all()
+
+    def test_the_whole_text_pays_for_a_passage(self):
+        seen = Trajectory("q", [Segment("prompt", [1], text="Who?"), Segment("observation", [2], text="It is Rome.")])
+        assert bugs.whole_text_reward(seen, ["rome"]) == 1.0
+        assert bugs.whole_text_reward(seen, ["Romeo"]) == 0.0
+
+
+def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_path, monkeypatch):
+    """From the third step on the loss is nan: no weight moves, the run saves, and ends in one sentence."""
+    from searchr1_mini import training, update
+    from searchr1_mini.config import TrainConfig
+    from searchr1_mini.errors import UserError
+    from searchr1_mini.resolve import resolve
+    from searchr1_mini.tracking import read_jsonl
+
+    sound = update.policy_loss
+
+    def policy_loss(*arguments, **options):
+        loss, stats = sound(*arguments, **options)
+        return (loss * math.nan if len(list(tmp_path.glob("run/rollouts/*"))) >= 2 else loss), stats
+
+    monkeypatch.setattr(update, "policy_loss", policy_loss)
+    config = resolve(
+        TrainConfig(
+            questions_per_step=8, group_size=8, eval_questions=2, steps=9, mini_batches=1, max_skipped_updates=2,
+            tensorboard=False, output_dir=str(tmp_path / "run"), drop_zero_variance=False, save_every=2,
+        )
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"last 2 updates .*step-000004.*--learning-rate"):
+        training.train(config)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["skipped_updates"] for row in rows] == [0, 0, 1, 1]
+    warnings = read_jsonl(tmp_path / "run" / "warnings.jsonl")
+    assert [w["step"] for w in warnings if "not finite" in w["warning"]] == [3]
+    from safetensors.torch import load_file
+
+    weights = [
+        load_file(tmp_path / "run" / "checkpoints" / f"step-{n:06d}" / "model/policy/adapter_model.safetensors")
+        for n in (2, 4)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
