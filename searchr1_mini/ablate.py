@@ -106,7 +106,7 @@ def open_study(out: Path, settings: dict[str, Any], name: str) -> None:
     """Refuses a folder that holds another study, or the same one with other settings."""
     path = out / "study.json"
     if path.exists():
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         if old != settings:
             raise UserError(f"{out} holds the study {old}, not {settings}; name another --output-dir")
     out.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def train_one(config: TrainConfig) -> float:
     from searchr1_mini.training import train
 
     train(replace(config, resume=(folder / "config.json").exists()))
-    return json.loads((folder / "summary.json").read_text())["after"]["em"]
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["after"]["em"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -171,7 +171,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def measures(folder: Path) -> dict[str, float]:
     """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps."""
-    after = json.loads((folder / "summary.json").read_text())["after"]
+    after = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["after"]
     rows = read_jsonl(folder / "metrics.jsonl")
 
     def last(key: str) -> float:

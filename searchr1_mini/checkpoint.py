@@ -93,7 +93,7 @@ def checkpoint_step(path: Path) -> int:
 def is_whole(path: Path) -> bool:
     """Whether every file of the manifest is there, unchanged."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         return all(_checksum(path / name) == expected for name, expected in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
@@ -186,7 +186,7 @@ def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_ma
             raise UserError(
                 f"--resume: {run_dir} holds no run (no config.json); check --output-dir or leave out --resume"
             )
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         for name in must_match:
             if old.get(name) != config[name]:
                 raise UserError(

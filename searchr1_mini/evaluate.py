@@ -20,6 +20,8 @@ from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, load_task, method_of
 from searchr1_mini.tracking import render_segment, summary_table, trajectory_row, write_json_atomic
 
+OF_THE_DATASET = ("data_path", "corpus", "world_difficulty", "world_hops", "world_noise")
+
 
 def evaluate_command(config: EvalConfig) -> None:
     """Evaluates, or answers `--ask`.
@@ -65,11 +67,13 @@ def as_train_config(config: EvalConfig) -> tuple[TrainConfig, Path | None]:
     path = Path(config.run) / "config.json"
     if not path.is_file():
         raise UserError(f"{config.run} holds no run (no config.json); name a folder that train.py wrote")
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_text(encoding="utf-8"))
     values = {f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved}
     given.pop("seed")
-    settings = replace(TrainConfig(**values), **given)
-    return settings, checkpoint_of(config) / "model"
+    if given.get("dataset", values["dataset"]) != values["dataset"]:  # what belonged to the run's own data set
+        defaults = TrainConfig()
+        values |= {name: getattr(defaults, name) for name in OF_THE_DATASET}
+    return resolve(TrainConfig(**values | given)), checkpoint_of(config) / "model"
 
 
 def checkpoint_of(config: EvalConfig) -> Path:

@@ -20,6 +20,10 @@ METRICS = {  # key -> (title, unit, what it tells)
     "zero_variance_groups": ("Zero-variance rollouts", "share", "rollouts whose group all got the same reward: no signal"),
     "kl": ("KL to the reference", "nats a token", "k3 estimate against the model before training"),
     "entropy": ("Entropy", "nats a token", "of the policy's distribution over its own tokens; a collapse shows here first"),
+    "explained_variance": ("Explained variance", "of the critic", "1 is a perfect critic, 0 one that knows only the mean"),
+    "value_loss": ("Value loss", "of the critic", "half the squared error of the values, clipped"),
+    "correct_loglik_change": ("Likelihood of right rollouts", "nats a token", "what a step's first updates did to them; "
+                              "below 0 for long, a collapse is near"),
     "clip_fraction": ("Clip fraction", "share of tokens", "tokens whose gradient the clipped objective took away"),
     "grad_norm": ("Gradient norm", "before clipping", "spikes announce trouble"),
     "logprob_diff_max": ("Sampled vs. recomputed", "nats, largest", "log-probs at sampling against a forward of the same "
@@ -63,7 +67,7 @@ def write_report(run_dir: Path) -> Path:
     if summary:
         columns = {name: summary[key] for name, key in _COLUMNS.items() if summary.get(key)}
         parts.append(f'<h2>Held-out questions</h2>\n<pre class="table">{escape(summary_table(columns))}</pre>')
-    parts += [_curves(metrics, summary), _trajectories(run_dir)]
+    parts += [_warnings(run_dir), _curves(metrics, summary), _trajectories(run_dir)]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
@@ -81,7 +85,7 @@ _COLUMNS = {"before": "before", "after": "after", "after, empty retriever": "aft
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _head(run_dir: Path, config: dict[str, Any], summary: dict[str, Any] | None) -> str:
@@ -93,6 +97,12 @@ def _head(run_dir: Path, config: dict[str, Any], summary: dict[str, Any] | None)
     if summary:
         told.append(f"{summary['steps']} steps in {summary['train_seconds']} s, peak {summary['peak_memory_gb']} GB")
     return f'<h1>{escape(run_dir.name)}</h1>\n<p class="soft">{escape(" · ".join(told))}</p>'
+
+
+def _warnings(run_dir: Path) -> str:
+    rows = read_jsonl(run_dir / "warnings.jsonl")
+    items = "".join(f"<li>step {row['step']}: {escape(row['warning'])}</li>" for row in rows)
+    return f"<h2>What the stability watch saw</h2>\n<ul>{items}</ul>" if rows else ""
 
 
 def series_of(metrics: list[dict[str, Any]], pattern: str) -> Series:

@@ -211,7 +211,7 @@ def _restore(run: Session, folder: Path) -> None:
     """Goes on exactly where the checkpoint was written: optimiser, schedule, random state, metrics."""
     state = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
     checkpoint.restore_rng(state["rng"])
-    progress = json.loads((folder / "progress.json").read_text())
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     run.first_step, run.updates = progress["step"] + 1, progress["updates"]
     run.before, run.train_seconds = progress["before"], progress["train_seconds"]
     run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]

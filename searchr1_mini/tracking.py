@@ -55,7 +55,7 @@ class Tracker:
     ) -> None:
         self.total_steps = total_steps
         self.warnings = run_dir / "warnings.jsonl"
-        self.file = (run_dir / "metrics.jsonl").open("a")
+        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self.board = _open_tensorboard(run_dir) if tensorboard else None
         self.wandb = _open_wandb(run_name, config, run_dir) if wandb else None
         self.bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not sys.stderr.isatty())
@@ -97,7 +97,7 @@ class Tracker:
         """Shows what the stability watch found, and adds it to warnings.jsonl."""
         for warning in warnings:
             self.bar.write(f"step {step}: warning: {warning}", file=sys.stderr)
-            with self.warnings.open("a") as file:
+            with self.warnings.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "warning": warning}) + "\n")
 
 
@@ -121,11 +121,20 @@ def _open_wandb(name: str, config: dict, run_dir: Path):
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a jsonl file; a torn last line, as a killed run leaves it, is passed over."""
+    """The whole lines of a jsonl file; a torn last line, as a killed run leaves it, is passed over.
+
+    Raises:
+        UserError: another line is no JSON.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            raise UserError(f"line {number} of {path} is damaged ({error}); remove it to go on") from error
+    return rows
 
 
 def truncate_metrics(path: Path, step: int) -> list[dict[str, Any]]:
@@ -140,7 +149,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     """Writes aside, then renames: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("w") as file:
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a lone surrogate is no utf-8
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
