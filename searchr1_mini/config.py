@@ -47,7 +47,7 @@ class TrainConfig:
     corpus: str | None = option("data", None, "local jsonl with the passages [default: the data set's own paragraphs]")
     eval_questions: int | None = option("data", None, "held-out questions" + _auto("eval_questions"), least=1)
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option(
-        "data", None, "how the synthetic world's passages are written [default: simple]"
+        "data", None, "how the synthetic world's passages are written [default: natural]"
     )
     world_hops: str | None = option("data", None, "hops of the synthetic questions, in equal shares [default: 1,2]")
     world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0)
@@ -90,6 +90,9 @@ class TrainConfig:
     )
     warmup_steps: int | None = option(
         "optimisation", None, "steps of linear warm-up, then constant" + _auto("warmup_steps"), least=0
+    )
+    decay_steps: int | None = option(
+        "optimisation", None, "last steps, over which the learning rate falls to 0" + _auto("decay_steps"), least=0
     )
     weight_decay: float = option("optimisation", 0.0, "of AdamW", least=0)
     grad_clip: float = option("optimisation", 1.0, "largest norm of the gradient", above=0)

@@ -13,14 +13,14 @@ DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique
 
 TINY = {
     "dataset": "world", "eval_questions": 200, "template": "short", "max_new_tokens": 64, "max_total_tokens": 640,
-    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 40, "questions_per_step": 16, "group_size": 8,
-    "warmup_steps": 4, "drop_zero_variance": True, "tokens_per_micro_batch": 16384, "lora_rank": 16,
+    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 44, "questions_per_step": 16, "group_size": 8,
+    "warmup_steps": 4, "decay_steps": 22, "drop_zero_variance": True, "tokens_per_micro_batch": 16384, "lora_rank": 16,
     "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 20,
 }  # fmt: skip
 REAL = {
     "dataset": "hotpotqa", "eval_questions": 200, "template": "paper", "max_new_tokens": 500, "max_total_tokens": 4096,
     "max_observation_tokens": 500, "rollout_batch_size": 32, "steps": 500, "questions_per_step": 8, "group_size": 5,
-    "warmup_steps": 20, "drop_zero_variance": False, "tokens_per_micro_batch": 8192, "lora_rank": 32,
+    "warmup_steps": 20, "decay_steps": 0, "drop_zero_variance": False, "tokens_per_micro_batch": 8192, "lora_rank": 32,
     "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 50, "save_every": 50,
 }  # fmt: skip
 # LoRA wants about ten times the learning rate of full fine-tuning; the tiny base, a thousand times smaller, wants more

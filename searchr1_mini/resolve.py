@@ -67,6 +67,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         values["load_in_4bit"] = False
     given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) is not None}
     values |= given
+    if config.decay_steps is None:  # a short run keeps a constant half
+        values["decay_steps"] = min(values["decay_steps"], values["steps"] // 2)
     way = "full" if values["lora_rank"] == 0 else "lora"
     values.setdefault("learning_rate", LEARNING_RATES[size, way])
     values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
@@ -75,7 +77,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size])
     values.setdefault("kl_estimator", "k1" if config.algorithm == "ppo" else "k3")
     if values["dataset"] == "world":
-        values.setdefault("world_difficulty", "simple")
+        values.setdefault("world_difficulty", "natural")
         values.setdefault("world_hops", "1,2")
     config = replace(config, **values)
     _check_resolved(config)

@@ -116,7 +116,10 @@ def start(config: TrainConfig) -> Session:
 
 
 def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None):
-    """AdamW and its schedule; the critic has a learning rate and a warm-up of its own."""
+    """AdamW and its schedule: warm-up, constant, and a fall to 0 at the end where the config asks for one.
+
+    The critic has a learning rate and a warm-up of its own.
+    """
     updates_a_step = config.mini_batches * config.epochs
     groups = [{"params": policy.trainable(), "lr": config.learning_rate}]
     warmups = [max(config.warmup_steps * updates_a_step, 1)]
@@ -124,7 +127,12 @@ def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None):
         groups.append({"params": critic.parameters(), "lr": config.critic_learning_rate})
         warmups.append(max(config.critic_warmup_steps * updates_a_step, 1))
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    schedules = [lambda update, warmup=warmup: min(1.0, (update + 1) / warmup) for warmup in warmups]
+    total, decay = config.steps * updates_a_step, config.decay_steps * updates_a_step
+
+    def schedule(warmup: int):
+        return lambda update: min(1.0, (update + 1) / warmup, max(total - update, 0) / decay if decay else 1.0)
+
+    schedules = [schedule(warmup) for warmup in warmups]
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-SMALL_STEP = {"questions_per_step": 8, "group_size": 8, "eval_questions": 100, "eval_every": 10, "save_every": 20}
+SMALL_STEP = {
+    "questions_per_step": 8,
+    "group_size": 8,
+    "eval_questions": 100,
+    "eval_every": 10,
+    "save_every": 20,
+    "decay_steps": 0,
+}
 PPO_STEP = {"algorithm": "ppo", "questions_per_step": 64, "group_size": 1}
 NOISE = {"world_noise": 8, "max_observation_tokens": 400, "max_total_tokens": 1024}
 

@@ -41,9 +41,7 @@ class Habits:
 
 
 RIGHT = Habits()
-BASE = Habits(
-    direct=0.84, malformed=0.03, premature=0.65, restate_right=0.92, entity_in_query=0.75, relation_right=0.75
-)
+BASE = Habits(direct=0.9, malformed=0.03, premature=0.65, restate_right=0.92, entity_in_query=0.75, relation_right=0.75)
 
 FIRST_THOUGHTS = ("I need to find {s}.", "I should look up {s}.", "I have to search for {s}.")
 DIRECT_THOUGHTS = ("I know this.", "I remember the answer.", "I can answer this.")

@@ -33,7 +33,7 @@ from searchr1_mini.world_text import (
 Split = Literal["train", "eval"]
 Difficulty = Literal["infobox", "simple", "natural"]
 DIFFICULTIES: tuple[str, ...] = get_args(Difficulty)
-DEFAULT_DIFFICULTY: Difficulty = "simple"
+DEFAULT_DIFFICULTY: Difficulty = "natural"
 
 COUNTS = {PERSON: 240, CITY: 80, COMPANY: 60, COUNTRY: 16}
 
