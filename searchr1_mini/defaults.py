@@ -28,7 +28,7 @@ LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora
 
 # one rollout a question: the critic is the baseline, so that as many questions as rollouts fit into a step
 PPO = {
-    "tiny": {"questions_per_step": 128, "group_size": 1, "steps": 60, "drop_zero_variance": False},
+    "tiny": {"questions_per_step": 128, "group_size": 1, "steps": 36, "drop_zero_variance": False},
     "real": {"questions_per_step": 40, "group_size": 1, "drop_zero_variance": False},
 }
 CRITIC_LEARNING_RATES = {"tiny": 3e-3, "real": 1e-4}  # the paper's critic learns ten times as fast as its policy
