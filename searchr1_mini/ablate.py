@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from searchr1_mini.charts import Series, line_chart, svg
+from searchr1_mini.charts import Bands, Series, picture
 from searchr1_mini.cli import run_command
 from searchr1_mini.config import TrainConfig, suggest
 from searchr1_mini.defaults import LEARNING_RATES, TINY
@@ -54,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     configs = {
         (arm, seed): config_of(study, arm, seed, out, args.steps, args.model) for arm in study.arms for seed in seeds
     }
-    open_study(out, {"study": args.study, "steps": args.steps, "model": args.model}, args.study)
+    if study.warm and args.model != "tiny":
+        raise UserError(f"{args.study} warms up the tiny base; compare a real model with its -Instruct sister instead")
+    open_study(out, {"study": args.study, "steps": args.steps, "model": args.model})
     if study.warm and not (out / "warm_base" / "config.json").exists():
-        make_warm_base(out / "warm_base", args.model)
+        make_warm_base(out / "warm_base")
     train_all(configs, args.jobs)
     text = write_study(study, args.study, out, {arm: [folder_of(out, arm, s) for s in seeds] for arm in study.arms})
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
@@ -102,7 +104,7 @@ def config_of(study: Study, arm: str, seed: int, out: Path, steps: int | None, m
     return resolve(TrainConfig(**values))
 
 
-def open_study(out: Path, settings: dict[str, Any], name: str) -> None:
+def open_study(out: Path, settings: dict[str, Any]) -> None:
     """Refuses a folder that holds another study, or the same one with other settings."""
     path = out / "study.json"
     if path.exists():
@@ -113,10 +115,8 @@ def open_study(out: Path, settings: dict[str, Any], name: str) -> None:
     write_json_atomic(path, settings)
 
 
-def make_warm_base(folder: Path, model: str) -> None:
-    """A base that has seen some right episodes, as an instruction-tuned model has: half a minute of pre-training."""
-    if model != "tiny":
-        raise UserError("base-vs-warm warms up the tiny base; for a real model, compare it with its -Instruct sister")
+def make_warm_base(folder: Path) -> None:
+    """A base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens of pre-training."""
     aside = folder.with_name(".warm_base")
     command = [sys.executable, "-m", "searchr1_mini.pretrain", "--init", resolve_model("tiny"), "--warm-start"]
     command += ["--output", str(aside), "--tokens", "4e5", "--muon-lr", "0.004", "--adam-lr", "1e-3", "--no-compile"]
@@ -148,7 +148,7 @@ def train_all(configs: dict[tuple[str, int], TrainConfig], jobs: int | None) -> 
 
 
 def train_one(config: TrainConfig) -> float:
-    """One run, in a process of its own, with its output in log.txt; returns its held-out exact match at the end."""
+    """One run, in a process of its own, with its output in ARM/seed-N.log; returns its final held-out exact match."""
     folder = Path(config.output_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log").open("a")
@@ -232,23 +232,16 @@ def finding(results: dict[str, list[dict[str, float]]]) -> str:
 
 def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
     """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
-    charts = []
-    for index, (key, title) in enumerate(CURVES.items()):
-        series, bands = curves(
-            {arm: [read_jsonl(f / "metrics.jsonl") for f in folders] for arm, folders in runs.items()}, key
-        )
-        if series:
-            at = (index % 2 * 500, index // 2 * 290)
-            charts.append(line_chart(series, title, "training step", "", width=500, at=at, bands=bands))
-    style = "text{fill:#1f2430}.grid{stroke:#dfe3e8}.name{font-weight:600}"
-    card = '<rect width="1000" height="580" rx="8" fill="#fff"/>'
-    write_text_atomic(path, svg("\n".join([card, *charts]), 1000, 580, "Arms of the study", style) + "\n")
+    logs = {arm: [read_jsonl(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
+    drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
+    charts = [(series, title, "", bands) for series, bands, title in drawn if series]
+    write_text_atomic(path, picture(charts, "Arms of the study", width=500))
 
 
-def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, dict[str, list[tuple[float, float, float]]]]:
+def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:
     """Mean over seeds of a metric at each step, and its lowest and highest value there."""
     series: Series = {}
-    bands: dict[str, list[tuple[float, float, float]]] = {}
+    bands: Bands = {}
     for arm, seeds in logs.items():
         by_step: dict[int, list[float]] = {}
         for rows in seeds:

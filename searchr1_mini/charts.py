@@ -7,6 +7,7 @@ from html import escape
 from itertools import pairwise
 
 Series = dict[str, list[tuple[float, float]]]
+Bands = dict[str, list[tuple[float, float, float]]]
 COLOURS = ("#2563eb", "#d9480f", "#2f855a", "#7c3aed", "#b7791f", "#0e7490", "#be185d", "#4d5562")
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 124, 40, 40
 
@@ -29,7 +30,7 @@ def line_chart(
     width: int = 460,
     height: int = 280,
     at: tuple[int, int] = (0, 0),
-    bands: dict[str, list[tuple[float, float, float]]] | None = None,
+    bands: Bands | None = None,
 ) -> str:
     """A `<g>` with one chart: grid, axes with units, and each line named at its end.
 
@@ -91,6 +92,20 @@ def spread(heights: list[float], gap: float = 14.0) -> list[float]:
     for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + gap)
     return moved
+
+
+def picture(charts: list[tuple[Series, str, str, Bands]], title: str, width: int = 460) -> str:
+    """A whole SVG for a page of its own: charts (lines, title, unit, bands) two in a row, on a white card."""
+    height = 280
+    drawn = [
+        line_chart(series, name, "training step", unit, width=width, height=height, bands=bands,
+                   at=(index % 2 * width, index // 2 * height))
+        for index, (series, name, unit, bands) in enumerate(charts)
+    ]  # fmt: skip
+    size = 2 * width, (len(charts) + 1) // 2 * height
+    card = f'<rect width="{size[0]}" height="{size[1]}" rx="8" fill="#fff"/>'
+    style = "text{fill:#1f2430}.grid{stroke:#dfe3e8}.name{font-weight:600}"
+    return svg("\n".join([card, *drawn]), *size, title, style) + "\n"
 
 
 def svg(body: str, width: int, height: int, title: str, style: str) -> str:

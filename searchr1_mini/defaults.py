@@ -11,10 +11,12 @@ HUB_MODELS = {
 }
 DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle jsonl".split()
 
+WORLD_DIFFICULTY = "natural"  # the hardest
+
 TINY = {
     "dataset": "world", "eval_questions": 200, "template": "short", "max_new_tokens": 64, "max_total_tokens": 640,
     "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 40, "questions_per_step": 16, "group_size": 8,
-    "warmup_steps": 4, "decay_steps": 20, "drop_zero_variance": True, "tokens_per_micro_batch": 16384, "lora_rank": 16,
+    "warmup_steps": 4, "decay_steps": 20, "drop_zero_variance": True, "tokens_per_micro_batch": 4096, "lora_rank": 16,
     "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 20,
 }  # fmt: skip
 REAL = {

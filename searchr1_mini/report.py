@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from searchr1_mini.charts import Series, line_chart, svg
+from searchr1_mini.charts import Series, line_chart, picture, svg
 from searchr1_mini.tracking import plain, read_jsonl, summary_table, write_text_atomic
 
 METRICS = {  # key -> (title, unit, what it tells)
@@ -55,7 +55,6 @@ pre.table { white-space: pre; overflow-x: auto; background: var(--card); border:
 details { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; }
 """
-CHART_STYLE = "text{fill:#1f2430}.grid{stroke:#dfe3e8}.name{font-weight:600}"
 
 
 def write_report(run_dir: Path) -> Path:
@@ -174,12 +173,9 @@ def _trajectory(step: str, row: dict[str, Any]) -> str:
 def write_curves_svg(run_dir: Path, path: Path) -> Path:
     """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
     metrics, summary = read_jsonl(run_dir / "metrics.jsonl"), _read_json(run_dir / "summary.json")
-    left = line_chart(
-        eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "training step", "exact match"
-    )
-    right = line_chart(
-        eval_series(metrics, summary, "searches"), "Searches a question", "training step", "searches", at=(460, 0)
-    )
-    card = '<rect width="920" height="280" rx="8" fill="#fff"/>'
-    write_text_atomic(path, svg(f"{card}\n{left}\n{right}", 920, 280, "What training changed", CHART_STYLE) + "\n")
+    charts = [
+        (eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match", {}),
+        (eval_series(metrics, summary, "searches"), "Searches a question", "searches", {}),
+    ]
+    write_text_atomic(path, picture(charts, "What training changed"))
     return path

@@ -7,7 +7,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from searchr1_mini.config import EvalConfig, TrainConfig, flag_of, suggest
-from searchr1_mini.defaults import CRITIC_LEARNING_RATES, DATASETS, HUB_MODELS, LEARNING_RATES, PPO, REAL, TINY
+from searchr1_mini.defaults import (
+    CRITIC_LEARNING_RATES,
+    DATASETS,
+    HUB_MODELS,
+    LEARNING_RATES,
+    PPO,
+    REAL,
+    TINY,
+    WORLD_DIFFICULTY,
+)
 from searchr1_mini.errors import UserError
 
 
@@ -77,7 +86,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size])
     values.setdefault("kl_estimator", "k1" if config.algorithm == "ppo" else "k3")
     if values["dataset"] == "world":
-        values.setdefault("world_difficulty", "natural")
+        values.setdefault("world_difficulty", WORLD_DIFFICULTY)
         values.setdefault("world_hops", "1,2")
     config = replace(config, **values)
     _check_resolved(config)

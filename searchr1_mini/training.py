@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> Path:
                 metrics |= eval_metrics(measure(run))
             run.tracker.log(step, metrics)
             run.tracker.progress(step, metrics)
-            run.tracker.warn(step, run.watch.see(step, metrics))
+            run.tracker.warn(step, run.watch.see(step, metrics).values())
             if step % config.save_every == 0 or step == config.steps or asked_to_stop.is_set():
                 save_step(run, step)
             if asked_to_stop.is_set() and step < config.steps:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from searchr1_mini.data import Example
+from searchr1_mini.defaults import WORLD_DIFFICULTY
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.world_text import (
     CITY,
@@ -33,7 +34,6 @@ from searchr1_mini.world_text import (
 Split = Literal["train", "eval"]
 Difficulty = Literal["infobox", "simple", "natural"]
 DIFFICULTIES: tuple[str, ...] = get_args(Difficulty)
-DEFAULT_DIFFICULTY: Difficulty = "natural"
 
 COUNTS = {PERSON: 240, CITY: 80, COMPANY: 60, COUNTRY: 16}
 
@@ -72,7 +72,7 @@ def split_of(name: str) -> Split:
     return "eval" if zlib.crc32(name.encode()) % 4 == 0 else "train"
 
 
-def make_world(seed: int, split: Split, difficulty: Difficulty = DEFAULT_DIFFICULTY, noise_words: int = 0) -> World:
+def make_world(seed: int, split: Split, difficulty: Difficulty = WORLD_DIFFICULTY, noise_words: int = 0) -> World:
     """Draws one closed world: every object of a fact is an entity of the same world.
 
     Args:

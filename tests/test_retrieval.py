@@ -1,13 +1,9 @@
-"""BM25 against its formulas written out, ties, the cache, and the client against a real server."""
+"""BM25 against its formulas written out, ties, the cache, and the index on disk."""
 
 from __future__ import annotations
 
-import json
 import math
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import StreamRequestHandler, TCPServer
 
 import numpy as np
 import pytest
@@ -20,7 +16,6 @@ from searchr1_mini.retrieval import (
     BM25S,
     CachedRetriever,
     EmptyRetriever,
-    HTTPRetriever,
     Passage,
     RankBM25,
     best_rows,
@@ -228,94 +223,6 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
 )
 def test_one_pair_of_quotes_is_taken_off_a_title(contents, title):
     assert split_contents(contents) == (title, "x")
-
-
-@pytest.fixture
-def server():
-    """A retrieval server whose replies the test sets: a list of (status, body)."""
-    replies, seen = [], []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            seen.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-            status, body = replies.pop(0)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_):
-            """Keeps the test's output clean."""
-
-    http = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_port}", replies, seen
-    http.shutdown()
-    http.server_close()
-
-
-def test_the_papers_protocol_is_spoken(server):
-    url, replies, seen = server
-    document = {"id": "7", "contents": '"Oslo"\nCapital of Norway.'}
-    replies.append((200, json.dumps({"result": [[{"document": document, "score": 2.5}], [document]]})))
-    first, second = HTTPRetriever(url).search(["a", "b"], 3)
-    assert first == [(Passage("7", "Oslo", "Capital of Norway."), 2.5)]
-    assert second[0].passage == first[0].passage
-    assert seen == [("/retrieve", {"queries": ["a", "b"], "topk": 3, "return_scores": True})]
-
-
-def test_a_server_that_stumbles_is_asked_again(server):
-    url, replies, seen = server
-    replies += [(500, ""), (200, '{"result": [[]]}')]
-    assert HTTPRetriever(url, retries=1).search(["a"], 3) == [[]]
-    assert len(seen) == 2
-
-
-@pytest.mark.parametrize(
-    "body", ["no json", "{}", '{"result": []}', '{"result": [[{"score": 1}]]}', '{"result": [[3]]}']
-)
-def test_a_malformed_reply_is_said(server, body):
-    url, replies, _ = server
-    replies.append((200, body))
-    with pytest.raises(UserError, match="--retriever-url"):
-        HTTPRetriever(url).search(["a"], 3)
-
-
-@pytest.mark.parametrize("reply", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", b"hello\r\n\r\n", b""])
-def test_a_reply_that_breaks_off_is_said(reply):
-    class Handler(StreamRequestHandler):
-        def handle(self):
-            self.request.recv(65536)
-            self.wfile.write(reply)
-
-    with TCPServer(("127.0.0.1", 0), Handler) as tcp:
-        threading.Thread(target=tcp.serve_forever, args=(0.01,), daemon=True).start()
-        with pytest.raises(UserError, match="does not answer"):
-            HTTPRetriever(f"http://127.0.0.1:{tcp.server_address[1]}", retries=0).search(["a"], 3)
-        tcp.shutdown()
-
-
-@pytest.mark.parametrize("url", ["host", "host:8000", "localhost:9/retrieve", "http://h:abc", "http://", "http://a b"])
-def test_what_is_no_address_is_said(url):
-    with pytest.raises(UserError, match="write it as http"):
-        HTTPRetriever(url)
-
-
-@pytest.mark.parametrize(
-    ("url", "asked"),
-    [
-        ("http://h:1", "http://h:1/retrieve"),
-        ("http://h/", "http://h/retrieve"),
-        ("http://h/v1/find", "http://h/v1/find"),
-    ],
-)
-def test_the_path_is_added_where_none_is_given(url, asked):
-    assert HTTPRetriever(url).url == asked
-
-
-def test_a_dead_server_is_said():
-    with pytest.raises(UserError, match="does not answer"):
-        HTTPRetriever("http://127.0.0.1:9", retries=0).search(["a"], 3)
 
 
 def test_hotpotqa_sample_is_found(shared):

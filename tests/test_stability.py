@@ -15,7 +15,7 @@ from searchr1_mini.batch import build_batch
 from searchr1_mini.data import Example
 from searchr1_mini.metrics import empty_think
 from searchr1_mini.trajectory import Segment, Trajectory
-from searchr1_mini.watch import DETECTORS, QUIET, WINDOW, Watch
+from searchr1_mini.watch import QUIET, SIGNS, WINDOW, Watch
 
 HEALTHY = {
     "em": 0.6, "reward": 0.6, "kl": 0.1, "entropy": 0.3, "zero_variance_groups": 0.4, "valid_actions": 0.95,
@@ -23,43 +23,47 @@ HEALTHY = {
     "skipped_updates": 0.0,
 }  # fmt: skip
 SICK = {
-    "not_finite": {"skipped_updates": 0.5},
-    "far_from_reference": {"kl": 6.0},
-    "entropy_gone": {"entropy": 0.01, "em": 0.4},
-    "entropy_bursts": {"entropy": 2.0},
-    "no_signal": {"zero_variance_groups": 0.95},
-    "invalid_actions": {"valid_actions": 0.2},
-    "length_runs_away": {"response_tokens": 200.0, "overlong": 0.5},
-    "thinks_nothing": {"empty_think": 0.9},
-    "likelihood_falls": {"correct_loglik_change": -0.05},
-    "reward_fell": {"em": 0.1},
+    "not finite": {"skipped_updates": 0.5},
+    "far from the reference": {"kl": 6.0},
+    "entropy gone": {"entropy": 0.01, "em": 0.4},
+    "entropy bursts": {"entropy": 2.0},
+    "all fail": {"zero_variance_groups": 0.95, "em": 0.4},
+    "all succeed": {"zero_variance_groups": 0.95},
+    "invalid actions": {"valid_actions": 0.2},
+    "length runs away": {"response_tokens": 200.0, "overlong": 0.5},
+    "thinks nothing": {"empty_think": 0.9},
+    "likelihood falls": {"correct_loglik_change": -0.05},
+    "reward fell": {"em": 0.1},
 }
 
 
-def test_every_detector_has_a_case():
-    assert set(SICK) == set(DETECTORS)
+def test_every_sign_has_a_case():
+    assert set(SICK) == set(SIGNS)
 
 
 @pytest.mark.parametrize("name", SICK)
-def test_a_sign_is_seen_names_a_flag_and_is_not_repeated_at_once(name):
+def test_a_sign_is_seen_alone_names_a_flag_and_is_not_repeated_at_once(name):
     watch = Watch()
     for step in range(1, 11):
-        assert watch.see(step, dict(HEALTHY)) == []
-    told = {}
-    for step in range(11, 11 + WINDOW + QUIET):
-        for warning in watch.see(step, HEALTHY | SICK[name]):
-            if warning.split(":")[0].split()[0] == (DETECTORS[name](watch.history) or "").split(":")[0].split()[0]:
-                told[step] = warning
-    first = min(told)
-    assert first <= 11 + WINDOW
-    assert all(later - first >= QUIET for later in told if later != first)
-    assert "--" in told[first] or name == "no_signal"
+        assert watch.see(step, dict(HEALTHY)) == {}
+    seen = {step: watch.see(step, HEALTHY | SICK[name]) for step in range(11, 11 + WINDOW + QUIET + 1)}
+    told = [step for step, warnings in seen.items() if name in warnings]
+    assert {sign for warnings in seen.values() for sign in warnings} == {name}
+    assert 11 <= told[0] <= 10 + WINDOW
+    assert told[1:] == [told[0] + QUIET]
+    assert "--" in seen[told[0]][name] or name == "all succeed"
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_no_sign_is_seen_before_its_window_but_what_is_not_finite(name):
+    warnings = Watch().see(1, HEALTHY | SICK[name])
+    assert list(warnings) == (["not finite"] if name == "not finite" else [])
 
 
 def test_a_resumed_run_remembers_what_was_normal():
     watch = Watch([dict(HEALTHY)] * 10)
-    warnings = [w for step in range(11, 11 + WINDOW) for w in watch.see(step, HEALTHY | SICK["reward_fell"])]
-    assert any("exact match fell" in warning for warning in warnings)
+    warnings = [w for step in range(11, 11 + WINDOW) for w in watch.see(step, HEALTHY | SICK["reward fell"])]
+    assert warnings == ["reward fell"]
 
 
 def turn(text: str) -> Segment:
