@@ -58,6 +58,7 @@ STUDIES = {
             "PPO": PPO_STEP,
             "Dr. GRPO": {"normalize_std": False, "loss_aggregation": "constant"},
             "RLOO": {"baseline": "leave-one-out"},
+            # ten times the clip range of its paper, for a learning rate as much above full fine-tuning's
             "GSPO": {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.003, "clip_eps_high": 0.004},
             "DAPO": {"clip_eps_high": 0.28, "dynamic_sampling": 3, "overlong": "penalise", "kl_coef": 0.0},
         },
@@ -66,7 +67,7 @@ STUDIES = {
     "group-size": Study(
         "Rollouts a question in GRPO, at the same number of rollouts a step",
         "Average exact match of the 7B model with groups of 1, 3 and 5: .410, .363 and .350; larger groups converge "
-        "faster and are less stable (section 5.5).",
+        "faster and are less stable (its appendix on group size).",
         {
             "5": {"group_size": 5, "questions_per_step": 12},
             "3": {"group_size": 3, "questions_per_step": 20},
@@ -75,7 +76,7 @@ STUDIES = {
     ),
     "topk": Study(
         "Passages a search",
-        "Average exact match of the 7B model under PPO with 1, 3 and 5 passages: .375, .431 and .400 (section 5.3).",
+        "Average exact match of the 7B model under PPO with 1, 3 and 5 passages: .375, .431 and .400 (its appendix).",
         {
             "3": {"topk": 3},
             "1": {"topk": 1},
@@ -84,7 +85,7 @@ STUDIES = {
     ),
     "kl": Study(
         "Weight and estimator of the KL to the reference",
-        "The paper trains with beta = 0.001 throughout and does not vary it (appendix B).",
+        "The paper trains with beta = 0.001 throughout and does not vary it.",
         {
             "k3, .001": {},
             "none": {"kl_coef": 0.0},
@@ -96,7 +97,7 @@ STUDIES = {
     ),
     "max-turns": Study(
         "Actions a question",
-        "The paper allows 4 actions throughout and does not vary them (appendix B).",
+        "The paper allows 4 actions throughout and does not vary them.",
         {"4": {}, "2": {"max_turns": 2}, "1": {"max_turns": 1}},
     ),
     "reward": Study(
