@@ -37,37 +37,13 @@ class Stage:
 
 
 STAGES = (
-    Stage(
-        "read and speak the tags",
-        0.65,
-        reading=0.35,
-        last_turns=0.0,
-        pages=0.02,
-        drills=0.1,
-        right=1.0,
-        habits=traces.RIGHT,
-    ),
-    Stage(
-        "habits of a base model",
-        0.35,
-        reading=0.15,
-        last_turns=0.4,
-        pages=0.01,
-        drills=0.04,
-        right=0.03,
-        habits=traces.BASE,
-    ),
-)
-
+    Stage("read and speak the tags", 0.65, reading=0.35, last_turns=0.0, pages=0.02, drills=0.1, right=1.0,
+          habits=traces.RIGHT),
+    Stage("habits of a base model", 0.35, reading=0.15, last_turns=0.4, pages=0.01, drills=0.04, right=0.03,
+          habits=traces.BASE),
+)  # fmt: skip
 WARM_START = Stage(
-    "warm start",
-    1.0,
-    reading=0.15,
-    last_turns=0.2,
-    pages=0.0,
-    drills=0.0,
-    right=0.4,
-    habits=traces.BASE,
+    "warm start", 1.0, reading=0.15, last_turns=0.2, pages=0.0, drills=0.0, right=0.4, habits=traces.BASE
 )
 
 
