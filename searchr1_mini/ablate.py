@@ -13,10 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -147,8 +148,19 @@ def train_all(configs: dict[tuple[str, int], TrainConfig], jobs: int | None) -> 
             raise
 
 
+def end_with_parent() -> None:
+    """Ends this process once the study's own is gone, however it went, so that no run is left with two writers."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def train_one(config: TrainConfig) -> float:
     """One run, in a process of its own, with its output in ARM/seed-N.log; returns its final held-out exact match."""
+    end_with_parent()
     folder = Path(config.output_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log").open("a")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +61,23 @@ def test_a_study_runs_resumes_and_reports(tmp_path):
 
     other = ablate("topk", "--output-dir", out)
     assert other.returncode == 2 and "name another --output-dir" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches processes as Linux lets one do")
+def test_runs_end_with_a_study_that_is_killed(tmp_path):
+    """A run that went on would write into the folder that the next start of the study resumes."""
+    command = [sys.executable, "-m", "searchr1_mini.ablate", "max-turns", "--jobs", "1", "--output-dir", tmp_path]
+    study = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL)
+    log = tmp_path / "4" / "seed-0.log"
+    while not log.exists():  # the worker's first act
+        assert study.poll() is None
+    children = Path(f"/proc/{study.pid}/task/{study.pid}/children").read_text().split()
+    watched = [os.pidfd_open(int(child)) for child in children]
+    study.kill()
+    study.wait()
+    assert watched
+    for descriptor in watched:
+        assert select.select([descriptor], [], [], 60)[0]
 
 
 @pytest.mark.parametrize(
