@@ -260,7 +260,7 @@ def rollout(
     decoder.expect([conversation.prompt for conversation in conversations])
     waiting = deque(enumerate(conversations))
     asked: tuple[list[int], Future] | None = None
-    with ThreadPoolExecutor(1) as pool:
+    with policy.merged(), ThreadPoolExecutor(1) as pool:
         while waiting or engine.live:
             while waiting and decoder.has_room:
                 engine.start(*waiting.popleft())

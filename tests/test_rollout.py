@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini import methods
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
+from searchr1_mini.models import load_policy
 from searchr1_mini.prompts import INVALID_ACTION
 from searchr1_mini.retrieval import EmptyRetriever, Hit, Passage
 from searchr1_mini.rollout import (
@@ -46,7 +49,7 @@ class Scripted:
     def __init__(self, tokenizer, turns: list[str]) -> None:
         self.tokenizer, self.device, self.dtype = tokenizer, torch.device("cpu"), torch.float32
         self.ids = [[*tokenizer(turn)["input_ids"]] for turn in turns]
-        self.turn, self.at = 0, 0
+        self.turn, self.at, self.merged = 0, 0, nullcontext
         self.config = torch.nn.Module()
         self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1
         self.config.hidden_size, self.config.eos_token_id = 4, tokenizer.eos_token_id
@@ -209,6 +212,34 @@ def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
                 assert abs(logprobs[at + offset - 1, ids[0, at + offset]].item() - logprob) < 1e-3
             at += len(segment.token_ids)
     assert trajectories == rollout(group, make, tiny_policy, retriever, LIMITS, temperature=1.0, seed=0)[0]
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_a_merged_policy_is_the_same_policy_and_leaves_its_base_as_it_was(random_qwen2, load_in_4bit):
+    policy = load_policy(
+        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=load_in_4bit, dtype=torch.float32, device=CPU
+    )
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    ids = torch.arange(1, 41).view(2, 20)
+    state = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    trainable = [p.requires_grad for p in policy.model.parameters()]
+    with torch.no_grad():
+        apart = policy.hidden(input_ids=ids)
+        with policy.reference():
+            base = policy.hidden(input_ids=ids)
+        with pytest.raises(KeyboardInterrupt), policy.merged():
+            merged = policy.hidden(input_ids=ids)
+            is_adapted = any(not torch.equal(tensor, state[n]) for n, tensor in policy.model.state_dict().items())
+            raise KeyboardInterrupt
+        again = policy.hidden(input_ids=ids)
+    assert (apart - base).abs().max() > 0.1
+    assert is_adapted != load_in_4bit
+    torch.testing.assert_close(merged, apart, atol=1e-4, rtol=1e-4)
+    assert torch.equal(again, apart)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in policy.model.state_dict().items())
+    assert trainable == [p.requires_grad for p in policy.model.parameters()]
 
 
 def test_rows_that_wait_for_the_retriever_do_not_hold_up_the_others(tokenizer, tiny_policy):
