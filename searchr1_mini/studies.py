@@ -47,7 +47,7 @@ STUDIES = {
             "masked, noise": NOISE,
             "unmasked, noise": NOISE | {"mask_observations": False},
         },
-        SMALL_STEP | {"steps": 110, "questions_per_step": 4, "eval_every": 22},
+        SMALL_STEP | {"steps": 104, "questions_per_step": 4, "eval_every": 26, "decay_steps": 52},
     ),
     "algorithm": Study(
         "GRPO or PPO",
