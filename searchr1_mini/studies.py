@@ -14,7 +14,7 @@ SMALL_STEP = {
     "decay_steps": 0,
 }
 PPO_STEP = {"algorithm": "ppo", "questions_per_step": 64, "group_size": 1}
-NOISE = {"world_noise": 8, "max_observation_tokens": 400, "max_total_tokens": 1024}
+NOISE = {"world_noise": 4, "max_observation_tokens": 400, "max_total_tokens": 1024}
 
 
 @dataclass(frozen=True)
