@@ -211,7 +211,7 @@ def write_study(study: Study, name: str, out: Path, runs: dict[str, list[Path]])
         f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} --seeds {n_seeds}`; mean and 95 % interval over "
         f"{n_seeds} seeds. EM, searches and tokens are greedy, on held-out questions; the rest are means over the last "
         f"{LAST_STEPS} training steps.\n\n{table(results)}\n\n![curves](curves.svg)\n\nThe paper: {study.paper} "
-        f"Here: {finding(results)}"
+        f"Here: {finding(results, study.against)}"
     )
     write_text_atomic(out / "report.md", text + "\n")
     return text
@@ -227,18 +227,19 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def finding(results: dict[str, list[dict[str, float]]]) -> str:
-    """Each arm's difference in exact match from the first, and whether the interval over seeds leaves 0 out."""
-    (reference, base), *others = results.items()
-
-    def em(run: dict[str, float]) -> float:
-        return fmean(value for key, value in run.items() if key.startswith("EM "))
-
-    sentences = ["{} reached exact match {:.3f} ± {:.2g}".format(reference, *interval([em(run) for run in base]))]
-    for arm, runs in others:
-        difference, width = interval([em(one) - em(two) for one, two in zip(runs, base, strict=True)])
+def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str]) -> str:
+    """Each arm's difference in exact match from the first arm, or from what it is `against`, over the seeds of both."""
+    first, *others = results
+    em = {
+        arm: [fmean(value for key, value in run.items() if key.startswith("EM ")) for run in runs]
+        for arm, runs in results.items()
+    }
+    sentences = ["{} reached exact match {:.3f} ± {:.2g}".format(first, *interval(em[first]))]
+    for arm in others:
+        reference = against.get(arm, first)
+        difference, width = interval([one - two for one, two in zip(em[arm], em[reference], strict=True)])
         verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
-        sentences.append(f"{arm} {difference:+.3f} ± {width:.2g} against it ({verdict})")
+        sentences.append(f"{arm} {difference:+.3f} ± {width:.2g} against {reference} ({verdict})")
     return "; ".join(sentences) + "."
 
 

@@ -24,7 +24,8 @@ class Study:
     Attributes:
         title: what is varied.
         paper: what the paper found, in a sentence.
-        arms: name -> options over `common`; the first arm is what the others are compared with.
+        arms: name -> options over `common`.
+        against: what an arm is compared with, where that is not the first arm.
         common: options of every arm.
         warm: arms that start from the warmed-up base.
     """
@@ -34,6 +35,7 @@ class Study:
     arms: dict[str, dict[str, Any]]
     common: dict[str, Any] = field(default_factory=lambda: SMALL_STEP | {"steps": 60})
     warm: tuple[str, ...] = ()
+    against: dict[str, str] = field(default_factory=dict)
 
 
 STUDIES = {
@@ -48,6 +50,7 @@ STUDIES = {
             "unmasked, noise": NOISE | {"mask_observations": False},
         },
         SMALL_STEP | {"steps": 104, "questions_per_step": 4, "eval_every": 26, "decay_steps": 52},
+        against={"unmasked, noise": "masked, noise"},
     ),
     "algorithm": Study(
         "GRPO or PPO",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini.ablate import config_of, interval
+from searchr1_mini.ablate import config_of, finding, interval
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.studies import STUDIES
 from searchr1_mini.tracking import read_jsonl
@@ -86,6 +86,15 @@ def test_runs_end_with_a_study_that_is_killed(tmp_path):
 def test_bad_arguments_are_told_in_a_sentence(arguments, told):
     result = ablate(*arguments)
     assert result.returncode == 2 and told in result.stderr and "Traceback" not in result.stderr
+
+
+def test_each_arm_is_compared_with_its_own_reference_over_seeds():
+    runs = {"a": [0.9, 0.8], "b": [0.5, 0.4], "c": [0.4, 0.5]}
+    results = {arm: [{"EM 1hop": em, "EM 2hop": em, "KL": 9.0} for em in ems] for arm, ems in runs.items()}
+    told = finding(results, {"c": "b"})
+    assert "a reached exact match 0.850 ± " in told
+    assert "b -0.400 ± 0 against a (a difference)" in told  # both seeds by as much: the interval has no width
+    assert "c +0.000 ± 1.3 against b (no difference that these seeds can tell)" in told
 
 
 def test_intervals_are_students():
