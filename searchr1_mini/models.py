@@ -86,7 +86,7 @@ class Policy:
         """Inside, the adapter is added into the base: the same policy, one matrix product a layer instead of three.
 
         Only a base in float32 is touched, since one in 4 or 16 bits would round what is added. For rollouts: gradients
-        do not reach the adapter. Afterwards the base is what it was, to the bit.
+        do not reach the adapter. Afterwards the base is what it was, to the bit; till then its matrices are held twice.
         """
         layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
         weights = [layer.get_base_layer().weight for layer in layers]
