@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from searchr1_mini.defaults import DATASETS, REAL, TINY
+from searchr1_mini.defaults import DATASETS, PROMPTED, REAL, TINY, TRAINED
 
 
 def option(group: str, default: Any, help_text: str, least: float | None = None, above: float | None = None):
@@ -35,16 +35,25 @@ class TrainConfig:
     """Options of train.py. None is resolved per model by `resolve`."""
 
     model: str = option("run", "tiny", "tiny, a short name such as Qwen2.5-3B, a hub id, or a local folder")
-    method: Literal["search-r1", "r1"] = option("run", "search-r1", "with the search engine, or without (r1)")
-    algorithm: Literal["grpo", "ppo"] = option("run", "grpo", "how the policy is updated")
+    method: Literal["search-r1", "r1", "direct"] | None = option(
+        "run",
+        None,
+        "with the search engine, without it (r1), or without reasoning too (direct) [default: direct for sft, else "
+        "search-r1]",
+    )
+    algorithm: Literal["grpo", "ppo", "sft", "rejection-sampling"] = option(
+        "run", "grpo", "RL by grpo or ppo, sft on the gold answers, or sft on sampled rollouts that were right"
+    )
     output_dir: str | None = option("run", None, "folder of the run [default: runs/<time>-<model>-<algorithm>]")
     resume: bool = option("run", False, "go on from the newest checkpoint in --output-dir")
     seed: int = option("run", 0, "of the world, the order of questions, sampling and the adapter", least=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("run", "auto", "where to compute")
 
-    dataset: str | None = option("data", None, f"one of {', '.join(DATASETS)}" + _auto("dataset"))
+    dataset: str | None = option("data", None, f"a file, or one of {', '.join(DATASETS)}" + _auto("dataset"))
     data_path: str | None = option("data", None, "local file with the questions, instead of the hub")
-    corpus: str | None = option("data", None, "local jsonl with the passages [default: the data set's own paragraphs]")
+    corpus: str | None = option(
+        "data", None, "local jsonl with the passages, or hotpotqa for its paragraphs [default: the data set's own]"
+    )
     eval_questions: int | None = option("data", None, "held-out questions" + _auto("eval_questions"), least=1)
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option(
         "data", None, "how the synthetic world's passages are written [default: natural]"
@@ -53,7 +62,12 @@ class TrainConfig:
     world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template" + _auto("template"))
 
-    retriever: Literal["auto", "bm25", "bm25s", "http"] = option("retrieval", "auto", "bm25 is rank-bm25; auto by size")
+    retriever: Literal["auto", "bm25", "bm25s", "http", "none", "empty", "random", "oracle"] = option(
+        "retrieval",
+        "auto",
+        "bm25 is rank-bm25; auto by size; probes: no engine (none), nothing found (empty), any passages (random), the "
+        "supporting ones (oracle)",
+    )
     retriever_url: str | None = option("retrieval", None, "address of a /retrieve server, for --retriever http")
     topk: int = option("retrieval", 3, "passages a search", least=1)
 
@@ -79,6 +93,12 @@ class TrainConfig:
     )
     group_size: int | None = option(
         "optimisation", None, "rollouts a question (G); 1 is REINFORCE" + _auto("group_size"), least=1
+    )
+    demonstration_questions: int | None = option(
+        "optimisation",
+        None,
+        "training questions that sft and rejection-sampling learn from [default: 800 for tiny, else 10000]",
+        least=1,
     )
     mini_batches: int = option("optimisation", 2, "optimiser steps a pass over the rollouts", least=1)
     epochs: int = option("optimisation", 1, "passes over the rollouts of a step", least=1)
@@ -207,30 +227,43 @@ class TrainConfig:
 class EvalConfig:
     """Options of eval.py. None is taken from the run (--run), or resolved per model (--model)."""
 
-    run: str | None = option("what", None, "folder of a training run")
+    run: str | None = option("what", None, "folder of a training run, or several, separated by commas")
     checkpoint: int | None = option("what", None, "step of the run's checkpoint [default: the newest]", least=1)
     model: str | None = option("what", None, "instead of a run: tiny, a short name, a hub id or a local folder")
     adapter: str | None = option("what", None, "folder of a LoRA adapter to put on --model")
     ask: str | None = option("what", None, "show one trajectory for this question instead of an evaluation")
+    methods: str | None = option(
+        "what", None, f"all, or some of {', '.join((*PROMPTED, *TRAINED))} [default: the run's own, or search-r1]"
+    )
+    datasets: str | None = option(
+        "what", None, f"all, or some of {', '.join(DATASETS)}, or files [default: the run's own, or the model's]"
+    )
+    train: bool | None = option(
+        "what", None, "train sft, r1, rejection-sampling and search-r1 first where --run has none [default: for tiny]"
+    )
 
-    method: Literal["search-r1", "r1"] | None = option("how", None, "with the search engine, or without (r1)")
-    questions: int = option("how", 500, "held-out questions in all", least=1)
+    limit: int = option("how", 500, "questions a data set, always the same ones", least=1)
     temperature: float = option("how", 0.0, "0 decodes greedily", least=0)
     seed: int = option("how", 0, "of the sampling", least=0)
-    output: str | None = option("how", None, "write the summary and every trajectory to this json file")
+    compare: bool = option("how", False, "print the paper's figures beneath ours, and what differs in the set-up")
+    against: str | None = option("how", None, "row that others are tested against [default: the last]")
+    output_dir: str | None = option(
+        "how", None, "folder of the results; what is finished is kept [default: runs/eval-NAME]"
+    )
     colour: Literal["auto", "always", "never"] = option("how", "auto", "colour trajectories by who wrote what")
 
-    dataset: str | None = option("data", None, f"one of {', '.join(DATASETS)}")
     data_path: str | None = option("data", None, "local file with the questions")
-    corpus: str | None = option("data", None, "local jsonl with the passages")
+    corpus: str | None = option(
+        "data", None, "local jsonl with the passages, or hotpotqa [default: the data set's own, or else hotpotqa]"
+    )
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option("data", None, "of the synthetic world")
     world_hops: str | None = option("data", None, "hops of the synthetic questions, as 1,2")
     world_noise: int | None = option("data", None, "made-up words after every passage", least=0)
     world_seed: int | None = option("data", None, "another number is a fresh world [default: the run's seed]", least=0)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template")
 
-    retriever: Literal["auto", "bm25", "bm25s", "http", "empty"] | None = option(
-        "retrieval", None, "empty finds nothing"
+    retriever: str | None = option(
+        "retrieval", None, "as in train.py, or several, a row each: auto,empty,random,oracle,none"
     )
     retriever_url: str | None = option("retrieval", None, "address of a /retrieve server, for --retriever http")
     topk: int | None = option("retrieval", None, "passages a search", least=1)

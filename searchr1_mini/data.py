@@ -19,7 +19,7 @@ from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, is_t
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 
-Split = Literal["train", "eval"]
+Split = Literal["train", "eval", "all"]
 FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
     "nq": ("train", "test"),
     "triviaqa": ("train", "test"),
@@ -47,26 +47,31 @@ class Example:
     Attributes:
         id: unique over all data sets, as `hotpotqa/5a7a06935542990198eaf050`.
         source: what results are reported by, as `hotpotqa` or `world-2hop`.
+        supporting: (title, words) of the passages that the answer rests on, where the data set tells: the passage of
+            that title which holds these words.
     """
 
     id: str
     question: str
     golden_answers: tuple[str, ...]
     source: str
+    supporting: tuple[tuple[str, str], ...] = ()
 
 
 def load_examples(dataset: str, data_path: str | None, split: Split, limit: int | None = None) -> list[Example]:
-    """The questions of one split, in a fixed order; `limit` takes the first of them.
+    """The questions of one split, in a fixed order; `limit` takes always the same of them, see `subset`.
 
-    A local file serves both splits: a tenth of it (1 to 500, chosen by a hash of the questions) is held out.
+    A local file serves both splits: a tenth of it (1 to 500, chosen by a hash of the questions) is held out. The split
+    `all` is the whole of a local file, and of a data set on the hub its evaluation split.
 
     Raises:
         UserError: no such data set or file, a malformed row, no questions, or no network.
     """
     _check_known(dataset)
     if data_path:
-        rows = [_example(dataset, row, where) for row, where in read_rows(Path(data_path))]
-        examples = _own_split(_unique(rows), split)
+        name = Path(data_path).name.split(".")[0] if dataset == "jsonl" else dataset
+        rows = [_example(name, row, where) for row, where in read_rows(Path(data_path))]
+        examples = _unique(rows) if split == "all" else _own_split(_unique(rows), split)
     else:
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
@@ -74,7 +79,19 @@ def load_examples(dataset: str, data_path: str | None, split: Split, limit: int 
             f"{data_path or dataset} holds no questions for the {split} split; both splits together need two different "
             "questions at least"
         )
-    return examples[:limit]
+    return subset(examples, limit)
+
+
+def subset(examples: list[Example], limit: int | None) -> list[Example]:
+    """`limit` questions by a hash of their text: the same in whatever order; a higher limit only adds to them."""
+    if limit is None or limit >= len(examples):
+        return examples
+    border = sorted((_hash(example), index) for index, example in enumerate(examples))[limit - 1]
+    return [example for index, example in enumerate(examples) if (_hash(example), index) <= border]
+
+
+def _hash(example: Example) -> str:
+    return hashlib.sha256(example.question.encode()).hexdigest()
 
 
 def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> list[Passage]:
@@ -84,16 +101,17 @@ def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> list
         UserError: the data set brings no passages, or as `load_examples`.
     """
     _check_known(dataset)
-    if corpus:
-        passages = distinct(parse_passage(*row) for file in corpus_files(Path(corpus)) for row in read_rows(file))
-    elif dataset != "hotpotqa":
-        raise UserError(
-            f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, or use --retriever http"
-        )
-    elif data_path:
-        passages = distinct(hotpotqa_passages(read_rows(Path(data_path))))
-    else:
+    if corpus == "hotpotqa" or (not corpus and dataset == "hotpotqa" and not data_path):
         passages = _hotpotqa_corpus()
+    elif corpus:
+        passages = distinct(parse_passage(*row) for file in corpus_files(Path(corpus)) for row in read_rows(file))
+    elif not data_path or dataset not in ("hotpotqa", "jsonl"):
+        raise UserError(
+            f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, take --corpus hotpotqa "
+            "(half a million paragraphs), or use --retriever http"
+        )
+    else:
+        passages = distinct(hotpotqa_passages(read_rows(Path(data_path))))
     if not passages:
         raise UserError(f"the corpus {corpus or data_path or dataset} is empty; each line needs one passage")
     return passages
@@ -146,7 +164,28 @@ def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
         raise UserError(f'{where}: "data_source" is {source!r}; it must be a text such as "nq"')
     ids = (row[name] for name in ("id", "_id") if row.get(name) not in (None, ""))
     id_ = next(ids, hashlib.sha256(question.encode()).hexdigest()[:16])
-    return Example(f"{source}/{id_}", question, tuple(answers), source)
+    return Example(f"{source}/{id_}", question, tuple(answers), source, _supporting(row, where))
+
+
+def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
+    """Supporting titles, from HotpotQA's `supporting_facts` in either form or MuSiQue's `paragraphs`; FlashRAG keeps
+    both under `metadata`. Empty where there are none."""
+    holders = [part for part in (row, row.get("metadata")) if isinstance(part, dict)]
+    facts = next((part["supporting_facts"] for part in holders if part.get("supporting_facts")), None)
+    paragraphs = next((part["paragraphs"] for part in holders if part.get("paragraphs")), [])
+    try:
+        if facts is not None:
+            titles = facts["title"] if isinstance(facts, dict) else [title for title, _ in facts]
+        else:
+            titles = [paragraph["title"] for paragraph in paragraphs if paragraph.get("is_supporting")]
+        if not all(isinstance(title, str) for title in titles):
+            raise TypeError("a title is no text")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f'{where}: "supporting_facts" is not a list of [title, sentence], nor "paragraphs" one of {{"title", '
+            f'"is_supporting"}} ({error}); mend the row or leave the field out'
+        ) from error
+    return tuple((title, "") for title in dict.fromkeys(titles))
 
 
 def _golden_answers(row: dict[str, Any]) -> Any:
@@ -187,12 +226,9 @@ def _own_split(examples: list[Example], split: Split) -> list[Example]:
     if not examples:
         return []
 
-    def key(example: Example) -> str:
-        return hashlib.sha256(example.question.encode()).hexdigest()
-
     n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
-    border = sorted(map(key, examples))[n_held_out - 1]
-    return [example for example in examples if (key(example) <= border) == (split == "eval")]
+    border = sorted(map(_hash, examples))[n_held_out - 1]
+    return [example for example in examples if (_hash(example) <= border) == (split == "eval")]
 
 
 def _hotpotqa_corpus() -> list[Passage]:

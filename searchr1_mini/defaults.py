@@ -11,6 +11,10 @@ HUB_MODELS = {
 }
 DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle jsonl".split()
 
+PROMPTED = ("direct", "cot", "ircot", "search-o1", "rag")  # methods that need no training
+TRAINED = ("sft", "r1", "rejection-sampling", "search-r1")
+SEARCHING = ("ircot", "search-o1", "rag", "rejection-sampling", "search-r1")
+
 WORLD_DIFFICULTY = "natural"  # the hardest
 
 TINY = {
@@ -27,11 +31,17 @@ REAL = {
 }  # fmt: skip
 # LoRA wants about ten times the learning rate of full fine-tuning; the tiny base, a thousand times smaller, wants more
 LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 2e-5, ("real", "full"): 1e-6}
+IMITATION_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 1e-4, ("real", "full"): 1e-5}
 
 # one rollout a question: the critic is the baseline, so that as many questions as rollouts fit into a step
 PPO = {
     "tiny": {"questions_per_step": 128, "group_size": 1, "steps": 36, "drop_zero_variance": False},
     "real": {"questions_per_step": 40, "group_size": 1, "drop_zero_variance": False},
+}
+# imitation: a step is a batch of demonstrations; rejection sampling takes the paper's 5 rollouts a question
+IMITATION = {
+    "tiny": {"questions_per_step": 64, "group_size": 5, "steps": 20, "eval_every": 20, "demonstration_questions": 800},
+    "real": {"questions_per_step": 64, "group_size": 5, "demonstration_questions": 10_000},
 }
 CRITIC_LEARNING_RATES = {"tiny": 3e-3, "real": 1e-4}  # the paper's critic learns ten times as fast as its policy
 

@@ -1,26 +1,32 @@
-"""The command behind eval.py: a trained run, or any model, on held-out questions or on one question of the user's."""
+"""The command behind eval.py: methods x data sets -> one table, or one question of the user's answered live.
+
+A row is a method with its weights and retriever, a cell is a row on a data set. A finished cell is kept in the output
+folder under a hash of all that it depends on, so that an interrupted evaluation goes on where it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+import time
 from dataclasses import asdict, fields, replace
+from itertools import groupby
 from pathlib import Path
 
-from searchr1_mini import checkpoint
+from searchr1_mini import __version__, checkpoint
 from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
-from searchr1_mini.evaluation import evaluate
+from searchr1_mini.evaluation import score
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
-from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.retrieval import EmptyRetriever
-from searchr1_mini.rewards import reward
+from searchr1_mini.plan import OF_AN_EVALUATION, Row, base_settings, on_dataset, plan_datasets, plan_rows, slug
+from searchr1_mini.resolve import resolve_model
 from searchr1_mini.rollout import rollout
-from searchr1_mini.session import limits_of, load_task, method_of
-from searchr1_mini.tracking import render_segment, summary_table, trajectory_row, write_json_atomic
-
-OF_THE_DATASET = ("data_path", "corpus", "world_difficulty", "world_hops", "world_noise")
+from searchr1_mini.session import limits_of, method_of
+from searchr1_mini.tables import Results, write_tables
+from searchr1_mini.task import Library, Task, load_task
+from searchr1_mini.tracking import read_jsonl, render_segment, trajectory_row, write_jsonl_atomic
 
 
 def evaluate_command(config: EvalConfig) -> None:
@@ -29,70 +35,81 @@ def evaluate_command(config: EvalConfig) -> None:
     Raises:
         UserError: anything that the user can mend.
     """
-    settings, weights = as_train_config(config)
-    policy = load(config, settings, weights)
+    base = base_settings(config)
     if config.ask:
-        answer_live(config, settings, policy)
+        answer_live(config, base)
         return
-    seed = settings.seed if config.world_seed is None else config.world_seed
-    task = load_task(replace(settings, seed=seed, eval_questions=config.questions), "eval")
-    retriever = EmptyRetriever() if config.retriever == "empty" else task.retriever
-    summary, trajectories = evaluate(
-        task.examples, method_of(settings), policy, retriever, limits_of(settings),
+    out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or base.model)}")
+    rows, notes = plan_rows(config, base, out)
+    datasets = plan_datasets(config, base)
+    results = run_cells(config, rows, datasets, out)
+    print(write_tables(results, out, base.model, config.compare, config.against, notes))
+    print(f"\nwritten to {out} (table.md, table.tex, results.json, and every trajectory under cells)", flush=True)
+
+
+def run_cells(config: EvalConfig, rows: list[Row], datasets: list[str], out: Path) -> Results:
+    """Every row on every data set: kept results are read, the others computed; weights are loaded once."""
+    library, results, done = Library(), Results(), 0
+    plan = [(row, dataset, *on_dataset(config, row, dataset)) for row in rows for dataset in datasets]
+    tasks: dict[tuple, Task] = {}
+
+    def task_of(settings: TrainConfig, split: str) -> Task:
+        key = (settings.dataset, settings.data_path, settings.corpus, settings.retriever, settings.seed, split)
+        if key not in tasks:
+            tasks[key] = load_task(replace(settings, method="search-r1"), split, library)
+        return tasks[key]
+
+    for _, _, settings, split in plan:  # what cannot be read is told before any work
+        task_of(settings, split)
+    for _, of_weights in groupby(plan, key=lambda cell: (cell[0].weights, cell[0].settings.model)):
+        policy: Policy | None = None
+        for row, dataset, settings, split in of_weights:
+            task, done, began = task_of(settings, split), done + 1, time.perf_counter()
+            path = (
+                out / "cells" / f"{slug(row.label)}--{slug(dataset)}-{fingerprint(config, row, settings, task)}.jsonl"
+            )
+            kept = path.exists()
+            if not kept:
+                policy = policy or load(config, row.settings, row.weights)
+                run_cell(config, policy, settings, task, path)
+            found = read_jsonl(path)
+            results.add(row.label, row.method, settings, found)
+            em = sum(line["scores"]["em"] for line in found) / len(found)
+            told = "kept from before" if kept else f"{time.perf_counter() - began:.0f} s"
+            print(f"[{done}/{len(plan)}] {row.label} on {dataset}: EM {em:.3f} ({told})", flush=True)
+    return results
+
+
+def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task) -> str:
+    """A hash of all that a cell's result depends on."""
+    parts: dict = {
+        "version": __version__,
+        "method": settings.method,
+        "settings": {f.name: getattr(settings, f.name) for f in fields(settings)
+                     if f.metadata["group"] in OF_AN_EVALUATION and f.name != "rollout_batch_size"},
+        "model": settings.model,
+        "temperature": [config.temperature, config.seed if config.temperature else 0],
+        "questions": [[example.id, example.question] for example in task.examples],
+    }  # fmt: skip
+    if row.weights:
+        manifest = row.weights.parent / checkpoint.MANIFEST
+        parts["weights"] = manifest.read_text() if manifest.exists() else str(row.weights.resolve())
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_cell(config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path) -> None:
+    """One trajectory a question, written with its scores once all are there."""
+    trajectories, _ = rollout(
+        task.examples, method_of(settings), policy, task.retriever, limits_of(settings),
         temperature=config.temperature, seed=config.seed,
     )  # fmt: skip
-    how = "greedy" if config.temperature == 0 else f"sampled at T = {config.temperature}"
-    print(summary_table({how: summary}))
-    if config.output:
-        rows = [
-            trajectory_row(t, e, reward(t, e.golden_answers)) for t, e in zip(trajectories, task.examples, strict=True)
-        ]
-        write_json_atomic(Path(config.output), {"settings": asdict(config), "summary": summary, "trajectories": rows})
-        print(f"written to {config.output}")
-
-
-def as_train_config(config: EvalConfig) -> tuple[TrainConfig, Path | None]:
-    """The run's own settings, or those of a model by itself, under the flags given now; and the weights to load."""
-    shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(EvalConfig)}
-    shared -= {"temperature", "retriever"}  # a run samples; only an evaluation may be greedy or have no retriever
-    given = {n: v for n in shared if (v := getattr(config, n)) is not None} | {"seed": config.seed}
-    if config.retriever not in (None, "empty"):
-        given["retriever"] = config.retriever
-    if config.run is None:
-        if config.checkpoint:
-            raise UserError("--checkpoint is a step of a run; name the run with --run")
-        return resolve(TrainConfig(**given)), Path(config.adapter) if config.adapter else None
-    if config.model or config.adapter:
-        raise UserError("--run brings its own model and adapter; leave out --model and --adapter")
-    path = Path(config.run) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{config.run} holds no run (no config.json); name a folder that train.py wrote")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    values = {f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved}
-    given.pop("seed")
-    if given.get("dataset", values["dataset"]) != values["dataset"]:  # what belonged to the run's own data set
-        defaults = TrainConfig()
-        values |= {name: getattr(defaults, name) for name in OF_THE_DATASET}
-    return resolve(TrainConfig(**values | given)), checkpoint_of(config) / "model"
-
-
-def checkpoint_of(config: EvalConfig) -> Path:
-    """The checkpoint that was asked for, or the newest whole one.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    folder = Path(config.run)
-    if config.checkpoint is None:
-        path = checkpoint.latest_checkpoint(folder)
-        if path is None:
-            raise UserError(f"the run in {folder} has no whole checkpoint yet; train on with --resume")
-        return path
-    path = folder / "checkpoints" / f"step-{config.checkpoint:06d}"
-    if not checkpoint.is_whole(path):
-        steps = [checkpoint.checkpoint_step(p) for p in reversed(checkpoint.list_checkpoints(folder))]
-        raise UserError(f"there is no whole checkpoint of step {config.checkpoint} in {folder}; it has {steps}")
-    return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for trajectory, example in zip(trajectories, task.examples, strict=True):
+        scores = score(example, trajectory)
+        asides = {"asides": [asdict(segment) for segment in trajectory.asides]} if trajectory.asides else {}
+        rows.append(trajectory_row(trajectory, example, scores["em"]) | asides | {"scores": scores})
+    write_jsonl_atomic(path, rows)
 
 
 def load(config: EvalConfig, settings: TrainConfig, weights: Path | None) -> Policy:
@@ -109,18 +126,21 @@ def load(config: EvalConfig, settings: TrainConfig, weights: Path | None) -> Pol
     )
 
 
-def answer_live(config: EvalConfig, settings: TrainConfig, policy: Policy) -> None:
+def answer_live(config: EvalConfig, base: TrainConfig) -> None:
     """Prints one trajectory while it grows, coloured by who wrote what."""
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
-    task = load_task(replace(settings, eval_questions=2 if settings.dataset == "world" else 1), "eval")
-    retriever = EmptyRetriever() if config.retriever == "empty" else task.retriever
+    (row, *others), _ = plan_rows(config, base, Path())
+    if others:
+        raise UserError("--ask answers with one method and one run; name one")
+    settings, split = on_dataset(config, row, plan_datasets(config, base)[0])
+    task = load_task(replace(settings, eval_questions=2 if settings.dataset == "world" else 1), split)
 
     def show(kind: str, text: str) -> None:
         print(render_segment(kind, text, colour), end="", flush=True)
 
     example = Example("ask", config.ask, (), "ask")
     (trajectory,), _ = rollout(
-        [example], method_of(settings), policy, retriever, limits_of(settings),
+        [example], method_of(settings), load(config, settings, row.weights), task.retriever, limits_of(settings),
         temperature=config.temperature, seed=config.seed, on_segment=show,
     )  # fmt: skip
     verdict = trajectory.answer or f"no answer ({trajectory.finish_reason})"

@@ -184,6 +184,16 @@ class Decoder:
         row = self._find(key)
         return row.length + len(row.pending)
 
+    def mark(self, key: int) -> tuple[int, list[int]]:
+        """Where a row stands, for `rewind`."""
+        row = self._find(key)
+        return row.length, list(row.pending)
+
+    def rewind(self, key: int, mark: tuple[int, list[int]]) -> None:
+        """Forgets all that a row was fed or sampled since `mark`; what stands in the cache is written over."""
+        row = self._find(key)
+        row.length, row.pending = mark
+
     @torch.no_grad()
     def step(self) -> list[tuple[int, Turn]]:
         """Samples one token for every row with a turn in progress; returns the turns that it finished, by key."""

@@ -1,23 +1,26 @@
 """How a question is answered, as generators: a method yields what it needs and is resumed with the result.
 
 A method never sees a tensor, a batch or a device; `rollout.py` drives many of them at once. Fed by hand, each can be
-tested without a model. `search_r1` is the paper's Algorithm 1.
+tested without a model. `search_r1` is the paper's Algorithm 1; the others are what it is compared with (section 4.2).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from searchr1_mini.prompts import (
     INVALID_ACTION,
-    REASON_TEMPLATE,
-    SEARCH_TEMPLATE,
-    SHORT_TEMPLATE,
+    REASON_IN_DOCUMENTS,
     STOP_STRINGS,
     normalise_question,
+    opening_of,
     parse_action,
+    render_note,
+    template_of,
 )
 from searchr1_mini.retrieval import Passage
 
@@ -54,6 +57,16 @@ class Observe:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """A turn that leaves no trace in the context, on passages and an instruction. Resumed with its text."""
+
+    passages: Sequence[Passage]
+    text: str
+    stop: tuple[str, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
 class Finish:
     """Ends the conversation; `answer` is None when there is none. Not resumed."""
 
@@ -61,34 +74,43 @@ class Finish:
     reason: str
 
 
-Request = Prompt | Generate | Search | Observe | Finish
+Request = Prompt | Generate | Search | Observe | Aside | Finish
 Method = Generator[Request, Any, None]
 MakeMethod = Callable[[str], Method]
+
+_TAG = re.compile(r"</?\w+>")
+
+
+def show(passages: Sequence[Passage]) -> Method:
+    """Reading as Search-R1 does it: the passages themselves enter the context."""
+    yield Observe(passages=passages)
 
 
 def search_r1(
     question: str,
     *,
-    template: str = SEARCH_TEMPLATE,
+    template: str = template_of("search-r1", "paper"),
     max_turns: int = 4,
     max_new_tokens: int = 500,
     topk: int = 3,
+    serves_search: bool = True,
     last_turn: bool = True,
+    read: Callable[[Sequence[Passage]], Method] = show,
 ) -> Method:
     """Search-R1 (paper, Algorithm 1): think, search, read, answer; at most `max_turns` actions.
 
     A turn that is neither a search nor an answer is told so and costs an action. After the budget is spent the policy
     gets one last turn, in which a search is no longer served (the public code; the paper stops at B, as does
-    `last_turn=False`).
+    `last_turn=False`). Without `serves_search` there is no engine: a search is an invalid action too.
     """
     yield Prompt(template.format(question=normalise_question(question)))
     for _ in range(max_turns):
         action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
         if action.kind == "answer":
             yield Finish(action.content, "answer")
-        elif action.kind == "search":
+        elif action.kind == "search" and serves_search:
             passages = yield Search(action.content, topk)
-            yield Observe(passages=passages)
+            yield from read(passages)
         else:
             yield Observe(INVALID_ACTION)
     if last_turn:
@@ -98,26 +120,69 @@ def search_r1(
     yield Finish(None, "turns")
 
 
-def r1(question: str, *, template: str = REASON_TEMPLATE, max_new_tokens: int = 500) -> Method:
-    """R1 without a search engine (paper, section 4.2): reason, then answer, in one turn."""
+def reason_in_documents(passages: Sequence[Passage], instruction: str, max_new_tokens: int) -> Method:
+    """Reading as Search-o1 does it (arXiv 2501.05366): passages are condensed aside, the note enters the context."""
+    note = yield Aside(passages, instruction, ("</think>",), max_new_tokens)
+    yield Observe(render_note(note.removesuffix("</think>")))
+
+
+def search_o1(question: str, *, template: str, max_new_tokens: int = 500, **settings: Any) -> Method:
+    """Search-o1: searches while it reasons, and reasons in the documents before it goes on."""
+    instruction = "<think>" if template == template_of("search-o1", "short") else REASON_IN_DOCUMENTS
+    read = partial(reason_in_documents, instruction=instruction, max_new_tokens=max_new_tokens)
+    return search_r1(question, template=template, max_new_tokens=max_new_tokens, read=read, **settings)
+
+
+def reason(question: str, *, template: str, max_new_tokens: int = 500) -> Method:
+    """One turn without a search engine that ends in an answer: direct, chain of thought, and R1, by their prompts."""
     yield Prompt(template.format(question=normalise_question(question)))
-    action = parse_action((yield Generate(("</answer>",), max_new_tokens)))
+    yield from last_words(opening_of(template), max_new_tokens)
+
+
+def last_words(opening: str, max_new_tokens: int) -> Method:
+    """A turn that must answer; `opening` is the tag that the prompt has already written for it."""
+    action = parse_action(opening + (yield Generate(("</answer>",), max_new_tokens)))
     yield Finish(action.content, "answer") if action.kind == "answer" else Finish(None, "eos")
 
 
+def rag(question: str, *, template: str, max_new_tokens: int = 500, topk: int = 3) -> Method:
+    """Retrieval-augmented generation: one search with the question itself, then the answer."""
+    yield Prompt(template.format(question=normalise_question(question)))
+    yield Observe(passages=(yield Search(question, topk)))
+    yield from last_words("", max_new_tokens)
+
+
+def ircot(question: str, *, template: str, max_turns: int = 4, max_new_tokens: int = 500, topk: int = 3) -> Method:
+    """IRCoT (arXiv 2212.10509): a search with the question, then a sentence and a search with it, in turn."""
+    yield Prompt(template.format(question=normalise_question(question)))
+    query = question
+    for _ in range(max_turns):
+        yield Observe(passages=(yield Search(query, topk)))
+        text = yield Generate(("\n", "</answer>"), max_new_tokens)
+        action = parse_action(text)
+        if action.kind == "answer":
+            yield Finish(action.content, "answer")
+        query = _TAG.sub(" ", text).strip() or question
+    yield from last_words("", max_new_tokens)
+
+
 def make_method(
-    name: str, *, template: str, max_turns: int, max_new_tokens: int, topk: int, last_turn: bool = True
+    name: str,
+    *,
+    template: str,
+    max_turns: int,
+    max_new_tokens: int,
+    topk: int,
+    serves_search: bool = True,
+    last_turn: bool = True,
 ) -> MakeMethod:
-    """The method of that name with its settings; `template` is "paper" or "short" (the tiny base's)."""
-    if name == "r1":
-        text = SHORT_TEMPLATE if template == "short" else REASON_TEMPLATE
-        return lambda question: r1(question, template=text, max_new_tokens=max_new_tokens)
-    text = SHORT_TEMPLATE if template == "short" else SEARCH_TEMPLATE
-    return lambda question: search_r1(
-        question,
-        template=text,
-        max_turns=max_turns,
-        max_new_tokens=max_new_tokens,
-        topk=topk,
-        last_turn=last_turn,
-    )
+    """The generator of that name with its settings; `template` is "paper" or "short" (the tiny base's)."""
+    generators = {"search-r1": search_r1, "search-o1": search_o1, "ircot": ircot, "rag": rag}
+    settings: dict[str, Any] = {"template": template_of(name, template), "max_new_tokens": max_new_tokens}
+    if name in generators:
+        settings["topk"] = topk
+    if name in ("search-r1", "search-o1", "ircot"):
+        settings["max_turns"] = max_turns
+    if name in ("search-r1", "search-o1"):
+        settings |= {"serves_search": serves_search, "last_turn": last_turn}
+    return partial(generators.get(name, reason), **settings)

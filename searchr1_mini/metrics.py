@@ -11,6 +11,7 @@ from searchr1_mini.rewards import exact_match
 from searchr1_mini.rollout import RolloutStats
 from searchr1_mini.trajectory import Trajectory
 
+CURVES = ("em", "f1", "searches", "response_tokens", "answered")  # of an evaluation, to follow over training
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
@@ -50,8 +51,5 @@ def empty_think(trajectory: Trajectory) -> float:
 
 def eval_metrics(summary: dict) -> dict[str, float]:
     """Flattens a summary into `eval/em`, `eval/world-2hop/searches`, ..."""
-    parts = {"eval": {k: v for k, v in summary.items() if k != "by_source"}}
-    parts |= {f"eval/{source}": values for source, values in summary["by_source"].items()}
-    return {
-        f"{name}/{key}": float(value) for name, values in parts.items() for key, value in values.items() if key != "n"
-    }
+    parts = {"eval": summary} | {f"eval/{source}": values for source, values in summary["by_source"].items()}
+    return {f"{name}/{key}": float(values[key]) for name, values in parts.items() for key in CURVES}

@@ -25,7 +25,51 @@ REASON_TEMPLATE = (
     "answer inside <answer> and </answer>, without detailed illustrations. For example, <answer> Beijing </answer>. "
     "Question: {question}\n"
 )
+DIRECT_TEMPLATE = (
+    "Answer the given question at once, without reasoning. Give the answer, a few words at most, inside <answer> and "
+    "</answer>, for example <answer> Beijing </answer>. Question: {question}\n"
+)
+COT_TEMPLATE = (
+    "Answer the given question. Think about it step by step inside <think> and </think>, then give the answer, a few "
+    "words at most, inside <answer> and </answer>, for example <answer> Beijing </answer>. Question: {question}\n"
+)
+RAG_TEMPLATE = (
+    "Answer the given question with the help of what a search engine found for it, which comes between <information> "
+    "and </information>. Give the answer, a few words at most, inside <answer> and </answer>, for example <answer> "
+    "Beijing </answer>. Question: {question}\n"
+)
+IRCOT_TEMPLATE = (
+    "Answer the given question. Reason one sentence at a time, each on a line of its own. Every sentence is looked up "
+    "by a search engine, and what it finds comes between <information> and </information>: read it before the next "
+    "sentence. Once you know the answer, give it, a few words at most, inside <answer> and </answer>, for example "
+    "<answer> Beijing </answer>. Question: {question}\n"
+)
+SEARCH_O1_TEMPLATE = (
+    "Answer the given question. Reason step by step inside <think> and </think>. Whenever you are unsure of a fact, "
+    "ask a search engine by <search> query </search>; a summary of what it found for your purpose comes back between "
+    "<information> and </information>. Search as often as you need, then give the answer, a few words at most, inside "
+    "<answer> and </answer>, for example <answer> Beijing </answer>. Question: {question}\n"
+)
+REASON_IN_DOCUMENTS = (
+    "Of these passages I note down only what helps me to answer the question, in one or two sentences, or that nothing "
+    "does.\n<think>"
+)
+
 SHORT_TEMPLATE = "Question: {question}\n"
+# what the tiny base was pre-trained on holds no instructions: a method shows in how its turn begins
+SHORT = {
+    "direct": SHORT_TEMPLATE + "<think> I know this. </think>\n<answer>",
+    "cot": SHORT_TEMPLATE + "<think>",
+}
+PAPER = {
+    "direct": DIRECT_TEMPLATE,
+    "cot": COT_TEMPLATE,
+    "ircot": IRCOT_TEMPLATE,
+    "search-o1": SEARCH_O1_TEMPLATE,
+    "rag": RAG_TEMPLATE,
+    "r1": REASON_TEMPLATE,
+    "search-r1": SEARCH_TEMPLATE,
+}
 
 INVALID_ACTION = (
     "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. If I "
@@ -73,6 +117,16 @@ def parse_action(text: str) -> Action:
     return Action(kind, content) if content else Action("invalid")
 
 
+def template_of(method: str, kind: str) -> str:
+    """The first message of a method; `kind` is "paper", or "short" for the tiny base."""
+    return SHORT.get(method, SHORT_TEMPLATE) if kind == "short" else PAPER[method]
+
+
+def opening_of(template: str) -> str:
+    """The tag in which the template has already begun the policy's turn, or nothing."""
+    return next((tag for tag in ("<answer>", "<think>") if template.endswith(tag)), "")
+
+
 def neutralise_tags(text: str) -> str:
     """Replaces our own tags in foreign text, `<answer>` -> `(answer)`, so that a passage cannot forge an action."""
     return _OUR_TAG.sub(r"(\1)", text)
@@ -88,3 +142,8 @@ def render_observation(passages: Sequence[HasTitleAndText]) -> str:
     """The text between two policy turns: `\\n\\n<information>Doc 1(Title: ...) ...\\n</information>\\n\\n`."""
     lines = "".join(render_passage(rank, passage) for rank, passage in enumerate(passages, start=1))
     return OBSERVATION_OPEN + lines + OBSERVATION_CLOSE
+
+
+def render_note(note: str) -> str:
+    """An observation of plain text: what was noted down while reading, instead of the passages themselves."""
+    return OBSERVATION_OPEN + neutralise_tags(note).strip() + "\n" + OBSERVATION_CLOSE

@@ -11,6 +11,8 @@ from searchr1_mini.defaults import (
     CRITIC_LEARNING_RATES,
     DATASETS,
     HUB_MODELS,
+    IMITATION,
+    IMITATION_RATES,
     LEARNING_RATES,
     PPO,
     REAL,
@@ -66,12 +68,17 @@ def resolve(config: TrainConfig) -> TrainConfig:
         UserError: one sentence that names the flag, its value and the remedy.
     """
     check_ranges(config)
+    config = name_file(config)
     _check_given(config)
     _check_algorithm(config)
     size = "tiny" if is_tiny(config) else "real"
     values = dict(TINY if size == "tiny" else REAL)
+    imitates = config.algorithm in ("sft", "rejection-sampling")
     if config.algorithm == "ppo":
         values |= PPO[size]
+    if imitates:
+        values |= IMITATION[size]
+        del values["drop_zero_variance"]
     if config.lora_rank == 0:
         values["load_in_4bit"] = False
     given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) is not None}
@@ -79,18 +86,26 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.decay_steps is None:  # a short run keeps a constant half
         values["decay_steps"] = min(values["decay_steps"], values["steps"] // 2)
     way = "full" if values["lora_rank"] == 0 else "lora"
-    values.setdefault("learning_rate", LEARNING_RATES[size, way])
+    values.setdefault("learning_rate", (IMITATION_RATES if imitates else LEARNING_RATES)[size, way])
+    values.setdefault("method", "direct" if config.algorithm == "sft" else "search-r1")
     values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
-    values.setdefault("clip_eps_high", config.clip_eps)
     if config.algorithm == "ppo":
         values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size])
-    values.setdefault("kl_estimator", "k1" if config.algorithm == "ppo" else "k3")
+    if not imitates:
+        values.setdefault("clip_eps_high", config.clip_eps)
+        values.setdefault("kl_estimator", "k1" if config.algorithm == "ppo" else "k3")
     if values["dataset"] == "world":
         values.setdefault("world_difficulty", WORLD_DIFFICULTY)
         values.setdefault("world_hops", "1,2")
     config = replace(config, **values)
     _check_resolved(config)
     return config
+
+
+def name_file(config: TrainConfig) -> TrainConfig:
+    """`--dataset questions.parquet` is `--dataset jsonl --data-path questions.parquet`."""
+    is_file = config.dataset is not None and config.dataset.endswith((".json", ".jsonl", ".jsonl.gz", ".parquet"))
+    return replace(config, dataset="jsonl", data_path=config.dataset) if is_file else config
 
 
 def check_ranges(config: TrainConfig | EvalConfig) -> None:
@@ -121,13 +136,28 @@ def _check_given(config: TrainConfig) -> None:
         raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
     if config.retriever_url and config.retriever != "http":
         raise UserError(f"--retriever-url does nothing with --retriever {config.retriever}; add --retriever http")
-    if config.method == "r1" and (config.retriever != "auto" or config.corpus or config.topk != TrainConfig.topk):
-        raise UserError("--method r1 trains without a search engine; leave out --retriever, --corpus and --topk")
+    has_search = config.method not in ("r1", "direct") and config.algorithm != "sft"
+    if not has_search and (config.retriever != "auto" or config.corpus or config.topk != TrainConfig.topk):
+        name = "--algorithm sft" if config.algorithm == "sft" else f"--method {config.method}"
+        raise UserError(f"{name} trains without a search engine; leave out --retriever, --corpus and --topk")
+    if config.method not in (None, "direct") and config.algorithm == "sft":
+        raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
+    if config.method not in (None, "search-r1") and config.algorithm == "rejection-sampling":
+        raise UserError("--algorithm rejection-sampling learns from rollouts with search; leave out --method")
 
 
 def _check_algorithm(config: TrainConfig) -> None:
     """Refuses a flag that the algorithm does not read, rather than letting it do nothing."""
     default = TrainConfig()
+    if config.algorithm in ("sft", "rejection-sampling"):
+        for option_ in fields(config):
+            is_of_rl = option_.metadata["group"] in ("reward", "objective", "PPO", "museum")
+            if is_of_rl and getattr(config, option_.name) != option_.default:
+                flag = flag_of(option_.name)
+                raise UserError(f"{flag} does nothing with --algorithm {config.algorithm}; leave it out")
+        return
+    if config.demonstration_questions is not None:
+        raise UserError("--demonstration-questions needs --algorithm sft or rejection-sampling")
     only_grpo = ("baseline", "normalize_std", "dynamic_sampling", "bug_colliding_groups")
     only_ppo = ("critic_learning_rate", "critic_warmup_steps", "gamma", "gae_lambda", "value_clip")
     for name in only_grpo if config.algorithm == "ppo" else only_ppo:
@@ -155,7 +185,7 @@ def _check_resolved(config: TrainConfig) -> None:
         (config.mini_batches > config.questions_per_step,
          f"--mini-batches {config.mini_batches} is more than --questions-per-step {config.questions_per_step}"),
         (config.clip_eps >= 1, f"--clip-eps {config.clip_eps}: it must be below 1"),
-        (config.clip_eps_high < config.clip_eps,
+        ((config.clip_eps_high or config.clip_eps) < config.clip_eps,
          f"--clip-eps-high {config.clip_eps_high} must not be below --clip-eps {config.clip_eps}"),
         (config.gamma > 1 or config.gae_lambda > 1,
          f"--gamma {config.gamma} and --gae-lambda {config.gae_lambda} must be at most 1"),

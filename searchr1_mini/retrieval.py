@@ -27,7 +27,7 @@ from searchr1_mini.errors import UserError
 SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
-RETRIEVERS = ("auto", "bm25", "bm25s", "http", "empty")
+ENGINES = ("auto", "bm25", "bm25s", "http")
 
 _WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
@@ -175,14 +175,6 @@ def kept_at(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path} ({error}); point $SEARCHR1_CACHE at a folder with room") from error
 
 
-class EmptyRetriever:
-    """Finds nothing: with it, an answer that is still right did not come from retrieval."""
-
-    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """An empty list for every query."""
-        return [[] for _ in queries]
-
-
 class CachedRetriever:
     """Keeps the newest `max_entries` results (a group asks the same things); counts queries and hits."""
 
@@ -276,20 +268,18 @@ def _parse_hit(item: dict) -> Hit:
 
 
 def build_retriever(name: str, passages: Sequence[Passage], url: str | None = None) -> CachedRetriever:
-    """The retriever of that name, behind a cache.
+    """The search engine of that name, behind a cache.
 
     Args:
-        name: "auto" (rank-bm25 below 2,000 passages, else bm25s), "bm25" (rank-bm25), "bm25s", "http" or "empty".
-        passages: the corpus; unused by "http" and "empty".
+        name: "auto" (rank-bm25 below 2,000 passages, else bm25s), "bm25" (rank-bm25), "bm25s" or "http".
+        passages: the corpus; unused by "http".
         url: of the server, for "http".
 
     Raises:
         UserError: the corpus is empty, or there is no such retriever.
     """
-    if name not in RETRIEVERS:
-        raise UserError(f"unknown retriever {name!r}; choose one of {', '.join(RETRIEVERS)}")
-    if name == "empty":
-        return CachedRetriever(EmptyRetriever())
+    if name not in ENGINES:
+        raise UserError(f"unknown retriever {name!r}; choose one of {', '.join(ENGINES)}")
     if name == "http":
         if not url:
             raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")

@@ -42,13 +42,18 @@ def contains_gold(text: str, golden_answers: Sequence[str]) -> bool:
 
 
 def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
-    """The best token F1 against any gold answer, in [0, 1]; no answer scores 0.0."""
+    """The best token F1 against any gold answer, in [0, 1]; no answer scores 0.0.
+
+    As HotpotQA's official script has it: where one side is yes or no, nothing but the same word scores.
+    """
     if answer is None:
         return 0.0
     return max((_token_f1(normalise_answer(answer), normalise_answer(gold)) for gold in golden_answers), default=0.0)
 
 
 def _token_f1(answer: str, gold: str) -> float:
+    if answer != gold and {answer, gold} & {"yes", "no", "noanswer"}:
+        return 0.0
     said, wanted = answer.split(), gold.split()
     if not said or not wanted:
         return float(said == wanted)

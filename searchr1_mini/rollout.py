@@ -17,8 +17,9 @@ from searchr1_mini import methods
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
 from searchr1_mini.generation import Decoder, Turn
+from searchr1_mini.probes import OracleRetriever
 from searchr1_mini.prompts import INVALID_ACTION, render_observation
-from searchr1_mini.retrieval import Passage, Retriever
+from searchr1_mini.retrieval import Hit, Passage, Retriever
 from searchr1_mini.trajectory import Segment, Trajectory
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class _Conversation:
     method: methods.Method
     trajectory: Trajectory
     prompt: list[int]
+    mark: tuple[int, list[int]] | None = None  # where an aside left the context
 
 
 class _Engine:
@@ -176,31 +178,63 @@ class _Engine:
                     if not self.observe(key, observe):
                         return self.finish(key, None, "length")
                     value = None
+                case methods.Aside() as aside:
+                    return self.step_aside(key, aside)
                 case methods.Finish(answer, reason):
                     return self.finish(key, answer, reason)
+
+    def room(self, key: int) -> int:
+        """Tokens that the context has left for an observation, with one to spare for the policy."""
+        return self.limits.max_total_tokens - self.decoder.length(key) - 1
 
     def observe(self, key: int, observe: methods.Observe) -> bool:
         """Appends an observation; False if the context has no room for it and a token after it."""
         trajectory = self.live[key].trajectory
-        room = self.limits.max_total_tokens - self.decoder.length(key) - 1
         if observe.passages is not None:
-            cut = observation_ids(observe.passages, self.tokenizer, min(room, self.limits.max_observation_tokens))
+            cut = self.passages_ids(key, observe.passages, self.room(key))
             if cut is None:
                 return False
             ids, text = cut
-            trajectory.retrieved.append(text)
         else:
             ids, text = foreign_ids(observe.text, self.tokenizer), observe.text
             trajectory.invalid_actions += text == INVALID_ACTION
-        if len(ids) > room:
+        if len(ids) > self.room(key):
             return False
         self.record(trajectory, Segment("observation", ids, text=text))
         self.decoder.append(key, ids)
         return True
 
+    def passages_ids(self, key: int, passages: Sequence[Passage], room: int) -> tuple[list[int], str] | None:
+        """Passages as the policy will read them, see `observation_ids`; what it was shown is kept."""
+        cut = observation_ids(passages, self.tokenizer, min(room, self.limits.max_observation_tokens))
+        if cut is not None:
+            self.live[key].trajectory.retrieved.append(cut[1])
+        return cut
+
+    def step_aside(self, key: int, aside: methods.Aside) -> None:
+        """Lets the policy read and write beside its context, which is then as it was before."""
+        instruction = foreign_ids(aside.text, self.tokenizer)
+        cut = self.passages_ids(key, aside.passages, self.room(key) - len(instruction))
+        if cut is None:
+            return self.finish(key, None, "length")
+        conversation = self.live[key]
+        conversation.mark = self.decoder.mark(key)
+        ids = cut[0] + instruction
+        conversation.trajectory.asides.append(Segment("observation", ids, text=cut[1] + aside.text))
+        self.decoder.append(key, ids)
+        room = self.limits.max_total_tokens - self.decoder.length(key)
+        self.decoder.generate(key, aside.stop, min(aside.max_new_tokens, room))
+
     def receive(self, key: int, turn: Turn) -> None:
         """Records a finished turn, token for token, and resumes the method with its text."""
-        self.record(self.live[key].trajectory, Segment("policy", turn.token_ids, turn.logprobs, turn.text))
+        conversation = self.live[key]
+        segment = Segment("policy", turn.token_ids, turn.logprobs, turn.text)
+        if conversation.mark is None:
+            self.record(conversation.trajectory, segment)
+        else:
+            conversation.trajectory.asides.append(segment)
+            self.decoder.rewind(key, conversation.mark)
+            conversation.mark = None
         self.advance(key, turn.text)
 
     def finish(self, key: int, answer: str | None, reason: str) -> None:
@@ -213,10 +247,20 @@ class _Engine:
     def ask_retriever(self, pool: ThreadPoolExecutor) -> tuple[list[int], Future]:
         """Sends every waiting search in one call (per topk, of which a run has one)."""
         batch, self.searches = self.searches, []
-        keys = [key for key, _ in batch]
+        keys, topk = [key for key, _ in batch], batch[0][1].topk
         for key, search in batch:
             self.live[key].trajectory.queries.append(search.query)
-        return keys, pool.submit(self.retriever.search, [search.query for _, search in batch], batch[0][1].topk)
+        if isinstance(self.retriever, OracleRetriever):  # what it finds depends on the question, not on the query
+            ids = [self.live[key].trajectory.example_id for key in keys]
+            return keys, pool.submit(self.retriever.supporting, ids, topk)
+        return keys, pool.submit(self.retriever.search, [search.query for _, search in batch], topk)
+
+    def receive_hits(self, keys: Sequence[int], found: Sequence[Sequence[Hit]]) -> None:
+        """Resumes every method that searched with its passages."""
+        for key, hits in zip(keys, found, strict=True):
+            passages = [hit.passage for hit in hits]
+            self.live[key].trajectory.titles.append([passage.title for passage in passages])
+            self.advance(key, passages)
 
 
 def rollout(
@@ -268,11 +312,10 @@ def rollout(
                 asked = engine.ask_retriever(pool)
             if asked and (not limits.overlap_search or asked[1].done() or len(asked[0]) == len(engine.live)):
                 (keys, found), asked = asked, None
-                for key, hits in zip(keys, found.result(), strict=True):
-                    engine.advance(key, [hit.passage for hit in hits])
+                engine.receive_hits(keys, found.result())
             for key, turn in decoder.step():
                 engine.receive(key, turn)
     trajectories = [conversation.trajectory for conversation in conversations]
-    total = sum(len(trajectory.token_ids) for trajectory in trajectories)
+    total = sum(len(t.token_ids) + sum(len(aside.token_ids) for aside in t.asides) for t in trajectories)
     sampled = sum(trajectory.n_policy_tokens for trajectory in trajectories)
     return trajectories, RolloutStats(decoder.tokens_fed, total, sampled, time.perf_counter() - began)

@@ -16,16 +16,15 @@ import torch
 from searchr1_mini import __version__, checkpoint
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
-from searchr1_mini.data import Split
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import evaluate
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
+from searchr1_mini.probes import EmptyRetriever
 from searchr1_mini.report import write_report
-from searchr1_mini.resolve import resolve_model, world_hops_list
-from searchr1_mini.retrieval import EmptyRetriever, Retriever
+from searchr1_mini.resolve import resolve_model
 from searchr1_mini.rollout import RolloutLimits, prompt_ids
-from searchr1_mini.task import Task, load_dataset_task, load_world_task
+from searchr1_mini.task import Library, Task, load_task
 from searchr1_mini.tracking import Tracker, render_trajectory, summary_table, truncate_metrics, write_json_atomic
 from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.watch import Watch
@@ -69,8 +68,8 @@ def start(config: TrainConfig) -> Session:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = resolve_model(config.model)
-    train = load_task(config, "train")
-    held_out = load_task(config, "eval", share_retriever=train.retriever)
+    library = Library()
+    train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
     checkpoint.prepare_run_dir(folder, config.resume, _describe(config, source, device, dtype), MUST_MATCH)
     newest = checkpoint.latest_checkpoint(folder) if config.resume else None
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
@@ -136,31 +135,6 @@ def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
 
 
-def load_task(config: TrainConfig, split: Split, share_retriever: Retriever | None = None) -> Task:
-    """Questions of one split and their retriever: training questions in full, `eval_questions` held-out ones."""
-    n = None if split == "train" else config.eval_questions
-    if config.dataset == "world":
-        return load_world_task(
-            split,
-            seed=config.seed,
-            difficulty=config.world_difficulty,
-            noise=config.world_noise,
-            hops=world_hops_list(config),
-            n=n,
-            retriever=config.retriever,
-        )
-    return load_dataset_task(
-        split,
-        dataset=config.dataset,
-        data_path=config.data_path,
-        corpus=config.corpus,
-        n=n,
-        retriever="empty" if config.method == "r1" else config.retriever,
-        retriever_url=config.retriever_url,
-        share_retriever=share_retriever,
-    )
-
-
 def method_of(config: TrainConfig) -> MakeMethod:
     """The method that the config names, with its settings."""
     return make_method(
@@ -169,6 +143,7 @@ def method_of(config: TrainConfig) -> MakeMethod:
         max_turns=config.max_turns,
         max_new_tokens=config.max_new_tokens,
         topk=config.topk,
+        serves_search=config.retriever != "none",
         last_turn=not config.bug_no_last_turn,
     )
 
@@ -280,7 +255,7 @@ def finish(run: Session, began: float) -> None:
     summary = {
         "before": run.before,
         "after": after,
-        "after_without_retriever": measure(run, is_empty=True) if run.config.method != "r1" else None,
+        "after_without_retriever": measure(run, is_empty=True) if run.config.method == "search-r1" else None,
         "train_seconds": round(run.train_seconds, 1),
         "total_seconds": round(total_seconds, 1),
         "steps": run.config.steps,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from searchr1_mini.data import Example, load_corpus, load_examples
-from searchr1_mini.retrieval import EmptyRetriever, Retriever, build_retriever
-from searchr1_mini.world import Difficulty, Split, make_world, world_examples
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import Example, Split, load_corpus, load_examples
+from searchr1_mini.probes import EmptyRetriever, OracleRetriever, RandomRetriever
+from searchr1_mini.resolve import world_hops_list
+from searchr1_mini.retrieval import Passage, Retriever, build_retriever
+from searchr1_mini.world import make_world, world_examples
 
 
 @dataclass(frozen=True)
@@ -17,29 +21,48 @@ class Task:
     retriever: Retriever
 
 
-def load_world_task(
-    split: Split, *, seed: int, difficulty: Difficulty, noise: int, hops: list[int], n: int | None, retriever: str
-) -> Task:
-    """A fresh synthetic world; the two splits never share an entity, whatever the seed."""
-    world = make_world(seed, split, difficulty, noise)
-    index = EmptyRetriever() if retriever == "empty" else build_retriever(retriever, world.passages)
-    return Task(world_examples(world, hops, n, seed), index)
+@dataclass
+class Library:
+    """Corpora and indexes that several tasks share, so that each is read and built once."""
+
+    corpora: dict[tuple, Sequence[Passage]] = field(default_factory=dict)
+    engines: dict[tuple, Retriever] = field(default_factory=dict)
 
 
-def load_dataset_task(
-    split: Split,
-    *,
-    dataset: str,
-    data_path: str | None,
-    corpus: str | None,
-    n: int | None,
-    retriever: str,
-    retriever_url: str | None,
-    share_retriever: Retriever | None = None,
-) -> Task:
-    """Questions of a data set; `share_retriever` spares a second index over the same corpus."""
-    examples = load_examples(dataset, data_path, split, n)
-    if share_retriever is not None:
-        return Task(examples, share_retriever)
-    passages = [] if retriever in ("http", "empty") else load_corpus(corpus, dataset, data_path)
-    return Task(examples, build_retriever(retriever, passages, retriever_url))
+def load_task(config: TrainConfig, split: Split, library: Library | None = None) -> Task:
+    """Questions of one split and their retriever: training questions in full, else `eval_questions` at most.
+
+    The two splits of the synthetic world never share an entity, whatever the seed.
+
+    Raises:
+        UserError: a file, data set or server that is not there or not as it should be.
+    """
+    library = library or Library()
+    limit = None if split == "train" else config.eval_questions
+    if config.dataset == "world":
+        side = "train" if split == "train" else "eval"
+        key = ("world", side, config.seed, config.world_difficulty, config.world_noise)
+        world = make_world(config.seed, side, config.world_difficulty, config.world_noise)
+        examples = world_examples(world, world_hops_list(config), limit, config.seed)
+        library.corpora[key] = world.passages
+    else:
+        examples = load_examples(config.dataset, config.data_path, split, limit)
+        key = (config.corpus or config.dataset, None if config.corpus else config.data_path)
+    return Task(examples, _retriever(config, key, examples, library))
+
+
+def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> Retriever:
+    """The engine that the config names, or one of the probes on its corpus."""
+    name = config.retriever
+    if name in ("none", "empty") or config.method in ("r1", "direct", "cot"):
+        return EmptyRetriever()
+    if name != "http" and key not in library.corpora:
+        library.corpora[key] = load_corpus(config.corpus, config.dataset, config.data_path)
+    passages = library.corpora.get(key, [])
+    if name == "random":
+        return RandomRetriever(passages)
+    if name == "oracle":
+        return OracleRetriever(passages, examples)
+    if (name, key) not in library.engines:
+        library.engines[name, key] = build_retriever(name, passages, config.retriever_url)
+    return library.engines[name, key]

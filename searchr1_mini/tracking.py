@@ -137,11 +137,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One row a line, see `write_text_atomic`."""
+    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def truncate_metrics(path: Path, step: int) -> list[dict[str, Any]]:
     """Drops what was logged after `step`, so that a resumed run logs every step once; returns what is left."""
     rows = [row for row in read_jsonl(path) if row["step"] <= step]
     if path.exists():
-        write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl_atomic(path, rows)
     return rows
 
 
@@ -187,7 +192,7 @@ def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
     folder = run_dir / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.jsonl"
-    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl_atomic(path, rows)
     return path
 
 

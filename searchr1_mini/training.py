@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,9 +26,12 @@ from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.rewards import reward
 from searchr1_mini.rollout import RolloutStats, rollout, sum_stats
 from searchr1_mini.session import Session, finish, measure, measure_before, save_step, start
+from searchr1_mini.sft import demonstrations, imitates, imitation_step
 from searchr1_mini.tracking import trajectory_row, write_rollouts
 from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.update import prepare, update
+
+T = TypeVar("T")
 
 
 def train(config: TrainConfig) -> Path:
@@ -42,8 +46,13 @@ def train(config: TrainConfig) -> Path:
     run = start(config)
     with run.tracker, first_ctrl_c() as asked_to_stop:
         measure_before(run)
+        shown = demonstrations(run) if imitates(config.algorithm) else []
         for step in range(run.first_step, config.steps + 1):
-            metrics = train_step(run, step)
+            if shown:
+                chosen = slice_of_step(shown, step, config.questions_per_step, config.seed)
+                metrics = imitation_step(run, chosen)
+            else:
+                metrics = train_step(run, step)
             run.train_seconds += metrics["seconds"]
             if step % config.eval_every == 0 or step == config.steps:
                 metrics |= eval_metrics(measure(run))
@@ -123,7 +132,7 @@ def collect(run: Session, step: int) -> Rollouts:
     config = run.config
     parts: list[Rollouts] = []
     for round_ in range(config.dynamic_sampling):
-        questions = questions_of_step(run.train.examples, step, config.questions_per_step, config.seed, round_)
+        questions = slice_of_step(run.train.examples, step, config.questions_per_step, config.seed, round_)
         group = [question for question in questions for _ in range(config.group_size)]
         trajectories, stats = rollout(
             group, run.make_method, run.policy, run.train.retriever, run.limits,
@@ -187,10 +196,10 @@ def rollout_rows(rollouts: Rollouts, advantages: Tensor | None) -> Iterator[dict
     return map(trajectory_row, rollouts.trajectories, rollouts.examples, rollouts.rewards, values)
 
 
-def questions_of_step(examples: Sequence[Example], step: int, n: int, seed: int, round_: int = 0) -> list[Example]:
-    """The `n` questions of a step: consecutive slices of a fresh permutation each epoch, so a resumed run agrees.
+def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0) -> list[T]:
+    """The `n` questions (or demonstrations) of a step: consecutive slices of a fresh permutation each epoch.
 
-    Each round of dynamic sampling has an order of its own.
+    A resumed run draws the same. Each round of dynamic sampling has an order of its own.
     """
     chosen = []
     for position in range((step - 1) * n, step * n):

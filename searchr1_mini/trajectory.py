@@ -38,6 +38,8 @@ class Trajectory:
         answer: content of the `<answer>` that ended the episode, or None. Read from policy tokens only.
         queries: the search queries that were executed, in order.
         retrieved: for each query, the text of the observation that came back.
+        titles: for each query, the titles of the passages that came back.
+        asides: what was read and written beside the context, by turns (Search-o1); never trained on.
         invalid_actions: number of turns that were neither a search nor an answer.
     """
 
@@ -47,6 +49,8 @@ class Trajectory:
     answer: str | None = None
     queries: list[str] = field(default_factory=list)
     retrieved: list[str] = field(default_factory=list)
+    titles: list[list[str]] = field(default_factory=list)
+    asides: list[Segment] = field(default_factory=list)
     invalid_actions: int = 0
 
     def of_kind(self, kind: Kind) -> Iterator[Segment]:
@@ -65,4 +69,5 @@ class Trajectory:
     @classmethod
     def from_json(cls, row: dict) -> Trajectory:
         """The inverse of `dataclasses.asdict`, for what was written to disk."""
-        return cls(**{**row, "segments": [Segment(**segment) for segment in row["segments"]]})
+        parts = {name: [Segment(**part) for part in row.get(name, ())] for name in ("segments", "asides")}
+        return cls(**{**row, **parts})

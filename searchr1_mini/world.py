@@ -190,7 +190,13 @@ def world_examples(world: World, hops: list[int], n: int | None, seed: int) -> l
     n = 400 * len(hops) if n is None else n
     shares = {hop: n // len(hops) + (index < n % len(hops)) for index, hop in enumerate(hops)}
     examples = [
-        Example(f"world-{hop}hop/{seed}/{index}", question.text, (question.answer,), f"world-{hop}hop")
+        Example(
+            f"world-{hop}hop/{seed}/{index}",
+            question.text,
+            (question.answer,),
+            f"world-{hop}hop",
+            tuple((fact.subject, fact.object) for fact in question.chain),
+        )
         for hop, share in shares.items()
         for index, question in enumerate(make_questions(world, hop, share, seed))
     ]

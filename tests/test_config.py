@@ -87,6 +87,10 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--no-steps"], "did you mean --steps?"),
         (["steps", "4"], "unexpected argument 'steps'"),
         (["--method", "r1", "--topk", "5"], "--topk"),
+        (["--algorithm", "sft", "--retriever", "oracle"], "--algorithm sft trains without a search engine"),
+        (["--algorithm", "sft", "--method", "r1"], "leave out --method"),
+        (["--algorithm", "rejection-sampling", "--kl-coef", "0.1"], "--kl-coef does nothing"),
+        (["--demonstration-questions", "5"], "needs --algorithm sft or rejection-sampling"),
         (["--clip-eps", "1"], "--clip-eps 1.0: it must be below 1"),
         (["--max-observation-tokens", "640"], "--max-total-tokens 640"),
     ],
@@ -194,7 +198,9 @@ def test_open_values_are_resolved_per_model():
     assert None not in [getattr(tiny, f.name) for f in fields(tiny) if f.name not in UNSET]
 
 
-UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"}
+UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
+    "demonstration_questions"
+}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -220,6 +226,23 @@ def test_models_by_every_name(tmp_path):
     loss_aggregation=st.sampled_from(["token", "sequence"]),
 )
 def test_a_resolved_config_survives_json_and_resolving_again(**given_values):
+    assert_settled(given_values)
+
+
+@given(
+    model=st.sampled_from(["tiny", "Qwen2.5-3B"]),
+    algorithm=st.sampled_from(["ppo", "sft", "rejection-sampling"]),
+    lora_rank=st.none() | st.integers(0, 64),
+    demonstration_questions=st.none() | st.integers(1, 99),
+)
+def test_so_does_one_of_every_algorithm(demonstration_questions, **given_values):
+    only_of_imitation = (
+        {} if given_values["algorithm"] == "ppo" else {"demonstration_questions": demonstration_questions}
+    )
+    assert_settled(given_values | only_of_imitation)
+
+
+def assert_settled(given_values):
     config = resolve(TrainConfig(**given_values))
     again = TrainConfig(**json.loads(json.dumps(asdict(config))))
     assert again == config == resolve(again)

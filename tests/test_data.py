@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_mini import data
-from searchr1_mini.data import DATASETS, Example, _own_split, _unique, load_corpus, load_examples
+from searchr1_mini.data import DATASETS, Example, _own_split, _unique, load_corpus, load_examples, subset
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import Passage
 
@@ -33,7 +33,7 @@ def test_jsonl_rows_of_every_known_form(tmp_path):
         {"question": "Why?", "answer": "because"},
     ]
     examples = {e.question: e for e in both_splits("jsonl", write_lines(tmp_path / "q.jsonl", rows))}
-    assert examples["Who?"] == Example("jsonl/a", "Who?", ("Ada",), "jsonl")
+    assert examples["Who?"] == Example("q/a", "Who?", ("Ada",), "q")
     assert examples["Where?"].golden_answers == ("Oslo", "Kristiania")
     assert examples["When?"] == Example("nq/c", "When?", ("1905",), "nq")
     assert len({e.id for e in examples.values()}) == 4
@@ -56,7 +56,7 @@ def test_gold_answers_of_the_original_popqa_and_musique(tmp_path, fields, golden
 
 def test_an_id_of_zero_is_kept(tmp_path):
     path = write_lines(tmp_path / "q.jsonl", [{"id": 0, "question": "Who?", "answer": "Ada"}])
-    assert [e.id for e in load_examples("jsonl", path, "eval")] == ["jsonl/0"]
+    assert [e.id for e in load_examples("jsonl", path, "eval")] == ["q/0"]
 
 
 def test_the_papers_parquet(tmp_path):
@@ -85,10 +85,40 @@ def test_a_tenth_is_held_out_but_never_more_than_500():
         assert len(_own_split(examples, "train")) == n - n_held_out
 
 
-def test_limit_takes_the_first(tmp_path):
-    rows = [{"question": f"{n}?", "answer": "x"} for n in range(40)]
-    path = write_lines(tmp_path / "q.jsonl", rows)
-    assert load_examples("jsonl", path, "train", 5) == load_examples("jsonl", path, "train")[:5]
+@given(numbers=st.permutations(list(range(30))), limit=st.integers(1, 29))
+def test_a_limit_takes_always_the_same_questions(numbers, limit):
+    """Whatever their order in the file; a higher limit only adds to them, and their order stays that of the file."""
+    examples = [Example(f"q/{n}", f"{n}?", ("x",), "q") for n in numbers]
+    taken = subset(examples, limit)
+    assert len(taken) == limit and taken == [example for example in examples if example in taken]
+    assert set(taken) == set(subset(sorted(examples, key=lambda example: example.id), limit))
+    assert set(taken) < set(subset(examples, limit + 1))
+
+
+def test_the_whole_of_a_file_is_a_split_too(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", [{"question": f"{n}?", "answer": "x"} for n in range(40)])
+    assert [example.question for example in load_examples("jsonl", path, "all")] == [f"{n}?" for n in range(40)]
+
+
+SUPPORTING = [
+    {"supporting_facts": [["Oslo", 0], ["Bern", 2], ["Oslo", 1]]},
+    {"supporting_facts": {"title": ["Oslo", "Bern", "Oslo"], "sent_id": [0, 2, 1]}},
+    {"metadata": {"supporting_facts": {"title": ["Oslo", "Bern"], "sent_id": [0, 2]}}},
+    {"paragraphs": [{"title": name, "is_supporting": name != "Rome"} for name in ("Oslo", "Rome", "Bern")]},
+]
+
+
+@pytest.mark.parametrize("fields", SUPPORTING)
+def test_supporting_titles_of_hotpotqa_flashrag_and_musique(tmp_path, fields):
+    path = write_lines(tmp_path / "q.jsonl", [{"question": "Who?", "answer": "x"} | fields])
+    assert load_examples("jsonl", path, "all")[0].supporting == (("Oslo", ""), ("Bern", ""))
+
+
+@pytest.mark.parametrize("facts", [["Oslo"], [[1, 0]], {"titles": []}, 7, {"title": [None]}])
+def test_malformed_supporting_facts_are_named(tmp_path, facts):
+    path = write_lines(tmp_path / "q.jsonl", [{"question": "Who?", "answer": "x", "supporting_facts": facts}])
+    with pytest.raises(UserError, match='line 1: "supporting_facts"'):
+        load_examples("jsonl", path, "all")
 
 
 @pytest.mark.parametrize(

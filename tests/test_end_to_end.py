@@ -99,13 +99,13 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
 
 
 def test_a_finished_run_is_evaluated_on_a_fresh_world(whole_run, tmp_path):
-    output = tmp_path / "scores.json"
-    result = run("eval.py", "--run", whole_run, "--questions", 6, "--world-seed", 77, "--output", output)
+    result = run("eval.py", "--run", whole_run, "--limit", 6, "--world-seed", 77, "--output-dir", tmp_path / "eval")
     assert result.returncode == 0, result.stderr
-    assert "world-2hop (3)" in result.stdout
-    saved = json.loads(output.read_text())
-    assert saved["summary"]["n"] == 6 == len(saved["trajectories"])
-    assert {row["example_id"].split("/")[1] for row in saved["trajectories"]} == {"77"}
+    assert "3 of world-1hop, 3 of world-2hop" in result.stdout
+    saved = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]["search-r1"]
+    assert [part["n"] for part in saved["by_source"].values()] == [3, 3]
+    (cell,) = (tmp_path / "eval" / "cells").iterdir()
+    assert {row["example_id"].split("/")[1] for row in read_jsonl(cell)} == {"77"}
 
 
 def test_the_adapter_is_what_is_evaluated(whole_run):
@@ -239,8 +239,8 @@ def test_lora_on_nf4_with_the_real_tokenizer_trains_saves_and_evaluates(shared, 
     metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert len(metrics) == 2 and all(row["fed_ratio"] <= 1 for row in metrics)
     assert all(row["grad_norm"] is not None and row["logprob_diff_max"] < 0.05 for row in metrics)
-    scored = run("eval.py", "--run", tmp_path / "run", "--questions", 3)
-    assert scored.returncode == 0 and "hotpotqa (3)" in scored.stdout, scored.stderr
+    scored = run("eval.py", "--run", tmp_path / "run", "--limit", 3, "--output-dir", tmp_path / "eval")
+    assert scored.returncode == 0 and "3 of hotpotqa" in scored.stdout, scored.stderr
 
 
 def test_the_4_bit_base_is_quantised_and_only_the_adapter_trains(random_qwen2):

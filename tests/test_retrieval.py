@@ -15,7 +15,6 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import (
     BM25S,
     CachedRetriever,
-    EmptyRetriever,
     Passage,
     RankBM25,
     best_rows,
@@ -133,7 +132,7 @@ def test_a_group_that_asks_the_same_costs_one_query():
 
 
 def test_the_cache_forgets_what_was_asked_longest_ago():
-    counting = Counting(EmptyRetriever())
+    counting = Counting(RankBM25(corpus(["oslo"])))
     cached = CachedRetriever(counting, max_entries=2)
     for query in ("a", "b", "a", "c", "a", "b"):
         cached.search([query], 3)
@@ -151,8 +150,6 @@ def test_the_retriever_is_chosen_by_size():
     assert isinstance(build_retriever("auto", small).retriever, RankBM25)
     assert isinstance(build_retriever("auto", large).retriever, BM25S)
     assert isinstance(build_retriever("bm25s", small).retriever, BM25S)
-    assert isinstance(build_retriever("empty", []).retriever, EmptyRetriever)
-    assert build_retriever("empty", []).search(["a", "b"], 3) == [[], []]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +28,70 @@ from searchr1_mini.trajectory import Segment, Trajectory
 def test_scores_by_hand(answer, golds, em, f1):
     assert exact_match(answer, golds) == em
     assert f1_score(answer, golds) == pytest.approx(f1)
+
+
+HARD = [  # answer, gold answers, EM and F1 of the official scripts of SQuAD 1.1 and HotpotQA
+    ("The Beatles", ["Beatles"], 1, 1.0),
+    ("an apple a day", ["apple day"], 1, 1.0),
+    ("U.S.A.", ["USA"], 1, 1.0),
+    ("rock 'n' roll", ["rock n roll"], 1, 1.0),
+    ("well-known", ["well known"], 0, 0.0),
+    ("Theodore", ["odore"], 0, 0.0),
+    ("São Paulo", ["Sao Paulo"], 0, 0.5),
+    ("MÜNCHEN", ["münchen"], 1, 1.0),
+    ("“Hamlet”", ["Hamlet"], 0, 0.0),  # only ASCII punctuation is dropped
+    ("東京", ["東京"], 1, 1.0),
+    ("yes", ["yes"], 1, 1.0),
+    ("Yes.", ["yes"], 1, 1.0),
+    ("yes, it is", ["yes"], 0, 0.0),  # HotpotQA; SQuAD has no such rule
+    ("no", ["no one"], 0, 0.0),
+    ("1,000", ["1000"], 1, 1.0),
+    ("3.5", ["35"], 1, 1.0),
+    ("nineteen", ["19"], 0, 0.0),
+    ("Barack Hussein Obama", ["Obama", "Barack Obama"], 0, 0.8),
+    ("to be or to be", ["to be"], 0, 4 / 7),
+    ("Paris\tFrance\n", ["paris  france"], 1, 1.0),
+    ("", [""], 1, 1.0),
+    ("the", [""], 1, 1.0),
+]
+
+
+@pytest.mark.parametrize(("answer", "golds", "em", "f1"), HARD)
+def test_hard_cases_score_as_in_the_official_scripts(answer, golds, em, f1):
+    assert exact_match(answer, golds) == em == max(official_em(answer, gold) for gold in golds)
+    assert f1_score(answer, golds) == pytest.approx(f1)
+    if answer.strip(" .") and golds != [""]:
+        assert f1 == pytest.approx(max(official_f1(answer, gold) for gold in golds))
+
+
+def official_normalise(text):
+    """As SQuAD's evaluate-v1.1.py and hotpot_evaluate_v1.py have it, step by step."""
+    text = "".join(char for char in text.lower() if char not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def official_em(answer, gold):
+    return float(official_normalise(answer) == official_normalise(gold))
+
+
+def official_f1(answer, gold):
+    """f1_score of hotpot_evaluate_v1.py."""
+    answer, gold = official_normalise(answer), official_normalise(gold)
+    for word in ("yes", "no", "noanswer"):
+        if (answer == word or gold == word) and answer != gold:
+            return 0.0
+    same = sum((Counter(answer.split()) & Counter(gold.split())).values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(answer.split()), same / len(gold.split())
+    return 2 * precision * recall / (precision + recall)
+
+
+@given(st.text(), st.text(min_size=1))
+def test_any_answer_scores_as_in_the_official_scripts(answer, gold):
+    assert exact_match(answer, [gold]) == official_em(answer, gold)
+    if official_normalise(answer) or official_normalise(gold):
+        assert f1_score(answer, [gold]) == pytest.approx(official_f1(answer, gold))
 
 
 @given(st.text())

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from searchr1_mini import methods
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
+from searchr1_mini.generation import Decoder
 from searchr1_mini.models import load_policy
+from searchr1_mini.probes import EmptyRetriever
 from searchr1_mini.prompts import INVALID_ACTION
-from searchr1_mini.retrieval import EmptyRetriever, Hit, Passage
+from searchr1_mini.retrieval import Hit, Passage
 from searchr1_mini.rollout import (
     RolloutLimits,
     break_added_tokens,
@@ -77,39 +79,52 @@ def run_script(tokenizer, turns, retriever, limits=LIMITS, **settings):
     return trajectory, stats
 
 
-def feed(method, *results):
-    """Drives a generator by hand; returns what it asked for."""
-    requests = [method.send(None)]
-    for result in results:
-        requests.append(method.send(result))
-    return requests
+def test_an_aside_leaves_no_trace_in_the_context(tokenizer):
+    """Search-o1 reads aside: the note is seen, the passages are not, and the row goes on as if it had been fed that."""
+    turns = ["<search> Oslo </search>\n", " In Norway. </think>", "<answer> Norway </answer>"]
+
+    def make(question):
+        return methods.search_o1(question, template="Question: {question}\n", max_new_tokens=60, topk=3)
+
+    policy = Scripted(tokenizer, turns)
+    (trajectory,), stats = rollout(
+        [Example("q", "Who?", ("x",), "s")], make, policy, OneAnswer(OSLO), LIMITS, temperature=0, seed=0
+    )
+    assert [segment.kind for segment in trajectory.segments] == ["prompt", "policy", "observation", "policy"]
+    assert trajectory.segments[2].text == "\n\n<information>In Norway.\n</information>\n\n"
+    aside, note = trajectory.asides
+    assert OSLO.text in aside.text and note.text == turns[1]
+    assert OSLO.text in trajectory.retrieved[0] and trajectory.titles == [[OSLO.title]]
+    assert trajectory.answer == "Norway" and stats.fed_ratio <= 1.0
 
 
-def test_search_r1_is_algorithm_1_by_hand():
-    method = methods.search_r1("Who", template="Q: {question}", max_turns=2, max_new_tokens=7, topk=3)
-    generate = methods.Generate(("</search>", "</answer>"), 7)
-    asked = feed(method, None, "<search> a b </search>", [OSLO], None, "hm", None, "<answer> x </answer>")
-    assert asked == [
-        methods.Prompt("Q: Who?"),
-        generate,
-        methods.Search("a b", 3),
-        methods.Observe(passages=[OSLO]),
-        generate,
-        methods.Observe(INVALID_ACTION),
-        generate,  # the budget of two actions is spent: the last turn
-        methods.Finish("x", "answer"),
-    ]
+def test_decoding_after_an_aside_is_decoding_without_one(tiny_policy):
+    """The cache after `rewind` holds what a fresh conversation of the same text would hold: same greedy turn."""
+    ids = tiny_policy.tokenizer("Question: Where was Ada Abbott born?\n")["input_ids"]
+    more = tiny_policy.tokenizer("<think> I need to find Ada Abbott. </think>\n")["input_ids"]
+    turns = []
+    for has_aside in (False, True):
+        decoder = Decoder(
+            tiny_policy.hidden, tiny_policy.lm_head, tiny_policy.config, tiny_policy.tokenizer, n_rows=1,
+            max_length=300, temperature=0, generator=torch.Generator(), device=CPU, dtype=torch.float32,
+        )  # fmt: skip
+        decoder.start(0, ids)
+        if has_aside:
+            mark = decoder.mark(0)
+            decoder.append(0, tiny_policy.tokenizer("<information>Doc 1(Title: Oslo) Oslo")["input_ids"])
+            finish_turn(decoder, 30)
+            decoder.rewind(0, mark)
+        decoder.append(0, more)
+        turns.append(finish_turn(decoder, 20))
+    assert turns[0].token_ids == turns[1].token_ids
+    assert turns[0].logprobs == pytest.approx(turns[1].logprobs, abs=1e-5)
 
 
-def test_the_last_turn_is_served_no_search():
-    method = methods.search_r1("Who", max_turns=1)
-    asked = feed(method, None, "<search> a </search>", [], None, "<search> b </search>")
-    assert asked[-1] == methods.Finish(None, "turns")
-
-
-def test_r1_reasons_once_and_never_searches():
-    assert feed(methods.r1("Who"), None, "<answer> x </answer>")[-1] == methods.Finish("x", "answer")
-    assert feed(methods.r1("Who"), None, "<search> a </search>")[-1] == methods.Finish(None, "eos")
+def finish_turn(decoder, max_new_tokens):
+    decoder.generate(0, ("</never>",), max_new_tokens)
+    while not (done := decoder.step()):
+        pass
+    return done[0][1]
 
 
 def test_a_trajectory_is_what_the_model_saw(tokenizer):

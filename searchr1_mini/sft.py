@@ -1,0 +1,115 @@
+"""Learning by imitation, the paper's trained baselines: SFT on gold answers, and rejection sampling.
+
+Both are maximum likelihood on trajectories, with the loss mask of RL (paper, section 4.2): SFT imitates `question ->
+answer` without a search; rejection sampling imitates those of 5 rollouts a question, with search, that were right.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import torch
+
+from searchr1_mini.algorithms import loss_weights
+from searchr1_mini.batch import Batch, build_batch, micro_batches, mini_batches
+from searchr1_mini.data import Example, subset
+from searchr1_mini.errors import UserError
+from searchr1_mini.prompts import opening_of
+from searchr1_mini.rewards import exact_match
+from searchr1_mini.rollout import prompt_ids, rollout
+from searchr1_mini.session import Session
+from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
+from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.update import apply_gradients, forward
+
+CHUNK = 64  # questions that are sampled, and kept, at a time
+
+
+def imitates(algorithm: str) -> bool:
+    """Whether the algorithm learns from demonstrations, not from rewards."""
+    return algorithm in ("sft", "rejection-sampling")
+
+
+def demonstrations(run: Session) -> list[Trajectory]:
+    """What the run imitates; sampled rollouts are kept in its folder, so that an interrupted run samples on.
+
+    Raises:
+        UserError: no rollout was right.
+    """
+    examples = subset(run.train.examples, run.config.demonstration_questions)
+    if run.config.algorithm == "sft":
+        return [gold_demonstration(run, example) for example in examples]
+    path = run.folder / "demonstrations.jsonl"
+    rows = read_jsonl(path)
+    write_jsonl_atomic(path, rows)  # without a torn last line
+    for row in sample_chunks(run, examples[len(rows) * CHUNK :], len(rows)):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        rows.append(row)
+    kept = [Trajectory.from_json(trajectory) for row in rows for trajectory in row["right"]]
+    n_sampled = sum(row["sampled"] for row in rows)
+    print(f"rejection sampling: {len(kept)} of {n_sampled} rollouts were right and are learnt from", flush=True)
+    if not kept:
+        raise UserError(
+            f"none of {n_sampled} rollouts was right, so that there is nothing to imitate; raise --group-size or "
+            "--demonstration-questions, or take a stronger --model"
+        )
+    return kept
+
+
+def gold_demonstration(run: Session, example: Example) -> Trajectory:
+    """The method's prompt, then the first gold answer in its tags as if the policy had written it."""
+    text = run.make_method(example.question).send(None).text
+    prompt = prompt_ids(text, run.policy.tokenizer)
+    answer = f"<answer> {example.golden_answers[0]} </answer>".removeprefix(opening_of(text))
+    ids = run.policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    segments = [Segment("prompt", prompt, text=text), Segment("policy", ids, [0.0] * len(ids), answer)]
+    return Trajectory(example.id, segments, "answer", example.golden_answers[0])
+
+
+def sample_chunks(run: Session, examples: Sequence[Example], first: int) -> Iterator[dict]:
+    """Samples `CHUNK` questions at a time, `group_size` rollouts each; yields the number of them and the right ones."""
+    config = run.config
+    for start in range(0, len(examples), CHUNK):
+        group = [example for example in examples[start : start + CHUNK] for _ in range(config.group_size)]
+        trajectories, _ = rollout(
+            group, run.make_method, run.policy, run.train.retriever, run.limits,
+            temperature=config.temperature, seed=config.seed * 1_000_003 + first + start // CHUNK,
+        )  # fmt: skip
+        pairs = zip(trajectories, group, strict=True)
+        right = [asdict(trajectory) for trajectory, e in pairs if exact_match(trajectory.answer, e.golden_answers)]
+        yield {"sampled": len(group), "right": right}
+
+
+def imitation_step(run: Session, chosen: Sequence[Trajectory]) -> dict[str, float]:
+    """`epochs` passes over some demonstrations in `mini_batches` optimiser steps each."""
+    config = run.config
+    began = time.perf_counter()
+    batch = build_batch(chosen, [1.0] * len(chosen), range(len(chosen)), run.policy.tokenizer.pad_token_id)
+    batch = batch.to(run.policy.device)
+    shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.seed)
+    metrics: dict[str, float] = {}
+    for _ in range(config.epochs):
+        for rows in mini_batches(range(len(chosen)), config.mini_batches, shuffle):
+            metrics = imitation_update(run, batch.select(rows)) if rows else metrics
+    seconds = time.perf_counter() - began
+    return metrics | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}
+
+
+def imitation_update(run: Session, batch: Batch) -> dict[str, float]:
+    """One optimiser step on the loss -mean log pi over policy tokens, gradients accumulated over micro-batches."""
+    weights = loss_weights(batch.loss_mask, "token")
+    totals = {"loss": 0.0, "entropy": 0.0}
+    with run.policy.training(run.config.gradient_checkpointing):
+        for rows in micro_batches(batch.lengths.tolist(), run.config.tokens_per_micro_batch):
+            part = batch.select(rows)
+            logprobs, entropy = forward(run.policy, part, temperature=1.0)
+            part_weights = weights[rows, : logprobs.shape[1]]
+            loss = -(logprobs * part_weights).sum()
+            run.scaler.scale(loss).backward()
+            totals["loss"] += loss.item()
+            totals["entropy"] += (entropy * part_weights).sum().item()
+    return totals | apply_gradients(run, totals["loss"]) | {"learning_rate": run.optimizer.param_groups[0]["lr"]}
