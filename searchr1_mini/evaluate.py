@@ -17,6 +17,7 @@ from pathlib import Path
 from searchr1_mini import __version__, checkpoint
 from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.data import Example
+from searchr1_mini.defaults import SEARCHING
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import score
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
@@ -53,18 +54,19 @@ def run_cells(config: EvalConfig, rows: list[Row], datasets: list[str], out: Pat
     plan = [(row, dataset, *on_dataset(config, row, dataset)) for row in rows for dataset in datasets]
     tasks: dict[tuple, Task] = {}
 
-    def task_of(settings: TrainConfig, split: str) -> Task:
-        key = (settings.dataset, settings.data_path, settings.corpus, settings.retriever, settings.seed, split)
+    def task_of(row: Row, settings: TrainConfig, split: str) -> Task:
+        retriever = settings.retriever if row.method in SEARCHING else "empty"  # needs no corpus
+        key = (settings.dataset, settings.data_path, settings.corpus, retriever, settings.seed, split)
         if key not in tasks:
-            tasks[key] = load_task(replace(settings, method="search-r1"), split, library)
+            tasks[key] = load_task(replace(settings, retriever=retriever, method="search-r1"), split, library)
         return tasks[key]
 
-    for _, _, settings, split in plan:  # what cannot be read is told before any work
-        task_of(settings, split)
+    for row, _, settings, split in plan:  # what cannot be read is told before any work
+        task_of(row, settings, split)
     for _, of_weights in groupby(plan, key=lambda cell: (cell[0].weights, cell[0].settings.model)):
         policy: Policy | None = None
         for row, dataset, settings, split in of_weights:
-            task, done, began = task_of(settings, split), done + 1, time.perf_counter()
+            task, done, began = task_of(row, settings, split), done + 1, time.perf_counter()
             path = (
                 out / "cells" / f"{slug(row.label)}--{slug(dataset)}-{fingerprint(config, row, settings, task)}.jsonl"
             )

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from searchr1_mini import paper
 from searchr1_mini.config import TrainConfig, suggest
+from searchr1_mini.defaults import SEARCHING
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import FAILURES, FINISH_REASONS, bootstrap_interval, mcnemar, means
 from searchr1_mini.tracking import plain, write_json_atomic, write_text_atomic
@@ -152,12 +153,13 @@ def _figure(value: float | None, key: str) -> str:
 
 def setup(results: Results) -> list[str]:
     """What the figures rest on: model, retriever, corpus, bounds, questions."""
-    settings = next(iter(results.settings.values()))
+    settings = list(results.settings.values())[-1]
     counts = {source: max(len(of.get(source, ())) for of in results.scores.values()) for source in results.sources}
     questions = ", ".join(f"{n} of {source}" for source, n in counts.items())
     adapter = "full fine-tuning" if settings.lora_rank == 0 else f"LoRA rank {settings.lora_rank}"
     bits = ", base in 4 bits" if settings.load_in_4bit else ""
-    corpora = sorted({corpus_name(setting) for setting in results.settings.values()})
+    searching = [results.settings[label] for label, method in results.methods.items() if method in SEARCHING]
+    corpora = sorted(set(map(corpus_name, searching))) or ["none, as no row searches"]
     return [
         f"Model {settings.model} ({adapter}{bits}); retriever {settings.retriever}, {settings.topk} passages a search; "
         f"corpus: {', '.join(corpora)}; at most {settings.max_turns} actions, {settings.max_new_tokens} tokens a turn, "

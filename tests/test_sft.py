@@ -1,0 +1,109 @@
+"""Imitation: what is learnt from, the loss against a loop, and a sampling that was interrupted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from searchr1_mini.batch import build_batch
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.resolve import resolve
+from searchr1_mini.session import start
+from searchr1_mini.sft import demonstrations, imitation_update
+from searchr1_mini.tracking import read_jsonl
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--steps 3 --demonstration-questions 130 --eval-questions 4 --questions-per-step 8 --no-tensorboard".split()
+
+
+def train(folder: Path, *flags: object) -> str:
+    command = [sys.executable, "train.py", "--output-dir", folder, *SMALL, *flags]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def session_of(folder: Path, algorithm: str):
+    config = resolve(TrainConfig(algorithm=algorithm, output_dir=str(folder), eval_questions=4, tensorboard=False))
+    return start(replace(config, demonstration_questions=10))
+
+
+def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):
+    run = session_of(tmp_path / "run", "sft")
+    shown = demonstrations(run)
+    examples = {example.id: example for example in run.train.examples}
+    assert len(shown) == 10
+    for trajectory in shown:
+        prompt, answer = trajectory.segments
+        example = examples[trajectory.example_id]
+        assert prompt.text.startswith("Question: " + example.question) and prompt.text.endswith("<answer>")
+        assert answer.text == f" {example.golden_answers[0]} </answer>"
+        assert run.policy.tokenizer.decode(answer.token_ids) == answer.text
+        assert example.golden_answers[0] not in prompt.text
+    run.tracker.__exit__()
+
+
+def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(tmp_path):
+    """Against a loop over tokens, for rollouts with passages in between, in micro-batches of any size."""
+    run = session_of(tmp_path / "run", "rejection-sampling")
+    run.config = replace(run.config, tokens_per_micro_batch=400, demonstration_questions=130)
+    shown = demonstrations(run)[:6]
+    assert all(trajectory.queries for trajectory in shown)
+    batch = build_batch(shown, [1.0] * len(shown), range(len(shown)), 0)
+    total, n = 0.0, 0
+    with torch.no_grad():
+        for trajectory in shown:
+            ids = torch.tensor([trajectory.token_ids])
+            logprobs = run.policy.model(ids).logits[0].log_softmax(-1)
+            at = 0
+            for segment in trajectory.segments:
+                for token in segment.token_ids:
+                    if segment.kind == "policy":
+                        total, n = total - logprobs[at - 1, token].item(), n + 1
+                    at += 1
+    before = [p.detach().clone() for p in run.policy.trainable()]
+    metrics = imitation_update(run, batch)
+    assert metrics["loss"] == pytest.approx(total / n, rel=1e-5)
+    assert any(not torch.equal(old, new) for old, new in zip(before, run.policy.trainable(), strict=True))
+    assert imitation_update(run, batch)["loss"] < metrics["loss"]
+    run.tracker.__exit__()
+
+
+def test_only_right_rollouts_are_imitated_and_sampling_goes_on_where_it_broke_off(tmp_path):
+    """A kill leaves whole chunks and a torn line; the resumed run ends with the same bits as one that was not."""
+    flags = ["--algorithm", "rejection-sampling"]
+    out = train(tmp_path / "whole", *flags)
+    rows = read_jsonl(tmp_path / "whole" / "demonstrations.jsonl")
+    assert [row["sampled"] for row in rows] == [320, 320, 10]  # 64, 64 and 2 questions, 5 rollouts each
+    right = [trajectory for row in rows for trajectory in row["right"]]
+    assert f"{len(right)} of 650 rollouts were right" in out and right
+    assert all(trajectory["finish_reason"] == "answer" for trajectory in right)
+
+    train(tmp_path / "torn", *flags)
+    text = (tmp_path / "whole" / "demonstrations.jsonl").read_text()
+    first = text.index("\n") + 1
+    for path in (tmp_path / "torn" / "checkpoints").iterdir():
+        subprocess.run(["rm", "-r", path], check=True)
+    (tmp_path / "torn" / "summary.json").unlink()
+    (tmp_path / "torn" / "demonstrations.jsonl").write_text(text[: first + 100])
+    train(tmp_path / "torn", *flags, "--resume")
+    assert (tmp_path / "torn" / "demonstrations.jsonl").read_text() == text
+    weights = Path("checkpoints") / "step-000003" / "model" / "policy" / "adapter_model.safetensors"
+    assert (tmp_path / "torn" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    losses = [[row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("torn", "whole")]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["steps"] == 3
+
+
+def test_more_demonstrations_hold_the_fewer(tmp_path):
+    run = session_of(tmp_path / "run", "sft")
+    few = {trajectory.example_id for trajectory in demonstrations(run)}
+    run.config = replace(run.config, demonstration_questions=20)
+    assert few < {trajectory.example_id for trajectory in demonstrations(run)}
+    run.tracker.__exit__()
