@@ -160,8 +160,9 @@ def setup(results: Results) -> list[str]:
     bits = ", base in 4 bits" if settings.load_in_4bit else ""
     searching = [results.settings[label] for label, method in results.methods.items() if method in SEARCHING]
     corpora = sorted(set(map(corpus_name, searching))) or ["none, as no row searches"]
+    retrievers = ", ".join(dict.fromkeys(setting.retriever for setting in searching or [settings]))
     return [
-        f"Model {settings.model} ({adapter}{bits}); retriever {settings.retriever}, {settings.topk} passages a search; "
+        f"Model {settings.model} ({adapter}{bits}); retriever {retrievers}, {settings.topk} passages a search; "
         f"corpus: {', '.join(corpora)}; at most {settings.max_turns} actions, {settings.max_new_tokens} tokens a turn, "
         f"{settings.max_total_tokens} in all. Questions: {questions}.",
     ]
