@@ -28,6 +28,9 @@ from searchr1_mini.session import limits_of, method_of
 from searchr1_mini.tables import Results, write_tables
 from searchr1_mini.task import Library, Task, load_task
 from searchr1_mini.tracking import read_jsonl, render_segment, trajectory_row, write_jsonl_atomic
+from searchr1_mini.trajectory import Trajectory
+
+CHUNK = 512  # questions whose answers are written at a time
 
 
 def evaluate_command(config: EvalConfig) -> None:
@@ -100,18 +103,28 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task)
 
 
 def run_cell(config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path) -> None:
-    """One trajectory a question, written with its scores once all are there."""
-    trajectories, _ = rollout(
-        task.examples, method_of(settings), policy, task.retriever, limits_of(settings),
-        temperature=config.temperature, seed=config.seed,
-    )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for trajectory, example in zip(trajectories, task.examples, strict=True):
-        scores = score(example, trajectory)
-        asides = {"asides": [asdict(segment) for segment in trajectory.asides]} if trajectory.asides else {}
-        rows.append(trajectory_row(trajectory, example, scores["em"]) | asides | {"scores": scores})
-    write_jsonl_atomic(path, rows)
+    """One trajectory a question with its scores, written by chunks; what an interrupted evaluation wrote is kept."""
+    part = path.with_suffix(".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    written = read_jsonl(part)
+    write_jsonl_atomic(part, written)  # without a torn last line
+    for start in range(len(written), len(task.examples), CHUNK):
+        examples = task.examples[start : start + CHUNK]
+        trajectories, _ = rollout(
+            examples, method_of(settings), policy, task.retriever, limits_of(settings),
+            temperature=config.temperature, seed=config.seed + start,
+        )  # fmt: skip
+        lines = [json.dumps(cell_row(*pair)) + "\n" for pair in zip(trajectories, examples, strict=True)]
+        with part.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    part.replace(path)
+
+
+def cell_row(trajectory: Trajectory, example: Example) -> dict:
+    """A trajectory with its scores, as a line of a cell's file."""
+    scores = score(example, trajectory)
+    asides = {"asides": [asdict(segment) for segment in trajectory.asides]} if trajectory.asides else {}
+    return trajectory_row(trajectory, example, scores["em"]) | asides | {"scores": scores}
 
 
 def load(config: EvalConfig, settings: TrainConfig, weights: Path | None) -> Policy:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,8 +156,7 @@ def _figure(value: float | None, key: str) -> str:
 def setup(results: Results) -> list[str]:
     """What the figures rest on: model, retriever, corpus, bounds, questions."""
     settings = list(results.settings.values())[-1]
-    counts = {source: max(len(of.get(source, ())) for of in results.scores.values()) for source in results.sources}
-    questions = ", ".join(f"{n} of {source}" for source, n in counts.items())
+    questions = ", ".join(subset_name(results, source) for source in results.sources)
     adapter = "full fine-tuning" if settings.lora_rank == 0 else f"LoRA rank {settings.lora_rank}"
     bits = ", base in 4 bits" if settings.load_in_4bit else ""
     searching = [results.settings[label] for label, method in results.methods.items() if method in SEARCHING]
@@ -166,6 +167,12 @@ def setup(results: Results) -> list[str]:
         f"corpus: {', '.join(corpora)}; at most {settings.max_turns} actions, {settings.max_new_tokens} tokens a turn, "
         f"{settings.max_total_tokens} in all. Questions: {questions}.",
     ]
+
+
+def subset_name(results: Results, source: str) -> str:
+    """`500 of nq (subset 1f0c2a)`: two evaluations with the same name were of the same questions."""
+    ids = sorted({id_ for by_source in results.scores.values() for id_ in by_source.get(source, ())})
+    return f"{len(ids)} of {source} (subset {hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:6]})"
 
 
 def corpus_name(settings: TrainConfig) -> str:

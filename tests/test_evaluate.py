@@ -70,8 +70,14 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
     assert cells_of(tmp_path / "killed") == cells_of(tmp_path / "whole")
     for name in ("table.md", "table.tex", "results.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    changed = evaluate(tmp_path / "whole", *flags, "--topk", 1)  # only direct does not depend on it, and it has no topk
-    assert changed.count("kept from before") == 0
+    cell = next((tmp_path / "whole" / "cells").glob("rag*"))
+    text = cell.read_text()
+    cell.with_suffix(".part").write_text(text[: len(text) // 2])  # killed within a cell, within a line
+    cell.unlink()
+    assert evaluate(tmp_path / "whole", *flags).count("kept from before") == 3
+    rows = read_jsonl(tmp_path / "killed" / "cells" / cell.name)
+    assert list(map(written, read_jsonl(cell))) == list(map(written, rows)) and not list(cell.parent.glob("*.part"))
+    assert evaluate(tmp_path / "whole", *flags, "--topk", 1).count("kept from before") == 0
 
 
 def test_greedy_evaluation_is_the_same_whatever_the_batch_or_the_order(tmp_path):

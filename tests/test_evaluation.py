@@ -114,7 +114,9 @@ def results_of(**answers) -> Results:
 def test_tables_hold_what_was_measured_in_four_forms(tmp_path):
     results = results_of(direct=["Norway", "x", "x"], ours=["Norway", "Norway", "x"])
     text = write_tables(results, tmp_path, "Qwen2.5-3B", False, None, ["sft is left out"])
-    assert "Exact match" in text and "sft is left out" in text and "2 of nq, 1 of hotpotqa" in text
+    assert (
+        "Exact match" in text and "sft is left out" in text and "2 of nq (subset " in text and "1 of hotpotqa" in text
+    )
     main = (tmp_path / "table.md").read_text().split("\n\n")[1].splitlines()
     assert main[0] == "| exact match | nq | hotpotqa | mean | against ours |"
     assert main[2] == "| direct | 0.500 | 0.000 | 0.250 | -0.333 (p = 1.000) |"
