@@ -107,7 +107,8 @@ def run_cell(config: EvalConfig, policy: Policy, settings: TrainConfig, task: Ta
     part = path.with_suffix(".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     written = read_jsonl(part)
-    write_jsonl_atomic(part, written)  # without a torn last line
+    if part.exists():
+        write_jsonl_atomic(part, written)  # without a torn last line
     for start in range(len(written), len(task.examples), CHUNK):
         examples = task.examples[start : start + CHUNK]
         trajectories, _ = rollout(

@@ -50,7 +50,7 @@ def rows_of(folder: Path) -> dict:
 
 
 def cells_of(folder: Path) -> dict[str, list[dict]]:
-    return {path.name: read_jsonl(path) for path in sorted((folder / "cells").iterdir())}
+    return {path.name: read_jsonl(path) for path in sorted((folder / "cells").glob("*.jsonl"))}
 
 
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
