@@ -230,7 +230,7 @@ class EvalConfig:
     run: str | None = option("what", None, "folder of a training run, or several, separated by commas")
     checkpoint: int | None = option("what", None, "step of the run's checkpoint [default: the newest]", least=1)
     model: str | None = option("what", None, "instead of a run: tiny, a short name, a hub id or a local folder")
-    adapter: str | None = option("what", None, "folder of a LoRA adapter to put on --model")
+    adapter: str | None = option("what", None, "folder of a LoRA adapter to put on --model, for search-r1")
     ask: str | None = option("what", None, "show one trajectory for this question instead of an evaluation")
     methods: str | None = option(
         "what", None, f"all, or some of {', '.join((*PROMPTED, *TRAINED))} [default: the run's own, or search-r1]"
@@ -244,7 +244,7 @@ class EvalConfig:
 
     limit: int = option("how", 500, "questions a data set, always the same ones", least=1)
     temperature: float = option("how", 0.0, "0 decodes greedily", least=0)
-    seed: int = option("how", 0, "of the sampling", least=0)
+    seed: int = option("how", 0, "of the sampling; with --model also of its world and its baselines", least=0)
     compare: bool = option("how", False, "print the paper's figures beneath ours, and what differs in the set-up")
     against: str | None = option("how", None, "row that others are tested against [default: the last]")
     output_dir: str | None = option(

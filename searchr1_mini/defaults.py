@@ -38,11 +38,12 @@ PPO = {
     "tiny": {"questions_per_step": 128, "group_size": 1, "steps": 36, "drop_zero_variance": False},
     "real": {"questions_per_step": 40, "group_size": 1, "drop_zero_variance": False},
 }
-# imitation: a step is a batch of demonstrations; rejection sampling takes the paper's 5 rollouts a question
+# imitation: a step is a batch of demonstrations
 IMITATION = {
-    "tiny": {"questions_per_step": 64, "group_size": 5, "steps": 20, "eval_every": 20, "demonstration_questions": 800},
-    "real": {"questions_per_step": 64, "group_size": 5, "demonstration_questions": 10_000},
+    "tiny": {"questions_per_step": 64, "steps": 20, "eval_every": 20, "demonstration_questions": 800},
+    "real": {"questions_per_step": 64, "demonstration_questions": 10_000},
 }
+PAPERS_ROLLOUTS = 5  # a question, in rejection sampling
 CRITIC_LEARNING_RATES = {"tiny": 3e-3, "real": 1e-4}  # the paper's critic learns ten times as fast as its policy
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """The command behind eval.py: methods x data sets -> one table, or one question of the user's answered live.
 
-A row is a method with its weights and retriever, a cell is a row on a data set. A finished cell is kept in the output
-folder under a hash of all that it depends on, so that an interrupted evaluation goes on where it was.
+A cell is a row on a column of the table. A finished cell is kept in the output folder under a hash of all that it
+depends on, so that an interrupted evaluation goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,18 +10,30 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 
 from searchr1_mini import __version__, checkpoint
+from searchr1_mini.columns import Column, own_data
 from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import SEARCHING
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import score
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
-from searchr1_mini.plan import OF_AN_EVALUATION, Row, base_settings, on_dataset, plan_datasets, plan_rows, slug
+from searchr1_mini.plan import (
+    OF_A_SEARCH,
+    OF_THE_MODEL,
+    Plan,
+    Row,
+    cell_settings,
+    plan_evaluation,
+    run_folders,
+    saved_config,
+    slug,
+    train_row,
+)
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
@@ -39,67 +51,81 @@ def evaluate_command(config: EvalConfig) -> None:
     Raises:
         UserError: anything that the user can mend.
     """
-    base = base_settings(config)
     if config.ask:
-        answer_live(config, base)
+        answer_live(config)
         return
-    out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or base.model)}")
-    rows, notes = plan_rows(config, base, out)
-    datasets = plan_datasets(config, base)
-    results = run_cells(config, rows, datasets, out)
-    print(write_tables(results, out, base.model, config.compare, config.against, notes))
+    plan = plan_evaluation(config)
+    out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or config.model or 'tiny')}")
+    results = run_cells(config, plan, out)
+    print(write_tables(results, out, config.compare, config.against, plan.notes))
     print(f"\nwritten to {out} (table.md, table.tex, results.json, and every trajectory under cells)", flush=True)
 
 
-def run_cells(config: EvalConfig, rows: list[Row], datasets: list[str], out: Path) -> Results:
-    """Every row on every data set: kept results are read, the others computed; weights are loaded once."""
+def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
+    """Every row on every column: kept results are read, the others computed; weights are loaded once."""
     library, results, done = Library(), Results(), 0
-    plan = [(row, dataset, *on_dataset(config, row, dataset)) for row in rows for dataset in datasets]
-    tasks: dict[tuple, Task] = {}
-
-    def task_of(row: Row, settings: TrainConfig, split: str) -> Task:
-        retriever = settings.retriever if row.method in SEARCHING else "empty"  # needs no corpus
-        key = (settings.dataset, settings.data_path, settings.corpus, retriever, settings.seed, split)
-        if key not in tasks:
-            tasks[key] = load_task(replace(settings, retriever=retriever, method="search-r1"), split, library)
-        return tasks[key]
-
-    for row, _, settings, split in plan:  # what cannot be read is told before any work
-        task_of(row, settings, split)
-    for _, of_weights in groupby(plan, key=lambda cell: (cell[0].weights, cell[0].settings.model)):
+    tasks = {}
+    for row in plan.rows:  # what cannot be read is told before any work
+        for column in plan.columns:
+            tasks[row.label, column.name] = task_of(config, row, column, library, tasks)
+    folders = run_folders(config)
+    own = own_data(config, saved_config(folders[0]) if folders else None)
+    rows = [train_row(config, row, own, out) if row.must_train else row for row in plan.rows]
+    for (_, model), of_weights in groupby(rows, key=lambda row: (row.weights, row.settings.model)):
         policy: Policy | None = None
-        for row, dataset, settings, split in of_weights:
-            task, done, began = task_of(row, settings, split), done + 1, time.perf_counter()
-            path = (
-                out / "cells" / f"{slug(row.label)}--{slug(dataset)}-{fingerprint(config, row, settings, task)}.jsonl"
-            )
-            kept = path.exists()
-            if not kept:
-                policy = policy or load(config, row.settings, row.weights)
-                run_cell(config, policy, settings, task, path)
-            found = read_jsonl(path)
-            results.add(row.label, row.method, settings, found)
-            em = sum(line["scores"]["em"] for line in found) / len(found)
-            told = "kept from before" if kept else f"{time.perf_counter() - began:.0f} s"
-            print(f"[{done}/{len(plan)}] {row.label} on {dataset}: EM {em:.3f} ({told})", flush=True)
+        for row in of_weights:
+            for column in plan.columns:
+                task, settings = tasks[row.label, column.name], cell_settings(config, row, column)
+                done, began = done + 1, time.perf_counter()
+                name = f"{slug(row.label)}--{slug(column.name)}-{fingerprint(config, row, settings, task)}"
+                path = out / "cells" / f"{name}.jsonl"
+                is_kept = path.exists()
+                if not is_kept:
+                    policy = policy or load(config, row.settings, model, row.weights)
+                    run_cell(config, policy, settings, task, path)
+                found = read_jsonl(path)
+                results.add(row, column.name, settings, found)
+                em = sum(line["scores"]["em"] for line in found) / len(found)
+                told = "kept from before" if is_kept else f"{time.perf_counter() - began:.0f} s"
+                total = len(rows) * len(plan.columns)
+                print(f"[{done}/{total}] {row.label} on {column.name}: EM {em:.3f} ({told})", flush=True)
     return results
+
+
+def task_of(config: EvalConfig, row: Row, column: Column, library: Library, tasks: dict[tuple, Task]) -> Task:
+    """The questions of a column with the retriever of a row; one that never searches needs no passages."""
+    settings = cell_settings(config, row, column)
+    if row.method not in SEARCHING:
+        settings = replace(settings, retriever="empty", retriever_url=None)
+    key = (column.name, settings.retriever, settings.retriever_url)
+    if key not in tasks:
+        tasks[key] = load_task(replace(settings, method="search-r1"), column.split, library)
+    return tasks[key]
 
 
 def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task) -> str:
     """A hash of all that a cell's result depends on."""
-    parts: dict = {
+    names = ("method", "retriever", "retriever_url", *OF_THE_MODEL, *OF_A_SEARCH)
+    parts = {
         "version": __version__,
-        "method": settings.method,
-        "settings": {f.name: getattr(settings, f.name) for f in fields(settings)
-                     if f.metadata["group"] in OF_AN_EVALUATION and f.name != "rollout_batch_size"},
-        "model": settings.model,
+        "settings": {name: getattr(settings, name) for name in names if name != "rollout_batch_size"},
+        "base": state_of(Path(resolve_model(settings.model))),
+        "weights": state_of(row.weights) if row.weights else None,
+        "dtype": config.dtype,
         "temperature": [config.temperature, config.seed if config.temperature else 0],
-        "questions": [[example.id, example.question] for example in task.examples],
-    }  # fmt: skip
-    if row.weights:
-        manifest = row.weights.parent / checkpoint.MANIFEST
-        parts["weights"] = manifest.read_text() if manifest.exists() else str(row.weights.resolve())
+        "questions": [asdict(example) for example in task.examples],
+        "passages": task.corpus_hash,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def state_of(folder: Path) -> list:
+    """What tells whether weights have changed: a checkpoint's checksums, else size and time of a folder's files."""
+    manifest = folder.parent / checkpoint.MANIFEST
+    if manifest.is_file():
+        return [manifest.read_text(encoding="utf-8")]
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [str(folder)]
 
 
 def run_cell(config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path) -> None:
@@ -128,11 +154,11 @@ def cell_row(trajectory: Trajectory, example: Example) -> dict:
     return trajectory_row(trajectory, example, scores["em"]) | asides | {"scores": scores}
 
 
-def load(config: EvalConfig, settings: TrainConfig, weights: Path | None) -> Policy:
+def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | None) -> Policy:
     """The policy, with the run's adapter or fine-tuned weights on it."""
     device = pick_device(config.device)
     return load_policy(
-        resolve_model(settings.model),
+        resolve_model(model),
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         load_in_4bit=settings.load_in_4bit,
@@ -142,21 +168,29 @@ def load(config: EvalConfig, settings: TrainConfig, weights: Path | None) -> Pol
     )
 
 
-def answer_live(config: EvalConfig, base: TrainConfig) -> None:
-    """Prints one trajectory while it grows, coloured by who wrote what."""
+def answer_live(config: EvalConfig) -> None:
+    """Prints one trajectory while it grows, coloured by who wrote what.
+
+    Raises:
+        UserError: several rows or columns were named, or one that cannot answer a question of the user's.
+    """
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
-    (row, *others), _ = plan_rows(config, base, Path())
-    if others:
-        raise UserError("--ask answers with one method and one run; name one")
-    settings, split = on_dataset(config, row, plan_datasets(config, base)[0])
-    task = load_task(replace(settings, eval_questions=2 if settings.dataset == "world" else 1), split)
+    plan = plan_evaluation(replace(config, train=config.train or False))
+    if len(plan.rows) > 1 or len(plan.columns) > 1:
+        raise UserError("--ask answers with one method, one run and one corpus; name one of each")
+    (row,), (column,) = plan.rows, plan.columns
+    if row.must_train or row.settings.retriever == "oracle":
+        raise UserError("--ask needs weights that are there, and a retriever that does not know the answer's passages")
+    settings = replace(cell_settings(config, row, column), eval_questions=2 if column.name == "world" else 1)
+    task = load_task(settings, column.split)
 
     def show(kind: str, text: str) -> None:
         print(render_segment(kind, text, colour), end="", flush=True)
 
     example = Example("ask", config.ask, (), "ask")
+    policy = load(config, settings, settings.model, row.weights)
     (trajectory,), _ = rollout(
-        [example], method_of(settings), load(config, settings, row.weights), task.retriever, limits_of(settings),
+        [example], method_of(settings), policy, task.retriever, limits_of(settings),
         temperature=config.temperature, seed=config.seed, on_segment=show,
     )  # fmt: skip
     verdict = trajectory.answer or f"no answer ({trajectory.finish_reason})"

@@ -51,15 +51,15 @@ def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
 def failure(example: Example, trajectory: Trajectory) -> str | None:
     """Why a trajectory is not exactly right, the first that holds; None if it is right.
 
-    malformed: no answer, and some turn was no valid action. no answer: none, though every turn was valid. inexact: a
-    gold answer stands in the answer. never retrieved: no observation held a gold answer. misread: one did.
+    malformed: no answer, and some turn was no valid action (but for one that the end of the context cut off). no
+    answer: none, though every turn was valid. inexact: a gold answer stands in the answer. never retrieved: no
+    observation held a gold answer. misread: one did.
     """
     golden = example.golden_answers
     if exact_match(trajectory.answer, golden):
         return None
     if trajectory.answer is None:
-        is_malformed = trajectory.invalid_actions or trajectory.finish_reason == "eos"
-        return "malformed" if is_malformed else "no answer"
+        return "malformed" if trajectory.invalid_actions and trajectory.finish_reason != "length" else "no answer"
     if sub_exact_match(trajectory.answer, golden):
         return "inexact"
     return "misread" if any(contains_gold(text, golden) for text in trajectory.retrieved) else "never retrieved"

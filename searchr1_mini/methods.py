@@ -68,10 +68,14 @@ class Aside:
 
 @dataclass(frozen=True)
 class Finish:
-    """Ends the conversation; `answer` is None when there is none. Not resumed."""
+    """Ends the conversation; `answer` is None when there is none. Not resumed.
+
+    `is_invalid`: the last turn was no valid action.
+    """
 
     answer: str | None
     reason: str
+    is_invalid: bool = False
 
 
 Request = Prompt | Generate | Search | Observe | Aside | Finish
@@ -117,6 +121,7 @@ def search_r1(
         action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
         if action.kind == "answer":
             yield Finish(action.content, "answer")
+        yield Finish(None, "turns", is_invalid=action.kind == "invalid")
     yield Finish(None, "turns")
 
 
@@ -142,7 +147,7 @@ def reason(question: str, *, template: str, max_new_tokens: int = 500) -> Method
 def last_words(opening: str, max_new_tokens: int) -> Method:
     """A turn that must answer; `opening` is the tag that the prompt has already written for it."""
     action = parse_action(opening + (yield Generate(("</answer>",), max_new_tokens)))
-    yield Finish(action.content, "answer") if action.kind == "answer" else Finish(None, "eos")
+    yield Finish(action.content, "answer") if action.kind == "answer" else Finish(None, "eos", is_invalid=True)
 
 
 def rag(question: str, *, template: str, max_new_tokens: int = 500, topk: int = 3) -> Method:

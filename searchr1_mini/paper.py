@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 
 # method of our table -> the paper's name of a row -> size -> exact match on DATASETS
@@ -30,8 +33,9 @@ RESULTS: dict[str, dict[str, dict[str, str]]] = {
 
 
 def size_of(model: str) -> str:
-    """The size to compare with: 7B for a 7B or 14B model, else 3B."""
-    return "7B" if "7B" in model.upper() or "14B" in model.upper() else "3B"
+    """The size to compare with, by the number before the B in the model's name: 7B from 5 on, else 3B."""
+    sizes = re.findall(r"(\d+(?:\.\d+)?)B", Path(model).name.upper())
+    return "7B" if sizes and float(sizes[-1]) >= 5 else "3B"
 
 
 def rows_of(method: str, model: str) -> dict[str, dict[str, float]]:

@@ -1,36 +1,72 @@
-"""What an evaluation consists of: the rows (a method, its weights, its retriever) and the data sets asked for."""
+"""What an evaluation consists of: its columns (columns.py), and rows: a method, its weights, its retriever."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from searchr1_mini import checkpoint
-from searchr1_mini.config import EvalConfig, TrainConfig, suggest
-from searchr1_mini.defaults import DATASETS, PROMPTED, SEARCHING, TRAINED
+from searchr1_mini.columns import OF_THE_WORLD, Column, chosen, listed, own_data, plan_columns
+from searchr1_mini.config import EvalConfig, TrainConfig, flag_of, suggest
+from searchr1_mini.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import name_file, resolve
+from searchr1_mini.probes import PROBES
+from searchr1_mini.resolve import resolve
+from searchr1_mini.retrieval import ENGINES
 
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
 GENERATORS = {"sft": "direct", "rejection-sampling": "search-r1"}  # others are called as their method
-OF_THE_DATASET = ("data_path", "corpus", "world_difficulty", "world_hops", "world_noise")
-OF_AN_EVALUATION = ("data", "retrieval", "rollout", "model")  # groups of a run's options that its evaluation keeps
-ALL_DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "world")
-RETRIEVERS = ("auto", "bm25", "bm25s", "http", "none", "empty", "random", "oracle")
+OF_THE_MODEL = (
+    "model template max_new_tokens max_total_tokens max_observation_tokens rollout_batch_size lora_rank lora_alpha "
+    "load_in_4bit"
+).split()
+OF_A_SEARCH = ("topk", "max_turns")
+TRAIN_AS = {
+    "sft": {"algorithm": "sft"},
+    "r1": {"method": "r1"},
+    "rejection-sampling": {"algorithm": "rejection-sampling"},
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a method, under settings of its own, with these weights on the base (None: as it is)."""
+    """A line of the table: a method, its settings, and the weights on the base; None is the base as it is."""
 
     label: str
     method: str
     settings: TrainConfig
-    weights: Path | None
-    own_data: str | None = None  # the local file that it was trained on
+    weights: Path | None = None
+    must_train: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows in the order of the paper's table, columns, and what was left out, with the remedy."""
+
+    rows: list[Row]
+    columns: list[Column]
+    notes: list[str]
+
+
+def plan_evaluation(config: EvalConfig) -> Plan:
+    """Everything that the flags ask for, checked before any work.
+
+    Raises:
+        UserError: a name, run, file or combination of flags that makes no sense.
+    """
+    if config.run and (config.model or config.adapter):
+        raise UserError("--run brings its own model and adapter; leave out --model and --adapter")
+    runs = {folder: saved_config(folder) for folder in run_folders(config)}
+    if config.checkpoint and not runs:
+        raise UserError("--checkpoint is a step of a run; name the run with --run")
+    own = own_data(config, next(iter(runs.values()), None))
+    rows, notes = plan_rows(config, runs, own)
+    if not rows:
+        raise UserError(" ".join(notes))
+    return Plan(rows, plan_columns(config, own, list(runs.values())), notes)
 
 
 def slug(text: str) -> str:
@@ -38,38 +74,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:80]
 
 
-def chosen(text: str | None, known: Sequence[str], flag: str, every: Sequence[str] | None = None) -> list[str]:
-    """The names of a comma-separated list, each once; `all` stands for `every` one of them.
-
-    Raises:
-        UserError: an unknown name, with what was meant.
-    """
-    names = list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
-    if names == ["all"]:
-        return list(every or known)
-    for name in names:
-        if name not in known:
-            raise UserError(f"{flag}: unknown {name!r}{suggest(name, known)}; known: all, {', '.join(known)}")
-    return names
-
-
-def base_settings(config: EvalConfig) -> TrainConfig:
-    """Settings of the first run, or of a model by itself, under the flags given now."""
-    if config.run is None:
-        if config.checkpoint:
-            raise UserError("--checkpoint is a step of a run; name the run with --run")
-        return settings_of(config, None)
-    if config.model or config.adapter:
-        raise UserError("--run brings its own model and adapter; leave out --model and --adapter")
-    return settings_of(config, run_folders(config)[0])
-
-
 def run_folders(config: EvalConfig) -> list[Path]:
     """The folders that --run names."""
-    return [Path(part.strip()) for part in (config.run or "").split(",") if part.strip()]
+    return [Path(part) for part in listed(config.run)]
 
 
-def saved_config(folder: Path) -> dict:
+def saved_config(folder: Path) -> dict[str, Any]:
     """What a run was trained with.
 
     Raises:
@@ -81,77 +91,79 @@ def saved_config(folder: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def settings_of(config: EvalConfig, folder: Path | None) -> TrainConfig:
-    """A run's settings, as far as an evaluation reads them, or a model's defaults; flags given now go over both."""
-    values = {}
-    if folder is not None:
-        saved = saved_config(folder)
-        kept = [f.name for f in fields(TrainConfig) if f.metadata["group"] in OF_AN_EVALUATION]
-        values = {name: saved[name] for name in (*kept, "model", "seed") if name in saved}
-        values["retriever"] = "auto" if values["retriever"] in ("none", "empty") else values["retriever"]
-    shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(EvalConfig)}
-    shared -= {"temperature", "retriever", "output_dir", "seed"}
-    values |= {name: value for name in shared if (value := getattr(config, name)) is not None}
-    if config.retriever:
-        values["retriever"] = chosen(config.retriever, RETRIEVERS, "--retriever")[0]
-    if folder is None:
-        values["seed"] = config.seed
-        datasets = [name for name in (config.datasets or "").split(",") if name]
-        if datasets and datasets != ["all"]:
-            values["dataset"] = datasets[0].strip()
-    return resolve(TrainConfig(**values))
-
-
-def plan_rows(config: EvalConfig, base: TrainConfig, out: Path) -> tuple[list[Row], list[str]]:
-    """The rows that were asked for, in the order of the paper's table; and what was left out, with the remedy.
-
-    Raises:
-        UserError: an unknown method, or a run that is not there.
-    """
-    wanted = chosen(config.methods, METHODS, "--methods")
-    of_runs = [(run_method(saved_config(folder)), folder) for folder in run_folders(config)]
-    if config.methods is None:
-        wanted = [method for method, _ in of_runs] or ["search-r1"]
-    is_table = config.methods is not None and len(wanted) > 1
-    trains = is_table and (config.train if config.train is not None else base.model == "tiny")
-    rows, notes = [], []
-    for method in [name for name in METHODS if name in wanted]:
-        folders = [folder for name, folder in of_runs if name == method]
-        if method in PROMPTED:
-            weights = Path(config.adapter) if config.adapter else None
-            rows.append(Row(method, method, replace(base, method=generator_of(method)), weights))
-        elif folders:
-            rows += [row_of_run(config, method, folder, len(folders) > 1) for folder in folders]
-        elif trains:
-            rows.append(row_of_run(config, method, train_missing(config, method, out), False))
-        elif method == "search-r1" and not is_table:
-            weights = Path(config.adapter) if config.adapter else None
-            label = method if weights else "search-r1, untrained"
-            rows.append(Row(label, method, replace(base, method="search-r1"), weights))
-        else:
-            flags = train_flags(method)
-            notes.append(
-                f"{method} is left out: train it with `python train.py --model {base.model} {flags}--output-dir DIR` "
-                "and name it with --run DIR, or add --train"
-            )
-    return list(with_retrievers(config, rows)), notes
-
-
-def generator_of(method: str) -> str:
-    """The generator in methods.py that a method of the table runs."""
-    return GENERATORS.get(method, method)
-
-
-def run_method(saved: dict) -> str:
+def run_method(saved: dict[str, Any]) -> str:
     """The method of the table that a run trained."""
     return saved["algorithm"] if saved["algorithm"] in TRAINED else saved["method"]
 
 
-def row_of_run(config: EvalConfig, method: str, folder: Path, is_one_of_several: bool) -> Row:
-    """A run, at the checkpoint that was asked for."""
-    settings = replace(settings_of(config, folder), method=generator_of(method))
-    label = f"{method} ({folder.name})" if is_one_of_several else method
-    return Row(label, method, settings, checkpoint_of(config, folder) / "model", saved_config(folder).get("data_path"))
+def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig:
+    """Model, bounds and retriever of a run, or a model's defaults; flags given now go over both."""
+    values = {name: saved[name] for name in (*OF_THE_MODEL, *OF_A_SEARCH)} if saved else {}
+    given = {name: getattr(config, name) for name in (*OF_THE_MODEL, *OF_A_SEARCH) if hasattr(config, name)}
+    values |= {name: value for name, value in given.items() if value is not None}
+    settings = resolve(TrainConfig(**values))
+    engine = saved["retriever"] if saved and saved["retriever"] not in PROBES else "auto"
+    url = config.retriever_url or (saved or {}).get("retriever_url")
+    return replace(settings, retriever=engine, retriever_url=url)
+
+
+def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -> tuple[list[Row], list[str]]:
+    """The rows that were asked for, and what was left out.
+
+    Raises:
+        UserError: an unknown method or retriever, or a run or adapter that no row uses.
+    """
+    base = settings_of(config, next(iter(runs.values()), None))
+    methods = chosen(listed(config.methods), METHODS, "--methods")
+    if not methods:
+        methods = [run_method(saved) for saved in runs.values()] or ["search-r1"]
+    trains = config.train if config.train is not None else len(methods) > 1 and base.model == "tiny"
+    rows, notes = [], []
+    for method in [name for name in (*METHODS, "r1") if name in methods]:
+        of_method = {folder: saved for folder, saved in runs.items() if run_method(saved) == method}
+        settings = replace(base, method=GENERATORS.get(method, method))
+        if of_method:
+            rows += rows_of_runs(config, method, of_method)
+        elif method in PROMPTED:
+            rows.append(Row(method, method, settings))
+        elif method == "search-r1" and config.adapter:
+            rows.append(Row(method, method, settings, Path(config.adapter)))
+        elif trains:
+            rows.append(Row(method, method, settings, must_train=True))
+        elif methods == ["search-r1"] and not runs:
+            rows.append(Row("search-r1, untrained", method, settings))
+        else:
+            flags = "".join(f"{flag_of(name)} {value} " for name, value in TRAIN_AS.get(method, {}).items())
+            notes.append(
+                f"{method} is left out: train it with `python train.py --model {base.model} {flags}--output-dir DIR` "
+                "and name it with --run DIR, or add --train."
+            )
+    for folder, saved in runs.items():
+        if run_method(saved) not in methods:
+            raise UserError(
+                f"{folder} trained {run_method(saved)}, which is not among --methods; add it, or leave it out"
+            )
+    if config.adapter and "search-r1" not in methods:
+        raise UserError("--adapter is evaluated with search-r1; add it to --methods")
+    rows = with_retrievers(config, list(dict.fromkeys(rows)))
+    labels = [row.label for row in rows]
+    if config.against and config.against not in labels:
+        raise UserError(
+            f"--against {config.against}: no such row{suggest(config.against, labels)}; rows: {', '.join(labels)}"
+        )
+    return rows, notes
+
+
+def rows_of_runs(config: EvalConfig, method: str, runs: dict[Path, dict]) -> list[Row]:
+    """Runs of one method, at the checkpoint that was asked for; several are told apart by folder."""
+    names = [folder.name for folder in runs]
+    rows = []
+    for folder, saved in runs.items():
+        name = folder.name if names.count(folder.name) == 1 else str(folder)
+        label = method if len(runs) == 1 and method in TRAINED else f"{method} ({name})"
+        settings = replace(settings_of(config, saved), method=GENERATORS.get(method, method))
+        rows.append(Row(label, method, settings, checkpoint_of(config, folder) / "model"))
+    return rows
 
 
 def checkpoint_of(config: EvalConfig, folder: Path) -> Path:
@@ -172,63 +184,63 @@ def checkpoint_of(config: EvalConfig, folder: Path) -> Path:
     return path
 
 
-def train_flags(method: str) -> str:
-    """What turns train.py's default into this baseline."""
-    flags = {"sft": "--algorithm sft ", "rejection-sampling": "--algorithm rejection-sampling ", "r1": "--method r1 "}
-    return flags.get(method, "")
+def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
+    """Each row with each retriever of the list; a method that never searches stays as it is.
+
+    Raises:
+        UserError: an unknown retriever, or an address that none of them asks.
+    """
+    names = chosen(listed(config.retriever), (*ENGINES, *PROBES), "--retriever", ("auto", *PROBES))
+    out = []
+    for row in rows:
+        searches = row.method in SEARCHING
+        for name in (names if searches else []) or [row.settings.retriever]:
+            if name == "none" and row.settings.method not in ("search-r1", "search-o1"):
+                if len(names) == 1:
+                    raise UserError(f"--retriever none: {row.method} always searches; take --retriever empty for it")
+                continue
+            if name == "http" and not row.settings.retriever_url:
+                raise UserError("--retriever http needs a server; add --retriever-url http://host:port")
+            url = row.settings.retriever_url if name == "http" else None
+            label = f"{row.label}, {name}" if searches and len(names) > 1 else row.label
+            out.append(replace(row, label=label, settings=replace(row.settings, retriever=name, retriever_url=url)))
+    if config.retriever_url and all(row.settings.retriever != "http" for row in out):
+        raise UserError("--retriever-url does nothing without --retriever http; add it")
+    return out
 
 
-def train_missing(config: EvalConfig, method: str, out: Path) -> Path:
-    """Trains a baseline with train.py's defaults, or goes on with it; returns its folder."""
+def cell_settings(config: EvalConfig, row: Row, column: Column) -> TrainConfig:
+    """A row's settings on a column; the world's passages are on no server."""
+    settings = replace(row.settings, **column.data, eval_questions=config.limit)
+    is_remote_world = column.data["dataset"] == "world" and settings.retriever == "http"
+    return replace(settings, retriever="auto", retriever_url=None) if is_remote_world else settings
+
+
+def train_row(config: EvalConfig, row: Row, own: dict[str, Any], out: Path) -> Row:
+    """Trains a baseline on the first run's data, or the model's own, or goes on with it; the row with its weights."""
     from searchr1_mini.training import train
 
-    folder = out / "runs" / method
+    searches = row.method in SEARCHING
+    values = {name: getattr(row.settings, name) for name in (*OF_THE_MODEL, *(OF_A_SEARCH if searches else ()))}
+    values |= own | {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
+    values |= {"device": config.device, "dtype": config.dtype, "tensorboard": False} | TRAIN_AS.get(row.method, {})
+    if not searches:
+        values["corpus"] = None
+    wanted = resolve(TrainConfig(**values))
+    folder = folder_for(wanted, out / "runs" / row.method)
     if not (folder / "summary.json").exists():
-        print(f"\ntraining {method} in {folder}", flush=True)
-        names = "model device dtype load_in_4bit template world_difficulty world_hops world_noise seed".split()
-        values = {name: value for name in names if (value := getattr(config, name)) is not None}
-        flag, _, value = train_flags(method).strip().partition(" ")
-        values |= {flag.removeprefix("--"): value} if flag else {}
-        resume = (folder / "config.json").exists()
-        train(resolve(TrainConfig(**values, output_dir=str(folder), resume=resume, tensorboard=False)))
+        print(f"\ntraining {row.method} in {folder}", flush=True)
+        train(replace(wanted, output_dir=str(folder), resume=(folder / "config.json").exists()))
+    return replace(row, weights=checkpoint_of(replace(config, checkpoint=None), folder) / "model", must_train=False)
+
+
+def folder_for(wanted: TrainConfig, first: Path) -> Path:
+    """`sft`, or `sft-2`, .. where a run of other settings stands already."""
+    names = [f.name for f in fields(wanted) if f.name not in ("output_dir", "resume")]
+    number, folder = 1, first
+    while (folder / "config.json").exists():
+        saved = saved_config(folder)
+        if all(saved.get(name) == getattr(wanted, name) for name in names):
+            break
+        number, folder = number + 1, first.with_name(f"{first.name}-{number + 1}")
     return folder
-
-
-def with_retrievers(config: EvalConfig, rows: list[Row]) -> Iterator[Row]:
-    """Each row with each retriever of the list; one that a method never asks is left out after the first."""
-    names = chosen(config.retriever, RETRIEVERS, "--retriever")
-    for row in rows:
-        if len(names) < 2 or row.method not in SEARCHING:
-            yield row
-            continue
-        for name in names:
-            if name != "none" or row.settings.method in ("search-r1", "search-o1"):
-                yield replace(row, label=f"{row.label}, {name}", settings=replace(row.settings, retriever=name))
-
-
-def plan_datasets(config: EvalConfig, base: TrainConfig) -> list[str]:
-    """The data sets that were asked for, by name or file; by default the run's or the model's own."""
-    if config.datasets is None:
-        return [base.dataset]
-    names = [part.strip() for part in config.datasets.split(",") if part.strip()]
-    files = [name for name in names if name_file(TrainConfig(dataset=name)).data_path]
-    known = chosen(",".join(name for name in names if name not in files), DATASETS, "--datasets", ALL_DATASETS)
-    return known + files
-
-
-def on_dataset(config: EvalConfig, row: Row, dataset: str) -> tuple[TrainConfig, str]:
-    """The row's settings on a data set, and the split: a local file is held out from its own run only."""
-    settings = row.settings
-    if dataset != settings.dataset:
-        default = TrainConfig()
-        values = {name: getattr(default, name) for name in OF_THE_DATASET}
-        values |= {name: value for name in OF_THE_DATASET if (value := getattr(config, name)) is not None}
-        if dataset != "world":
-            values |= {"world_difficulty": None, "world_hops": None, "world_noise": 0}
-        method, settings = settings.method, resolve(replace(settings, **values, dataset=dataset, method=None))
-        settings = replace(settings, method=method)
-    if not settings.corpus and not settings.data_path and settings.dataset not in ("world", "hotpotqa"):
-        settings = replace(settings, corpus="hotpotqa")  # the others bring no passages
-    seed = settings.seed if config.world_seed is None else config.world_seed
-    settings = replace(settings, seed=seed, eval_questions=config.limit)
-    return settings, "eval" if settings.data_path in (None, row.own_data) else "all"

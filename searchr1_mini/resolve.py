@@ -14,6 +14,7 @@ from searchr1_mini.defaults import (
     IMITATION,
     IMITATION_RATES,
     LEARNING_RATES,
+    PAPERS_ROLLOUTS,
     PPO,
     REAL,
     TINY,
@@ -77,7 +78,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.algorithm == "ppo":
         values |= PPO[size]
     if imitates:
-        values |= IMITATION[size]
+        values |= IMITATION[size] | {"group_size": 1 if config.algorithm == "sft" else PAPERS_ROLLOUTS}
         del values["drop_zero_variance"]
     if config.lora_rank == 0:
         values["load_in_4bit"] = False
@@ -140,6 +141,10 @@ def _check_given(config: TrainConfig) -> None:
     if not has_search and (config.retriever != "auto" or config.corpus or config.topk != TrainConfig.topk):
         name = "--algorithm sft" if config.algorithm == "sft" else f"--method {config.method}"
         raise UserError(f"{name} trains without a search engine; leave out --retriever, --corpus and --topk")
+    if not has_search and config.max_turns != TrainConfig.max_turns:
+        raise UserError("--max-turns: without a search engine there is one turn; leave it out")
+    if config.algorithm == "sft" and (config.temperature != 1 or config.group_size not in (None, 1)):
+        raise UserError("--temperature and --group-size do nothing with --algorithm sft, which samples nothing")
     if config.method not in (None, "direct") and config.algorithm == "sft":
         raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
     if config.method not in (None, "search-r1") and config.algorithm == "rejection-sampling":

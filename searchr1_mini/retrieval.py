@@ -108,7 +108,7 @@ class BM25S:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self.passages = passages
-        folder = cache_dir() / "bm25s" / _fingerprint(passages) if len(passages) >= SAVE_FROM else None
+        folder = cache_dir() / "bm25s" / fingerprint(passages) if len(passages) >= SAVE_FROM else None
         self.index = _load_index(folder) if folder and folder.is_dir() else _build_index(passages, folder)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
@@ -143,7 +143,8 @@ def _load_index(folder: Path):
         raise UserError(f"the saved index {folder} is damaged ({error}); delete the folder and try again") from error
 
 
-def _fingerprint(passages: Sequence[Passage]) -> str:
+def fingerprint(passages: Sequence[Passage]) -> str:
+    """A hash of a corpus and of how it is indexed."""
     digest = hashlib.sha256(f"terms-1 {K1} {B}".encode())
     for passage in passages:
         digest.update(f"{passage.id}\0{passage.title}\0{passage.text}\0".encode())

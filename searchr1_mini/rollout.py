@@ -180,7 +180,8 @@ class _Engine:
                     value = None
                 case methods.Aside() as aside:
                     return self.step_aside(key, aside)
-                case methods.Finish(answer, reason):
+                case methods.Finish(answer, reason, is_invalid):
+                    conversation.trajectory.invalid_actions += is_invalid
                     return self.finish(key, answer, reason)
 
     def room(self, key: int) -> int:

@@ -31,7 +31,7 @@ from searchr1_mini.watch import Watch
 
 MUST_MATCH = (
     "model method algorithm dataset data_path corpus world_difficulty world_hops world_noise template topk max_turns "
-    "seed questions_per_step group_size lora_rank lora_alpha load_in_4bit"
+    "seed questions_per_step group_size lora_rank lora_alpha load_in_4bit temperature demonstration_questions"
 ).split()
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 

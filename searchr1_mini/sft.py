@@ -7,6 +7,7 @@ answer` without a search; rejection sampling imitates those of 5 rollouts a ques
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -33,10 +34,11 @@ def imitates(algorithm: str) -> bool:
     return algorithm in ("sft", "rejection-sampling")
 
 
-def demonstrations(run: Session) -> list[Trajectory]:
+def demonstrations(run: Session, asked_to_stop: threading.Event | None = None) -> list[Trajectory]:
     """What the run imitates; sampled rollouts are kept in its folder, so that an interrupted run samples on.
 
     Raises:
+        KeyboardInterrupt: the user asked to stop; what was sampled is kept.
         UserError: no rollout was right.
     """
     examples = subset(run.train.examples, run.config.demonstration_questions)
@@ -49,6 +51,11 @@ def demonstrations(run: Session) -> list[Trajectory]:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
+        if asked_to_stop and asked_to_stop.is_set():
+            print(
+                f"kept {len(rows)} chunks; go on with: python train.py --resume --output-dir {run.folder}", flush=True
+            )
+            raise KeyboardInterrupt
     kept = [Trajectory.from_json(trajectory) for row in rows for trajectory in row["right"]]
     n_sampled = sum(row["sampled"] for row in rows)
     print(f"rejection sampling: {len(kept)} of {n_sampled} rollouts were right and are learnt from", flush=True)

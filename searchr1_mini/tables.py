@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 
 from searchr1_mini import paper
-from searchr1_mini.config import TrainConfig, suggest
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import SEARCHING
-from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import FAILURES, FINISH_REASONS, bootstrap_interval, mcnemar, means
+from searchr1_mini.plan import Row
 from searchr1_mini.tracking import plain, write_json_atomic, write_text_atomic
 
 MEASURES = {
@@ -34,20 +34,35 @@ class Results:
     """What was found: label -> source -> id -> scores of one answer; sources in the order of their data sets."""
 
     scores: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
-    sources: list[str] = field(default_factory=list)
-    methods: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, TrainConfig] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+    dataset_of: dict[str, str] = field(default_factory=dict)
+    corpora: dict[str, None] = field(default_factory=dict)
 
-    def add(self, label: str, method: str, settings: TrainConfig, rows: Sequence[dict]) -> None:
-        """Takes the rows of one finished cell."""
-        self.methods[label], self.settings[label] = method, settings
-        self.sources += sorted({row["source"] for row in rows} - set(self.sources))
-        for row in rows:
-            self.scores.setdefault(label, {}).setdefault(row["source"], {})[row["example_id"]] = row["scores"]
+    def add(self, row: Row, dataset: str, settings: TrainConfig, lines: Sequence[dict]) -> None:
+        """Takes the lines of one finished cell; a source that two data sets share is told apart by theirs."""
+        self.rows[row.label] = row
+        if row.method in SEARCHING:
+            self.corpora[corpus_name(settings)] = None
+        for line in sorted(lines, key=lambda line: line["source"]):
+            source = line["source"]
+            if self.dataset_of.setdefault(source, dataset) != dataset:
+                source = f"{dataset}: {source}"
+                self.dataset_of.setdefault(source, dataset)
+            self.scores.setdefault(row.label, {}).setdefault(source, {})[line["example_id"]] = line["scores"]
+
+    @property
+    def sources(self) -> list[str]:
+        """Every column of the table."""
+        return list(self.dataset_of)
 
     def values(self, label: str, source: str, name: str = "em") -> list[float]:
         """One figure of every question of a cell."""
         return [scores[name] for scores in self.scores[label].get(source, {}).values()]
+
+    def mean(self, label: str) -> float:
+        """Exact match as a mean over sources, as in the paper: without the synthetic world where there are others."""
+        real = [source for source in self.sources if not source.startswith("world-")] or self.sources
+        return fmean(fmean(values) for source in real if (values := self.values(label, source)))
 
 
 @dataclass(frozen=True)
@@ -59,47 +74,35 @@ class Grid:
     rows: list[list[str]]
 
 
-def write_tables(
-    results: Results, out: Path, model: str, compare: bool, against: str | None, notes: Sequence[str]
-) -> str:
-    """Writes table.md, table.tex and results.json; returns the tables as text for the terminal.
-
-    Raises:
-        UserError: `against` names no row.
-    """
+def write_tables(results: Results, out: Path, compare: bool, against: str | None, notes: Sequence[str]) -> str:
+    """Writes table.md, table.tex and results.json; returns the tables as text for the terminal."""
     reference = against or list(results.scores)[-1]
-    if reference not in results.scores:
-        raise UserError(
-            f"--against {reference}: no such row{suggest(reference, results.scores)}; rows: {', '.join(results.scores)}"
-        )
-    grids = [main_grid(results, model, compare, reference), detail_grid(results), failure_grid(results)]
-    remarks = [*setup(results), *(differences(results, model) if compare else ()), *notes]
+    grids = [main_grid(results, compare, reference), detail_grid(results), failure_grid(results)]
+    remarks = [*setup(results), *(differences(results) if compare else ()), *notes]
     out.mkdir(parents=True, exist_ok=True)
     write_text_atomic(out / "table.md", "\n\n".join([*map(markdown, grids), *remarks]) + "\n")
-    write_text_atomic(
-        out / "table.tex", "\n\n".join([*map(latex, grids), *(f"% {remark}" for remark in remarks)]) + "\n"
-    )
+    write_text_atomic(out / "table.tex", "\n\n".join([*map(latex, grids), *(f"% {text}" for text in remarks)]) + "\n")
     write_json_atomic(out / "results.json", as_json(results, reference))
     return "\n\n".join([*map(terminal, grids), *remarks])
 
 
-def main_grid(results: Results, model: str, compare: bool, reference: str) -> Grid:
-    """Exact match a row and source, the mean over sources as in the paper, and the difference from the reference."""
-    sources = results.sources
+def main_grid(results: Results, compare: bool, reference: str) -> Grid:
+    """Exact match a row and source, the mean over sources, and the difference from the reference."""
     several = len(results.scores) > 1
-    header = ["exact match", *sources, "mean", *([f"against {reference}"] if several else [])]
+    header = ["exact match", *results.sources, "mean", *([f"against {reference}"] if several else [])]
     rows = []
-    told: set[str] = set()
-    for label in results.scores:
-        cells = {source: fmean(values) for source in sources if (values := results.values(label, source))}
+    theirs: dict[str, dict[str, float]] = {}
+    for label, row in results.rows.items():
+        values = [results.values(label, source) for source in results.sources]
         tested = [difference(results, label, reference)] if several else []
-        rows.append([label, *(_share(cells.get(source)) for source in sources), _share(fmean(cells.values())), *tested])
-        for name, figures in paper.rows_of(results.methods[label], model).items() if compare else ():
-            if name not in told:
-                told.add(name)
-                both = [figures[source] for source in sources if source in figures]
-                shown = [_share(figures.get(source)) for source in sources]
-                rows.append([f"  {name}", *shown, _share(fmean(both) if both else None), *([""] if several else [])])
+        shares = [_share(fmean(cell) if cell else None) for cell in values]
+        rows.append([label, *shares, _share(results.mean(label)), *tested])
+        new = {name: of for name, of in paper.rows_of(row.method, row.settings.model).items() if name not in theirs}
+        theirs |= new
+        for name, figures in new.items() if compare else ():
+            both = [figures[source] for source in results.sources if source in figures]
+            shares = [_share(figures.get(source)) for source in results.sources]
+            rows.append([f"  {name}", *shares, _share(fmean(both) if both else None), *([""] if several else [])])
     return Grid("Exact match", header, rows)
 
 
@@ -107,12 +110,14 @@ def difference(results: Results, label: str, reference: str) -> str:
     """`-0.120 (p = 0.001)`: mean paired difference from the reference over shared questions, McNemar's exact test."""
     if label == reference:
         return ""
-    ours, theirs = ({id_: s["em"] for of in results.scores[name].values() for id_, s in of.items()}
-                    for name in (label, reference))  # fmt: skip
-    shared = [id_ for id_ in ours if id_ in theirs]
+    ours, theirs = (
+        {(source, id_): s["em"] for source, of in results.scores[name].items() for id_, s in of.items()}
+        for name in (label, reference)
+    )
+    shared = [key for key in ours if key in theirs]
     if not shared:
         return "no shared question"
-    pairs = [ours[id_] for id_ in shared], [theirs[id_] for id_ in shared]
+    pairs = [ours[key] for key in shared], [theirs[key] for key in shared]
     p = mcnemar(*pairs)
     return f"{fmean(pairs[0]) - fmean(pairs[1]):+.3f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
 
@@ -155,17 +160,20 @@ def _figure(value: float | None, key: str) -> str:
 
 def setup(results: Results) -> list[str]:
     """What the figures rest on: model, retriever, corpus, bounds, questions."""
-    settings = list(results.settings.values())[-1]
     questions = ", ".join(subset_name(results, source) for source in results.sources)
-    adapter = "full fine-tuning" if settings.lora_rank == 0 else f"LoRA rank {settings.lora_rank}"
-    bits = ", base in 4 bits" if settings.load_in_4bit else ""
-    searching = [results.settings[label] for label, method in results.methods.items() if method in SEARCHING]
-    corpora = sorted(set(map(corpus_name, searching))) or ["none, as no row searches"]
-    retrievers = ", ".join(dict.fromkeys(setting.retriever for setting in searching or [settings]))
+    models, bounds, retrievers = {}, {}, {}
+    for row in results.rows.values():
+        settings = row.settings
+        adapter = "full fine-tuning" if settings.lora_rank == 0 else f"LoRA rank {settings.lora_rank}"
+        bits = ", base in 4 bits" if settings.load_in_4bit else ""
+        models[f"{settings.model} ({adapter if row.weights else 'as it is'}{bits})"] = None
+        tokens = f"{settings.max_new_tokens} tokens a turn, {settings.max_total_tokens} in all"
+        bounds[f"at most {settings.max_turns} actions, {tokens}"] = None
+        if row.method in SEARCHING:
+            retrievers[f"{settings.retriever}, {settings.topk} passages a search"] = None
     return [
-        f"Model {settings.model} ({adapter}{bits}); retriever {retrievers}, {settings.topk} passages a search; "
-        f"corpus: {', '.join(corpora)}; at most {settings.max_turns} actions, {settings.max_new_tokens} tokens a turn, "
-        f"{settings.max_total_tokens} in all. Questions: {questions}.",
+        f"Models: {'; '.join(models)}. Retrievers: {'; '.join(retrievers) or 'none, as no row searches'}. Corpora: "
+        f"{'; '.join(results.corpora) or 'none'}. Bounds: {'; '.join(bounds)}. Questions: {questions}.",
     ]
 
 
@@ -177,19 +185,23 @@ def subset_name(results: Results, source: str) -> str:
 
 def corpus_name(settings: TrainConfig) -> str:
     """What the passages were."""
+    if settings.retriever == "http":
+        return f"that of the server at {settings.retriever_url}"
     if settings.dataset == "world":
         return f"the synthetic world ({settings.world_difficulty}, seed {settings.seed})"
-    own = f"the paragraphs of {settings.data_path}" if settings.data_path else "HotpotQA's paragraphs"
-    return own if settings.corpus in (None, "hotpotqa") else settings.corpus
+    if settings.corpus:
+        return "HotpotQA's paragraphs" if settings.corpus == "hotpotqa" else settings.corpus
+    return f"the paragraphs of {settings.data_path}" if settings.data_path else "HotpotQA's paragraphs"
 
 
-def differences(results: Results, model: str) -> list[str]:
+def differences(results: Results) -> list[str]:
     """What differs between our rows and the paper's, so that nobody mistakes one for the other."""
+    sizes = sorted({paper.size_of(row.settings.model) for row in results.rows.values()})
     return [
-        f"The paper's rows are Qwen2.5-{paper.size_of(model)} (.. of its Table 2: 16 bits, full fine-tuning, 500 steps "
-        "of 512 prompts), with E5 over 21 million passages of Wikipedia 2018 and the whole test or development sets. "
-        "Ours have what is named above: another retriever, corpus, adapter, precision, number of steps and questions. "
-        "They are not to be read as a replication of these figures.",
+        f"The paper's rows are Qwen2.5-{' and '.join(sizes)} (its Table 2): 16 bits, full fine-tuning, 500 steps of "
+        "512 prompts, E5 over 21 million passages of Wikipedia 2018, the whole test or development sets. Ours have "
+        "what is named above: another retriever, corpus, adapter, precision, number of steps and questions. They are "
+        "not to be read as a replication of these figures.",
     ]
 
 
@@ -201,8 +213,8 @@ def as_json(results: Results, reference: str) -> dict:
         for source, of in by_source.items():
             low, high = bootstrap_interval(results.values(label, source))
             cells[source] = means(list(of.values())) | {"em_interval": [low, high]}
-        settings = vars(results.settings[label])
-        rows[label] = {"method": results.methods[label], "by_source": cells, "settings": settings}
+        row = results.rows[label]
+        rows[label] = {"method": row.method, "by_source": cells, "settings": vars(row.settings)}
         rows[label]["against"] = {"row": reference, "em": difference(results, label, reference)}
     return {"rows": rows}
 

@@ -9,23 +9,24 @@ from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example, Split, load_corpus, load_examples
 from searchr1_mini.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 from searchr1_mini.resolve import world_hops_list
-from searchr1_mini.retrieval import Passage, Retriever, build_retriever
+from searchr1_mini.retrieval import Passage, Retriever, build_retriever, fingerprint
 from searchr1_mini.world import make_world, world_examples
 
 
 @dataclass(frozen=True)
 class Task:
-    """Questions of one split and the retriever that can answer them."""
+    """Questions of one split and the retriever that can answer them; `corpus_hash` is of its passages, or address."""
 
     examples: list[Example]
     retriever: Retriever
+    corpus_hash: str = ""
 
 
 @dataclass
 class Library:
-    """Corpora and indexes that several tasks share, so that each is read and built once."""
+    """Corpora with their hashes, and indexes, that several tasks share, so that each is read and built once."""
 
-    corpora: dict[tuple, Sequence[Passage]] = field(default_factory=dict)
+    corpora: dict[tuple, tuple[Sequence[Passage], str]] = field(default_factory=dict)
     engines: dict[tuple, Retriever] = field(default_factory=dict)
 
 
@@ -44,25 +45,29 @@ def load_task(config: TrainConfig, split: Split, library: Library | None = None)
         key = ("world", side, config.seed, config.world_difficulty, config.world_noise)
         world = make_world(config.seed, side, config.world_difficulty, config.world_noise)
         examples = world_examples(world, world_hops_list(config), limit, config.seed)
-        library.corpora[key] = world.passages
+        library.corpora[key] = world.passages, fingerprint(world.passages)
     else:
         examples = load_examples(config.dataset, config.data_path, split, limit)
         key = (config.corpus or config.dataset, None if config.corpus else config.data_path)
-    return Task(examples, _retriever(config, key, examples, library))
+    return Task(examples, *_retriever(config, key, examples, library))
 
 
-def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> Retriever:
-    """The engine that the config names, or one of the probes on its corpus."""
+def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> tuple[Retriever, str]:
+    """The engine that the config names, or one of the probes on its corpus; and the hash of what it searches."""
     name = config.retriever
     if name in ("none", "empty") or config.method in ("r1", "direct", "cot"):
-        return EmptyRetriever()
-    if name != "http" and key not in library.corpora:
-        library.corpora[key] = load_corpus(config.corpus, config.dataset, config.data_path)
-    passages = library.corpora.get(key, [])
+        return EmptyRetriever(), ""
+    if name == "http":
+        key = ("http", config.retriever_url)
+        library.corpora[key] = [], config.retriever_url
+    elif key not in library.corpora:
+        passages = load_corpus(config.corpus, config.dataset, config.data_path)
+        library.corpora[key] = passages, fingerprint(passages)
+    passages, corpus_hash = library.corpora[key]
     if name == "random":
-        return RandomRetriever(passages)
+        return RandomRetriever(passages), corpus_hash
     if name == "oracle":
-        return OracleRetriever(passages, examples)
+        return OracleRetriever(passages, examples), corpus_hash
     if (name, key) not in library.engines:
         library.engines[name, key] = build_retriever(name, passages, config.retriever_url)
-    return library.engines[name, key]
+    return library.engines[name, key], corpus_hash

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> Path:
     run = start(config)
     with run.tracker, first_ctrl_c() as asked_to_stop:
         measure_before(run)
-        shown = demonstrations(run) if imitates(config.algorithm) else []
+        shown = demonstrations(run, asked_to_stop) if imitates(config.algorithm) else []
         for step in range(run.first_step, config.steps + 1):
             if shown:
                 chosen = slice_of_step(shown, step, config.questions_per_step, config.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from searchr1_mini import paper
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import FAILURES, bootstrap_interval, failure, mcnemar, score, summarise
+from searchr1_mini.plan import Row
 from searchr1_mini.resolve import resolve
 from searchr1_mini.tables import Grid, Results, latex, markdown, terminal, write_tables
 from searchr1_mini.trajectory import Segment, Trajectory
@@ -37,7 +38,8 @@ def trajectory(answer=None, retrieved=(), titles=(), reason="answer", invalid=0)
         (trajectory(None, [FOUND], reason="turns"), "no answer"),
         (trajectory(None, reason="length"), "no answer"),
         (trajectory(None, reason="turns", invalid=2), "malformed"),
-        (trajectory(None, reason="eos"), "malformed"),
+        (trajectory(None, reason="eos", invalid=1), "malformed"),
+        (trajectory(None, reason="length", invalid=1), "no answer"),
         (trajectory("Sweden", [OTHER]), "never retrieved"),
         (trajectory("Sweden"), "never retrieved"),
         (trajectory("Sweden", [OTHER, FOUND]), "misread"),
@@ -99,6 +101,7 @@ def test_mcnemar_by_hand():
 
 def results_of(**answers) -> Results:
     """label -> answers to two questions of nq and one of hotpotqa, all with the gold answer `Norway`."""
+    settings = replace(resolve(TrainConfig(model="Qwen2.5-3B")), corpus="passages.jsonl")
     results = Results()
     for label, texts in answers.items():
         rows = []
@@ -107,13 +110,13 @@ def results_of(**answers) -> Results:
             rows.append({"source": source, "example_id": example.id, "scores": score(example, trajectory(text))})
         for part in (rows[:2], rows[2:]):
             method = "search-r1" if label == "ours" else label
-            results.add(label, method, resolve(TrainConfig(model="Qwen2.5-3B")), part)
+            results.add(Row(label, method, settings), part[0]["source"], settings, part)
     return results
 
 
 def test_tables_hold_what_was_measured_in_four_forms(tmp_path):
     results = results_of(direct=["Norway", "x", "x"], ours=["Norway", "Norway", "x"])
-    text = write_tables(results, tmp_path, "Qwen2.5-3B", False, None, ["sft is left out"])
+    text = write_tables(results, tmp_path, False, None, ["sft is left out"])
     assert (
         "Exact match" in text and "sft is left out" in text and "2 of nq (subset " in text and "1 of hotpotqa" in text
     )
@@ -130,13 +133,13 @@ def test_tables_hold_what_was_measured_in_four_forms(tmp_path):
 
 def test_the_papers_rows_stand_beneath_ours_and_are_told_apart(tmp_path):
     results = results_of(direct=["Norway", "x", "x"], ours=["Norway", "Norway", "x"])
-    text = write_tables(results, tmp_path, "Qwen2.5-3B", True, "direct", [])
+    text = write_tables(results, tmp_path, True, "direct", [])
     lines = [line.split() for line in text.splitlines()]
     (direct,) = (line for line in lines if line[:3] == ["paper:", "direct", "inference,"])
     assert direct[3:] == ["3B", "0.106", "0.149", "0.128"]  # the mean over what both have
     assert sum(line[:2] == ["paper:", "Search-R1"] for line in lines) == 4
     assert "21 million passages" in text and "not to be read as a replication" in text
-    assert "paper" not in write_tables(results, tmp_path, "Qwen2.5-3B", False, None, [])
+    assert "paper" not in write_tables(results, tmp_path, False, None, [])
 
 
 AVERAGES = {
@@ -161,9 +164,30 @@ def test_the_papers_figures_average_to_what_the_paper_prints():
         assert seen[name] == pytest.approx(averages, abs=6e-4), name
 
 
-def test_an_unknown_reference_is_told_with_what_was_meant(tmp_path):
-    with pytest.raises(UserError, match="did you mean direct"):
-        write_tables(results_of(direct=["x"] * 3), tmp_path, "tiny", False, "dirct", [])
+def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the_mean():
+    results, settings = Results(), resolve(TrainConfig())
+    row = Row("rag", "rag", settings)
+    for dataset, source, answer in (("nq", "nq", "Norway"), ("nq_hotpotqa", "nq", "x"), ("world", "world-1hop", "x")):
+        example = Example("nq/0", "?", ("Norway",), source)
+        line = {"source": source, "example_id": example.id, "scores": score(example, trajectory(answer))}
+        results.add(row, dataset, settings, [line])
+    assert results.sources == ["nq", "nq_hotpotqa: nq", "world-1hop"]
+    assert [results.values("rag", source) for source in results.sources] == [[1], [0], [0]]
+    assert results.mean("rag") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("Qwen2.5-7B", "7B"),
+        ("Qwen/Qwen2.5-14B-Instruct", "7B"),
+        ("Qwen3-1.7B", "3B"),
+        ("Qwen2.5-0.5B", "3B"),
+        ("tiny", "3B"),
+    ],
+)
+def test_a_model_is_compared_with_the_nearer_size(model, size):
+    assert paper.size_of(model) == size
 
 
 @given(st.text(max_size=30))

@@ -47,6 +47,8 @@ def test_the_last_turn_is_served_no_search():
     method = methods.search_r1("Who", max_turns=1)
     asked = feed(method, None, "<search> a </search>", [], None, "<search> b </search>")
     assert asked[-1] == methods.Finish(None, "turns")
+    asked = feed(methods.search_r1("Who", max_turns=1), None, "<search> a </search>", [], None, "hm")
+    assert asked[-1] == methods.Finish(None, "turns", is_invalid=True)
 
 
 def test_without_an_engine_a_search_is_an_invalid_action():
@@ -60,12 +62,12 @@ def test_methods_without_a_search_take_one_turn(name, template):
     prompt = Prompt(template_of(name, template).format(question="Where is Oslo?"))
     answered = feed(make(name, template), None, "<answer> Norway </answer>")
     assert answered == [prompt, TURN, Finish("Norway", "answer")]
-    assert feed(make(name, template), None, "<search> a </search>")[-1] == Finish(None, "eos")
+    assert feed(make(name, template), None, "<search> a </search>")[-1] == Finish(None, "eos", is_invalid=True)
 
 
 def test_a_turn_that_the_prompt_has_begun_is_read_from_there():
     assert feed(make("direct", "short"), None, " Norway </answer>")[-1] == Finish("Norway", "answer")
-    assert feed(make("direct", "paper"), None, " Norway </answer>")[-1] == Finish(None, "eos")
+    assert feed(make("direct", "paper"), None, " Norway </answer>")[-1] == Finish(None, "eos", is_invalid=True)
 
 
 def test_rag_searches_once_with_the_question_itself():

@@ -1,0 +1,99 @@
+"""The columns of an evaluation: data sets by name or file, with the passages they are answered from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from searchr1_mini.config import EvalConfig, TrainConfig, flag_of, suggest
+from searchr1_mini.data import Split
+from searchr1_mini.defaults import DATASETS, WORLD_DIFFICULTY
+from searchr1_mini.errors import UserError
+from searchr1_mini.resolve import name_file, resolve, world_hops_list
+
+ALL_DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "world")
+OF_THE_WORLD = ("world_difficulty", "world_hops", "world_noise")
+OF_THE_DATA = ("dataset", "data_path", "corpus", *OF_THE_WORLD, "seed")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A data set: its values of `OF_THE_DATA`, and the split that is evaluated."""
+
+    name: str
+    data: dict[str, Any]
+    split: Split
+
+
+def listed(text: str | None) -> list[str]:
+    """The parts of a comma-separated list, each once."""
+    return list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def chosen(names: list[str], known: Sequence[str], flag: str, every: Sequence[str] | None = None) -> list[str]:
+    """The names as they are; `all` stands for `every` one.
+
+    Raises:
+        UserError: an unknown name, with what was meant.
+    """
+    if names == ["all"]:
+        return list(every or known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag}: unknown {name!r}{suggest(name, known)}; known: all, {', '.join(known)}")
+    return names
+
+
+def own_data(config: EvalConfig, saved: dict[str, Any] | None) -> dict[str, Any]:
+    """What the first run was trained on, or what the model would be, as values of `OF_THE_DATA`."""
+    if saved is None:
+        saved = asdict(resolve(TrainConfig(model=config.model or "tiny", seed=config.seed)))
+    return {name: saved[name] for name in OF_THE_DATA}
+
+
+def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> list[Column]:
+    """The data sets that were asked for, by name or file; by default the first run's or the model's own.
+
+    Raises:
+        UserError: an unknown data set, or flags that belong to none of them.
+    """
+    names = listed(config.datasets) if config.datasets is not None else [own["dataset"]]
+    files = [name for name in names if name_file(TrainConfig(dataset=name)).data_path]
+    names = chosen([name for name in names if name not in files], DATASETS, "--datasets", ALL_DATASETS) + files
+    if not names:
+        raise UserError("--datasets names no data set; write all, or a list such as nq,hotpotqa")
+    if config.data_path and (len(names) > 1 or names == ["world"]):
+        raise UserError(
+            "--data-path is the file of one data set; name that alone with --datasets, or the files themselves"
+        )
+    given = [flag_of(name) for name in (*OF_THE_WORLD, "world_seed") if getattr(config, name) is not None]
+    if given and "world" not in names:
+        raise UserError(f"{', '.join(given)}: the synthetic world is not among --datasets; add world, or leave it out")
+    if config.corpus and names == ["world"]:
+        raise UserError("--corpus does not go with the synthetic world, which brings its own passages")
+    trained_on = {Path(saved["data_path"]).resolve() for saved in runs if saved["data_path"]}
+    return [column_of(config, own, name, trained_on) for name in names]
+
+
+def column_of(config: EvalConfig, own: dict[str, Any], name: str, trained_on: set[Path]) -> Column:
+    """One data set: the run's own as it was trained on, any other from its defaults; flags given now go over both."""
+    file = name_file(TrainConfig(dataset=name))
+    path = file.data_path or config.data_path
+    is_own_file = bool(path and own["data_path"]) and Path(path).resolve() == Path(own["data_path"]).resolve()
+    is_own = is_own_file or (not path and name == own["dataset"])
+    data = dict(own) if is_own else dict.fromkeys(OF_THE_DATA) | {"dataset": file.dataset, "data_path": path}
+    if data["dataset"] == "world":
+        data |= {} if is_own else {"world_difficulty": WORLD_DIFFICULTY, "world_hops": "1,2", "world_noise": 0}
+        data |= {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
+        world_hops_list(TrainConfig(world_hops=data["world_hops"]))
+    else:
+        brings_passages = data["data_path"] or data["dataset"] == "hotpotqa"
+        data |= {
+            "corpus": config.corpus or data["corpus"] or (None if brings_passages else "hotpotqa"),
+            "world_noise": 0,
+        }
+    data["seed"] = own["seed"] if config.world_seed is None else config.world_seed
+    is_held_out = not data["data_path"] or Path(data["data_path"]).resolve() in trained_on
+    return Column(name, data, "eval" if is_held_out else "all")
