@@ -119,7 +119,7 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
         methods = [run_method(saved) for saved in runs.values()] or ["search-r1"]
     trains = config.train if config.train is not None else len(methods) > 1 and base.model == "tiny"
     rows, notes = [], []
-    for method in [name for name in (*METHODS, "r1") if name in methods]:
+    for method in [name for name in METHODS if name in methods]:
         of_method = {folder: saved for folder, saved in runs.items() if run_method(saved) == method}
         settings = replace(base, method=GENERATORS.get(method, method))
         if of_method:
@@ -140,12 +140,10 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
             )
     for folder, saved in runs.items():
         if run_method(saved) not in methods:
-            raise UserError(
-                f"{folder} trained {run_method(saved)}, which is not among --methods; add it, or leave it out"
-            )
+            raise UserError(f"{folder} trained {run_method(saved)}; add that to --methods, or leave the run out")
     if config.adapter and "search-r1" not in methods:
         raise UserError("--adapter is evaluated with search-r1; add it to --methods")
-    rows = with_retrievers(config, list(dict.fromkeys(rows)))
+    rows = with_retrievers(config, rows)
     labels = [row.label for row in rows]
     if config.against and config.against not in labels:
         raise UserError(

@@ -1,0 +1,215 @@
+"""What an evaluation consists of: which weights, questions, passages and retriever each cell gets, before any work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from searchr1_mini import checkpoint
+from searchr1_mini.config import EvalConfig, TrainConfig
+from searchr1_mini.errors import UserError
+from searchr1_mini.evaluate import fingerprint, task_of
+from searchr1_mini.plan import cell_settings, folder_for, plan_evaluation
+from searchr1_mini.resolve import resolve
+from searchr1_mini.task import Library
+
+PASSAGE = {"id": "1", "title": "Oslo", "text": "Oslo is in Norway."}
+
+
+def save_run(folder: Path, **options) -> str:
+    """A run's folder as train.py leaves it, but for what is in the files of its checkpoint."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(asdict(resolve(TrainConfig(**options)))))
+    checkpoint.save_checkpoint(folder, 5, lambda path: (path / "model").mkdir())
+    return str(folder)
+
+
+def write_rows(path: Path, *rows: dict) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def question(n: int, answer: str = "x") -> dict:
+    return {"id": str(n), "question": f"Where is {n}?", "answer": answer}
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    return write_rows(tmp_path / "q.jsonl", *map(question, range(40)))
+
+
+@pytest.fixture
+def corpus(tmp_path) -> str:
+    return write_rows(tmp_path / "c.jsonl", PASSAGE)
+
+
+def test_a_model_by_itself_and_a_run_by_itself(tmp_path):
+    plan = plan_evaluation(EvalConfig(model="tiny"))
+    assert [(row.label, row.weights) for row in plan.rows] == [("search-r1, untrained", None)]
+    assert [column.name for column in plan.columns] == ["world"]
+    run = save_run(tmp_path / "a", algorithm="ppo", seed=3, topk=2, world_hops="2")
+    (row,) = plan_evaluation(EvalConfig(run=run)).rows
+    assert row.label == "search-r1" and row.weights == tmp_path / "a" / "checkpoints" / "step-000005" / "model"
+    assert row.settings.topk == 2
+    (column,) = plan_evaluation(EvalConfig(run=run)).columns
+    assert (column.data["seed"], column.data["world_hops"], column.split) == (3, "2", "eval")
+
+
+def test_each_run_is_evaluated_with_its_own_method_and_weights(tmp_path):
+    runs = [
+        save_run(tmp_path / "rl"),
+        save_run(tmp_path / "sft", algorithm="sft"),
+        save_run(tmp_path / "r1", method="r1"),
+        save_run(tmp_path / "direct", method="direct"),
+        save_run(tmp_path / "rs", algorithm="rejection-sampling"),
+    ]
+    plan = plan_evaluation(EvalConfig(run=",".join(runs)))
+    found = {row.label: (row.settings.method, row.weights.parts[-4]) for row in plan.rows}
+    assert found == {
+        "direct (direct)": ("direct", "direct"),  # RL without reasoning, not the base
+        "sft": ("direct", "sft"),
+        "r1": ("r1", "r1"),
+        "rejection-sampling": ("search-r1", "rs"),
+        "search-r1": ("search-r1", "rl"),
+    }
+    assert [row.method for row in plan.rows] == ["direct", "sft", "r1", "rejection-sampling", "search-r1"]
+
+
+def test_runs_of_one_name_are_told_apart_and_answer_the_same_questions(tmp_path):
+    first = save_run(tmp_path / "one" / "x", world_hops="1", seed=1)
+    second = save_run(tmp_path / "two" / "x", world_hops="2", seed=2)
+    plan = plan_evaluation(EvalConfig(run=f"{first},{second}"))
+    assert [row.label for row in plan.rows] == [f"search-r1 ({first})", f"search-r1 ({second})"]
+    (column,) = plan.columns
+    for row in plan.rows:
+        settings = cell_settings(EvalConfig(), row, column)
+        assert (settings.world_hops, settings.seed) == ("1", 1)  # the first run's, for both
+
+
+def test_baselines_that_no_run_brings_are_trained_or_left_out(tmp_path):
+    run = save_run(tmp_path / "rl")
+    plan = plan_evaluation(EvalConfig(run=run, methods="all"))
+    assert [row.label for row in plan.rows if row.must_train] == ["sft", "r1", "rejection-sampling"]
+    plan = plan_evaluation(EvalConfig(run=run, methods="all", train=False))
+    assert not any(row.must_train for row in plan.rows) and len(plan.notes) == 3
+    plan = plan_evaluation(EvalConfig(model="Qwen2.5-3B", methods="all"))
+    assert len(plan.rows) == 5 and "--model Qwen2.5-3B --algorithm rejection-sampling" in plan.notes[2]
+
+
+def test_a_baseline_of_other_settings_is_trained_anew(tmp_path):
+    wanted = resolve(TrainConfig(algorithm="sft"))
+    assert folder_for(wanted, tmp_path / "sft") == tmp_path / "sft"
+    save_run(tmp_path / "sft", algorithm="sft", output_dir=str(tmp_path / "sft"))
+    assert folder_for(wanted, tmp_path / "sft") == tmp_path / "sft"
+    assert folder_for(replace(wanted, seed=1), tmp_path / "sft") == tmp_path / "sft-2"
+
+
+def test_a_file_is_held_out_from_whatever_was_trained_on_it(tmp_path, file, corpus, monkeypatch):
+    run = save_run(tmp_path / "a", dataset=file, corpus=corpus)
+    plan = plan_evaluation(EvalConfig(run=run, methods="rag,search-r1"))
+    assert [(column.split, column.data["corpus"]) for column in plan.columns] == [("eval", corpus)]
+    monkeypatch.chdir(tmp_path)
+    plan = plan_evaluation(EvalConfig(run=run, datasets="./q.jsonl"))
+    assert [column.split for column in plan.columns] == ["eval"]
+    other = write_rows(tmp_path / "other.jsonl", question(1))
+    plan = plan_evaluation(EvalConfig(run=run, datasets=other, corpus=corpus))
+    assert [column.split for column in plan.columns] == ["all"]
+    assert plan_evaluation(EvalConfig(model="tiny", datasets=file, corpus=corpus)).columns[0].split == "all"
+
+
+def test_each_data_set_gets_the_passages_that_belong_to_it(tmp_path, file, corpus):
+    names = "nq,hotpotqa,world," + file
+    columns = {column.name: column.data for column in plan_evaluation(EvalConfig(model="tiny", datasets=names)).columns}
+    assert {name: data["corpus"] for name, data in columns.items()} == {
+        "nq": "hotpotqa", "hotpotqa": None, "world": None, file: None,
+    }  # fmt: skip
+    assert columns["nq"]["world_hops"] is None and columns["world"]["world_hops"] == "1,2"
+    config = EvalConfig(model="tiny", datasets=names, corpus=corpus, world_hops="2", world_seed=7)
+    columns = {column.name: column.data for column in plan_evaluation(config).columns}
+    assert [columns[name]["corpus"] for name in ("nq", "hotpotqa", "world", file)] == [corpus, corpus, None, corpus]
+    assert (columns["world"]["world_hops"], columns["world"]["seed"]) == ("2", 7)
+    assert len(plan_evaluation(EvalConfig(model="tiny", datasets="all")).columns) == 8
+
+
+def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
+    config = EvalConfig(
+        model="tiny", retriever="auto,http,none", retriever_url="http://localhost:8000", datasets="world,nq"
+    )
+    plan = plan_evaluation(replace(config, methods="direct,rag,search-o1"))
+    assert [row.label for row in plan.rows] == [
+        "direct", "search-o1, auto", "search-o1, http", "search-o1, none", "rag, auto", "rag, http",
+    ]  # fmt: skip
+    asked = [cell_settings(config, plan.rows[5], column).retriever for column in plan.columns]
+    assert dict(zip([column.name for column in plan.columns], asked, strict=True)) == {"world": "auto", "nq": "http"}
+    run = save_run(
+        tmp_path / "a", dataset="nq", retriever="http", retriever_url="http://localhost:1", model="Qwen2.5-3B"
+    )
+    (row,) = plan_evaluation(EvalConfig(run=run)).rows
+    assert (row.settings.retriever, row.settings.retriever_url) == ("http", "http://localhost:1")
+    (row,) = plan_evaluation(EvalConfig(run=run, retriever="empty")).rows
+    assert (row.settings.retriever, row.settings.retriever_url) == ("empty", None)
+    probed = save_run(tmp_path / "b", retriever="oracle")
+    assert plan_evaluation(EvalConfig(run=probed)).rows[0].settings.retriever == "auto"
+
+
+def mark(config: EvalConfig) -> str:
+    plan = plan_evaluation(config)
+    row, column = plan.rows[0], plan.columns[0]
+    task = task_of(config, row, column, Library(), {})
+    return fingerprint(config, row, cell_settings(config, row, column), task)
+
+
+def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
+    config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus)
+    first = mark(config)
+    assert first == mark(config) == mark(replace(config, rollout_batch_size=3, seed=4, against="rag"))
+    seen = {first}
+
+    def differs(changed: EvalConfig) -> bool:
+        is_new = mark(changed) not in seen
+        seen.add(mark(changed))
+        return is_new
+
+    for values in ({"limit": 5}, {"topk": 1}, {"max_turns": 1}, {"temperature": 1.0}, {"retriever": "random"},
+                   {"methods": "ircot"}, {"dtype": "bfloat16"}):  # fmt: skip
+        assert differs(replace(config, **values)), values
+    assert differs(replace(config, temperature=1.0, seed=1))
+    write_rows(tmp_path / "c.jsonl", PASSAGE | {"text": "Oslo lies in Norway."})
+    assert differs(config)
+    write_rows(tmp_path / "q.jsonl", *(question(n, "another gold answer") for n in range(40)))
+    assert differs(config)
+    run = save_run(tmp_path / "a")
+    before = mark(EvalConfig(run=run, limit=4))
+    checkpoint.save_checkpoint(Path(run), 5, lambda path: (path / "model").write_text("other weights"))
+    assert mark(EvalConfig(run=run, limit=4)) != before
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"methods": "sft"}, "sft is left out: train it with"),
+        ({"datasets": ","}, "names no data set"),
+        ({"datasets": "hotpotqa,triviaqa", "data_path": "q.jsonl"}, "one data set"),
+        ({"datasets": "nq", "world_hops": "1"}, "--world-hops: the synthetic world is not among"),
+        ({"world_hops": "9"}, "give different numbers"),
+        ({"corpus": "c.jsonl"}, "brings its own passages"),
+        ({"adapter": "a", "methods": "rag,direct"}, "add it to --methods"),
+        ({"methods": "rag", "retriever": "none"}, "rag always searches"),
+        ({"retriever": "http"}, "add --retriever-url"),
+        ({"retriever_url": "http://localhost:1"}, "does nothing without --retriever http"),
+        ({"methods": "rag,cot", "against": "rga"}, "did you mean rag"),
+        ({"checkpoint": 3}, "name the run with --run"),
+    ],
+)
+def test_what_makes_no_sense_is_told_before_any_work(options, told):
+    with pytest.raises(UserError, match=told):
+        plan_evaluation(EvalConfig(model="tiny", **options))
+
+
+def test_a_run_that_no_row_uses_is_told(tmp_path):
+    run = save_run(tmp_path / "a", algorithm="sft")
+    with pytest.raises(UserError, match=r"trained sft; add that to --methods"):
+        plan_evaluation(EvalConfig(run=run, methods="search-r1"))
