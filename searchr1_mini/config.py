@@ -277,3 +277,17 @@ class EvalConfig:
     load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("model", "auto", "what to compute in")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("model", "auto", "where to compute")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Options of the retrieval server."""
+
+    corpus: str | None = option("index", None, "local jsonl with the passages, or a folder of them, or hotpotqa")
+    dataset: str = option("index", "hotpotqa", "data set whose own paragraphs are served, without --corpus")
+    data_path: str | None = option("index", None, "local file of that data set")
+    retriever: Literal["auto", "bm25", "bm25s"] = option("index", "auto", "bm25 is rank-bm25; auto by size")
+
+    host: str = option("network", "127.0.0.1", "address to listen on; 0.0.0.0 is every network, without a password")
+    port: int = option("network", 8000, "port to listen on", least=1)
+    max_body_mb: float = option("network", 8.0, "largest body of a request, in MiB", above=0)
