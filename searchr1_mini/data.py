@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, is_text, parse_passage, read_rows
 from searchr1_mini.errors import UserError
+from searchr1_mini.index import open_store
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 
 Split = Literal["train", "eval", "all"]
@@ -38,6 +39,7 @@ REVISIONS = {  # commits on the hub: a run of today and one of next year read th
 }
 CORPUS_RECIPE = "union of paragraphs 1"
 MOST_HELD_OUT = 500
+BIG_CORPUS = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,10 @@ def _hash(example: Example) -> str:
     return hashlib.sha256(example.question.encode()).hexdigest()
 
 
-def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> list[Passage]:
+def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> Sequence[Passage]:
     """The passages of a file or folder (`--corpus`), or the union of the paragraphs that come with HotpotQA.
+
+    Files of more than `BIG_CORPUS` bytes become a store on disk, with their index, and are not held in memory.
 
     Raises:
         UserError: the data set brings no passages, or as `load_examples`.
@@ -104,7 +108,10 @@ def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> list
     if corpus == "hotpotqa" or (not corpus and dataset == "hotpotqa" and not data_path):
         passages = _hotpotqa_corpus()
     elif corpus:
-        passages = distinct(parse_passage(*row) for file in corpus_files(Path(corpus)) for row in read_rows(file))
+        files = corpus_files(Path(corpus))
+        parsed = (parse_passage(*row) for file in files for row in read_rows(file))
+        is_big = sum(file.stat().st_size for file in files if file.is_file()) > BIG_CORPUS
+        passages = open_store(files, parsed) if is_big else distinct(parsed)
     elif not data_path or dataset not in ("hotpotqa", "jsonl"):
         raise UserError(
             f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, take --corpus hotpotqa "

@@ -108,7 +108,9 @@ class BM25S:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self.passages = passages
-        folder = cache_dir() / "bm25s" / fingerprint(passages) if len(passages) >= SAVE_FROM else None
+        folder = getattr(passages, "folder", None)  # a PassageStore brings its index
+        if folder is None and len(passages) >= SAVE_FROM:
+            folder = cache_dir() / "bm25s" / fingerprint(passages)
         self.index = _load_index(folder) if folder and folder.is_dir() else _build_index(passages, folder)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
@@ -145,6 +147,8 @@ def _load_index(folder: Path):
 
 def fingerprint(passages: Sequence[Passage]) -> str:
     """A hash of a corpus and of how it is indexed."""
+    if hasattr(passages, "folder"):
+        return passages.folder.name
     digest = hashlib.sha256(f"terms-1 {K1} {B}".encode())
     for passage in passages:
         digest.update(f"{passage.id}\0{passage.title}\0{passage.text}\0".encode())

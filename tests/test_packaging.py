@@ -8,13 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "searchr1_mini"
 LEAVES = {"errors", "trajectory", "prompts", "rewards", "algorithms", "logprobs", "defaults"}
-KNOW_THE_CONFIG = {"cli", "resolve", "session", "training", "update", "ablate"} | {
-    "evaluate",
-    "plan",
-    "columns",
-    "tables",
-    "task",
-}
+KNOW_THE_CONFIG = set("cli resolve task session training update ablate evaluate plan columns tables server".split())
 
 
 def imports_of(path: Path) -> set[str]:

@@ -1,0 +1,170 @@
+"""A corpus and its BM25 index on disk, built in one stream: memory grows with the vocabulary, not with the passages.
+
+The files of the index are those of bm25s, which answers the queries from them memory-mapped; bm25s itself would build
+them from the terms of all passages in memory. Scores are Lucene's, see docs/retrieval.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from searchr1_mini.errors import UserError
+from searchr1_mini.retrieval import K1, B, Passage, cache_dir, index_terms, kept_at
+
+BATCH = 50_000  # passages whose terms are held at a time
+EMPTY = "\0"  # the term of a passage that has none; no query holds it
+
+
+class PassageStore(Sequence):
+    """Passages in a file, read one at a time; `folder` is what `build_store` wrote. Safe to read from many threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self.file = (folder / "passages.jsonl").open("rb")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Passage:
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        start, end = (int(self.offsets[row % len(self) + step]) for step in (0, 1))
+        return Passage(*json.loads(os.pread(self.file.fileno(), end - start, start)))
+
+
+def open_store(files: Sequence[Path], passages: Iterable[Passage]) -> PassageStore:
+    """The store of these files, kept in the cache folder under a hash of their bytes; built now if it is not there.
+
+    Args:
+        files: the corpus.
+        passages: what is in them; read only if the store has to be built.
+
+    Raises:
+        UserError: as `build_store`, or what reading the passages raises.
+    """
+    folder = cache_dir() / "stores" / files_fingerprint(files)
+    if not folder.is_dir():
+        build_store(passages, folder)
+    return PassageStore(folder)
+
+
+def build_store(passages: Iterable[Passage], folder: Path) -> None:
+    """Writes passages and index in one pass over `passages` and one over what it wrote; repeats are left out.
+
+    The folder appears once all of it is written, and the same of two processes that build it at once stays.
+
+    Raises:
+        UserError: there are no passages, the folder cannot be written, or its disk is full.
+    """
+    with kept_at(folder) as aside:
+        aside.mkdir()
+        vocabulary: dict[str, int] = {}
+        lengths, offsets = array("I"), array("Q", [0])
+        batches = 0
+        with (aside / "passages.jsonl").open("wb") as file:
+            bar = tqdm(unique(passages), desc="indexing", unit=" passages", disable=not sys.stderr.isatty())
+            for batches, batch in enumerate(batched(bar), start=1):
+                for passage in batch:
+                    row = json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False)
+                    offsets.append(offsets[-1] + file.write(row.encode("utf-8", "replace") + b"\n"))
+                np.savez(aside / f"terms-{batches}.npz", **count_terms(batch, vocabulary, lengths))
+        if not lengths:
+            raise UserError("the corpus is empty; each line needs one passage")
+        np.save(aside / "offsets.npy", np.frombuffer(offsets, dtype=np.uint64))
+        write_scores(aside, batches, np.frombuffer(lengths, dtype=np.uint32), len(vocabulary))
+        (aside / "vocab.index.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        for number in range(1, batches + 1):
+            (aside / f"terms-{number}.npz").unlink()
+
+
+def unique(passages: Iterable[Passage]) -> Iterator[Passage]:
+    """Passages without repeats of (title, text), told apart by 64 bits of a hash; one without an id gets its number."""
+    seen: set[int] = set()
+    for passage in passages:
+        digest = hashlib.blake2b(f"{passage.title}\0{passage.text}".encode("utf-8", "replace"), digest_size=8).digest()
+        if (key := int.from_bytes(digest, "big")) not in seen:
+            yield passage if passage.id else Passage(str(len(seen)), passage.title, passage.text)
+            seen.add(key)
+
+
+def batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+    """Lists of `BATCH` passages."""
+    batch: list[Passage] = []
+    for passage in passages:
+        batch.append(passage)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def count_terms(batch: list[Passage], vocabulary: dict[str, int], lengths: array) -> dict[str, np.ndarray]:
+    """For every different term of every passage: its id, how often it occurs, and the passage's number."""
+    first = len(lengths)
+    terms, counts, rows = array("I"), array("I"), array("I")
+    for row, passage in enumerate(batch, start=first):
+        words = index_terms(passage) or [EMPTY]
+        lengths.append(len(words))
+        for word, count in Counter(words).items():
+            terms.append(vocabulary.setdefault(word, len(vocabulary)))
+            counts.append(count)
+            rows.append(row)
+    arrays = {"terms": terms, "counts": counts, "rows": rows}
+    return {name: np.frombuffer(values, dtype=np.uint32) for name, values in arrays.items()}
+
+
+def write_scores(folder: Path, n_batches: int, lengths: np.ndarray, n_terms: int) -> None:
+    """The scores as a sparse matrix by columns (terms), in the files of bm25s."""
+    import bm25s
+
+    paths = [folder / f"terms-{number}.npz" for number in range(1, n_batches + 1)]
+    frequencies = np.zeros(n_terms, dtype=np.int64)
+    for path in paths:
+        frequencies += np.bincount(np.load(path)["terms"], minlength=n_terms)
+    starts = np.concatenate([[0], np.cumsum(frequencies)])
+    n = len(lengths)
+    idf = np.log(1 + (n - frequencies + 0.5) / (frequencies + 0.5))
+    norms = K1 * (1 - B + B * lengths / lengths.mean())
+    create = np.lib.format.open_memmap
+    data = create(folder / "data.csc.index.npy", mode="w+", dtype=np.float32, shape=(int(starts[-1]),))
+    indices = create(folder / "indices.csc.index.npy", mode="w+", dtype=np.int32, shape=(int(starts[-1]),))
+    np.save(folder / "indptr.csc.index.npy", starts)
+    free = starts[:-1].copy()  # where the next entry of each term goes
+    for path in paths:
+        part = np.load(path)
+        order = np.argsort(part["terms"], kind="stable")
+        terms, counts, rows = (part[name][order] for name in ("terms", "counts", "rows"))
+        sizes = np.bincount(terms, minlength=n_terms)
+        within = np.arange(len(terms)) - (np.cumsum(sizes) - sizes)[terms]
+        at = free[terms] + within
+        data[at] = idf[terms] * counts / (counts + norms[rows])
+        indices[at] = rows
+        free += sizes
+    data.flush()
+    indices.flush()
+    index = bm25s.BM25(method="lucene", k1=K1, b=B)
+    names = ("k1", "b", "delta", "method", "idf_method", "dtype", "int_dtype", "backend")
+    params = {name: getattr(index, name) for name in names} | {"num_docs": n, "version": bm25s.__version__}
+    (folder / "params.index.json").write_text(json.dumps(params))
+
+
+def files_fingerprint(files: Sequence[Path]) -> str:
+    """A hash of the files' bytes and of how they are indexed."""
+    digest = hashlib.blake2b(f"store-1 {K1} {B}".encode(), digest_size=12)
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
