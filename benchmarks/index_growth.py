@@ -1,8 +1,10 @@
-"""How the index on disk grows with the corpus, and what a query costs, beside rank-bm25: `python benchmarks/index_growth.py`.
+"""How the index on disk grows with the corpus, and what a query costs, beside rank-bm25.
 
-Each size is built in a process of its own from synthetic passages of 80 words (Zipf's law) that are made as they are read:
-seconds, peak memory above that of an empty process, bytes on disk, milliseconds a query in batches of 64. The last
-lines scale the largest size up to the 21 million passages of Wikipedia 2018, linearly; memory counts what grows.
+    python benchmarks/index_growth.py
+
+Each size is built in a process of its own from synthetic passages of 80 words (Zipf's law) that are made as they are
+read: seconds, peak memory above that of an empty process, bytes on disk, milliseconds a query in batches of 64. The last
+line scales the largest size up to the 21 million passages of Wikipedia 2018, linearly.
 """
 
 from __future__ import annotations
