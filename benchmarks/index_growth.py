@@ -3,8 +3,8 @@
     python benchmarks/index_growth.py
 
 Each size is built in a process of its own from synthetic passages of 80 words (Zipf's law) that are made as they are
-read: seconds, peak memory above that of an empty process, bytes on disk, milliseconds a query in batches of 64. The last
-line scales the largest size up to the 21 million passages of Wikipedia 2018, linearly.
+read: seconds, peak memory above that of an empty process, bytes on disk, milliseconds a query in batches of 64. The
+last line scales the largest size up to the 21 million passages of Wikipedia 2018, linearly.
 """
 
 from __future__ import annotations
