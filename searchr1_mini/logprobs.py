@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+LOGITS_BYTES = 2**26
+
 
 def token_logprobs(
     hidden: Tensor,
@@ -15,13 +17,13 @@ def token_logprobs(
     targets: Tensor,
     loss_mask: Tensor,
     temperature: float,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = None,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log pi(target) = logit_target - logsumexp(logits), with logits / temperature as in sampling.
 
-    Only masked-in positions are computed, `chunk_tokens` at a time; with gradients on, each chunk's logits are thrown
-    away and computed again in the backward pass, so that one chunk of logits is the most that is ever held.
+    Only masked-in positions are computed, a chunk at a time; with gradients on, each chunk's logits are thrown away and
+    computed again in the backward pass, so that a few copies of one chunk of logits are the most that is ever held.
 
     Args:
         hidden: (B, T, H) last hidden states.
@@ -29,6 +31,7 @@ def token_logprobs(
         targets: (B, T) long.
         loss_mask: (B, T) bool.
         temperature: the one that the rollout sampled with, > 0.
+        chunk_tokens: positions a chunk; by default so many that its logits take `LOGITS_BYTES` at most.
         entropy_gradient: lets the gradient through the entropies too, for an entropy bonus.
 
     Returns:
@@ -36,6 +39,10 @@ def token_logprobs(
     """
     rows = loss_mask.flatten().nonzero()[:, 0]
     chosen, wanted = hidden.flatten(0, 1)[rows], targets.flatten()[rows]
+
+    if chunk_tokens is None:
+        vocabulary = lm_head(chosen[:0]).shape[-1]
+        chunk_tokens = max(1, min(1024, LOGITS_BYTES // (4 * vocabulary)))
 
     def of_chunk(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = lm_head(chunk).float() / temperature

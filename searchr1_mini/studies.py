@@ -60,7 +60,7 @@ STUDIES = {
             "GRPO": {},
             "PPO": PPO_STEP,
             "Dr. GRPO": {"normalize_std": False, "loss_aggregation": "constant"},
-            "RLOO": {"baseline": "leave-one-out", "normalize_std": False},
+            "RLOO": {"baseline": "leave-one-out"},
             # ten times the clip range of its paper, for a learning rate as much above full fine-tuning's
             "GSPO": {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.003, "clip_eps_high": 0.004},
             "DAPO": {"clip_eps_high": 0.28, "dynamic_sampling": 3, "overlong": "penalise", "kl_coef": 0.0},

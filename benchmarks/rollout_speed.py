@@ -1,0 +1,131 @@
+"""Sampled tokens a second of our rollouts against the usual loop, by turns: `python benchmarks/rollout_speed.py`.
+
+The usual loop calls transformers' `generate` with stop strings for each turn on the whole context so far, left-padded.
+Ours keeps the KV cache over turns and prefills a group's prompt once. Both sample the same number of tokens with the
+same random Qwen2 (its adapter merged), prompts and observations; the time is that of everything between question and
+last token, the median of three runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from searchr1_mini.data import Example
+from searchr1_mini.methods import Finish, Generate, Method, Observe, Prompt, Search
+from searchr1_mini.models import Policy, load_policy
+from searchr1_mini.resolve import resolve_model
+from searchr1_mini.retrieval import Hit, Passage
+from searchr1_mini.rollout import RolloutLimits, foreign_ids, observation_ids, prompt_ids, rollout
+
+
+def main() -> None:
+    """Prints one line a number of turns."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=100, help="tokens")
+    parser.add_argument("--observation", type=int, default=200, help="tokens")
+    parser.add_argument("--new", type=int, default=32, help="tokens sampled a turn")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    args = parser.parse_args()
+    policy = random_policy(args.hidden, args.layers)
+    seen = text_of(policy, args.observation - len(observation_ids([Passage("", "t", "")], policy.tokenizer, 999)[0]))
+    questions = [text_of(policy, args.prompt, seed) for seed in range(args.questions)]
+    print(f"{'turns':>6}{'ours tok/s':>12}{'usual tok/s':>12}{'ratio':>8}{'fed/total':>11}")
+    for turns in args.turns:
+        sampled = args.questions * args.group * args.new * turns
+        ours, ratio = clocked(lambda turns=turns: roll(policy, questions, seen, turns, args))
+        with policy.merged():
+            usual, _ = clocked(lambda turns=turns: usual_loop(policy, questions, seen, turns, args))
+        print(
+            f"{turns:>6}{sampled / ours:>12.0f}{sampled / usual:>12.0f}{usual / ours:>8.2f}{ratio:>11.3f}", flush=True
+        )
+
+
+def random_policy(hidden: int, layers: int) -> Policy:
+    """A random Qwen2 with the tiny base's tokenizer, through the real loading code; it never ends a turn by itself."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("tiny"))
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, max_position_embeddings=8192,
+        tie_word_embeddings=True, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        Qwen2ForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return load_policy(
+            folder, lora_rank=8, lora_alpha=16, load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu")
+        )
+
+
+def text_of(policy: Policy, n_tokens: int, seed: int = 99) -> str:
+    """A text that is about `n_tokens` long."""
+    words = "the city of Oslo has a mayor named Ada Brook who works for Amber Works".split()
+    picks = torch.randint(len(words), (n_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+    text = [words[pick] for pick in picks]
+    while len(foreign_ids(" ".join(text), policy.tokenizer)) > n_tokens:
+        text.pop()
+    return " ".join(text)
+
+
+def clocked(work: Callable[[], float]) -> tuple[float, float]:
+    """Median seconds of three runs after a first, and what the last returned."""
+    work()
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        result = work()
+        times.append(time.perf_counter() - began)
+    return sorted(times)[1], result
+
+
+def roll(policy: Policy, questions: list[str], seen: str, turns: int, args: argparse.Namespace) -> float:
+    """Our rollout; returns tokens fed / tokens of all trajectories."""
+
+    class Same:
+        def search(self, queries, topk):
+            return [[Hit(Passage("", "t", seen), 1.0)] for _ in queries]
+
+    def method(question: str) -> Method:
+        yield Prompt(question)
+        for turn in range(turns):
+            yield Generate(("\x00never",), args.new)
+            if turn < turns - 1:
+                yield Observe(passages=(yield Search("q", 1)))
+        yield Finish(None, "turns")
+
+    examples = [Example(str(n), q, ("x",), "s") for n, q in enumerate(questions) for _ in range(args.group)]
+    limits = RolloutLimits(len(examples), 8192, args.observation + 50)
+    _, stats = rollout(examples, method, policy, Same(), limits, temperature=1.0, seed=0)
+    return stats.fed_ratio
+
+
+@torch.no_grad()
+def usual_loop(policy: Policy, questions: list[str], seen: str, turns: int, args: argparse.Namespace) -> float:
+    """`generate` on the whole context at every turn, in one batch."""
+    tokenizer, model = policy.tokenizer, policy.causal_lm
+    rows = [prompt_ids(question, tokenizer) for question in questions for _ in range(args.group)]
+    observation = observation_ids([Passage("", "t", seen)], tokenizer, args.observation + 50)[0]
+    for turn in range(turns):
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=args.new, min_new_tokens=args.new, do_sample=True, top_k=0,
+            stop_strings=["\x00never"], tokenizer=tokenizer, pad_token_id=0,
+        )  # fmt: skip
+        rows = [row + out[i, width:].tolist() + (observation if turn < turns - 1 else []) for i, row in enumerate(rows)]
+    return 0.0
+
+
+if __name__ == "__main__":
+    main()
