@@ -38,9 +38,8 @@ def main() -> None:
         return
     found = {}
     for name in ("ours", "full"):
-        done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--measure", name], capture_output=True, text=True
-        )
+        command = [sys.executable, __file__, *sys.argv[1:], "--measure", name]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | MALLOC)
         if done.returncode:
             print(f"{name:>5}: does not fit into this machine")
             continue
