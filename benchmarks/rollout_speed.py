@@ -17,11 +17,12 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from searchr1_mini.data import Example
+from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
 from searchr1_mini.methods import Finish, Generate, Method, Observe, Prompt, Search
 from searchr1_mini.models import Policy, load_policy
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.retrieval import Hit, Passage
-from searchr1_mini.rollout import RolloutLimits, foreign_ids, observation_ids, prompt_ids, rollout
+from searchr1_mini.rollout import RolloutLimits, rollout
 
 
 def main() -> None:

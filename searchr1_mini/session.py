@@ -16,6 +16,7 @@ import torch
 from searchr1_mini import __version__, checkpoint
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
+from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import evaluate
 from searchr1_mini.methods import MakeMethod, make_method
@@ -23,7 +24,7 @@ from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.probes import EmptyRetriever
 from searchr1_mini.report import write_report
 from searchr1_mini.resolve import resolve_model
-from searchr1_mini.rollout import RolloutLimits, prompt_ids
+from searchr1_mini.rollout import RolloutLimits
 from searchr1_mini.task import Library, Task, load_task
 from searchr1_mini.tracking import Tracker, render_trajectory, summary_table, truncate_metrics, write_json_atomic
 from searchr1_mini.trajectory import Trajectory

@@ -17,10 +17,11 @@ import torch
 from searchr1_mini.algorithms import loss_weights
 from searchr1_mini.batch import Batch, build_batch, micro_batches, mini_batches
 from searchr1_mini.data import Example, subset
+from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.prompts import opening_of
 from searchr1_mini.rewards import exact_match
-from searchr1_mini.rollout import prompt_ids, rollout
+from searchr1_mini.rollout import rollout
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
 from searchr1_mini.trajectory import Segment, Trajectory

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from pathlib import Path
 
@@ -38,6 +40,13 @@ def save_random_qwen2(folder: Path, tokenizer, hidden: int = 64, layers: int = 2
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_lines(path, rows) -> str:
+    """Writes rows (or lines as they are) to a .jsonl or .jsonl.gz file; returns its path."""
+    text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
 
 
 @pytest.fixture(scope="session")

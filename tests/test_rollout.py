@@ -14,20 +14,14 @@ from hypothesis import strategies as st
 
 from searchr1_mini import methods
 from searchr1_mini.data import Example
+from searchr1_mini.encoding import break_added_tokens, foreign_ids, observation_ids, prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.generation import Decoder
 from searchr1_mini.models import load_policy
 from searchr1_mini.probes import EmptyRetriever
 from searchr1_mini.prompts import INVALID_ACTION
 from searchr1_mini.retrieval import Hit, Passage
-from searchr1_mini.rollout import (
-    RolloutLimits,
-    break_added_tokens,
-    foreign_ids,
-    observation_ids,
-    prompt_ids,
-    rollout,
-)
+from searchr1_mini.rollout import RolloutLimits, rollout
 from searchr1_mini.world import make_world, world_examples
 
 LIMITS = RolloutLimits(n_rows=8, max_total_tokens=400, max_observation_tokens=120)
