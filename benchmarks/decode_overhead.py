@@ -53,7 +53,7 @@ def our_step(policy: Policy, rows: int, length: int, steps: int) -> Callable[[],
     """One token for every row through the decoder."""
     decoder = Decoder(
         policy.hidden, policy.lm_head, policy.config, policy.tokenizer, n_rows=rows, max_length=length + steps + 8,
-        temperature=1.0, generator=torch.Generator().manual_seed(0), device=policy.device, dtype=policy.dtype,
+        temperature=1.0, seed=0, device=policy.device, dtype=policy.dtype,
     )  # fmt: skip
     for row in range(rows):
         decoder.start(row, [1 + row % 7] * length)

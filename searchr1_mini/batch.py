@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from searchr1_mini.trajectory import Trajectory
+
+MOST_PADDING = 0.1  # share of a micro-batch
 
 
 @dataclass
@@ -100,11 +103,18 @@ def build_batch(
 
 
 def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[list[int]]:
-    """Rows of like length together, rows x longest within the budget; a row that is longer stands alone."""
+    """Rows of like length together: rows x longest within the budget, and `MOST_PADDING` of that padding at most.
+
+    A row that is longer than the budget stands alone.
+    """
     bins: list[list[int]] = []
+    n_tokens = 0  # of the last bin, without padding
     for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        if not bins or (len(bins[-1]) + 1) * lengths[row] > tokens_per_micro_batch:
+        area = (len(bins[-1]) + 1) * lengths[row] if bins else math.inf
+        n_tokens += lengths[row]
+        if area > tokens_per_micro_batch or n_tokens < (1 - MOST_PADDING) * area:
             bins.append([])
+            n_tokens = lengths[row]
         bins[-1].append(row)
     return bins
 

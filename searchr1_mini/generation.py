@@ -7,6 +7,7 @@ is appended as one chunk, and a prompt that several rows share is prefilled once
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class _Row:
     """State of one conversation: what is in the cache, what waits to be fed, and the turn in progress."""
 
     key: int
+    random: random.Random
     length: int = 0
     pending: list[int] = field(default_factory=list)
     turn: Turn | None = None
@@ -105,7 +107,7 @@ class Decoder:
         n_rows: conversations at a time.
         max_length: tokens that a row may hold.
         temperature: 0 is greedy; the log-probs are then those of temperature 1.
-        generator: source of randomness, on `device`.
+        seed: of the sampling; each row draws from a stream of its own, by seed and key, whichever rows share its batch.
         chunk_tokens: most ids of one prefill forward, padding included.
     """
 
@@ -119,12 +121,12 @@ class Decoder:
         n_rows: int,
         max_length: int,
         temperature: float,
-        generator: torch.Generator,
+        seed: int,
         device: torch.device,
         dtype: torch.dtype,
         chunk_tokens: int = 8192,
     ) -> None:
-        self.backbone, self.lm_head, self.temperature, self.generator = backbone, lm_head, temperature, generator
+        self.backbone, self.lm_head, self.temperature, self.seed = backbone, lm_head, temperature, seed
         self.device, self.n_rows, self.chunk_tokens = device, n_rows, chunk_tokens
         self.cache = RowCache(config, n_rows, max_length, device, dtype)
         self.bytes_of = token_bytes(tokenizer)
@@ -146,7 +148,7 @@ class Decoder:
 
     def start(self, key: int, prompt: Sequence[int]) -> None:
         """Opens a row named `key`; its prompt, less the last id, comes from the shared store or is prefilled now."""
-        row, prefix, index = _Row(key), tuple(prompt), len(self.rows)
+        row, prefix, index = _Row(key, random.Random(f"{self.seed}/{key}")), tuple(prompt), len(self.rows)
         self.rows.append(row)
         self.where[key] = index
         self.waiting[prefix] -= 1
@@ -210,7 +212,7 @@ class Decoder:
             logits.append(self.lm_head(hidden[done]))
         if not sampled:
             return []
-        ids, logprobs = self._sample(torch.cat(logits))
+        ids, logprobs = self._sample(torch.cat(logits), [row.random.random() for row in sampled])
         return [
             (row.key, turn)
             for row, id_, logprob in zip(sampled, ids, logprobs, strict=True)
@@ -264,13 +266,16 @@ class Decoder:
         mask = self.cache.place(rows, positions, is_real)
         return self.backbone(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache)
 
-    def _sample(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """Ids and their log-probs from logits (n, V), in float32."""
+    def _sample(self, logits: Tensor, uniform: list[float]) -> tuple[list[int], list[float]]:
+        """Ids and their log-probs from logits (n, V) and a number in [0, 1) a row: the inverse of the distribution."""
         logprobs = torch.log_softmax(logits.float() / (self.temperature or 1.0), dim=-1)
         if self.temperature == 0:
             ids = logprobs.argmax(-1)
         else:
-            ids = torch.multinomial(logprobs.exp(), 1, generator=self.generator)[:, 0]
+            exact = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
+            cumulative = logprobs.exp().cumsum(-1, dtype=exact)
+            points = torch.tensor(uniform, dtype=exact, device=self.device)[:, None] * cumulative[:, -1:]
+            ids = torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
         return ids.tolist(), logprobs.gather(1, ids[:, None])[:, 0].tolist()
 
     def _accept(self, row: _Row, id_: int, logprob: float) -> Turn | None:

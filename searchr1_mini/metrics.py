@@ -32,6 +32,7 @@ def rollout_metrics(
         "valid_actions": 1 - sum(t.invalid_actions for t in trajectories) / sum(turns),
         "empty_think": fmean(map(empty_think, trajectories)),
         "fed_ratio": stats.fed_ratio,
+        "prefill_tokens_saved": stats.prefill_tokens_saved,
         "rollout_seconds": stats.seconds,
     }
 

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini import methods
@@ -46,16 +46,31 @@ class RolloutLimits:
 
 @dataclass
 class RolloutStats:
-    """What a rollout cost. `fed_ratio` = tokens fed to the model / tokens of all trajectories; at most 1."""
+    """What a rollout cost. `fed_ratio` = tokens fed to the model / tokens of all trajectories; at most 1.
+
+    Attributes:
+        tokens_fed: tokens that went through the model.
+        tokens_total: tokens of all trajectories.
+        tokens_sampled: those of the policy.
+        prefill_tokens_saved: tokens that a loop which feeds the whole context again at every turn would feed more.
+        seconds: wall time.
+    """
 
     tokens_fed: int
     tokens_total: int
     tokens_sampled: int
+    prefill_tokens_saved: int
     seconds: float
 
     @property
     def fed_ratio(self) -> float:
         return self.tokens_fed / max(self.tokens_total, 1)
+
+
+def tokens_of_usual_loop(trajectory: Trajectory) -> int:
+    """What a loop feeds that begins every turn with the whole context: for each turn, all up to its end."""
+    ends = accumulate(len(segment.token_ids) for segment in trajectory.segments)
+    return sum(end for end, segment in zip(ends, trajectory.segments, strict=True) if segment.kind == "policy")
 
 
 def sum_stats(parts: Sequence[RolloutStats]) -> RolloutStats:
@@ -247,7 +262,7 @@ def rollout(
         n_rows=min(limits.n_rows, len(examples)),
         max_length=limits.max_total_tokens,
         temperature=temperature,
-        generator=torch.Generator(policy.device).manual_seed(seed),
+        seed=seed,
         device=policy.device,
         dtype=policy.dtype,
     )
@@ -270,4 +285,5 @@ def rollout(
     trajectories = [conversation.trajectory for conversation in conversations]
     total = sum(len(t.token_ids) + sum(len(aside.token_ids) for aside in t.asides) for t in trajectories)
     sampled = sum(trajectory.n_policy_tokens for trajectory in trajectories)
-    return trajectories, RolloutStats(decoder.tokens_fed, total, sampled, time.perf_counter() - began)
+    saved = sum(map(tokens_of_usual_loop, trajectories)) - decoder.tokens_fed
+    return trajectories, RolloutStats(decoder.tokens_fed, total, sampled, saved, time.perf_counter() - began)

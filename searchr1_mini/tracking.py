@@ -23,6 +23,7 @@ SHOWN = {
     "response_tokens": "{:.0f}",
     "kl": "{:.3f}",
     "tokens_per_second": "{:.0f}",
+    "prefill_tokens_saved": "{:.0f}",
 }
 COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;32m", "observation": "\x1b[34m"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -97,6 +97,9 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
     bins = micro_batches(lengths, budget)
     assert sorted(row for rows in bins for row in rows) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget for rows in bins)
+    for rows in bins:
+        area = len(rows) * max(lengths[row] for row in rows)
+        assert sum(lengths[row] for row in rows) >= 0.9 * area  # padding stays below a tenth
     assert bins == micro_batches(lengths, budget)
 
 

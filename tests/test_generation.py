@@ -23,7 +23,7 @@ def make_decoder(policy, *, n_rows=16, max_length=512, temperature=0.0, seed=0, 
         n_rows=n_rows,
         max_length=max_length,
         temperature=temperature,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
         device=policy.device,
         dtype=policy.dtype,
         chunk_tokens=chunk_tokens,
@@ -124,6 +124,16 @@ def test_sampling_follows_the_seed(random_policy):
     )
     assert first == again
     assert first != other
+
+
+def test_a_row_samples_the_same_whichever_rows_share_its_batch(random_policy):
+    jobs = [([index + 1, 2, 3], [4] * (index % 3 + 1), ("er",)) for index in range(12)]
+    all_at_once, two_at_a_time = (
+        run_all(make_decoder(random_policy, temperature=1.0, n_rows=n_rows), jobs, 10) for n_rows in (12, 2)
+    )
+    assert {key: [t.token_ids for t in turns] for key, turns in all_at_once.items()} == {
+        key: [t.token_ids for t in turns] for key, turns in two_at_a_time.items()
+    }
 
 
 def test_sampling_matches_the_distribution(random_policy):

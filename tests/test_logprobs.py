@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from searchr1_mini.logprobs import token_logprobs
 
@@ -33,19 +36,42 @@ def inputs():
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 1000])
-def test_equals_the_full_softmax_forward_and_backward(inputs, chunk_tokens):
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_equals_the_full_softmax_forward_and_backward(inputs, chunk_tokens, is_frozen):
     head, hidden, targets, mask = inputs
+    head.requires_grad_(not is_frozen)
     logprobs, entropy = token_logprobs(hidden, head, targets, mask, 0.7, chunk_tokens)
     full = (head(hidden) / 0.7).log_softmax(-1)
     expected = torch.where(mask, full.gather(-1, targets[..., None])[..., 0], 0.0)
     torch.testing.assert_close(logprobs, expected)
     torch.testing.assert_close(entropy, torch.where(mask, -(full.exp() * full).sum(-1), 0.0))
     weights = torch.randn(3, 11)
-    for wanted in (hidden, head.weight, head.bias):
+    for wanted in (hidden,) if is_frozen else (hidden, head.weight, head.bias):
         ours, theirs = (
             torch.autograd.grad((x * weights).sum(), wanted, retain_graph=True)[0] for x in (logprobs, expected)
         )
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_frozen_head_multiplies_twice_and_no_more(inputs):
+    """Forward and gradient: the full softmax does no less, and recomputing would do more."""
+    linear, hidden, targets, mask = inputs
+    head = partial(torch.nn.functional.linear, weight=linear.weight.detach())
+    with FlopCounterMode(display=False) as ours:
+        token_logprobs(hidden, head, targets, torch.ones_like(mask), 0.7, 4)[0].sum().backward()
+    with FlopCounterMode(display=False) as full:
+        head(hidden).log_softmax(-1).gather(-1, targets[..., None]).sum().backward()
+    assert ours.get_total_flops() == full.get_total_flops() > 0
+
+
+def test_an_entropy_bonus_has_its_gradient_with_a_frozen_head(inputs):
+    head, hidden, targets, mask = inputs
+    head.requires_grad_(False)
+    _, entropy = token_logprobs(hidden, head, targets, mask, 0.7, 4, entropy_gradient=True)
+    full = (head(hidden) / 0.7).log_softmax(-1)
+    expected = torch.where(mask, -(full.exp() * full).sum(-1), 0.0)
+    ours, theirs = (torch.autograd.grad(x.sum(), hidden, retain_graph=True)[0] for x in (entropy, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_never_holds_more_logits_than_a_chunk(inputs):

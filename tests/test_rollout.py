@@ -100,7 +100,7 @@ def test_decoding_after_an_aside_is_decoding_without_one(tiny_policy):
     for has_aside in (False, True):
         decoder = Decoder(
             tiny_policy.hidden, tiny_policy.lm_head, tiny_policy.config, tiny_policy.tokenizer, n_rows=1,
-            max_length=300, temperature=0, generator=torch.Generator(), device=CPU, dtype=torch.float32,
+            max_length=300, temperature=0, seed=0, device=CPU, dtype=torch.float32,
         )  # fmt: skip
         decoder.start(0, ids)
         if has_aside:
@@ -211,6 +211,14 @@ def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
     assert [t.example_id for t in trajectories] == [e.id for e in group]
     assert stats.fed_ratio <= 1.0
     assert stats.tokens_total == sum(len(t.token_ids) for t in trajectories)
+    fed_again = 0
+    for trajectory in trajectories:
+        context = 0
+        for segment in trajectory.segments:
+            if segment.kind == "policy":  # a usual loop: the whole context, and each token that it samples
+                fed_again += context + len(segment.token_ids)
+            context += len(segment.token_ids)
+    assert stats.prefill_tokens_saved == fed_again - stats.tokens_fed > 0
     for trajectory in trajectories[::3]:
         ids = torch.tensor([trajectory.token_ids])
         with torch.no_grad():
