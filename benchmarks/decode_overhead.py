@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     policy = random_policy(args.hidden, args.layers)
     print(f"{'rows':>6}{'length':>8}{'ours ms':>10}{'bare ms':>10}{'ratio':>8}")
-    with policy.merged(), torch.no_grad():
+    with policy.for_rollouts(), torch.no_grad():
         for rows in args.rows:
             for length in args.lengths:
                 ours = median_ms(our_step(policy, rows, length, args.steps), args.steps)

@@ -44,7 +44,7 @@ def main() -> None:
     for turns in args.turns:
         sampled = args.questions * args.group * args.new * turns
         ours, ratio = clocked(lambda turns=turns: roll(policy, questions, seen, turns, args))
-        with policy.merged():
+        with policy.for_rollouts():
             usual, _ = clocked(lambda turns=turns: usual_loop(policy, questions, seen, turns, args))
         print(
             f"{turns:>6}{sampled / ours:>12.0f}{sampled / usual:>12.0f}{usual / ours:>8.2f}{ratio:>11.3f}", flush=True

@@ -216,6 +216,15 @@ class TrainConfig:
         "model", None, "recompute activations to save memory" + _auto("gradient_checkpointing")
     )
 
+    rollout_weights: Literal["auto", "base", "dequantised"] = option(
+        "model",
+        "auto",
+        "what rollouts read of a 4-bit base: itself (base), or a copy of the same numbers unpacked to --dtype, which "
+        "is faster; auto takes the copy if memory allows",
+    )
+    compile_decode: bool = option("model", False, "torch.compile the decode step: faster after a minute or two")
+    fused_kernels: bool = option("model", False, "Liger's kernels in the model; a GPU and liger-kernel")
+
     eval_every: int | None = option("logging", None, "steps between evaluations" + _auto("eval_every"), least=1)
     save_every: int | None = option("logging", None, "steps between checkpoints" + _auto("save_every"), least=1)
     keep_checkpoints: int = option("logging", 2, "newest checkpoints to keep", least=1)

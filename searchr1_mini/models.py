@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
 
 ADAPTER = "policy"
@@ -25,6 +26,7 @@ class Policy:
         model: the transformers model, wrapped by peft when it has an adapter.
         tokenizer: its tokenizer, with a pad token.
         device, dtype: where it runs and what it computes in.
+        dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class Policy:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.device = next(model.parameters()).device
         self._frozen = frozen
+        self.dequantise = False
+        self._decode_step: Callable | None = None
 
     @property
     def causal_lm(self) -> nn.Module:
@@ -59,14 +63,21 @@ class Policy:
 
     def hidden(self, **inputs) -> Tensor:
         """Last hidden states (B, T, H) of `input_ids` (B, T); other arguments as transformers takes them."""
-        inputs.setdefault("use_cache", inputs.get("past_key_values") is not None)
+        is_decoding = inputs.get("past_key_values") is not None
+        inputs.setdefault("use_cache", is_decoding)
+        is_step = is_decoding and inputs["input_ids"].shape[1] == 1
+        backbone = self._decode_step if is_step and self._decode_step else self.causal_lm.model
         with self.autocast():
-            return self.causal_lm.model(**inputs).last_hidden_state
+            return backbone(**inputs).last_hidden_state
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Logits (.., V) of hidden states (.., H)."""
         with self.autocast():
             return self.causal_lm.lm_head(hidden)
+
+    def compile_decode(self, backend: str = "inductor") -> None:
+        """Compiles the step of one token a row: its many small kernels become few. The first rollout takes longer."""
+        self._decode_step = torch.compile(self.causal_lm.model.forward, dynamic=True, backend=backend)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -82,13 +93,41 @@ class Policy:
                 self.model = trained
 
     @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Inside, the adapter is added into the base: the same policy, one matrix product a layer instead of three.
+    def for_rollouts(self) -> Iterator[None]:
+        """Inside, the same policy with weights that are quicker to decode with; afterwards the base is what it was.
 
-        Only a base in float32 is touched, since one in 4 or 16 bits would round what is added. For rollouts: gradients
-        do not reach the adapter. Afterwards the base is what it was, to the bit; till then its matrices are held twice.
+        Where `dequantise` is set, each 4-bit matrix is there in `dtype` too: the very numbers that its product is
+        computed from, unpacked once a rollout and not once a token. Where the base is in float32 (then), the adapter is
+        added into it: one matrix product a layer instead of three. In 16 bits that would round what is added, so that
+        the rollouts would be another policy's. Gradients do not reach the adapter. Matrices are held twice meanwhile.
         """
-        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        with self._dequantised() if self.dequantise else nullcontext(), self._merged():
+            yield
+
+    @contextmanager
+    def _dequantised(self) -> Iterator[None]:
+        from bitsandbytes.functional import dequantize_4bit  # not on every platform
+        from bitsandbytes.nn import Linear4bit
+
+        layers = [module for module in self._lora_layers() if isinstance(module.get_base_layer(), Linear4bit)]
+        packed = [layer.base_layer for layer in layers]
+        try:
+            for layer, linear in zip(layers, packed, strict=True):
+                weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state).to(self.dtype)
+                dense = nn.Linear(linear.in_features, linear.out_features, device="meta").requires_grad_(False)
+                dense.weight, dense.bias = nn.Parameter(weight, requires_grad=False), linear.bias
+                layer.base_layer = dense
+            yield
+        finally:
+            for layer, linear in zip(layers, packed, strict=True):
+                layer.base_layer = linear
+
+    def _lora_layers(self) -> list[LoraLayer]:
+        return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+
+    @contextmanager
+    def _merged(self) -> Iterator[None]:
+        layers = self._lora_layers()
         weights = [layer.get_base_layer().weight for layer in layers]
         if not layers or any(weight.dtype != torch.float32 for weight in weights) or self.dtype != torch.float32:
             yield
@@ -136,7 +175,7 @@ def pick_device(name: str) -> torch.device:
         name = next(candidate for candidate in ("cuda", "mps", "cpu") if has[candidate])
     if not has[name]:
         raise UserError(f"--device {name}: this machine has no usable {name} device; use --device auto or --device cpu")
-    return torch.device(name)
+    return torch.device(name, local_rank()) if name == "cuda" else torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -165,6 +204,7 @@ def load_policy(
     dtype: torch.dtype,
     device: torch.device,
     gradient_checkpointing: bool = False,
+    fused_kernels: bool = False,
     weights: Path | None = None,
     seed: int = 0,
 ) -> Policy:
@@ -174,6 +214,7 @@ def load_policy(
         source: a folder or hub id.
         lora_rank: rank of the adapter on all linear layers; 0 trains every weight.
         load_in_4bit: quantise the base to NF4 with double quantisation (QLoRA, arXiv 2305.14314).
+        fused_kernels: take Liger's kernels for norms, rotary positions and SwiGLU.
         dtype: what matrices are multiplied in; trained weights are kept in float32.
         weights: a saved adapter (or model, with rank 0) to go on from.
         seed: initialises the adapter.
@@ -184,11 +225,13 @@ def load_policy(
     tokenizer = load_tokenizer(source)
     if lora_rank == 0:
         torch.manual_seed(seed)
-        model = _load_base(str(weights) if weights else source, False, torch.float32, device)
-        frozen = (_load_base(source, False, dtype, device) if weights else copy.deepcopy(model)).requires_grad_(False)
+        auto = auto_class(fused_kernels)
+        model = _load_base(auto, str(weights) if weights else source, False, torch.float32, device)
+        frozen = _load_base(auto, source, False, dtype, device) if weights else copy.deepcopy(model)
+        frozen.requires_grad_(False)
         _prepare(model, gradient_checkpointing)
         return Policy(model, tokenizer, dtype, frozen)
-    base = _load_base(source, load_in_4bit, dtype, device).requires_grad_(False)
+    base = _load_base(auto_class(fused_kernels), source, load_in_4bit, dtype, device).requires_grad_(False)
     _prepare(base, gradient_checkpointing)
     if weights:
         model = PeftModel.from_pretrained(base, weights / ADAPTER, adapter_name=ADAPTER, is_trainable=True)
@@ -209,7 +252,25 @@ def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _load_base(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def auto_class(fused_kernels: bool) -> type:
+    """The class that loads a causal language model, with Liger's kernels if wanted.
+
+    Raises:
+        UserError: they are not installed.
+    """
+    if not fused_kernels:
+        return AutoModelForCausalLM
+    try:
+        from liger_kernel.transformers import AutoLigerKernelForCausalLM
+    except ImportError as error:
+        raise UserError(
+            f"--fused-kernels needs Liger's kernels ({error}); run `pip install liger-kernel` where there is a GPU, or "
+            "leave it out"
+        ) from error
+    return AutoLigerKernelForCausalLM
+
+
+def _load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -217,7 +278,7 @@ def _load_base(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torc
         bnb_4bit_compute_dtype=dtype,
     )
     model = _from_pretrained(
-        AutoModelForCausalLM,
+        auto,
         source,
         dtype=dtype,
         device_map={"": device},

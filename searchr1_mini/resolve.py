@@ -182,6 +182,8 @@ def _check_resolved(config: TrainConfig) -> None:
          f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {config.dataset}"),
         (config.load_in_4bit and config.lora_rank == 0,
          "--load-in-4bit needs an adapter; set --lora-rank above 0, or --no-load-in-4bit for full fine-tuning"),
+        (config.rollout_weights != "auto" and not config.load_in_4bit,
+         f"--rollout-weights {config.rollout_weights} is about a 4-bit base; add --load-in-4bit, or leave it out"),
         (config.max_new_tokens >= config.max_total_tokens,
          f"--max-new-tokens {config.max_new_tokens} must be below --max-total-tokens {config.max_total_tokens}"),
         (config.max_observation_tokens >= config.max_total_tokens,

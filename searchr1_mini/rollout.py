@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini import methods
 from searchr1_mini.data import Example
+from searchr1_mini.distributed import gather, share
 from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.generation import Decoder, Turn
@@ -243,6 +244,8 @@ def rollout(
 ) -> tuple[list[Trajectory], RolloutStats]:
     """One trajectory for each example, in order; repeat an example G times for a group.
 
+    Several processes share the work; each gets all trajectories.
+
     Args:
         examples: the questions; equal prompts are prefilled once.
         make_method: question -> generator, see `methods.py`.
@@ -254,12 +257,13 @@ def rollout(
         UserError: a question does not fit into the context, or the retriever failed.
     """
     began = time.perf_counter()
+    own = share(len(examples))
     decoder = Decoder(
         policy.hidden,
         policy.lm_head,
         policy.config,
         policy.tokenizer,
-        n_rows=min(limits.n_rows, len(examples)),
+        n_rows=min(limits.n_rows, own.stop - own.start),
         max_length=limits.max_total_tokens,
         temperature=temperature,
         seed=seed,
@@ -267,11 +271,11 @@ def rollout(
         dtype=policy.dtype,
     )
     engine = _Engine(decoder, policy.tokenizer, retriever, limits, on_segment)
-    conversations = [engine.open(example, make_method) for example in examples]
+    conversations = [engine.open(example, make_method) for example in examples[own]]
     decoder.expect([conversation.prompt for conversation in conversations])
-    waiting = deque(enumerate(conversations))
+    waiting = deque(enumerate(conversations, start=own.start))
     asked: tuple[list[int], Future] | None = None
-    with policy.merged(), ThreadPoolExecutor(1) as pool:
+    with policy.for_rollouts(), ThreadPoolExecutor(1) as pool:
         while waiting or engine.live:
             while waiting and decoder.has_room:
                 engine.start(*waiting.popleft())
@@ -286,4 +290,6 @@ def rollout(
     total = sum(len(t.token_ids) + sum(len(aside.token_ids) for aside in t.asides) for t in trajectories)
     sampled = sum(trajectory.n_policy_tokens for trajectory in trajectories)
     saved = sum(map(tokens_of_usual_loop, trajectories)) - decoder.tokens_fed
-    return trajectories, RolloutStats(decoder.tokens_fed, total, sampled, saved, time.perf_counter() - began)
+    trajectories = gather(trajectories)
+    stats = sum_stats(gather([RolloutStats(decoder.tokens_fed, total, sampled, saved, 0.0)]))
+    return trajectories, replace(stats, seconds=time.perf_counter() - began)

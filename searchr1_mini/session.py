@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from searchr1_mini import __version__, checkpoint
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
+from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import evaluate
@@ -63,16 +65,22 @@ class Session:
     samples: list[Trajectory] = field(default_factory=list)
 
 
-def start(config: TrainConfig) -> Session:
-    """Opens the run's folder, loads model, questions and index, and with `--resume` the newest checkpoint."""
-    folder = Path(config.output_dir)
+def start(config: TrainConfig, scratch: Path | None = None) -> Session:
+    """Opens the run's folder, loads model, questions and index, and with `--resume` the newest checkpoint.
+
+    A process that is not the first of its run writes into `scratch` instead of the run's folder.
+    """
+    folder = on_main(lambda: Path(config.output_dir))  # one name, though each process made up one by its clock
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = resolve_model(config.model)
     library = Library()
-    train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
-    checkpoint.prepare_run_dir(folder, config.resume, _describe(config, source, device, dtype), MUST_MATCH)
-    newest = checkpoint.latest_checkpoint(folder) if config.resume else None
+    with main_first():
+        train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
+    about = _describe(config, source, device, dtype)
+    on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, MUST_MATCH))
+    newest = on_main(lambda: checkpoint.latest_checkpoint(folder)) if config.resume else None
+    folder = scratch or folder
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
     policy = load_policy(
         source,
@@ -82,9 +90,12 @@ def start(config: TrainConfig) -> Session:
         dtype=dtype,
         device=device,
         gradient_checkpointing=config.gradient_checkpointing,
+        fused_kernels=config.fused_kernels,
         weights=newest and newest / "model",
         seed=config.seed,
     )
+    if config.compile_decode:
+        policy.compile_decode()
     check_questions(train.examples + held_out.examples, policy, config)
     critic = None
     if config.algorithm == "ppo":
@@ -110,7 +121,13 @@ def start(config: TrainConfig) -> Session:
         truncate_metrics(folder / "metrics.jsonl", 0)
         truncate_metrics(folder / "warnings.jsonl", 0)
     run.tracker = Tracker(
-        folder, config.steps, run.first_step, config.tensorboard, config.wandb, asdict(config), folder.name
+        folder,
+        config.steps,
+        run.first_step,
+        config.tensorboard and is_main(),
+        config.wandb and is_main(),
+        asdict(config),
+        folder.name,
     )
     return run
 
@@ -185,8 +202,9 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
         "resolved_model": source,
         "resolved_device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "resolved_dtype": str(dtype).removeprefix("torch."),
+        "processes": n_processes(),
         "python": sys.version.split()[0],
-        "versions": {"searchr1_mini": __version__, **{package: version(package) for package in PACKAGES}},
+        "versions": {"searchr1_mini": __version__, **{name: version(name) for name in PACKAGES if find_spec(name)}},
         "git_commit": commit.stdout.strip() or None,
     }
 
@@ -228,9 +246,12 @@ def save_step(run: Session, step: int) -> Path:
         }
         write_json_atomic(folder / "progress.json", progress)
 
-    path = checkpoint.save_checkpoint(run.folder, step, write_files)
-    checkpoint.prune_checkpoints(run.folder, run.config.keep_checkpoints)
-    return path
+    def save() -> Path:
+        path = checkpoint.save_checkpoint(run.folder, step, write_files)
+        checkpoint.prune_checkpoints(run.folder, run.config.keep_checkpoints)
+        return path
+
+    return on_main(save)
 
 
 def measure(run: Session, is_empty: bool = False) -> dict:
@@ -253,10 +274,13 @@ def finish(run: Session, began: float) -> None:
     """Measures the trained policy, writes summary.json and report.html, and prints both and one question twice."""
     after = measure(run)
     total_seconds = time.perf_counter() - began
+    emptied = measure(run, is_empty=True) if run.config.method == "search-r1" else None
+    if not is_main():
+        return
     summary = {
         "before": run.before,
         "after": after,
-        "after_without_retriever": measure(run, is_empty=True) if run.config.method == "search-r1" else None,
+        "after_without_retriever": emptied,
         "train_seconds": round(run.train_seconds, 1),
         "total_seconds": round(total_seconds, 1),
         "steps": run.config.steps,

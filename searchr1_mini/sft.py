@@ -15,8 +15,9 @@ from dataclasses import asdict
 import torch
 
 from searchr1_mini.algorithms import loss_weights
-from searchr1_mini.batch import Batch, build_batch, micro_batches, mini_batches
+from searchr1_mini.batch import Batch, build_batch, mini_batches
 from searchr1_mini.data import Example, subset
+from searchr1_mini.distributed import any_of, gather, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.prompts import opening_of
@@ -25,7 +26,7 @@ from searchr1_mini.rollout import rollout
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
 from searchr1_mini.trajectory import Segment, Trajectory
-from searchr1_mini.update import apply_gradients, forward
+from searchr1_mini.update import apply_gradients, forward, own_micro_batches
 
 CHUNK = 64  # questions that are sampled, and kept, at a time
 
@@ -46,13 +47,13 @@ def demonstrations(run: Session, asked_to_stop: threading.Event | None = None) -
     if run.config.algorithm == "sft":
         return [gold_demonstration(run, example) for example in examples]
     path = run.folder / "demonstrations.jsonl"
-    rows = read_jsonl(path)
+    rows = on_main(lambda: read_jsonl(path))
     write_jsonl_atomic(path, rows)  # without a torn last line
     for row in sample_chunks(run, examples[len(rows) * CHUNK :], len(rows)):
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
-        if asked_to_stop and asked_to_stop.is_set():
+        if any_of(asked_to_stop is not None and asked_to_stop.is_set()):
             print(
                 f"kept {len(rows)} chunks; go on with: python train.py --resume --output-dir {run.folder}", flush=True
             )
@@ -110,14 +111,14 @@ def imitation_step(run: Session, chosen: Sequence[Trajectory]) -> dict[str, floa
 def imitation_update(run: Session, batch: Batch) -> dict[str, float]:
     """One optimiser step on the loss -mean log pi over policy tokens, gradients accumulated over micro-batches."""
     weights = loss_weights(batch.loss_mask, "token")
-    totals = {"loss": 0.0, "entropy": 0.0}
+    logs = []
     with run.policy.training(run.config.gradient_checkpointing):
-        for rows in micro_batches(batch.lengths.tolist(), run.config.tokens_per_micro_batch):
+        for rows in own_micro_batches(batch, run.config):
             part = batch.select(rows)
             logprobs, entropy = forward(run.policy, part, temperature=1.0)
             part_weights = weights[rows, : logprobs.shape[1]]
             loss = -(logprobs * part_weights).sum()
             run.scaler.scale(loss).backward()
-            totals["loss"] += loss.item()
-            totals["entropy"] += (entropy * part_weights).sum().item()
+            logs.append((loss.item(), (entropy * part_weights).sum().item()))
+    totals = dict(zip(("loss", "entropy"), map(sum, zip(*gather(logs), strict=True)), strict=True))
     return totals | apply_gradients(run, totals["loss"]) | {"learning_rate": run.optimizer.param_groups[0]["lr"]}

@@ -21,6 +21,7 @@ from searchr1_mini.algorithms import group_advantages, soft_overlong, zero_varia
 from searchr1_mini.batch import build_batch
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
+from searchr1_mini.distributed import any_of, processes
 from searchr1_mini.errors import UserError
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.rewards import reward
@@ -35,15 +36,20 @@ T = TypeVar("T")
 
 
 def train(config: TrainConfig) -> Path:
-    """Runs, or resumes, a training run; returns its folder.
+    """Runs, or resumes, a training run, in as many processes as torchrun started; returns its folder.
 
     The first Ctrl-C finishes the step at hand, saves it and leaves; the second leaves at once.
 
     Raises:
         UserError: anything that the user can mend.
     """
+    with processes() as scratch:
+        return _train(config, scratch)
+
+
+def _train(config: TrainConfig, scratch: Path | None) -> Path:
     began = time.perf_counter()
-    run = start(config)
+    run = start(config, scratch)
     with run.tracker, first_ctrl_c() as asked_to_stop:
         measure_before(run)
         shown = demonstrations(run, asked_to_stop) if imitates(config.algorithm) else []
@@ -59,9 +65,10 @@ def train(config: TrainConfig) -> Path:
             run.tracker.log(step, metrics)
             run.tracker.progress(step, metrics)
             run.tracker.warn(step, run.watch.see(step, metrics).values())
-            if step % config.save_every == 0 or step == config.steps or asked_to_stop.is_set():
+            is_stopping = any_of(asked_to_stop.is_set())
+            if step % config.save_every == 0 or step == config.steps or is_stopping:
                 save_step(run, step)
-            if asked_to_stop.is_set() and step < config.steps:
+            if is_stopping and step < config.steps:
                 print(f"saved step {step}; go on with: python train.py --resume --output-dir {run.folder}", flush=True)
                 raise KeyboardInterrupt
             stop_if_diverged(run, step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass, fields
 from statistics import fmean
 
@@ -24,6 +23,7 @@ from searchr1_mini.algorithms import (
 )
 from searchr1_mini.batch import Batch, micro_batches, mini_batches
 from searchr1_mini.config import TrainConfig
+from searchr1_mini.distributed import gather, n_processes, rank, sum_gradients, sum_over_processes
 from searchr1_mini.logprobs import token_logprobs
 from searchr1_mini.models import Policy
 from searchr1_mini.session import Session
@@ -130,20 +130,19 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
     config, batch = run.config, experience.batch
     weights = step_weights(config, batch.loss_mask)
     value_weights = loss_weights(batch.loss_mask, "token")
-    totals: dict[str, float] = defaultdict(float)
-    changes: list[Tensor] = []
+    logs: list[tuple[dict[str, float], Tensor]] = []
     with run.policy.training(config.gradient_checkpointing):
-        for rows in micro_batches(batch.lengths.tolist(), config.tokens_per_micro_batch):
+        for rows in own_micro_batches(batch, config):
             part = experience.select(rows)
             width = part.advantages.shape[1]
             stats, change = policy_backward(run, part, weights[rows, :width])
             if run.critic:
                 stats["value_loss"] = critic_backward(run, part, value_weights[rows, :width])
-            totals["ratio_max"] = max(totals["ratio_max"], stats.pop("ratio_max"))
-            for key, value in stats.items():
-                totals[key] += value
             wanted = part.batch.loss_mask if is_first else part.batch.loss_mask & (part.batch.rewards[:, None] > 0)
-            changes.append(change[wanted])
+            logs.append((stats, change[wanted].cpu()))
+    parts, changes = zip(*gather(logs), strict=True)
+    totals = {key: sum(part[key] for part in parts) for key in parts[0]}
+    totals["ratio_max"] = max(part["ratio_max"] for part in parts)
     if run.critic:
         totals.pop("kl")  # inside the reward; measured once, before the update
     change = torch.cat(changes)
@@ -151,7 +150,7 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
         totals |= {"logprob_diff_max": change.abs().max().item(), "logprob_diff_mean": change.abs().mean().item()}
     elif len(change):
         totals["correct_loglik_change"] = change.mean().item()
-    return dict(totals) | apply_gradients(run, totals["loss"])
+    return totals | apply_gradients(run, totals["loss"])
 
 
 def policy_backward(run: Session, part: Experience, weights: Tensor) -> tuple[dict[str, float], Tensor]:
@@ -189,7 +188,11 @@ def critic_backward(run: Session, part: Experience, weights: Tensor) -> float:
 
 
 def apply_gradients(run: Session, loss: float) -> dict[str, float]:
-    """Clips the gradients of policy and critic, each by its own norm, and steps; what is not finite is thrown away."""
+    """Sums the gradients of all processes, clips those of policy and critic, each by its own norm, and steps.
+
+    What is not finite is thrown away.
+    """
+    sum_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
     run.scaler.unscale_(run.optimizer)
     groups = [group["params"] for group in run.optimizer.param_groups]
     norms = [torch.nn.utils.clip_grad_norm_(group, run.config.grad_clip).item() for group in groups]
@@ -213,14 +216,22 @@ def forward(policy: Policy, batch: Batch, temperature: float, entropy_gradient: 
     )
 
 
+def own_micro_batches(batch: Batch, config: TrainConfig) -> list[list[int]]:
+    """The micro-batches of this process; with several of them small enough that each has some."""
+    lengths, budget = batch.lengths.tolist(), config.tokens_per_micro_batch
+    if n_processes() > 1:
+        budget = min(budget, sum(lengths) // n_processes())
+    return micro_batches(lengths, budget)[rank() :: n_processes()]
+
+
 @torch.no_grad()
 def all_logprobs(run: Session, batch: Batch) -> Tensor:
     """Log-probs (N, T-1) of a whole batch under the weights as they are now, in micro-batches."""
     out = torch.zeros_like(batch.old_logprobs)
-    for rows in micro_batches(batch.lengths.tolist(), run.config.tokens_per_micro_batch):
+    for rows in own_micro_batches(batch, run.config):
         part = batch.select(rows)
         out[rows, : part.targets.shape[1]] = forward(run.policy, part, run.config.temperature)[0]
-    return out
+    return sum_over_processes(out)
 
 
 @torch.no_grad()
@@ -228,7 +239,7 @@ def all_values(run: Session, batch: Batch) -> Tensor:
     """V (N, T-1) of a whole batch under the critic as it is now, in micro-batches."""
     out = torch.zeros_like(batch.old_logprobs)
     with run.critic.active():
-        for rows in micro_batches(batch.lengths.tolist(), run.config.tokens_per_micro_batch):
+        for rows in own_micro_batches(batch, run.config):
             part = batch.select(rows)
             out[rows, : part.targets.shape[1]] = run.critic.values(part.input_ids, part.position_ids)
-    return out
+    return sum_over_processes(out)

@@ -45,7 +45,7 @@ class Scripted:
     def __init__(self, tokenizer, turns: list[str]) -> None:
         self.tokenizer, self.device, self.dtype = tokenizer, torch.device("cpu"), torch.float32
         self.ids = [[*tokenizer(turn)["input_ids"]] for turn in turns]
-        self.turn, self.at, self.merged = 0, 0, nullcontext
+        self.turn, self.at, self.for_rollouts = 0, 0, nullcontext
         self.config = torch.nn.Module()
         self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1
         self.config.hidden_size, self.config.eos_token_id = 4, tokenizer.eos_token_id
@@ -231,11 +231,12 @@ def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
     assert trajectories == rollout(group, make, tiny_policy, retriever, LIMITS, temperature=1.0, seed=0)[0]
 
 
-@pytest.mark.parametrize("load_in_4bit", [False, True])
-def test_a_merged_policy_is_the_same_policy_and_leaves_its_base_as_it_was(random_qwen2, load_in_4bit):
+@pytest.mark.parametrize(("load_in_4bit", "dequantise"), [(False, False), (True, False), (True, True)])
+def test_weights_for_rollouts_are_the_same_policy_and_leave_no_trace(random_qwen2, load_in_4bit, dequantise):
     policy = load_policy(
         str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=load_in_4bit, dtype=torch.float32, device=CPU
     )
+    policy.dequantise = dequantise
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
@@ -246,17 +247,57 @@ def test_a_merged_policy_is_the_same_policy_and_leaves_its_base_as_it_was(random
         apart = policy.hidden(input_ids=ids)
         with policy.reference():
             base = policy.hidden(input_ids=ids)
-        with pytest.raises(KeyboardInterrupt), policy.merged():
+        with pytest.raises(KeyboardInterrupt), policy.for_rollouts():
             merged = policy.hidden(input_ids=ids)
             is_adapted = any(not torch.equal(tensor, state[n]) for n, tensor in policy.model.state_dict().items())
             raise KeyboardInterrupt
         again = policy.hidden(input_ids=ids)
     assert (apart - base).abs().max() > 0.1
-    assert is_adapted != load_in_4bit
+    assert is_adapted == (dequantise or not load_in_4bit)
     torch.testing.assert_close(merged, apart, atol=1e-4, rtol=1e-4)
     assert torch.equal(again, apart)
     assert all(torch.equal(tensor, state[name]) for name, tensor in policy.model.state_dict().items())
     assert trainable == [p.requires_grad for p in policy.model.parameters()]
+
+
+def test_a_dequantised_base_in_16_bits_is_not_rounded_again(random_qwen2):
+    """Its products are those of the 4-bit base, bit for bit, and the adapter stays beside it."""
+    policy = load_policy(
+        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=True, dtype=torch.bfloat16, device=CPU
+    )
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    ids = torch.arange(1, 41).view(2, 20)
+    with torch.no_grad():
+        packed = policy.hidden(input_ids=ids)
+        policy.dequantise = True
+        with policy.for_rollouts():
+            unpacked = policy.hidden(input_ids=ids)
+    assert torch.equal(packed, unpacked)
+
+
+def test_a_compiled_decode_step_samples_the_same_before_and_after_training(random_qwen2):
+    policy = load_policy(
+        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=False, dtype=torch.float32, device=CPU
+    )
+    example = Example("q", "Who is it?", ("x",), "s")
+
+    def roll() -> list[int]:
+        (trajectory,), _ = rollout(
+            [example], methods.make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1),
+            policy, EmptyRetriever(), LIMITS, temperature=0, seed=0,
+        )  # fmt: skip
+        return trajectory.token_ids
+
+    before = roll()
+    policy.compile_decode(backend="aot_eager")
+    assert roll() == before
+    for parameter in policy.trainable():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    after = roll()
+    policy._decode_step = None
+    assert after == roll() != before
 
 
 def test_rows_that_wait_for_the_retriever_do_not_hold_up_the_others(tokenizer, tiny_policy):
