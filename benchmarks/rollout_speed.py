@@ -1,20 +1,28 @@
 """Sampled tokens a second of our rollouts against the usual loop, by turns: `python benchmarks/rollout_speed.py`.
 
 The usual loop calls transformers' `generate` with stop strings for each turn on the whole context so far, left-padded.
-Ours keeps the KV cache over turns and prefills a group's prompt once. Both sample the same number of tokens with the
-same random Qwen2 (its adapter merged), prompts and observations; the time is that of everything between question and
-last token, the median of three runs.
+Ours keeps the KV cache over turns and prefills a group's prompt once. Both sample the same number of tokens in
+each turn of each row, with the same random Qwen2 (its adapter merged), prompts and observations; the time is that of
+everything between question and last token, the median of three runs. Turns are of a quarter to seven quarters of
+`--new` tokens, drawn once, as stop strings leave them; with `--even` all are of that length.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 import time
 from collections.abc import Callable
 
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from searchr1_mini.data import Example
 from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
@@ -33,7 +41,8 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=100, help="tokens")
     parser.add_argument("--observation", type=int, default=200, help="tokens")
-    parser.add_argument("--new", type=int, default=32, help="tokens sampled a turn")
+    parser.add_argument("--new", type=int, default=32, help="tokens sampled a turn, on average")
+    parser.add_argument("--even", action="store_true", help="all turns equally long")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     args = parser.parse_args()
@@ -42,10 +51,11 @@ def main() -> None:
     questions = [text_of(policy, args.prompt, seed) for seed in range(args.questions)]
     print(f"{'turns':>6}{'ours tok/s':>12}{'usual tok/s':>12}{'ratio':>8}{'fed/total':>11}")
     for turns in args.turns:
-        sampled = args.questions * args.group * args.new * turns
-        ours, ratio = clocked(lambda turns=turns: roll(policy, questions, seen, turns, args))
+        lengths = turn_lengths(turns, args)
+        sampled = sum(map(sum, lengths))
+        ours, ratio = clocked(lambda lengths=lengths: roll(policy, questions, seen, lengths, args))
         with policy.for_rollouts():
-            usual, _ = clocked(lambda turns=turns: usual_loop(policy, questions, seen, turns, args))
+            usual, _ = clocked(lambda lengths=lengths: usual_loop(policy, questions, seen, lengths, args))
         print(
             f"{turns:>6}{sampled / ours:>12.0f}{sampled / usual:>12.0f}{usual / ours:>8.2f}{ratio:>11.3f}", flush=True
         )
@@ -78,6 +88,13 @@ def text_of(policy: Policy, n_tokens: int, seed: int = 99) -> str:
     return " ".join(text)
 
 
+def turn_lengths(turns: int, args: argparse.Namespace) -> list[list[int]]:
+    """Tokens of each turn of each row."""
+    draw = random.Random(0)
+    shortest, longest = (args.new, args.new) if args.even else (args.new // 4, 2 * args.new - args.new // 4)
+    return [[draw.randint(shortest, longest) for _ in range(turns)] for _ in range(args.questions * args.group)]
+
+
 def clocked(work: Callable[[], float]) -> tuple[float, float]:
     """Median seconds of three runs after a first, and what the last returned."""
     work()
@@ -89,18 +106,21 @@ def clocked(work: Callable[[], float]) -> tuple[float, float]:
     return sorted(times)[1], result
 
 
-def roll(policy: Policy, questions: list[str], seen: str, turns: int, args: argparse.Namespace) -> float:
+def roll(policy: Policy, questions: list[str], seen: str, lengths: list[list[int]], args: argparse.Namespace) -> float:
     """Our rollout; returns tokens fed / tokens of all trajectories."""
 
     class Same:
         def search(self, queries, topk):
             return [[Hit(Passage("", "t", seen), 1.0)] for _ in queries]
 
+    rows = iter(lengths)
+
     def method(question: str) -> Method:
+        turns = next(rows)
         yield Prompt(question)
-        for turn in range(turns):
-            yield Generate(("\x00never",), args.new)
-            if turn < turns - 1:
+        for turn, n_tokens in enumerate(turns, start=1):
+            yield Generate(("\x00never",), n_tokens)
+            if turn < len(turns):
                 yield Observe(passages=(yield Search("q", 1)))
         yield Finish(None, "turns")
 
@@ -110,21 +130,35 @@ def roll(policy: Policy, questions: list[str], seen: str, turns: int, args: argp
     return stats.fed_ratio
 
 
+class LengthOfEach(StoppingCriteria):
+    """Ends each row of a batch after a number of tokens of its own."""
+
+    def __init__(self, width: int, lengths: list[int]) -> None:
+        self.ends = torch.tensor([width + length for length in lengths])
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
+        return input_ids.shape[1] >= self.ends
+
+
 @torch.no_grad()
-def usual_loop(policy: Policy, questions: list[str], seen: str, turns: int, args: argparse.Namespace) -> float:
+def usual_loop(
+    policy: Policy, questions: list[str], seen: str, lengths: list[list[int]], args: argparse.Namespace
+) -> float:
     """`generate` on the whole context at every turn, in one batch."""
     tokenizer, model = policy.tokenizer, policy.causal_lm
     rows = [prompt_ids(question, tokenizer) for question in questions for _ in range(args.group)]
     observation = observation_ids([Passage("", "t", seen)], tokenizer, args.observation + 50)[0]
-    for turn in range(turns):
+    for turn, of_turn in enumerate(zip(*lengths, strict=True), start=1):
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         out = model.generate(
-            ids, attention_mask=mask, max_new_tokens=args.new, min_new_tokens=args.new, do_sample=True, top_k=0,
+            ids, attention_mask=mask, max_new_tokens=max(of_turn), do_sample=True, top_k=0,
             stop_strings=["\x00never"], tokenizer=tokenizer, pad_token_id=0,
+            stopping_criteria=StoppingCriteriaList([LengthOfEach(width, of_turn)]),
         )  # fmt: skip
-        rows = [row + out[i, width:].tolist() + (observation if turn < turns - 1 else []) for i, row in enumerate(rows)]
+        seen_now = observation if turn < len(lengths[0]) else []
+        rows = [row + out[i, width : width + of_turn[i]].tolist() + seen_now for i, row in enumerate(rows)]
     return 0.0
 
 
