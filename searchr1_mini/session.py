@@ -1,12 +1,10 @@
-"""Everything around the loop of a run: opening and resuming it, saving it, and closing it with a report."""
+"""The state of a run: opened, resumed, saved."""
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,15 +18,12 @@ from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
-from searchr1_mini.evaluation import evaluate
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
-from searchr1_mini.probes import EmptyRetriever
-from searchr1_mini.report import write_report
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.rollout import RolloutLimits
 from searchr1_mini.task import Library, Task, load_task
-from searchr1_mini.tracking import Tracker, render_trajectory, summary_table, truncate_metrics, write_json_atomic
+from searchr1_mini.tracking import Tracker, truncate_metrics, write_json_atomic
 from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.watch import Watch
 
@@ -252,66 +247,3 @@ def save_step(run: Session, step: int) -> Path:
         return path
 
     return on_main(save)
-
-
-def measure(run: Session, is_empty: bool = False) -> dict:
-    """Greedy evaluation on the held-out questions; with `is_empty` the retriever finds nothing."""
-    retriever = EmptyRetriever() if is_empty else run.held_out.retriever
-    summary, samples = evaluate(run.held_out.examples, run.make_method, run.policy, retriever, run.limits)
-    if not is_empty:
-        run.samples = samples
-    return summary
-
-
-def measure_before(run: Session) -> None:
-    """The base on the held-out questions, once a run; two of its trajectories are kept to compare with."""
-    if run.before is None:
-        run.before = measure(run)
-        run.samples_before = run.samples[:20]
-
-
-def finish(run: Session, began: float) -> None:
-    """Measures the trained policy, writes summary.json and report.html, and prints both and one question twice."""
-    after = measure(run)
-    total_seconds = time.perf_counter() - began
-    emptied = measure(run, is_empty=True) if run.config.method == "search-r1" else None
-    if not is_main():
-        return
-    summary = {
-        "before": run.before,
-        "after": after,
-        "after_without_retriever": emptied,
-        "train_seconds": round(run.train_seconds, 1),
-        "total_seconds": round(total_seconds, 1),
-        "steps": run.config.steps,
-        "peak_memory_gb": round(_peak_memory_gb(run.policy.device), 2),
-    }
-    write_json_atomic(run.folder / "summary.json", summary)
-    report = write_report(run.folder)
-    index = _most_telling(run)
-    colour = sys.stdout.isatty()
-    for title, trajectory in (("Before", run.samples_before[index]), ("After", run.samples[index])):
-        print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, colour)}")
-    columns = {"before": run.before, "after": after, "after, empty retriever": summary["after_without_retriever"]}
-    print("\n" + summary_table({name: column for name, column in columns.items() if column}))
-    print(f"\ntrained {run.config.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation")
-    print(f"report: {report}\nevaluate it: python eval.py --run {run.folder}", flush=True)
-
-
-def _most_telling(run: Session) -> int:
-    """The kept question whose trajectory after training searched most, right answers first."""
-    answers = [example.golden_answers for example in run.held_out.examples]
-
-    def key(index: int) -> tuple[bool, int]:
-        sample = run.samples[index]
-        return sample.answer in answers[index], len(sample.queries)
-
-    return max(range(len(run.samples_before)), key=key)
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    """Peak memory in 10^9 bytes: of the GPU, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -23,10 +23,11 @@ from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.distributed import any_of, processes
 from searchr1_mini.errors import UserError
+from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.rewards import reward
 from searchr1_mini.rollout import RolloutStats, rollout, sum_stats
-from searchr1_mini.session import Session, finish, measure, measure_before, save_step, start
+from searchr1_mini.session import Session, save_step, start
 from searchr1_mini.sft import demonstrations, imitates, imitation_step
 from searchr1_mini.tracking import trajectory_row, write_rollouts
 from searchr1_mini.trajectory import Trajectory
