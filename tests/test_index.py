@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from searchr1_mini import data, index
 from searchr1_mini.corpus import distinct
 from searchr1_mini.data import load_corpus
+from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.errors import UserError
 from searchr1_mini.index import PassageStore, build_store, open_store
 from searchr1_mini.probes import RandomRetriever
-from searchr1_mini.retrieval import BM25S, Passage, build_retriever, fingerprint
+from searchr1_mini.retrieval import BM25S, Passage, fingerprint
 
 ROOT = Path(__file__).parent.parent
 WORDS = st.sampled_from("oslo bern rome the of a Ärger 東京 x1 x2 x3 !".split())
@@ -95,7 +96,7 @@ def test_a_big_corpus_is_indexed_once_and_read_from_disk(big, name, monkeypatch)
     assert (
         isinstance(store, PassageStore) and len(store) == 50 and store[7] == Passage("7", "T7", "place number 7 of all")
     )
-    retriever = build_retriever("auto", store)
+    retriever = build_retriever(Engine("auto"), store)
     assert [hits[0].passage.id for hits in retriever.search(["T7", "number 30"], 2)] == ["7", "30"]
     assert len(RandomRetriever(store).search(["x"], 3)[0]) == 3
     monkeypatch.setattr(index, "build_store", None)  # it is there: not built again

@@ -199,7 +199,7 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
         ({"adapter": "a", "methods": "rag,direct"}, "add it to --methods"),
         ({"methods": "rag", "retriever": "none"}, "rag always searches"),
         ({"retriever": "http"}, "add --retriever-url"),
-        ({"retriever_url": "http://localhost:1"}, "does nothing without --retriever http"),
+        ({"retriever_url": "http://localhost:1"}, "it needs --retriever http or milvus"),
         ({"methods": "rag,cot", "against": "rga"}, "did you mean rag"),
         ({"checkpoint": 3}, "name the run with --run"),
     ],

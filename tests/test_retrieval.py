@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini.data import load_corpus, read_rows
+from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import (
     BM25S,
@@ -18,7 +19,6 @@ from searchr1_mini.retrieval import (
     Passage,
     RankBM25,
     best_rows,
-    build_retriever,
     index_terms,
     kept_at,
     split_contents,
@@ -147,9 +147,9 @@ def test_the_cache_is_safe_from_its_callers():
 
 def test_the_retriever_is_chosen_by_size():
     small, large = corpus(["oslo"] * 5), corpus(["oslo lake", "bern"] * 1000)
-    assert isinstance(build_retriever("auto", small).retriever, RankBM25)
-    assert isinstance(build_retriever("auto", large).retriever, BM25S)
-    assert isinstance(build_retriever("bm25s", small).retriever, BM25S)
+    assert isinstance(build_retriever(Engine("auto"), small).retriever, RankBM25)
+    assert isinstance(build_retriever(Engine("auto"), large).retriever, BM25S)
+    assert isinstance(build_retriever(Engine("bm25s"), small).retriever, BM25S)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_the_retriever_is_chosen_by_size():
 )
 def test_what_cannot_be_built_is_said(name, passages, told):
     with pytest.raises(UserError, match=told):
-        build_retriever(name, passages)
+        build_retriever(Engine(name), passages)
 
 
 def test_a_large_index_is_kept_on_disk_and_answers_the_same(tmp_path, monkeypatch):
