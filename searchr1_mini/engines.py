@@ -49,8 +49,8 @@ def engine_of(config: Any, retriever: str | None = None) -> Engine:
 
 def described(engine: Engine) -> str:
     """The engine in words, for tables: its name and what is not as by default."""
-    parts = [engine.retriever]
-    parts += [f"{engine.dense_model} ({engine.dense_index})"] if engine.retriever in READ_BY["dense_model"] else []
+    is_dense = engine.retriever in READ_BY["dense_model"]
+    parts = [engine.retriever + (f" ({engine.dense_model}, {engine.dense_index})" if is_dense else "")]
     parts += ["stemming"] if engine.stemming else []
     parts += [] if engine.stop_words else ["stop words kept"]
     parts += [f"re-ranked by {engine.reranker}"] if engine.reranker else []

@@ -86,10 +86,10 @@ def test_one_table_of_several_retrievers(files, tmp_path, capsys, monkeypatch):
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in out[2:]]
     assert table[0] == ["retriever", "any@1", "any@3", "all@1", "all@3", "MRR@3", "ms, median", "ms, p95"]
     shares = {row[0]: row[1:6] for row in table[2:]}
-    assert list(shares) == ["bm25 + stemming", "bm25s + stemming", f"hybrid + {model} (flat) + stemming",
+    assert list(shares) == ["bm25 + stemming", "bm25s + stemming", f"hybrid ({model}, flat) + stemming",
                             "milvus + stemming"]  # fmt: skip
     assert shares["bm25s + stemming"] == ["0.500", "0.500", "0.500", "0.500", "0.500"] == shares["milvus + stemming"]
-    assert shares[f"hybrid + {model} (flat) + stemming"] == ["1.000", "1.000", "0.500", "1.000", "1.000"]
+    assert shares[f"hybrid ({model}, flat) + stemming"] == ["1.000", "1.000", "0.500", "1.000", "1.000"]
 
 
 def test_the_hotpotqa_sample_by_command(shared, capsys, monkeypatch):
