@@ -120,6 +120,7 @@ class MilvusRetriever:
             )
         )  # fmt: skip
         index = client.prepare_index_params()
+        # for a cluster, whose defaults differ; milvus-lite reads neither and has these
         index.add_index(
             "bm25", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25", params={"bm25_k1": K1, "bm25_b": B}
         )
