@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from searchr1_mini.defaults import DATASETS, PROMPTED, REAL, TINY, TRAINED
+from searchr1_mini.defaults import DATASETS, DENSE_MODEL, PROMPTED, REAL, TINY, TRAINED
 
 
 def option(group: str, default: Any, help_text: str, least: float | None = None, above: float | None = None):
@@ -28,6 +28,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def _auto(name: str) -> str:
     return f" [default: {TINY[name]} for tiny, else {REAL[name]}]"
+
+
+RETRIEVER_URL_HELP = "address of a /retrieve server, for --retriever http, or of Milvus (a path is milvus-lite)"
+STEMMING_HELP = "let BM25 see stems of words (English Snowball)"
+STOP_WORDS_HELP = "leave English function words out of BM25"
+DENSE_MODEL_HELP = "encoder of sentence-transformers for dense and hybrid: a hub id or a folder"
+DENSE_INDEX_HELP = "compare with every vector (flat), or walk a graph (hnsw)"
+RERANKER_HELP = "cross-encoder of sentence-transformers that re-ranks what was found: a hub id or a folder"
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,21 @@ class TrainConfig:
     world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template" + _auto("template"))
 
-    retriever: Literal["auto", "bm25", "bm25s", "http", "none", "empty", "random", "oracle"] = option(
+    retriever: Literal[
+        "auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http", "none", "empty", "random", "oracle"
+    ] = option(
         "retrieval",
         "auto",
-        "bm25 is rank-bm25; auto by size; probes: no engine (none), nothing found (empty), any passages (random), the "
-        "supporting ones (oracle)",
+        "bm25 is rank-bm25; auto by size; hybrid is BM25 and dense; probes: no engine (none), nothing found (empty), "
+        "any passages (random), the supporting ones (oracle)",
     )
-    retriever_url: str | None = option("retrieval", None, "address of a /retrieve server, for --retriever http")
+    retriever_url: str | None = option("retrieval", None, RETRIEVER_URL_HELP)
     topk: int = option("retrieval", 3, "passages a search", least=1)
+    stemming: bool = option("retrieval", False, STEMMING_HELP)
+    stop_words: bool = option("retrieval", True, STOP_WORDS_HELP)
+    dense_model: str = option("retrieval", DENSE_MODEL, DENSE_MODEL_HELP)
+    dense_index: Literal["flat", "hnsw"] = option("retrieval", "flat", DENSE_INDEX_HELP)
+    reranker: str | None = option("retrieval", None, RERANKER_HELP)
 
     max_turns: int = option("rollout", 4, "actions a question; then one last turn without search", least=1)
     max_new_tokens: int | None = option("rollout", None, "tokens a turn" + _auto("max_new_tokens"), least=1)
@@ -274,8 +289,13 @@ class EvalConfig:
     retriever: str | None = option(
         "retrieval", None, "as in train.py, or several, a row each: auto,empty,random,oracle,none"
     )
-    retriever_url: str | None = option("retrieval", None, "address of a /retrieve server, for --retriever http")
+    retriever_url: str | None = option("retrieval", None, RETRIEVER_URL_HELP)
     topk: int | None = option("retrieval", None, "passages a search", least=1)
+    stemming: bool | None = option("retrieval", None, STEMMING_HELP)
+    stop_words: bool | None = option("retrieval", None, STOP_WORDS_HELP)
+    dense_model: str | None = option("retrieval", None, DENSE_MODEL_HELP)
+    dense_index: Literal["flat", "hnsw"] | None = option("retrieval", None, DENSE_INDEX_HELP)
+    reranker: str | None = option("retrieval", None, RERANKER_HELP)
 
     max_turns: int | None = option("rollout", None, "actions a question", least=1)
     max_new_tokens: int | None = option("rollout", None, "tokens a turn", least=1)
@@ -286,17 +306,3 @@ class EvalConfig:
     load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("model", "auto", "what to compute in")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("model", "auto", "where to compute")
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """Options of the retrieval server."""
-
-    corpus: str | None = option("index", None, "local jsonl with the passages, or a folder of them, or hotpotqa")
-    dataset: str = option("index", "hotpotqa", "data set whose own paragraphs are served, without --corpus")
-    data_path: str | None = option("index", None, "local file of that data set")
-    retriever: Literal["auto", "bm25", "bm25s"] = option("index", "auto", "bm25 is rank-bm25; auto by size")
-
-    host: str = option("network", "127.0.0.1", "address to listen on; 0.0.0.0 is every network, without a password")
-    port: int = option("network", 8000, "port to listen on", least=1)
-    max_body_mb: float = option("network", 8.0, "largest body of a request, in MiB", above=0)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from searchr1_mini import traces
-from searchr1_mini.retrieval import build_retriever
+from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.world import Difficulty, make_questions, make_world
 
 DIFFICULTY_MIX: dict[Difficulty, float] = {"infobox": 0.1, "simple": 0.3, "natural": 0.6}
@@ -64,7 +64,7 @@ def draw_traces(stage: Stage, seed: int, n_worlds: int = 24) -> Iterator[traces.
 def _world_traces(stage: Stage, number: int, rng: random.Random) -> Iterator[traces.Trace]:
     difficulty = rng.choices(list(DIFFICULTY_MIX), list(DIFFICULTY_MIX.values()))[0]
     world = make_world(number, "train", difficulty)
-    retriever = build_retriever("bm25", world.passages)
+    retriever = build_retriever(Engine("bm25"), world.passages)
     counts = dict.fromkeys(HOPS_MIX, 0)
     for hop in rng.choices(list(HOPS_MIX), list(HOPS_MIX.values()), k=300):
         counts[hop] += 1

@@ -19,6 +19,7 @@ from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, is_t
 from searchr1_mini.errors import UserError
 from searchr1_mini.index import open_store
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
+from searchr1_mini.terms import DEFAULT_TERMS, Terms
 
 Split = Literal["train", "eval", "all"]
 FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
@@ -96,10 +97,12 @@ def _hash(example: Example) -> str:
     return hashlib.sha256(example.question.encode()).hexdigest()
 
 
-def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> Sequence[Passage]:
+def load_corpus(
+    corpus: str | None, dataset: str, data_path: str | None, terms: Terms = DEFAULT_TERMS
+) -> Sequence[Passage]:
     """The passages of a file or folder (`--corpus`), or the union of the paragraphs that come with HotpotQA.
 
-    Files of more than `BIG_CORPUS` bytes become a store on disk, with their index, and are not held in memory.
+    Files of more than `BIG_CORPUS` bytes become a store on disk, indexed by `terms`, and are not held in memory.
 
     Raises:
         UserError: the data set brings no passages, or as `load_examples`.
@@ -111,7 +114,7 @@ def load_corpus(corpus: str | None, dataset: str, data_path: str | None) -> Sequ
         files = corpus_files(Path(corpus))
         parsed = (parse_passage(*row) for file in files for row in read_rows(file))
         is_big = sum(file.stat().st_size for file in files if file.is_file()) > BIG_CORPUS
-        passages = open_store(files, parsed) if is_big else distinct(parsed)
+        passages = open_store(files, parsed, terms) if is_big else distinct(parsed)
     elif not data_path or dataset not in ("hotpotqa", "jsonl"):
         raise UserError(
             f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, take --corpus hotpotqa "

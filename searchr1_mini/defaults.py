@@ -15,6 +15,14 @@ PROMPTED = ("direct", "cot", "ircot", "search-o1", "rag")  # methods that need n
 TRAINED = ("sft", "r1", "rejection-sampling", "search-r1")
 SEARCHING = ("ircot", "search-o1", "rag", "rejection-sampling", "search-r1")
 
+ENGINES = ("auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http")
+DENSE_MODEL = "intfloat/e5-base-v2"
+_BM25 = ("auto", "bm25", "bm25s", "hybrid", "milvus")
+READ_BY = {  # option -> the retrievers that read it
+    "retriever_url": ("http", "milvus"), "stemming": _BM25, "stop_words": _BM25, "dense_model": ("dense", "hybrid"),
+    "dense_index": ("dense", "hybrid"), "reranker": ENGINES,
+}  # fmt: skip
+
 WORLD_DIFFICULTY = "natural"  # the hardest
 
 TINY = {

@@ -19,11 +19,13 @@ from searchr1_mini.columns import Column, own_data
 from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import SEARCHING
+from searchr1_mini.engines import engine_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import score
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.plan import (
     OF_A_SEARCH,
+    OF_AN_ENGINE,
     OF_THE_MODEL,
     Plan,
     Row,
@@ -97,7 +99,7 @@ def task_of(config: EvalConfig, row: Row, column: Column, library: Library, task
     settings = cell_settings(config, row, column)
     if row.method not in SEARCHING:
         settings = replace(settings, retriever="empty", retriever_url=None)
-    key = (column.name, settings.retriever, settings.retriever_url)
+    key = (column.name, engine_of(settings))
     if key not in tasks:
         tasks[key] = load_task(replace(settings, method="search-r1"), column.split, library)
     return tasks[key]
@@ -105,7 +107,7 @@ def task_of(config: EvalConfig, row: Row, column: Column, library: Library, task
 
 def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task) -> str:
     """A hash of all that a cell's result depends on."""
-    names = ("method", "retriever", "retriever_url", *OF_THE_MODEL, *OF_A_SEARCH)
+    names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
     parts = {
         "version": __version__,
         "settings": {name: getattr(settings, name) for name in names if name != "rollout_batch_size"},

@@ -20,16 +20,23 @@ from tqdm import tqdm
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import K1, B, Passage, cache_dir, index_terms, kept_at
+from searchr1_mini.terms import DEFAULT_TERMS, Terms
 
 BATCH = 50_000  # passages whose terms are held at a time
+TERMS_FILE = "terms.txt"  # their suffix; a store of the default terms has none
 EMPTY = "\0"  # the term of a passage that has none; no query holds it
 
 
 class PassageStore(Sequence):
-    """Passages in a file, read one at a time; `folder` is what `build_store` wrote. Safe to read from many threads."""
+    """Passages in a file, read one at a time; `folder` is what `build_store` wrote. Safe to read from many threads.
+
+    `suffix` is that of the terms by which the store was indexed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        suffix = folder / TERMS_FILE
+        self.suffix = suffix.read_text(encoding="utf-8") if suffix.is_file() else DEFAULT_TERMS.suffix
         self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self.file = (folder / "passages.jsonl").open("rb")
 
@@ -43,23 +50,24 @@ class PassageStore(Sequence):
         return Passage(*json.loads(os.pread(self.file.fileno(), end - start, start)))
 
 
-def open_store(files: Sequence[Path], passages: Iterable[Passage]) -> PassageStore:
-    """The store of these files, kept in the cache folder under a hash of their bytes; built now if it is not there.
+def open_store(files: Sequence[Path], passages: Iterable[Passage], terms: Terms = DEFAULT_TERMS) -> PassageStore:
+    """The store of these files, in the cache folder under a hash of their bytes, and the terms; built if not there.
 
     Args:
         files: the corpus.
         passages: what is in them; read only if the store has to be built.
+        terms: by which it is indexed.
 
     Raises:
         UserError: as `build_store`, or what reading the passages raises.
     """
-    folder = cache_dir() / "stores" / files_fingerprint(files)
+    folder = cache_dir() / "stores" / (files_fingerprint(files) + terms.suffix)
     if not folder.is_dir():
-        build_store(passages, folder)
+        build_store(passages, folder, terms)
     return PassageStore(folder)
 
 
-def build_store(passages: Iterable[Passage], folder: Path) -> None:
+def build_store(passages: Iterable[Passage], folder: Path, terms: Terms = DEFAULT_TERMS) -> None:
     """Writes passages and index in one pass over `passages` and one over what it wrote; repeats are left out.
 
     The folder appears once all of it is written, and the same of two processes that build it at once stays.
@@ -78,12 +86,14 @@ def build_store(passages: Iterable[Passage], folder: Path) -> None:
                 for passage in batch:
                     row = json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False)
                     offsets.append(offsets[-1] + file.write(row.encode("utf-8", "replace") + b"\n"))
-                np.savez(aside / f"terms-{batches}.npz", **count_terms(batch, vocabulary, lengths))
+                np.savez(aside / f"terms-{batches}.npz", **count_terms(batch, terms, vocabulary, lengths))
         if not lengths:
             raise UserError("the corpus is empty; each line needs one passage")
         np.save(aside / "offsets.npy", np.frombuffer(offsets, dtype=np.uint64))
         write_scores(aside, batches, np.frombuffer(lengths, dtype=np.uint32), len(vocabulary))
         (aside / "vocab.index.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        if terms.suffix:
+            (aside / TERMS_FILE).write_text(terms.suffix, encoding="utf-8")
         for number in range(1, batches + 1):
             (aside / f"terms-{number}.npz").unlink()
 
@@ -110,18 +120,20 @@ def batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         yield batch
 
 
-def count_terms(batch: list[Passage], vocabulary: dict[str, int], lengths: array) -> dict[str, np.ndarray]:
+def count_terms(
+    batch: list[Passage], terms: Terms, vocabulary: dict[str, int], lengths: array
+) -> dict[str, np.ndarray]:
     """For every different term of every passage: its id, how often it occurs, and the passage's number."""
     first = len(lengths)
-    terms, counts, rows = array("I"), array("I"), array("I")
+    ids, counts, rows = array("I"), array("I"), array("I")
     for row, passage in enumerate(batch, start=first):
-        words = index_terms(passage) or [EMPTY]
+        words = index_terms(passage, terms) or [EMPTY]
         lengths.append(len(words))
         for word, count in Counter(words).items():
-            terms.append(vocabulary.setdefault(word, len(vocabulary)))
+            ids.append(vocabulary.setdefault(word, len(vocabulary)))
             counts.append(count)
             rows.append(row)
-    arrays = {"terms": terms, "counts": counts, "rows": rows}
+    arrays = {"terms": ids, "counts": counts, "rows": rows}
     return {name: np.frombuffer(values, dtype=np.uint32) for name, values in arrays.items()}
 
 

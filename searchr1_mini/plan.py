@@ -11,11 +11,10 @@ from typing import Any
 from searchr1_mini import checkpoint
 from searchr1_mini.columns import OF_THE_WORLD, Column, chosen, listed, own_data, plan_columns
 from searchr1_mini.config import EvalConfig, TrainConfig, flag_of, suggest
-from searchr1_mini.defaults import PROMPTED, SEARCHING, TRAINED
+from searchr1_mini.defaults import ENGINES, PROMPTED, READ_BY, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError
 from searchr1_mini.probes import PROBES
-from searchr1_mini.resolve import resolve
-from searchr1_mini.retrieval import ENGINES
+from searchr1_mini.resolve import check_retriever, refuse_unread, resolve
 
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
 GENERATORS = {"sft": "direct", "rejection-sampling": "search-r1"}  # others are called as their method
@@ -24,6 +23,7 @@ OF_THE_MODEL = (
     "load_in_4bit"
 ).split()
 OF_A_SEARCH = ("topk", "max_turns")
+OF_AN_ENGINE = tuple(READ_BY)
 TRAIN_AS = {
     "sft": {"algorithm": "sft"},
     "r1": {"method": "r1"},
@@ -103,8 +103,9 @@ def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig
     values |= {name: value for name, value in given.items() if value is not None}
     settings = resolve(TrainConfig(**values))
     engine = saved["retriever"] if saved and saved["retriever"] not in PROBES else "auto"
-    url = config.retriever_url or (saved or {}).get("retriever_url")
-    return replace(settings, retriever=engine, retriever_url=url)
+    of_engine = {name: (saved or {}).get(name, getattr(TrainConfig, name)) for name in OF_AN_ENGINE}
+    of_engine |= {name: value for name in OF_AN_ENGINE if (value := getattr(config, name)) is not None}
+    return replace(settings, retriever=engine, **of_engine)
 
 
 def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -> tuple[list[Row], list[str]]:
@@ -186,7 +187,7 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
     """Each row with each retriever of the list; a method that never searches stays as it is.
 
     Raises:
-        UserError: an unknown retriever, or an address that none of them asks.
+        UserError: an unknown retriever, or an option that none of them reads.
     """
     names = chosen(listed(config.retriever), (*ENGINES, *PROBES), "--retriever", ("auto", *PROBES))
     out = []
@@ -197,14 +198,18 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
                 if len(names) == 1:
                     raise UserError(f"--retriever none: {row.method} always searches; take --retriever empty for it")
                 continue
-            if name == "http" and not row.settings.retriever_url:
-                raise UserError("--retriever http needs a server; add --retriever-url http://host:port")
-            url = row.settings.retriever_url if name == "http" else None
+            settings = only_what_is_read(replace(row.settings, retriever=name))
+            check_retriever(settings, [name])
             label = f"{row.label}, {name}" if searches and len(names) > 1 else row.label
-            out.append(replace(row, label=label, settings=replace(row.settings, retriever=name, retriever_url=url)))
-    if config.retriever_url and all(row.settings.retriever != "http" for row in out):
-        raise UserError("--retriever-url does nothing without --retriever http; add it")
+            out.append(replace(row, label=label, settings=settings))
+    refuse_unread(config, list(dict.fromkeys(row.settings.retriever for row in out if row.method in SEARCHING)))
     return out
+
+
+def only_what_is_read(settings: TrainConfig) -> TrainConfig:
+    """The settings with options that their retriever does not read at their defaults."""
+    unread = [name for name, readers in READ_BY.items() if settings.retriever not in readers]
+    return replace(settings, **{name: getattr(TrainConfig, name) for name in unread})
 
 
 def cell_settings(config: EvalConfig, row: Row, column: Column) -> TrainConfig:

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from searchr1_mini import traces
 from searchr1_mini.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces
+from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.prompts import INVALID_ACTION, SEARCH_TEMPLATE
-from searchr1_mini.retrieval import build_retriever
 from searchr1_mini.world import Difficulty, make_questions, make_world
 
 QWEN2_SPLIT = (
@@ -129,7 +129,7 @@ def reading_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast
 def probe_rows(difficulty: Difficulty, n: int) -> list[traces.Trace]:
     """Right 2-hop episodes in a world of the evaluation split."""
     world = make_world(999, "eval", difficulty)
-    retriever = build_retriever("bm25", world.passages)
+    retriever = build_retriever(Engine("bm25"), world.passages)
     rng = random.Random(0)
     return [traces.agent_trace(world, retriever, q, traces.RIGHT, rng) for q in make_questions(world, 2, n, seed=0)]
 

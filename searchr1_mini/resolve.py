@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from searchr1_mini.defaults import (
     LEARNING_RATES,
     PAPERS_ROLLOUTS,
     PPO,
+    READ_BY,
     REAL,
     TINY,
     WORLD_DIFFICULTY,
 )
 from searchr1_mini.errors import UserError
+from searchr1_mini.retrieval_config import MetricsConfig, ServerConfig
 
 
 def is_tiny(config: TrainConfig) -> bool:
@@ -109,6 +112,34 @@ def name_file(config: TrainConfig) -> TrainConfig:
     return replace(config, dataset="jsonl", data_path=config.dataset) if is_file else config
 
 
+def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
+    """Refuses an option that none of these retrievers reads, and a retriever without its address.
+
+    Raises:
+        UserError: names the flag and the remedy.
+    """
+    refuse_unread(config, names)
+    remote = [name for name in names if name in READ_BY["retriever_url"]]
+    if remote and not config.retriever_url:
+        form = "http://host:port" if remote == ["http"] else "http://host:19530, or a path that ends in .db"
+        raise UserError(f"--retriever {remote[0]} needs the address of a server; add --retriever-url {form}")
+
+
+def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
+    """Refuses an option that none of these retrievers reads, rather than letting it do nothing.
+
+    Raises:
+        UserError: names the flag and the remedy.
+    """
+    for option_, readers in READ_BY.items():
+        is_given = getattr(config, option_) not in (None, getattr(TrainConfig, option_))
+        if is_given and not set(names) & set(readers):
+            told = f"{flag_of(option_)} does nothing with --retriever {', '.join(names) or 'none'}"
+            raise UserError(f"{told}; it needs --retriever {' or '.join(readers)}")
+    if config.retriever_url and set(READ_BY["retriever_url"]) <= set(names):
+        raise UserError("--retriever-url is the address of one server, http or milvus; leave the other out")
+
+
 def check_ranges(config: TrainConfig | EvalConfig) -> None:
     """Refuses a number outside of its range.
 
@@ -133,14 +164,13 @@ def _check_given(config: TrainConfig) -> None:
         )
     if config.resume and config.output_dir is None:
         raise UserError("--resume needs the run's folder; add --output-dir runs/NAME")
-    if config.retriever == "http" and not config.retriever_url:
-        raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
-    if config.retriever_url and config.retriever != "http":
-        raise UserError(f"--retriever-url does nothing with --retriever {config.retriever}; add --retriever http")
+    check_retriever(config, [config.retriever])
     has_search = config.method not in ("r1", "direct") and config.algorithm != "sft"
-    if not has_search and (config.retriever != "auto" or config.corpus or config.topk != TrainConfig.topk):
+    of_search = [f.name for f in fields(config) if f.metadata["group"] == "retrieval" or f.name == "corpus"]
+    given = [flag_of(name) for name in of_search if getattr(config, name) != getattr(TrainConfig, name)]
+    if not has_search and given:
         name = "--algorithm sft" if config.algorithm == "sft" else f"--method {config.method}"
-        raise UserError(f"{name} trains without a search engine; leave out --retriever, --corpus and --topk")
+        raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
     if not has_search and config.max_turns != TrainConfig.max_turns:
         raise UserError("--max-turns: without a search engine there is one turn; leave it out")
     if config.algorithm == "sft" and (config.temperature != 1 or config.group_size not in (None, 1)):

@@ -1,4 +1,4 @@
-"""BM25 in process, the client of a retrieval server, and a cache: one protocol, `search(queries, topk)`."""
+"""One protocol, `search(queries, topk)`: BM25 in process, the client of a retrieval server, and a cache in front."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import tempfile
 import time
 import urllib.error
@@ -23,17 +22,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.terms import DEFAULT_TERMS, Terms, tokenize
 
 SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
-ENGINES = ("auto", "bm25", "bm25s", "http")
-
-_WORD = re.compile(r"\w+")
-STOP_WORDS = frozenset(
-    "a an and are as at be by did do does for from had has have he her his how in is it its of on or she that the "
-    "their they this to was were what when where which who whom whose why will with".split()
-)
 
 
 @dataclass(frozen=True)
@@ -56,17 +49,12 @@ class Retriever(Protocol):
     """What a rollout needs of a search engine."""
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each query its best passages, best first: at most `topk`, only such as share a term with the query."""
+        """For each query its best passages, best first: at most `topk`; by BM25 only such as share a term with it."""
 
 
-def tokenize(text: str) -> list[str]:
-    """Terms of a text: lower-cased runs of letters, digits and underscores, without English function words."""
-    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
-
-
-def index_terms(passage: Passage) -> list[str]:
+def index_terms(passage: Passage, terms: Terms = DEFAULT_TERMS) -> list[str]:
     """The terms a passage is found by: its title's and its text's."""
-    return tokenize(f"{passage.title} {passage.text}")
+    return tokenize(f"{passage.title} {passage.text}", terms)
 
 
 def best_rows(scores: np.ndarray, matches: np.ndarray, topk: int) -> list[int]:
@@ -87,15 +75,15 @@ def best_rows(scores: np.ndarray, matches: np.ndarray, topk: int) -> list[int]:
 class RankBM25:
     """rank-bm25's BM25Okapi: short enough to read, linear in the corpus for every query."""
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
+    def __init__(self, passages: Sequence[Passage], terms: Terms = DEFAULT_TERMS) -> None:
         from rank_bm25 import BM25Okapi
 
-        self.passages = passages
-        self.index = BM25Okapi([index_terms(passage) or [""] for passage in passages], k1=K1, b=B)
+        self.passages, self.terms = passages, terms
+        self.index = BM25Okapi([index_terms(passage, terms) or [""] for passage in passages], k1=K1, b=B)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """See `Retriever.search`."""
-        return [self._search(tokenize(query), topk) for query in queries]
+        return [self._search(tokenize(query, self.terms), topk) for query in queries]
 
     def _search(self, terms: list[str], topk: int) -> list[Hit]:
         scores = self.index.get_scores(terms)
@@ -106,16 +94,24 @@ class RankBM25:
 class BM25S:
     """bm25s with Lucene's idf, which is never negative: scores are computed when indexing, queries add them up."""
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
-        self.passages = passages
+    def __init__(self, passages: Sequence[Passage], terms: Terms = DEFAULT_TERMS) -> None:
+        """Indexes the passages, or opens their index if it is on disk.
+
+        Raises:
+            UserError: the index on disk is damaged, or cannot be written.
+            ValueError: the passages are a store that was indexed by other terms.
+        """
+        self.passages, self.terms = passages, terms
         folder = getattr(passages, "folder", None)  # a PassageStore brings its index
+        if folder is not None and passages.suffix != terms.suffix:
+            raise ValueError(f"{folder} was indexed with other terms ({passages.suffix!r}, not {terms.suffix!r})")
         if folder is None and len(passages) >= SAVE_FROM:
-            folder = cache_dir() / "bm25s" / fingerprint(passages)
-        self.index = _load_index(folder) if folder and folder.is_dir() else _build_index(passages, folder)
+            folder = cache_dir() / "bm25s" / (fingerprint(passages) + terms.suffix)
+        self.index = _load_index(folder) if folder and folder.is_dir() else _build_index(passages, terms, folder)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """See `Retriever.search`."""
-        return [self._search(tokenize(query), topk) for query in queries]
+        return [self._search(tokenize(query, self.terms), topk) for query in queries]
 
     def _search(self, terms: list[str], topk: int) -> list[Hit]:
         known = [term for term in terms if term in self.index.vocab_dict]
@@ -125,11 +121,11 @@ class BM25S:
         return [Hit(self.passages[row], float(scores[row])) for row in best_rows(scores, scores > 0, topk)]
 
 
-def _build_index(passages: Sequence[Passage], folder: Path | None):
+def _build_index(passages: Sequence[Passage], terms: Terms, folder: Path | None):
     import bm25s
 
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    index.index([index_terms(passage) or ["\0"] for passage in passages], show_progress=False)
+    index.index([index_terms(passage, terms) or ["\0"] for passage in passages], show_progress=False)
     if folder is not None:
         with kept_at(folder) as aside:
             index.save(aside, show_progress=False)
@@ -146,9 +142,9 @@ def _load_index(folder: Path):
 
 
 def fingerprint(passages: Sequence[Passage]) -> str:
-    """A hash of a corpus and of how it is indexed."""
+    """A hash of a corpus, whatever its terms, and of BM25's constants."""
     if hasattr(passages, "folder"):
-        return passages.folder.name
+        return passages.folder.name.removesuffix(passages.suffix)
     digest = hashlib.sha256(f"terms-1 {K1} {B}".encode())
     for passage in passages:
         digest.update(f"{passage.id}\0{passage.title}\0{passage.text}\0".encode())
@@ -270,27 +266,3 @@ def _parse_hit(item: dict) -> Hit:
     document = item.get("document", item)
     title, text = split_contents(document["contents"])
     return Hit(Passage(str(document.get("id", "")), title, text), float(item.get("score", 0.0)))
-
-
-def build_retriever(name: str, passages: Sequence[Passage], url: str | None = None) -> CachedRetriever:
-    """The search engine of that name, behind a cache.
-
-    Args:
-        name: "auto" (rank-bm25 below 2,000 passages, else bm25s), "bm25" (rank-bm25), "bm25s" or "http".
-        passages: the corpus; unused by "http".
-        url: of the server, for "http".
-
-    Raises:
-        UserError: the corpus is empty, or there is no such retriever.
-    """
-    if name not in ENGINES:
-        raise UserError(f"unknown retriever {name!r}; choose one of {', '.join(ENGINES)}")
-    if name == "http":
-        if not url:
-            raise UserError("--retriever http needs the address of a server; add --retriever-url http://host:port")
-        return CachedRetriever(HTTPRetriever(url))
-    if not passages:
-        raise UserError("the corpus is empty; give --corpus a file with passages")
-    if name == "auto":
-        name = "bm25" if len(passages) < SMALL_CORPUS else "bm25s"
-    return CachedRetriever(RankBM25(passages) if name == "bm25" else BM25S(passages))

@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import ServerConfig
 from searchr1_mini.data import load_corpus
+from searchr1_mini.engines import build_retriever, engine_of
 from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import check_ranges
-from searchr1_mini.retrieval import Retriever, build_retriever
+from searchr1_mini.resolve import check_ranges, check_retriever
+from searchr1_mini.retrieval import Retriever
+from searchr1_mini.retrieval_config import ServerConfig
 
 MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100
 
@@ -32,13 +33,15 @@ def main() -> None:
     """
     config = parse(ServerConfig, "python -m searchr1_mini.server", __doc__.splitlines()[0])
     check_ranges(config)
+    check_retriever(config, [config.retriever])
     try:
         import uvicorn
     except ImportError as error:
         raise UserError('the server needs two more packages; run `pip install "searchr1-mini[server]"`') from error
-    passages = load_corpus(config.corpus, config.dataset, config.data_path)
+    engine = engine_of(config)
+    passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)
-    app = make_app(build_retriever(config.retriever, passages), len(passages), config.retriever, config.max_body_mb)
+    app = make_app(build_retriever(engine, passages), len(passages), config.retriever, config.max_body_mb)
     print(f"serving on http://{config.host}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
     uvicorn.run(app, host=config.host, port=config.port, log_level="warning", timeout_graceful_shutdown=10)
 

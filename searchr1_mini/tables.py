@@ -13,6 +13,7 @@ from statistics import fmean
 from searchr1_mini import paper
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import SEARCHING
+from searchr1_mini.engines import described, engine_of
 from searchr1_mini.evaluation import FAILURES, FINISH_REASONS, bootstrap_interval, mcnemar, means
 from searchr1_mini.plan import Row
 from searchr1_mini.tracking import plain, write_json_atomic, write_text_atomic
@@ -170,7 +171,7 @@ def setup(results: Results) -> list[str]:
         tokens = f"{settings.max_new_tokens} tokens a turn, {settings.max_total_tokens} in all"
         bounds[f"at most {settings.max_turns} actions, {tokens}"] = None
         if row.method in SEARCHING:
-            retrievers[f"{settings.retriever}, {settings.topk} passages a search"] = None
+            retrievers[f"{described(engine_of(settings))}, {settings.topk} passages a search"] = None
     return [
         f"Models: {'; '.join(models)}. Retrievers: {'; '.join(retrievers) or 'none, as no row searches'}. Corpora: "
         f"{'; '.join(results.corpora) or 'none'}. Bounds: {'; '.join(bounds)}. Questions: {questions}.",

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example, Split, load_corpus, load_examples
+from searchr1_mini.engines import build_retriever, engine_of
 from searchr1_mini.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 from searchr1_mini.resolve import world_hops_list
-from searchr1_mini.retrieval import Passage, Retriever, build_retriever, fingerprint
+from searchr1_mini.retrieval import Passage, Retriever, fingerprint
 from searchr1_mini.world import make_world, world_examples
 
 
@@ -54,20 +55,22 @@ def load_task(config: TrainConfig, split: Split, library: Library | None = None)
 
 def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> tuple[Retriever, str]:
     """The engine that the config names, or one of the probes on its corpus; and the hash of what it searches."""
-    name = config.retriever
+    name, engine = config.retriever, engine_of(config)
     if name in ("none", "empty") or config.method in ("r1", "direct", "cot"):
         return EmptyRetriever(), ""
     if name == "http":
         key = ("http", config.retriever_url)
         library.corpora[key] = [], config.retriever_url
     elif key not in library.corpora:
-        passages = load_corpus(config.corpus, config.dataset, config.data_path)
-        library.corpora[key] = passages, fingerprint(passages)
+        key = (*key, engine.terms)  # a big corpus is indexed while it is read
+        if key not in library.corpora:
+            passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
+            library.corpora[key] = passages, fingerprint(passages)
     passages, corpus_hash = library.corpora[key]
     if name == "random":
         return RandomRetriever(passages), corpus_hash
     if name == "oracle":
         return OracleRetriever(passages, examples), corpus_hash
-    if (name, key) not in library.engines:
-        library.engines[name, key] = build_retriever(name, passages, config.retriever_url)
-    return library.engines[name, key], corpus_hash
+    if (engine, key) not in library.engines:
+        library.engines[engine, key] = build_retriever(engine, passages)
+    return library.engines[engine, key], corpus_hash

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import EvalConfig, ServerConfig, TrainConfig
+from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.defaults import PRESETS, REAL, TINY
 from searchr1_mini.errors import UserError
 from searchr1_mini.resolve import resolve, resolve_model, world_hops_list
+from searchr1_mini.retrieval_config import MetricsConfig, ServerConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +58,16 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--temperature", "0"], "--temperature 0.0: it must be above 0"),
         (["--resume"], "--output-dir"),
         (["--retriever", "http"], "--retriever-url"),
-        (["--retriever-url", "http://x"], "--retriever http"),
+        (
+            ["--retriever-url", "http://x"],
+            "it needs --retriever http or milvus",
+        ),
+        (["--retriever", "milvus"], "a path that ends in .db"),
+        (["--retriever", "http", "--retriever-url", "http://x", "--stemming"], "--stemming does nothing"),
+        (["--retriever", "dense", "--no-stop-words"], "--stop-words does nothing with --retriever dense"),
+        (["--retriever", "bm25s", "--dense-index", "hnsw"], "it needs --retriever dense or hybrid"),
+        (["--retriever", "oracle", "--reranker", "m"], "--reranker does nothing with --retriever oracle"),
+        (["--method", "r1", "--stemming"], "trains without a search engine; leave out --stemming"),
         (["--corpus", "x.jsonl"], "--corpus does not go with --dataset world"),
         (["--data-path", "x.jsonl"], "--data-path does not go with --dataset world"),
         (["--model", "Qwen2.5-3B", "--world-hops", "1"], "need --dataset world"),
@@ -199,7 +209,8 @@ def test_open_values_are_resolved_per_model():
 
 
 UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
-    "demonstration_questions"
+    "demonstration_questions",
+    "reranker",
 }
 
 
@@ -278,7 +289,7 @@ def test_every_option_is_documented(config):
 
 def test_the_manual_names_every_option_and_preset():
     manual = (ROOT / "docs" / "cli.md").read_text()
-    for option in [*fields(TrainConfig), *fields(EvalConfig), *fields(ServerConfig)]:
+    for option in [*fields(TrainConfig), *fields(EvalConfig), *fields(ServerConfig), *fields(MetricsConfig)]:
         assert f"`--{option.name.replace('_', '-')}`" in manual, option.name
     for preset, values in PRESETS.items():
         row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))

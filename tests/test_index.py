@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini import data, index
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.corpus import distinct
 from searchr1_mini.data import load_corpus
+from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.errors import UserError
 from searchr1_mini.index import PassageStore, build_store, open_store
 from searchr1_mini.probes import RandomRetriever
-from searchr1_mini.retrieval import BM25S, Passage, build_retriever, fingerprint
+from searchr1_mini.resolve import resolve
+from searchr1_mini.retrieval import BM25S, Passage, fingerprint
+from searchr1_mini.task import Library, load_task
+from searchr1_mini.terms import Terms
 
 ROOT = Path(__file__).parent.parent
 WORDS = st.sampled_from("oslo bern rome the of a Ärger 東京 x1 x2 x3 !".split())
@@ -95,12 +101,39 @@ def test_a_big_corpus_is_indexed_once_and_read_from_disk(big, name, monkeypatch)
     assert (
         isinstance(store, PassageStore) and len(store) == 50 and store[7] == Passage("7", "T7", "place number 7 of all")
     )
-    retriever = build_retriever("auto", store)
+    retriever = build_retriever(Engine("auto"), store)
     assert [hits[0].passage.id for hits in retriever.search(["T7", "number 30"], 2)] == ["7", "30"]
     assert len(RandomRetriever(store).search(["x"], 3)[0]) == 3
     monkeypatch.setattr(index, "build_store", None)  # it is there: not built again
     again = load_corpus(str(path), "jsonl", None)
     assert fingerprint(again) == fingerprint(store) and list(again) == list(store)
+
+
+def test_a_store_never_serves_other_terms(big):
+    path = big / "c.jsonl"
+    path.write_text("".join(json.dumps({"id": t, "title": t, "text": t}) + "\n" for t in ("the lakes", "a lake")))
+    kinds = [Terms(stemming, stop_words) for stemming in (False, True) for stop_words in (True, False)]
+    for _ in range(2):  # built, then read back
+        stores = [load_corpus(str(path), "jsonl", None, kind) for kind in kinds]
+        engines = [BM25S(store, kind) for store, kind in zip(stores, kinds, strict=True)]
+        found = [[len(hits) for hits in engine.search(["lake", "the"], 3)] for engine in engines]
+        assert found == [[1, 0], [1, 1], [2, 0], [2, 1]]
+    assert len({store.folder for store in stores}) == 4
+    assert {fingerprint(store) for store in stores} == {stores[0].folder.name}  # one corpus, and the defaults' old name
+    with pytest.raises(ValueError, match="indexed with other terms"):
+        BM25S(stores[0], Terms(stemming=True))
+
+
+def test_a_task_opens_the_store_of_its_terms(big):
+    corpus = write_corpus(big / "c.jsonl", 20)
+    questions = big / "q.jsonl"
+    questions.write_text("".join(json.dumps({"question": f"place {n}?", "answer": "x"}) + "\n" for n in range(4)))
+    config = resolve(TrainConfig(model="Qwen2.5-3B", dataset=str(questions), corpus=str(corpus)))
+    library = Library()
+    plain = load_task(config, "train", library)
+    stems = load_task(replace(config, stemming=True), "train", library)
+    assert plain.retriever.search(["placed 7"], 1) != stems.retriever.search(["placed 7"], 1)
+    assert plain.corpus_hash == stems.corpus_hash and len(list((big / "cache" / "stores").iterdir())) == 2
 
 
 def test_another_byte_is_another_index(big):

@@ -155,6 +155,19 @@ def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
     assert plan_evaluation(EvalConfig(run=probed)).rows[0].settings.retriever == "auto"
 
 
+def test_a_row_carries_only_what_its_retriever_reads(tmp_path):
+    config = EvalConfig(model="tiny", methods="rag", retriever="auto,hybrid", stemming=True, dense_model="m")
+    auto, hybrid = (row.settings for row in plan_evaluation(config).rows)
+    assert (auto.stemming, auto.dense_model) == (True, TrainConfig().dense_model)
+    assert (hybrid.stemming, hybrid.dense_model) == (True, "m")
+    run = save_run(tmp_path / "a", retriever="hybrid", stemming=True, dense_model="m")
+    again = plan_evaluation(EvalConfig(run=run)).rows[0].settings
+    assert (again.retriever, again.stemming, again.dense_model) == ("hybrid", True, "m")
+    assert plan_evaluation(EvalConfig(run=run, retriever="random")).rows[0].settings.stemming is False
+    with pytest.raises(UserError, match="--stemming does nothing"):
+        plan_evaluation(EvalConfig(model="tiny", methods="direct", stemming=True))
+
+
 def mark(config: EvalConfig) -> str:
     plan = plan_evaluation(config)
     row, column = plan.rows[0], plan.columns[0]
@@ -199,7 +212,7 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
         ({"adapter": "a", "methods": "rag,direct"}, "add it to --methods"),
         ({"methods": "rag", "retriever": "none"}, "rag always searches"),
         ({"retriever": "http"}, "add --retriever-url"),
-        ({"retriever_url": "http://localhost:1"}, "does nothing without --retriever http"),
+        ({"retriever_url": "http://localhost:1"}, "it needs --retriever http or milvus"),
         ({"methods": "rag,cot", "against": "rga"}, "did you mean rag"),
         ({"checkpoint": 3}, "name the run with --run"),
     ],

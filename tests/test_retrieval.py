@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr1_mini import terms
 from searchr1_mini.data import load_corpus, read_rows
+from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import (
     BM25S,
@@ -18,12 +23,12 @@ from searchr1_mini.retrieval import (
     Passage,
     RankBM25,
     best_rows,
-    build_retriever,
+    fingerprint,
     index_terms,
     kept_at,
     split_contents,
-    tokenize,
 )
+from searchr1_mini.terms import STOP_WORDS, Terms, tokenize
 from searchr1_mini.world import make_world
 
 WORDS = ["oslo", "bern", "river", "mayor", "capital", "lake"]
@@ -147,9 +152,9 @@ def test_the_cache_is_safe_from_its_callers():
 
 def test_the_retriever_is_chosen_by_size():
     small, large = corpus(["oslo"] * 5), corpus(["oslo lake", "bern"] * 1000)
-    assert isinstance(build_retriever("auto", small).retriever, RankBM25)
-    assert isinstance(build_retriever("auto", large).retriever, BM25S)
-    assert isinstance(build_retriever("bm25s", small).retriever, BM25S)
+    assert isinstance(build_retriever(Engine("auto"), small).retriever, RankBM25)
+    assert isinstance(build_retriever(Engine("auto"), large).retriever, BM25S)
+    assert isinstance(build_retriever(Engine("bm25s"), small).retriever, BM25S)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_the_retriever_is_chosen_by_size():
 )
 def test_what_cannot_be_built_is_said(name, passages, told):
     with pytest.raises(UserError, match=told):
-        build_retriever(name, passages)
+        build_retriever(Engine(name), passages)
 
 
 def test_a_large_index_is_kept_on_disk_and_answers_the_same(tmp_path, monkeypatch):
@@ -176,6 +181,47 @@ def test_a_large_index_is_kept_on_disk_and_answers_the_same(tmp_path, monkeypatc
     assert BM25S(passages).search(asked, 3) == fresh
     BM25S(passages[:-1])
     assert len(list((tmp_path / "bm25s").iterdir())) == 2
+
+
+def test_an_index_on_disk_never_serves_other_terms(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
+    monkeypatch.setattr("searchr1_mini.retrieval.SAVE_FROM", 2)
+    passages = corpus(["the lakes of oslo", "bern and the lake"])
+    kinds = [Terms(stemming, stop_words) for stemming in (False, True) for stop_words in (True, False)]
+    for _ in range(2):  # built, then read back
+        found = [[len(hits) for hits in BM25S(passages, kind).search(["lake", "the"], 3)] for kind in kinds]
+        assert found == [[1, 0], [1, 2], [2, 0], [2, 2]]
+    names = {folder.name.removeprefix(fingerprint(passages)) for folder in (tmp_path / "bm25s").iterdir()}
+    assert "" in names and len(names) == 4  # the defaults keep the name that they had before there were terms
+
+
+@pytest.mark.parametrize("name", ["bm25", "bm25s"])
+def test_stems_and_stop_words_by_option(name):
+    passages = corpus(["she runs", "he was running", "the lake"])
+
+    def found(query: str, **options) -> list[str]:
+        hits = build_retriever(Engine(name, **options), passages).search([query], 3)[0]
+        return sorted(hit.passage.text for hit in hits)
+
+    assert found("running") == ["he was running"] and found("the") == []
+    assert found("run", stemming=True) == found("RUNNING", stemming=True) == ["he was running", "she runs"]
+    assert found("the") == found("the", stemming=True) == [] and found("the", stop_words=False) == ["the lake"]
+
+
+@given(st.text(max_size=40), st.booleans(), st.booleans())
+def test_terms_of_any_text_are_its_words(text, stemming, stop_words):
+    words = re.findall(r"\w+", text.lower())
+    kept = words if stop_words is False else [word for word in words if word not in STOP_WORDS]
+    stems = Stemmer.Stemmer("english").stemWords(kept)
+    assert tokenize(text, Terms(stemming, stop_words)) == (stems if stemming else kept)
+
+
+def test_stemming_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "Stemmer", None)
+    terms._stemmer.cache_clear()
+    with pytest.raises(UserError, match=r"searchr1-mini\[stem\]"):
+        tokenize("lakes", Terms(stemming=True))
+    assert tokenize("the lakes") == ["lakes"]
 
 
 def test_a_damaged_index_is_named(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from encoders import save_word_vectors
 
 from searchr1_mini.corpus import parse_passage
 from searchr1_mini.retrieval import BM25S, HTTPRetriever
@@ -154,9 +155,23 @@ def test_it_stops_when_it_is_told_and_an_evaluation_against_it_says_so(corpus, t
     assert dead.returncode == 2 and "does not answer" in dead.stderr and "Traceback" not in dead.stderr
 
 
+def test_it_serves_bm25_by_stems_and_an_encoder_in_one(corpus, tmp_path, monkeypatch):
+    encoder = save_word_vectors(tmp_path / "m", [f"{row['title']} {row['text']}" for row in ROWS], {"rhine": "bern"})
+    monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
+    process, port = start(corpus, "--retriever", "hybrid", "--dense-model", encoder, "--stemming")
+    synonym, stem = HTTPRetriever(f"http://127.0.0.1:{port}").search(["Rhine", "numbered place of Lima"], 3)
+    assert synonym[0].passage.title == 'The "Bern"' and stem[0].passage.title == 'The "Lima"'
+    assert stem[0].score == pytest.approx(2 / 61)  # first in both
+    assert ask(port, b"", "GET", "/health")[1]["retriever"] == "hybrid"
+    process.send_signal(signal.SIGTERM)
+    assert "Traceback" not in process.communicate(timeout=30)[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
+        (["--retriever", "milvus"], "needs the address of a server"),
+        (["--retriever", "bm25s", "--retriever-url", "m.db"], "it needs --retriever http or milvus"),
         (["--corpus", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--port", "0"], "must be at least 1"),
         (["--retriever", "http"], "must be one of"),

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from searchr1_mini.retrieval import build_retriever
+from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.traces import BASE, RIGHT, agent_trace, copy_drill, page_trace, reading_trace
 from searchr1_mini.world import DIFFICULTIES, make_questions, make_world, split_of, world_examples
 from searchr1_mini.world_text import RELATIONS, all_names
@@ -67,7 +67,7 @@ def test_500_questions_a_cell_fit_into_a_world(world):
 def test_a_plain_query_finds_the_page(world):
     """Every fact can be reached: its subject and relation as the query bring its page into the top 3."""
     facts = random.Random(0).sample(sorted(world.facts.values()), 200)
-    found = build_retriever("bm25", world.passages).search(
+    found = build_retriever(Engine("bm25"), world.passages).search(
         [f"{f.subject} {RELATIONS[f.relation].noun}" for f in facts], 3
     )
     hits = sum(
@@ -92,7 +92,7 @@ def test_names_of_every_kind_are_two_words_without_repeats():
 
 
 def test_right_traces_end_in_the_answer_and_base_traces_seldom_do(world):
-    retriever, rng = build_retriever("bm25", world.passages), random.Random(0)
+    retriever, rng = build_retriever(Engine("bm25"), world.passages), random.Random(0)
     questions = make_questions(world, 2, 200, seed=1)
     answers = {}
     for name, habits in (("right", RIGHT), ("base", BASE)):

@@ -1,0 +1,20 @@
+"""Packages that only some options need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from searchr1_mini.errors import UserError
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports a module of an extra of this package.
+
+    Raises:
+        UserError: it is not installed, or broken; names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f'{error}; run `pip install "searchr1-mini[{extra}]"`') from error

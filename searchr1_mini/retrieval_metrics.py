@@ -1,0 +1,128 @@
+"""How well, and how fast, retrievers find the passages that answers rest on: recall@k, MRR, milliseconds a query.
+
+    python -m searchr1_mini.retrieval_metrics --dataset questions.json --retriever bm25,bm25s --topk 1,3,5,10
+
+The query is the question as it stands: what the first search of a policy could find, not what a good one would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from searchr1_mini.cli import parse, run_command
+from searchr1_mini.columns import chosen, listed
+from searchr1_mini.data import Example, load_corpus, load_examples
+from searchr1_mini.defaults import ENGINES
+from searchr1_mini.engines import build_retriever, described, engine_of
+from searchr1_mini.errors import UserError
+from searchr1_mini.resolve import check_ranges, check_retriever, name_file
+from searchr1_mini.retrieval import Retriever
+from searchr1_mini.retrieval_config import MetricsConfig
+from searchr1_mini.terms import Terms
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a retriever found over Q questions.
+
+    Attributes:
+        any_recall: for each k, the share of questions with a supporting title among the titles of the k best passages.
+        all_recall: for each k, the share with every supporting title among them.
+        mrr: mean of 1 / rank of the first passage with a supporting title, 0 where none is among the best max(k).
+        median_ms, p95_ms: of the time of one query, searched on its own.
+    """
+
+    any_recall: dict[int, float]
+    all_recall: dict[int, float]
+    mrr: float
+    median_ms: float
+    p95_ms: float
+
+
+def main() -> None:
+    """Parses, measures each retriever and prints a table.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    description = __doc__.splitlines()[0]
+    config = name_file(parse(MetricsConfig, "python -m searchr1_mini.retrieval_metrics", description))
+    check_ranges(config)
+    names = chosen(listed(config.retriever), ENGINES, "--retriever")
+    check_retriever(config, names)
+    topks = parse_topks(config.topk)
+    examples = load_examples(config.dataset, config.data_path, "all", config.limit)
+    asked = [example for example in examples if example.supporting]
+    if not asked:
+        raise UserError(
+            f"{config.data_path or config.dataset} names no supporting titles, which recall is measured by; take "
+            'questions with "supporting_facts", as those of hotpotqa'
+        )
+    terms = Terms(config.stemming, config.stop_words)
+    is_here = names != ["http"]
+    passages = load_corpus(config.corpus, config.dataset, config.data_path, terms) if is_here else []
+    rows = {}
+    for engine in (engine_of(config, name) for name in names):
+        rows[described(engine)] = measure(build_retriever(engine, passages).retriever, asked, topks)
+    held = f"{len(passages)} passages" if is_here else config.retriever_url
+    print(f"{len(asked)} questions with supporting titles, of {len(examples)}, asked of {held}\n")
+    print(table(rows, topks))
+
+
+def parse_topks(text: str) -> list[int]:
+    """`1,3,5` -> [1, 3, 5], in ascending order.
+
+    Raises:
+        UserError: it is no list of numbers from 1.
+    """
+    parts = listed(text)
+    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"--topk {text}: give numbers from 1, as in 1,3,5,10")
+    return sorted({int(part) for part in parts})
+
+
+def measure(retriever: Retriever, examples: Sequence[Example], topks: Sequence[int]) -> Metrics:
+    """Searches each question on its own, after one that is not timed.
+
+    Args:
+        retriever: without a cache in front.
+        examples: with supporting titles.
+        topks: ascending.
+    """
+    retriever.search([examples[0].question], topks[-1])
+    times, ranks = [], []
+    for example in examples:
+        began = time.perf_counter()
+        (hits,) = retriever.search([example.question], topks[-1])
+        times.append(1000 * (time.perf_counter() - began))
+        titles = [hit.passage.title for hit in hits]
+        wanted = {title for title, _ in example.supporting}
+        ranks.append([titles.index(title) + 1 if title in titles else np.inf for title in wanted])
+    first, last = np.array([min(r) for r in ranks]), np.array([max(r) for r in ranks])  # (Q,) each
+    return Metrics(
+        any_recall={k: float(np.mean(first <= k)) for k in topks},
+        all_recall={k: float(np.mean(last <= k)) for k in topks},
+        mrr=float(np.mean(1 / first)),
+        median_ms=float(np.median(times)),
+        p95_ms=float(np.percentile(times, 95)),
+    )
+
+
+def table(rows: dict[str, Metrics], topks: Sequence[int]) -> str:
+    """The metrics as a markdown table, a line a retriever."""
+    heads = [f"any@{k}" for k in topks] + [f"all@{k}" for k in topks]
+    lines = [["retriever", *heads, f"MRR@{topks[-1]}", "ms, median", "ms, p95"]]
+    for name, m in rows.items():
+        shares = [*m.any_recall.values(), *m.all_recall.values(), m.mrr]
+        lines.append([name, *(f"{share:.3f}" for share in shares), f"{m.median_ms:.2f}", f"{m.p95_ms:.2f}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    run_command(main)
