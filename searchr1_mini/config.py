@@ -291,3 +291,18 @@ class ServerConfig:
     host: str = option("network", "127.0.0.1", "address to listen on; 0.0.0.0 is every network, without a password")
     port: int = option("network", 8000, "port to listen on", least=1)
     max_body_mb: float = option("network", 8.0, "largest body of a request, in MiB", above=0)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Options of the export."""
+
+    run: str | None = option("what", None, "folder of a training run; the first word of the command line will do")
+    what: Literal["all", "merged", "adapter", "questions"] = option(
+        "what", "all", "the model with its adapter merged, the adapter alone, the questions, or all that the run has"
+    )
+    checkpoint: int | None = option("what", None, "step of the run's checkpoint [default: the newest]", least=1)
+    dtype: Literal["bfloat16", "float16", "float32"] | None = option(
+        "what", None, "of the merged model's weights [default: bfloat16]"
+    )
+    output_dir: str | None = option("what", None, "a new or empty folder [default: RUN/export]")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import EvalConfig, ServerConfig, TrainConfig
+from searchr1_mini.config import EvalConfig, ExportConfig, ServerConfig, TrainConfig
 from searchr1_mini.defaults import PRESETS, REAL, TINY
 from searchr1_mini.errors import UserError
 from searchr1_mini.resolve import resolve, resolve_model, world_hops_list
@@ -278,7 +278,7 @@ def test_every_option_is_documented(config):
 
 def test_the_manual_names_every_option_and_preset():
     manual = (ROOT / "docs" / "cli.md").read_text()
-    for option in [*fields(TrainConfig), *fields(EvalConfig), *fields(ServerConfig)]:
+    for option in (f for config in (TrainConfig, EvalConfig, ServerConfig, ExportConfig) for f in fields(config)):
         assert f"`--{option.name.replace('_', '-')}`" in manual, option.name
     for preset, values in PRESETS.items():
         row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))
