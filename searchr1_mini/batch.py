@@ -10,6 +10,10 @@ from torch import Tensor
 
 from searchr1_mini.trajectory import Trajectory
 
+OVERHEAD = (
+    512  # tokens that one more micro-batch is worth: 100 on the tiny base and a CPU, more where kernels are launched
+)
+
 
 @dataclass
 class Batch:
@@ -100,13 +104,24 @@ def build_batch(
 
 
 def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[list[int]]:
-    """Rows of like length together, rows x longest within the budget; a row that is longer stands alone."""
+    """Rows of like length together, rows x longest within the budget; a row that is longer stands alone.
+
+    Of all ways to cut the rows, in order of length, the cheapest: a micro-batch costs its tokens, padding included, and
+    `OVERHEAD` more.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    cheapest = [(0, 0)]  # for the first 0, 1, .. rows: the cost, and where the last micro-batch begins
+    for end, row in enumerate(order, start=1):
+        most_rows = max(tokens_per_micro_batch // lengths[row], 1)
+        begins = range(max(end - most_rows, 0), end)
+        cheapest.append(min((cheapest[at][0] + (end - at) * lengths[row] + OVERHEAD, at) for at in begins))
     bins: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        if not bins or (len(bins[-1]) + 1) * lengths[row] > tokens_per_micro_batch:
-            bins.append([])
-        bins[-1].append(row)
-    return bins
+    end = len(order)
+    while end:
+        begin = cheapest[end][1]
+        bins.append(order[begin:end])
+        end = begin
+    return bins[::-1]
 
 
 def mini_batches(group_ids: Sequence[int], n: int, generator: torch.Generator) -> list[list[int]]:

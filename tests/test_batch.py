@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_mini.algorithms import loss_weights, policy_loss
-from searchr1_mini.batch import build_batch, micro_batches, mini_batches
+from searchr1_mini.batch import OVERHEAD, build_batch, micro_batches, mini_batches
 from searchr1_mini.trajectory import Segment, Trajectory
 
 PAD = 0
@@ -98,6 +100,20 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
     assert sorted(row for rows in bins for row in rows) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget for rows in bins)
     assert bins == micro_batches(lengths, budget)
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=8), st.integers(1, 3000))
+def test_no_cut_of_the_sorted_rows_is_cheaper(lengths, budget):
+    """Every cut there is, tried one by one."""
+    ascending, n = sorted(lengths), len(lengths)
+    costs = []
+    for picks in itertools.product((False, True), repeat=n - 1):
+        edges = [0, *(place for place, is_cut in enumerate(picks, start=1) if is_cut), n]
+        bins = [ascending[begin:end] for begin, end in itertools.pairwise(edges)]
+        if all(len(bin_) == 1 or len(bin_) * bin_[-1] <= budget for bin_ in bins):
+            costs.append(sum(len(bin_) * bin_[-1] + OVERHEAD for bin_ in bins))
+    found = [[lengths[row] for row in rows] for rows in micro_batches(lengths, budget)]
+    assert sum(len(bin_) * max(bin_) + OVERHEAD for bin_ in found) == min(costs)
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=40), st.integers(1, 5), st.integers(0, 9))
