@@ -52,7 +52,7 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
         _sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if not _is_full_disk(error, folder):
+        if not is_full_disk(error, folder):
             raise
         raise UserError(
             f"the disk is full: checkpoint {final} was not saved; earlier checkpoints are whole. Free some space, then "
@@ -61,7 +61,7 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
     return final
 
 
-def _is_full_disk(error: BaseException, folder: Path) -> bool:
+def is_full_disk(error: BaseException, folder: Path) -> bool:
     """torch and safetensors wrap the system's error in one of their own."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from math import nan
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from math import isnan, nan
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -21,16 +23,24 @@ class Trend(NamedTuple):
 
 
 class Trends(dict[str, Trend]):
-    """Metric -> Trend, computed when asked for. What was not logged is nan, which no comparison holds for."""
+    """Metric -> Trend, kept up step by step. What was not logged is nan, which no comparison holds for."""
 
-    def __init__(self, history: Sequence[dict[str, Any]]) -> None:
-        self.history = history
+    def __init__(self) -> None:
+        self.windows: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=WINDOW))
 
     def __missing__(self, key: str) -> Trend:
-        values = [row[key] for row in self.history if row.get(key) is not None]
-        means = [fmean(values[i : i + WINDOW]) for i in range(len(values) - WINDOW + 1)]
-        self[key] = Trend(values[-1] if values else nan, *((means[-1], means[0], max(means)) if means else ()))
-        return self[key]
+        return Trend()
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """The metrics of one more step; None was not logged."""
+        for key, value in metrics.items():
+            if value is None:
+                continue
+            window, old = self.windows[key], self[key]
+            window.append(value)
+            now = fmean(window) if len(window) == WINDOW else nan
+            start, top = (now if isnan(old_value) else old_value for old_value in (old.start, old.top))
+            self[key] = Trend(value, now, start, max(top, now))
 
 
 # name -> when it is seen, and what is said of it
@@ -101,17 +111,18 @@ class Watch:
     """
 
     def __init__(self, history: Iterable[dict[str, Any]] = ()) -> None:
-        self.history = list(history)
+        self.trends = Trends()
         self.told: dict[str, int] = {}
+        for metrics in history:
+            self.trends.add(metrics)
 
     def see(self, step: int, metrics: dict[str, Any]) -> dict[str, str]:
         """Sign -> warning of this step; a sign that was told less than QUIET steps ago is not repeated."""
-        self.history.append(metrics)
-        trends = Trends(self.history)
+        self.trends.add(metrics)
         found = {
-            name: message.format_map(trends)
+            name: message.format_map(self.trends)
             for name, (is_seen, message) in SIGNS.items()
-            if step - self.told.get(name, -QUIET) >= QUIET and is_seen(trends)
+            if step - self.told.get(name, -QUIET) >= QUIET and is_seen(self.trends)
         }
         self.told |= dict.fromkeys(found, step)
         return found

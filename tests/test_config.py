@@ -17,6 +17,7 @@ from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.defaults import PRESETS, REAL, TINY
 from searchr1_mini.errors import UserError
+from searchr1_mini.export import ExportConfig
 from searchr1_mini.resolve import resolve, resolve_model, world_hops_list
 from searchr1_mini.retrieval_config import MetricsConfig, ServerConfig
 
@@ -289,7 +290,8 @@ def test_every_option_is_documented(config):
 
 def test_the_manual_names_every_option_and_preset():
     manual = (ROOT / "docs" / "cli.md").read_text()
-    for option in [*fields(TrainConfig), *fields(EvalConfig), *fields(ServerConfig), *fields(MetricsConfig)]:
+    configs = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig)
+    for option in (f for config in configs for f in fields(config)):
         assert f"`--{option.name.replace('_', '-')}`" in manual, option.name
     for preset, values in PRESETS.items():
         row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))

@@ -1,0 +1,86 @@
+"""Does a run grow? Resident memory and seconds a token over many steps: `python benchmarks/growth.py --steps 500`.
+
+A small run of GRPO on the tiny base through the training loop's own functions: steps, log, TensorBoard, evaluations and
+checkpoints. Memory is read after each step; a line is fitted by least squares to the steps after the warm-up, in which
+allocator and caches fill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.measure import measure
+from searchr1_mini.metrics import eval_metrics
+from searchr1_mini.resolve import resolve
+from searchr1_mini.session import Session, save_step, start
+from searchr1_mini.training import train_step
+
+BAR = 1.0  # MB per 100 steps
+
+
+def main() -> None:
+    """Trains, and prints memory and time along the way and their growth."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--warm-up", type=int, default=100, help="steps that are left out of the fit")
+    parser.add_argument("--questions", type=int, default=2, help="a step")
+    parser.add_argument("--group", type=int, default=4)
+    args = parser.parse_args()
+    if args.steps < args.warm_up + 50:
+        parser.error("--steps must be at least 50 more than --warm-up")
+    with tempfile.TemporaryDirectory() as folder:
+        size = dict(steps=args.steps, questions_per_step=args.questions, group_size=args.group, max_turns=2)
+        rhythm = dict(mini_batches=1, eval_questions=8, eval_every=100, save_every=50, drop_zero_variance=False)
+        config = resolve(TrainConfig(output_dir=f"{folder}/run", **size, **rhythm))
+        run = start(config)
+        with run.tracker, redirect_stdout(Path(os.devnull).open("w")):
+            rows = np.array([one_step(run, step) for step in range(1, args.steps + 1)])
+    memory, seconds, tokens = rows.T
+    print(f"{'step':>6}{'memory, MB':>12}{'ms a token':>12}")
+    for step in range(50, args.steps + 1, 50):
+        part = slice(step - 50, step)
+        print(f"{step:>6}{memory[step - 1]:>12.1f}{1000 * seconds[part].sum() / tokens[part].sum():>12.4f}")
+    report(memory[args.warm_up :], seconds[args.warm_up :], tokens[args.warm_up :])
+
+
+def one_step(run: Session, step: int) -> tuple[float, float, float]:
+    """A step as `train` takes it; resident memory after it in MB, its seconds, its tokens."""
+    metrics = train_step(run, step)
+    if step % run.config.eval_every == 0:
+        metrics |= eval_metrics(measure(run))
+    run.tracker.log(step, metrics)
+    run.tracker.progress(step, metrics)
+    run.tracker.warn(step, run.watch.see(step, metrics).values())
+    if step % run.config.save_every == 0:
+        save_step(run, step)
+    if step % 50 == 0:
+        print(f"step {step}", file=sys.stderr, flush=True)
+    memory = psutil.Process().memory_info().rss / 1e6
+    return memory, metrics["seconds"], metrics["tokens_per_second"] * metrics["seconds"]
+
+
+def report(memory: np.ndarray, seconds: np.ndarray, tokens: np.ndarray) -> None:
+    """Prints the slopes of the steps after the warm-up."""
+    steps = np.arange(len(memory))
+    slope, _ = np.polyfit(steps, memory, 1)
+    verdict = "met" if slope * 100 < BAR else "MISSED"
+    print(f"memory: {slope * 100:+.2f} MB per 100 steps, bar: below {BAR}, {verdict}")
+    part = len(steps) // 4
+    early, late = (1000 * seconds[p].sum() / tokens[p].sum() for p in (slice(part), slice(-part, None)))
+    print(f"time: {early:.4f} ms a token in the first quarter, {late:.4f} in the last, ratio {late / early:.2f}")
+    per_token, fixed = np.polyfit(tokens, seconds, 1)
+    r = np.corrcoef(tokens, seconds)[0, 1]
+    print(f"a step takes {1000 * fixed:.0f} ms and {1000 * per_token:.4f} ms a token (correlation {r:.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Share of padding in the tokens that a run trained on: `python benchmarks/padding.py RUN`.
+
+Micro-batches are formed again as the run formed them, by the same functions, from the lengths in its rollouts; beside
+them what comes of filling each with rows in order of length up to the budget. Without RUN: ragged lengths as real
+models have them, 128 a step from a lognormal of median 900 tokens between 200 and 4,000, in micro-batches of 8,192.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from searchr1_mini.algorithms import zero_variance
+from searchr1_mini.batch import micro_batches, mini_batches
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.plan import saved_config
+from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.training import Rollouts, rows_to_train_on
+
+BAR = 0.10
+
+
+def main() -> None:
+    """Prints one line a step, and one for all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a run with its rollouts")
+    parser.add_argument("--budget", type=int, help="tokens a micro-batch (default: the run's, else 8192)")
+    args = parser.parse_args()
+    steps = of_run(args.run, args.budget) if args.run else drawn(args.budget or 8192)
+    print(f"{'':>6}{'':>10}{'as trained':>26}{'filled to the budget':>26}")
+    print(f"{'step':>6}{'tokens':>10}" + f"{'micro-batches':>16}{'padding':>10}" * 2)
+    totals = np.zeros(5, dtype=int)
+    for step, budget_, updates in steps:
+        counts = [sum(map(sum, updates))]
+        for cut in (micro_batches, filled):
+            parts = [[lengths[row] for row in rows] for lengths in updates for rows in cut(lengths, budget_)]
+            counts += [len(parts), sum(len(part) * max(part) for part in parts)]
+        totals += counts
+        tell(str(step), *counts)
+    tell("all", *totals)
+    print(f"bar: below {BAR:.0%}, {'met' if 1 - totals[0] / totals[2] < BAR else 'MISSED'}")
+
+
+def tell(step: str, real: int, n_cut: int, cut: int, n_filled: int, filled: int) -> None:
+    """A line of the table; shares are of all tokens that go through the model."""
+    shares = [f"{n:>16}{1 - real / max(computed, 1):>10.1%}" for n, computed in ((n_cut, cut), (n_filled, filled))]
+    print(f"{step:>6}{real:>10}" + "".join(shares))
+
+
+def filled(lengths: list[int], budget: int) -> list[list[int]]:
+    """The obvious way: rows in order of length, as many as the budget takes."""
+    bins: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if not bins or (len(bins[-1]) + 1) * lengths[row] > budget:
+            bins.append([])
+        bins[-1].append(row)
+    return bins
+
+
+def of_run(run: Path, budget: int | None) -> Iterator[tuple[int, int, list[list[int]]]]:
+    """For each step of a run its number, the budget, and the lengths of the rows of each optimiser step."""
+    saved = saved_config(run)
+    config = TrainConfig(**{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
+    n_updates = 0
+    for path in sorted((run / "rollouts").glob("step-*.jsonl")):
+        rows = read_jsonl(path)
+        group_ids = [index // config.group_size for index in range(len(rows))]
+        rewards = [row["reward"] for row in rows]
+        is_flat = zero_variance(torch.tensor(rewards), torch.tensor(group_ids))
+        endings = [SimpleNamespace(finish_reason=row["finish_reason"]) for row in rows]
+        kept = rows_to_train_on(config, Rollouts(endings, [], rewards, group_ids, None), is_flat)
+        lengths = [sum(len(segment["token_ids"]) for segment in rows[index]["segments"]) for index in kept]
+        updates: list[list[int]] = []
+        for _ in range(config.epochs if kept else 0):
+            shuffle = torch.Generator().manual_seed(n_updates * 7919 + config.seed)  # as `update` seeds it
+            minis = mini_batches([group_ids[index] for index in kept], config.mini_batches, shuffle)
+            updates += [[lengths[row] for row in mini] for mini in minis if mini]
+            n_updates += sum(map(bool, minis))
+        yield int(path.stem.removeprefix("step-")), budget or config.tokens_per_micro_batch, updates
+
+
+def drawn(budget: int, n_steps: int = 20) -> Iterator[tuple[int, int, list[list[int]]]]:
+    """The same with lengths of a lognormal, two mini-batches of 64 a step."""
+    generator = np.random.default_rng(0)
+    for step in range(1, n_steps + 1):
+        lengths = np.clip(generator.lognormal(np.log(900), 0.7, (2, 64)), 200, 4000).astype(int)
+        yield step, budget, lengths.tolist()
+
+
+if __name__ == "__main__":
+    main()

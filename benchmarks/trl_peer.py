@@ -1,0 +1,200 @@
+"""Seconds a step against TRL's GRPOTrainer on the tiny base: `python benchmarks/trl_peer.py`.
+
+Two cases: one turn, and turns with a BM25 search between them, which TRL makes in its own tool loop (transformers'
+`generate`, no vLLM). Both train the same LoRA on the same questions with groups of the same size, in float32, one
+optimiser step a step, without a KL. Every turn has the same length, since nothing ends it early, and each but the last
+is taken for a search, so that both sample as many tokens. A step is everything from the questions to the new weights.
+It needs `pip install -e ".[peers]" -c constraints.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import Example
+from searchr1_mini.methods import Finish, Generate, Method, Observe, Prompt, Search
+from searchr1_mini.prompts import normalise_question, render_observation, template_of
+from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.retrieval import Retriever
+from searchr1_mini.rewards import f1_score
+from searchr1_mini.session import start
+from searchr1_mini.task import load_task
+from searchr1_mini.training import train_step
+
+try:
+    from trl import GRPOConfig, GRPOTrainer
+except ImportError:
+    sys.exit('this benchmark needs TRL; run `pip install -e ".[peers]" -c constraints.txt`')
+
+BARS = {"one turn": 0.4, "with search": 0.25}
+CONTEXT = 1024  # tokens a trajectory may have; no trajectory gets there
+# messages as they stand; TRL wants tool calls rendered, and finds a tool's answer behind the last EOS
+CHAT = (
+    "{%- for message in messages -%}{{ message.content }}{%- for call in message.tool_calls or [] -%}"
+    "{{ call.function.name }}{{ call.function.arguments | tojson }}{%- endfor -%}"
+    "{%- if message.role == 'assistant' -%}{{ eos_token }}{%- endif -%}{%- endfor -%}"
+)
+
+
+def main() -> None:
+    """Prints a line a case, with the ratio and its bar."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=32, help="a step")
+    parser.add_argument("--group", type=int, default=8, help="rollouts a question")
+    parser.add_argument("--new", type=int, default=14, help="tokens a turn")
+    parser.add_argument("--turns", type=int, default=3, help="of the case with search, which searches once less")
+    parser.add_argument("--steps", type=int, default=5, help="steps that count, after a first that does not")
+    parser.add_argument("--trl-batch", type=int, default=64, help="samples a forward and backward of TRL")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    print(f"{'':12}{'ours, s':>9}{'TRL, s':>9}{'ratio':>7}{'bar':>6}{'tokens a sample, ours':>23}{'TRL':>7}")
+    for case, turns in (("one turn", 1), ("with search", args.turns)):
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(Path(os.devnull).open("w")):
+            config = settings(args, turns, folder)
+            ours, our_tokens = time_ours(config, turns)
+            theirs, their_tokens = time_trl(config, turns, args.trl_batch)
+        row = f"{case:12}{ours:>9.2f}{theirs:>9.2f}{ours / theirs:>7.2f}{BARS[case]:>6}"
+        print(f"{row}{our_tokens:>23.1f}{their_tokens:>7.1f}", flush=True)
+
+
+def settings(args: argparse.Namespace, turns: int, folder: str) -> TrainConfig:
+    """What both train with."""
+    size = dict(steps=args.steps + 1, questions_per_step=args.questions, group_size=args.group, mini_batches=1)
+    lengths = dict(max_new_tokens=args.new, max_total_tokens=CONTEXT, max_turns=turns)
+    loss = dict(kl_coef=0.0, drop_zero_variance=False, reward="f1", warmup_steps=0, decay_steps=0)
+    return resolve(
+        TrainConfig(output_dir=f"{folder}/ours", eval_questions=2, tensorboard=False, **size, **lengths, **loss)
+    )
+
+
+def time_ours(config: TrainConfig, turns: int) -> tuple[float, float]:
+    """Median seconds of our steps, and the mean tokens of a sample after its prompt."""
+
+    def method(question: str) -> Method:
+        yield Prompt(prompt_of(question))
+        for turn in range(turns):
+            text = yield Generate(("\x00never",), config.max_new_tokens)
+            if turn < turns - 1:
+                yield Observe(passages=(yield Search(text, config.topk)))
+        yield Finish(text, "answer")
+
+    run = start(config)
+    run.make_method = method
+    run.policy.tokenizer.eos_token = run.policy.config.eos_token_id = None  # nothing ends a turn early
+    with run.tracker:
+        rows = [train_step(run, step) for step in range(1, config.steps + 1)][1:]
+    tokens = statistics.fmean(row["response_tokens"] + row["observation_tokens"] for row in rows)
+    return statistics.median(row["seconds"] for row in rows), tokens
+
+
+def time_trl(config: TrainConfig, turns: int, batch: int) -> tuple[float, float]:
+    """The same of TRL's steps."""
+    task = load_task(config, "train")
+    clock, lengths = Clock(), []
+
+    def f1(completions: list, completion_ids: list, golden_answers: list, **_: object) -> list[float]:
+        lengths.extend(map(len, completion_ids))
+        return [f1_score(c[-1]["content"], gold) for c, gold in zip(completions, golden_answers, strict=True)]
+
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(resolve_model(config.model), dtype=torch.float32),
+        reward_funcs=f1,
+        args=trl_config(config, turns, batch),
+        train_dataset=Dataset.from_list([trl_row(example) for example in task.examples]),
+        processing_class=trl_tokenizer(config, turns),
+        callbacks=[clock],
+        peft_config=LoraConfig(
+            r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        tools=[search_tool(task.retriever, config.topk)] if turns > 1 else None,
+    )
+    trainer.train()
+    n_samples = config.questions_per_step * config.group_size
+    return statistics.median(clock.seconds[1:]), statistics.fmean(lengths[n_samples:])
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step of a transformers Trainer, its rollouts included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_, **__) -> None:
+        """Before the step's samples are drawn."""
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *_, **__) -> None:
+        """After the optimiser."""
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def trl_config(config: TrainConfig, turns: int, batch: int) -> GRPOConfig:
+    """TRL's names for our settings; what would slow it down on a CPU is off."""
+    turn = {"max_new_tokens": config.max_new_tokens, "min_new_tokens": config.max_new_tokens}
+    return GRPOConfig(
+        output_dir=f"{config.output_dir}-trl", max_steps=config.steps, num_generations=config.group_size, beta=0.0,
+        per_device_train_batch_size=batch, max_completion_length=CONTEXT, generation_kwargs=turn,
+        gradient_accumulation_steps=config.questions_per_step * config.group_size // batch,
+        max_tool_calling_iterations=turns - 1, learning_rate=config.learning_rate, lr_scheduler_type="constant",
+        use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1,
+        disable_tqdm=True,
+    )  # fmt: skip
+
+
+def trl_tokenizer(config: TrainConfig, turns: int) -> PreTrainedTokenizerBase:
+    """The tiny base's tokenizer with a chat template; with tools, every turn is read as a search for its own text."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model), chat_template=CHAT)
+
+    def parse_response(ids: list[int], **_: object) -> dict:
+        text = tokenizer.decode(ids)
+        call = {"type": "function", "function": {"name": "search", "arguments": {"query": text}}}
+        return {"role": "assistant", "content": text, "tool_calls": [call]}
+
+    if turns > 1:
+        tokenizer.parse_response, tokenizer.response_template = parse_response, {}
+    return tokenizer
+
+
+def search_tool(retriever: Retriever, topk: int) -> Callable[[str], str]:
+    """The engine as a function; TRL makes the tool's description from its docstring."""
+
+    def search(query: str) -> str:
+        """
+        Asks the search engine.
+
+        Args:
+            query: What to look for.
+        """
+        return render_observation([hit.passage for hit in retriever.search([query], topk)[0]])
+
+    return search
+
+
+def trl_row(example: Example) -> dict:
+    """A question as TRL wants it."""
+    prompt = [{"role": "user", "content": prompt_of(example.question)}]
+    return {"prompt": prompt, "golden_answers": list(example.golden_answers)}
+
+
+def prompt_of(question: str) -> str:
+    """The tiny base's prompt."""
+    return template_of("search-r1", "short").format(question=normalise_question(question))
+
+
+if __name__ == "__main__":
+    main()

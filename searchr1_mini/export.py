@@ -1,0 +1,206 @@
+"""Takes a run elsewhere: `python -m searchr1_mini.export runs/NAME` writes weights and questions for other programs.
+
+OUT/merged     the base with the adapter added in, or the fine-tuned model, and its tokenizer
+OUT/adapter    the LoRA adapter alone, for peft and vLLM
+OUT/questions  train.parquet and test.parquet, in the form of verl and of Search-R1's public code
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from searchr1_mini.cli import parse, run_command
+from searchr1_mini.config import EvalConfig, TrainConfig, option
+from searchr1_mini.errors import UserError
+from searchr1_mini.resolve import check_ranges, resolve_model
+
+if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once
+    from searchr1_mini.data import Example
+    from searchr1_mini.methods import MakeMethod
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Options of the export."""
+
+    run: str | None = option("what", None, "folder of a training run; the first word of the command line will do")
+    what: Literal["all", "merged", "adapter", "questions"] = option(
+        "what", "all", "the model with its adapter merged, the adapter alone, the questions, or all that the run has"
+    )
+    checkpoint: int | None = option("what", None, "step of the run's checkpoint [default: the newest]", least=1)
+    dtype: Literal["bfloat16", "float16", "float32"] | None = option(
+        "what", None, "of the merged model's weights [default: bfloat16]"
+    )
+    output_dir: str | None = option("what", None, "a new or empty folder [default: RUN/export]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses and exports.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--run")
+    config = parse(ExportConfig, "python -m searchr1_mini.export", __doc__.splitlines()[0], words)
+    check_ranges(config)
+    out = export_run(config)
+    print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
+
+
+def export_run(config: ExportConfig) -> Path:
+    """Writes what the config asks for into a folder that is whole or not there; returns it.
+
+    Raises:
+        UserError: no run or checkpoint, a part that the run does not have, a folder in use, a full disk.
+    """
+    from searchr1_mini.checkpoint import checkpoint_step
+    from searchr1_mini.model_card import model_card
+    from searchr1_mini.plan import checkpoint_of, saved_config
+
+    if config.run is None:
+        raise UserError("name the run: python -m searchr1_mini.export runs/NAME")
+    run = Path(config.run)
+    saved = saved_config(run)
+    settings = TrainConfig(**{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
+    parts = parts_of(config, settings)
+    out = Path(config.output_dir or run / "export")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is not empty; name another --output-dir, or remove it first")
+    writers = {"merged": write_merged, "adapter": write_adapter}
+    weights = checkpoint_of(EvalConfig(checkpoint=config.checkpoint), run) if parts != ["questions"] else None
+    with whole(out) as aside:
+        if "questions" in parts:
+            write_questions(settings, aside / "questions")
+        for part in [part for part in parts if part in writers]:
+            writers[part](settings, weights / "model", aside / part, config.dtype or "bfloat16")
+            card = model_card(settings, run, checkpoint_step(weights), is_adapter=part == "adapter")
+            (aside / part / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def parts_of(config: ExportConfig, settings: TrainConfig) -> list[str]:
+    """The parts that are asked for; `all` leaves out the adapter of a run that has none.
+
+    Raises:
+        UserError: the run has no such part, or a flag belongs to none of them.
+    """
+    parts = ["questions", "merged", "adapter"] if config.what == "all" else [config.what]
+    if settings.lora_rank == 0 and "adapter" in parts:
+        if config.what == "adapter":
+            raise UserError(f"{config.run} trained every weight and has no adapter; take --what merged")
+        parts.remove("adapter")
+    if config.dtype and "merged" not in parts:
+        raise UserError(f"--dtype does nothing with --what {config.what}; leave it out, or take --what merged")
+    if config.checkpoint and parts == ["questions"]:
+        raise UserError("--checkpoint does nothing with --what questions; leave it out")
+    return parts
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder to fill beside `out`, which becomes `out` at the end: nobody ever meets half an export.
+
+    Raises:
+        UserError: the disk is full; nothing is left behind.
+    """
+    from safetensors import SafetensorError
+
+    from searchr1_mini.checkpoint import is_full_disk
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
+            aside = Path(temporary) / "whole"
+            aside.mkdir()
+            yield aside
+            if out.exists():
+                out.rmdir()
+            aside.rename(out)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_full_disk(error, out.parent):
+            raise
+        raise UserError(
+            f"the disk is full: {out} was not written; free some space or name another --output-dir"
+        ) from error
+
+
+def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str) -> None:
+    """The whole model as safetensors, and its tokenizer; an adapter goes onto the base in `dtype`, never in 4 bit."""
+    import torch
+
+    from searchr1_mini.models import load_policy, load_tokenizer
+
+    if settings.lora_rank == 0:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(weights, dtype=getattr(torch, dtype))
+        tokenizer = load_tokenizer(str(weights))
+    else:
+        policy = load_policy(
+            resolve_model(settings.model),
+            lora_rank=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            load_in_4bit=False,
+            dtype=getattr(torch, dtype),
+            device=torch.device("cpu"),
+            weights=weights,
+        )
+        model, tokenizer = policy.model.merge_and_unload(), policy.tokenizer
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_adapter(settings: TrainConfig, weights: Path, folder: Path, _dtype: str) -> None:
+    """The adapter to the bit, with the name of its base as it is called here and now."""
+    from searchr1_mini.models import ADAPTER
+
+    shutil.copytree(weights / ADAPTER, folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    source = resolve_model(settings.model)
+    config["base_model_name_or_path"] = str(Path(source).resolve()) if Path(source).is_dir() else source
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_questions(settings: TrainConfig, folder: Path) -> None:
+    """train.parquet and test.parquet: all training questions, and the held-out ones that the run was measured on."""
+    import datasets
+
+    from searchr1_mini.session import method_of
+    from searchr1_mini.task import load_task
+
+    make_method = method_of(settings)
+    settings = replace(settings, retriever="empty", retriever_url=None)  # no index is needed
+    for split, ours in (("train", "train"), ("test", "eval")):
+        examples = load_task(settings, ours).examples
+        rows = [question_row(example, make_method, split, index) for index, example in enumerate(examples)]
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
+
+
+def question_row(example: Example, make_method: MakeMethod, split: str, index: int) -> dict[str, Any]:
+    """A row of the parquet that Search-R1's public code trains on, `id` to `golden_answers` included."""
+    prompt = make_method(example.question).send(None).text
+    return {
+        "id": example.id.removeprefix(f"{example.source}/"),
+        "question": example.question,
+        "golden_answers": list(example.golden_answers),
+        "data_source": example.source,
+        "prompt": [{"role": "user", "content": prompt}],
+        "ability": "fact-reasoning",
+        "reward_model": {"style": "rule", "ground_truth": {"target": list(example.golden_answers)}},
+        "extra_info": {"split": split, "index": index},
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,96 @@
+"""The README.md that goes with exported weights: what they are, how they were trained, how they are used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from searchr1_mini import __version__
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.defaults import HUB_MODELS
+from searchr1_mini.prompts import template_of
+
+CARD = """---
+{front_matter}
+---
+
+# {name}
+
+{what}, trained with searchr1_mini {version}, an implementation of [Search-R1](https://arxiv.org/abs/2503.09516).
+
+| | |
+|---|---|
+{table}
+
+The prompt that it was trained on, in the user's turn of the chat template where the tokenizer has one:
+
+```text
+{prompt}```
+
+{protocol}```python
+{usage}
+```
+"""
+PROTOCOL = """A turn ends at `</search>` or `</answer>`. After a search, append what was found between `<information>`
+and `</information>`, and let the model go on.
+
+"""
+USE_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/merged", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("path/to/merged")"""
+USE_ADAPTER = """from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/adapter", dtype="auto")  # loads the base as well"""
+
+
+def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) -> str:
+    """The card of a checkpoint, as Markdown with the hub's front matter.
+
+    Args:
+        settings: what the run was trained with, every value resolved.
+        run: the run's folder; its summary.json, if it is there and of this step, has the exact match.
+        step: of the checkpoint.
+        is_adapter: the weights are the adapter alone.
+    """
+    base = HUB_MODELS.get(settings.model, settings.model)
+    is_on_hub = base != "tiny" and not Path(base).expanduser().is_dir()
+    front = ["library_name: " + ("peft" if is_adapter else "transformers"), "pipeline_tag: text-generation"]
+    front += [f"base_model: {base}"] * is_on_hub + ["tags:", "- search-r1"]
+    named = "the tiny base of searchr1_mini" if base == "tiny" else base
+    whole = f"The weights of {named} with " + ("the trained adapter merged" if settings.lora_rank else "all trained")
+    return CARD.format(
+        front_matter="\n".join(front),
+        name=f"{run.resolve().name}, step {step}",
+        what=f"A LoRA adapter for {named}" if is_adapter else whole,
+        version=__version__,
+        table="\n".join(f"| {key} | {value} |" for key, value in facts(settings, run, step).items()),
+        prompt=template_of(settings.method, settings.template),
+        protocol=PROTOCOL if settings.method == "search-r1" else "",
+        usage=USE_ADAPTER if is_adapter else USE_MERGED,
+    )
+
+
+def facts(settings: TrainConfig, run: Path, step: int) -> dict[str, str]:
+    """The rows of the card's table; without a summary of this step, no exact match."""
+    data = settings.dataset if settings.dataset != "jsonl" else Path(settings.data_path).name
+    if settings.dataset == "world":
+        data = f"synthetic world, {settings.world_difficulty}, hops {settings.world_hops}"
+    weights = f"LoRA of rank {settings.lora_rank}" if settings.lora_rank else "all of them"
+    quantised = ", on a base in 4-bit NF4" if settings.load_in_4bit else ""
+    rows = {
+        "base": settings.model,
+        "method": f"{settings.method}, by {settings.algorithm}",
+        "weights trained": weights + quantised,
+        "questions": data,
+        "steps": f"{step} of {settings.questions_per_step} questions x {settings.group_size} rollouts",
+    }
+    if settings.algorithm in ("sft", "rejection-sampling"):
+        rows["steps"] = f"{step} of {settings.questions_per_step} demonstrations"
+    path = run / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if summary.get("steps") == step:
+        after = summary["after"]
+        rows["exact match"] = f"{after['em']:.3f} on {after['n']} held-out questions, greedy"
+        rows["exact match of the base"] = f"{summary['before']['em']:.3f}"
+    return rows

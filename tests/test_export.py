@@ -1,0 +1,193 @@
+"""An export as its users meet it: plain transformers and peft load the weights, our own loader the questions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from searchr1_mini.cli import parse
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import load_examples
+from searchr1_mini.errors import UserError
+from searchr1_mini.export import main
+from searchr1_mini.plan import saved_config
+from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.task import load_task
+from searchr1_mini.training import train
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--steps 2 --save-every 1 --questions-per-step 4 --eval-questions 4 --no-tensorboard".split()
+IDS = torch.arange(3, 43)[None]
+
+
+def run(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def grpo(tmp_path_factory) -> Path:
+    """LoRA on float32; two steps without warm-up move the logits by far more than rounding does."""
+    flags = "--group-size 4 --no-drop-zero-variance --learning-rate 0.003 --reward f1 --warmup-steps 0"
+    folder = tmp_path_factory.mktemp("export") / "grpo"
+    result = run("train.py", "--output-dir", folder, *SMALL, *flags.split())
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(grpo, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "of-grpo"
+    result = run("-m", "searchr1_mini.export", grpo, "--output-dir", out, "--dtype", "float32")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"written to {out}: adapter, merged, questions\n")
+    return out
+
+
+def train_here(folder: Path, flags: str) -> Path:
+    """In this process, which has loaded torch already."""
+    return train(resolve(parse(TrainConfig, "train.py", "", ["--output-dir", str(folder), *SMALL, *flags.split()])))
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def base(dtype: torch.dtype = torch.float32):
+    return AutoModelForCausalLM.from_pretrained(resolve_model("tiny"), dtype=dtype)
+
+
+def assert_same_model(out: Path) -> None:
+    """merged/ alone, and adapter/ on the base, in float32; neither is the base as it was."""
+    merged = logits(AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32))
+    adapted = logits(PeftModel.from_pretrained(base(), out / "adapter"))
+    scale = merged.abs().max().item()
+    torch.testing.assert_close(merged, adapted, atol=1e-5 * scale, rtol=0)
+    assert (merged - logits(base())).abs().max() > 1e-2 * scale
+
+
+def test_merged_weights_are_the_base_and_its_adapter(exported):
+    assert_same_model(exported)
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (exported / "merged", resolve_model("tiny"))]
+    assert len({str(tokenizer("Who is Ada?")["input_ids"]) for tokenizer in tokenizers}) == 1
+
+
+def test_the_adapter_is_the_one_of_the_checkpoint_and_names_its_base(exported, grpo):
+    weights = grpo / "checkpoints" / "step-000002" / "model" / "policy" / "adapter_model.safetensors"
+    assert (exported / "adapter" / "adapter_model.safetensors").read_bytes() == weights.read_bytes()
+    named = AutoPeftModelForCausalLM.from_pretrained(exported / "adapter", dtype=torch.float32)
+    torch.testing.assert_close(logits(named), logits(PeftModel.from_pretrained(base(), exported / "adapter")))
+
+
+def test_the_card_tells_how_the_weights_came_to_be(exported, grpo):
+    summary = json.loads((grpo / "summary.json").read_text())
+    for part, library in (("merged", "transformers"), ("adapter", "peft")):
+        card = (exported / part / "README.md").read_text()
+        assert card.startswith("---\n") and f"library_name: {library}" in card
+        assert "grpo, step 2" in card and "2 of 4 questions x 4 rollouts" in card and "Question: {question}\n" in card
+        assert f"| exact match | {summary['after']['em']:.3f} on 4 held-out questions" in card
+
+
+def test_questions_come_back_as_they_were(exported, grpo):
+    """Both splits, through `--dataset FILE.parquet`; rows are in the form of Search-R1's public code."""
+    saved = saved_config(grpo)
+    settings = TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig)})
+    for split, ours in (("train", "train"), ("test", "eval")):
+        wanted = load_task(settings, ours).examples
+        file = str(exported / "questions" / f"{split}.parquet")
+        assert load_examples("jsonl", file, "all") == [replace(example, supporting=()) for example in wanted]
+        named = resolve(TrainConfig(dataset=file, method="r1"))
+        found = [example.id for part in ("train", "eval") for example in load_task(named, part).examples]
+        assert sorted(found) == sorted(example.id for example in wanted)
+        rows = datasets.Dataset.from_parquet(file)
+        for index, (row, example) in enumerate(zip(rows, wanted, strict=True)):
+            assert (row["data_source"], row["ability"]) == (example.source, "fact-reasoning")
+            assert row["prompt"] == [{"role": "user", "content": f"Question: {example.question}\n"}]
+            target = {"target": list(example.golden_answers)}
+            assert row["reward_model"] == {"style": "rule", "ground_truth": target}
+            assert row["extra_info"] == {"split": split, "index": index}
+
+
+def test_by_default_16_bit_weights_and_of_an_earlier_checkpoint_if_asked(grpo, tmp_path):
+    """Rounded once, from the sum; without a summary of that step, the card has no exact match."""
+    main([str(grpo), "--what", "merged", "--checkpoint", "1", "--output-dir", str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
+    found = load_file(tmp_path / "out" / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    adapter = grpo / "checkpoints" / "step-000001" / "model" / "policy"
+    wanted = PeftModel.from_pretrained(base(torch.bfloat16).float(), adapter).merge_and_unload().state_dict()
+    assert all(torch.equal(tensor, wanted[name].bfloat16()) for name, tensor in found.items())
+    assert "exact match" not in (tmp_path / "out" / "merged" / "README.md").read_text()
+
+
+def test_ppo_on_4_bits_is_merged_into_the_base_as_it_was(tmp_path):
+    flags = "--algorithm ppo --load-in-4bit --mini-batches 1 --warmup-steps 0"
+    folder = train_here(tmp_path / "ppo", flags)
+    main([str(folder), "--dtype", "float32"])
+    assert_same_model(folder / "export")
+    names = {path.name for path in (folder / "export" / "adapter").iterdir()}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert "4-bit NF4" in (folder / "export" / "adapter" / "README.md").read_text()
+
+
+def test_full_fine_tuning_by_sft_has_no_adapter(tmp_path):
+    folder = train_here(tmp_path / "sft", "--algorithm sft --lora-rank 0 --demonstration-questions 8")
+    main([str(folder), "--dtype", "float32"])
+    assert {path.name for path in (folder / "export").iterdir()} == {"merged", "questions"}
+    saved = load_file(folder / "checkpoints" / "step-000002" / "model" / "model.safetensors")
+    merged = load_file(folder / "export" / "merged" / "model.safetensors")
+    assert saved.keys() == merged.keys() and all(torch.equal(saved[name], merged[name]) for name in saved)
+    with pytest.raises(UserError, match="has no adapter; take --what merged"):
+        main([str(folder), "--what", "adapter", "--output-dir", str(tmp_path / "out")])
+
+
+def test_what_cannot_be_exported_is_told(grpo, exported, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(grpo / "config.json", bare)
+    told = {
+        "name the run": [],
+        "holds no run": [tmp_path / "nowhere"],
+        "no whole checkpoint yet": [bare],
+        "it has [1, 2]": [grpo, "--checkpoint", 7],
+        "is not empty": [grpo, "--output-dir", exported],
+        "--dtype does nothing": [grpo, "--what", "adapter", "--dtype", "float16"],
+        "--checkpoint does nothing": [grpo, "--what", "questions", "--checkpoint", 1],
+        "must be one of all, merged": [grpo, "--what", "weights"],
+    }
+    for sentence, words in told.items():
+        with pytest.raises(UserError) as caught:
+            main([str(word) for word in words])
+        assert sentence in str(caught.value)
+    main([str(bare), "--what", "questions"])  # needs no checkpoint
+    assert len(list((bare / "export" / "questions").iterdir())) == 2
+
+
+def test_an_export_that_fails_leaves_nothing(grpo, tmp_path):
+    """The questions are written; then the base turns out to be gone."""
+    broken, no_model = tmp_path / "broken", tmp_path / "empty"
+    shutil.copytree(grpo, broken)
+    no_model.mkdir()
+    saved = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(saved | {"model": str(no_model)}))
+    before = set(broken.iterdir())
+    with pytest.raises(UserError, match="cannot load"):
+        main([str(broken)])
+    assert set(broken.iterdir()) == before
+
+
+def test_help_loads_no_torch():
+    shown = run("-X", "importtime", "-m", "searchr1_mini.export", "--help")
+    assert shown.returncode == 0 and "--output-dir" in shown.stdout
+    assert "| torch\n" not in shown.stderr and "| numpy\n" not in shown.stderr
