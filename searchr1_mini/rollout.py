@@ -35,8 +35,8 @@ class RolloutLimits:
         n_rows: conversations decoded at a time.
         max_total_tokens: a trajectory ends cleanly (finish reason `length`) before it would hold more.
         max_observation_tokens: most tokens of one observation; longer ones are cut inside.
-        overlap_search: decode on while the retriever works. Worth it for a remote one; the order of sampling then
-            depends on its speed.
+        overlap_search: decode on while the retriever works. Worth it for a remote one; which rows share a batch, and
+            so the last bits of their log-probs, then depend on its speed.
     """
 
     n_rows: int

@@ -167,7 +167,7 @@ def limits_of(config: TrainConfig) -> RolloutLimits:
         config.rollout_batch_size,
         config.max_total_tokens,
         config.max_observation_tokens,
-        overlap_search=config.retriever == "http",
+        overlap_search=config.retriever in ("http", "milvus"),
     )
 
 
