@@ -216,6 +216,11 @@ class TrainConfig:
         "model", None, "recompute activations to save memory" + _auto("gradient_checkpointing")
     )
 
+    memory_check: bool = option("model", True, "predict peak memory before loading, and refuse what does not fit")
+    memory_limit: float | None = option(
+        "model", None, "GB that the run may take, where others share the device [default: what is free]", above=0
+    )
+
     eval_every: int | None = option("logging", None, "steps between evaluations" + _auto("eval_every"), least=1)
     save_every: int | None = option("logging", None, "steps between checkpoints" + _auto("save_every"), least=1)
     keep_checkpoints: int = option("logging", 2, "newest checkpoints to keep", least=1)

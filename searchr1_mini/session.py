@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from searchr1_mini import __version__, checkpoint
+from searchr1_mini import __version__, checkpoint, preflight
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
 from searchr1_mini.encoding import prompt_ids
@@ -71,6 +71,7 @@ def start(config: TrainConfig) -> Session:
     source = resolve_model(config.model)
     library = Library()
     train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
+    preflight.check(config, source, device, dtype, [example.question for example in train.examples + held_out.examples])
     checkpoint.prepare_run_dir(folder, config.resume, _describe(config, source, device, dtype), MUST_MATCH)
     newest = checkpoint.latest_checkpoint(folder) if config.resume else None
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "searchr1_mini"
 LEAVES = {"errors", "trajectory", "prompts", "rewards", "algorithms", "logprobs", "defaults"}
-KNOW_THE_CONFIG = set("cli resolve task session training update ablate evaluate plan columns tables server".split())
+KNOW_THE_CONFIG = set(
+    "cli resolve task session training update ablate evaluate plan columns tables server memory preflight".split()
+)
 
 
 def imports_of(path: Path) -> set[str]:
