@@ -180,6 +180,7 @@ def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) ->
         "cache while it grows": a_token * n_rows * span / 2,
         "shared prompt": shape.layers * a_token * prompt,
         "weights of rollouts": beside,
+        "autocast weights": autocast_weights(config, shape, width),
         "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
         "prefill or sampling": max(prefill, sampling),
     }
@@ -201,7 +202,7 @@ def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     return {
         "batch": batch_bytes(config),
         "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
-        "autocast weights": autocast_weights(config, shape, width),
+        "autocast weights": 0 if is_reference else autocast_weights(config, shape, width),
         "layer or logits": max(layer, logits_bytes(shape) + 2 * width * shape.hidden * tokens),
     }
 
@@ -225,6 +226,7 @@ def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) ->
         "saved activations": saved,
         "last hidden states": 3 * FLOAT32 * shape.hidden * tokens,
         "layer or logits": working,
+        "AdamW's copies": max(FLOAT32 * trained - saved - working, 0) if on_gpu else 0,  # once activations are gone
         "gradient of the embeddings": 2 * FLOAT32 * shape.vocabulary * shape.hidden if is_full else 0,
         "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
         "autocast weights": autocast_weights(config, shape, width),
@@ -255,7 +257,7 @@ def batch_bytes(config: TrainConfig) -> float:
 
 
 def autocast_weights(config: TrainConfig, shape: Shape, width: int) -> float:
-    """16-bit copies of the float32 weights, which autocast keeps to the end of a forward."""
+    """16-bit copies of the trained float32 weights, which autocast keeps to the end of a forward."""
     if width == FLOAT32:
         return 0
     return width * (config.lora_rank * shape.lora if config.lora_rank else shape.all)

@@ -63,7 +63,7 @@ def refuse_beyond(room: float, config: TrainConfig, predicted: Callable[[TrainCo
     if expected.peak <= room:
         return
     phase = max(expected.phases, key=expected.total)
-    changes = flags_that_fit(config, lambda tried: predicted(tried).peak, room)
+    changes = flags_that_fit(config, predicted, room)
     if changes is None:
         remedy = "no flags for its batch sizes and lengths fit; take a smaller --model"
     else:
@@ -102,24 +102,28 @@ def halvings(value: int, least: int) -> list[int]:
     return values
 
 
-def flags_that_fit(config: TrainConfig, peak: Callable[[TrainConfig], float], room: float) -> dict[str, Any] | None:
-    """The changes that bring the peak within `room`, none larger than needed; None where nothing does.
+def flags_that_fit(
+    config: TrainConfig, predicted: Callable[[TrainConfig], Preflight], room: float
+) -> dict[str, Any] | None:
+    """The changes that bring every phase within `room`, none larger than needed; None where nothing does.
 
     Each option is lowered as long as that helps, until all fits; then each, dearest first, is given back what it can.
     """
+
+    def excess(changes: dict[str, Any]) -> float:
+        tried = predicted(replace(config, **changes))
+        return sum(max(tried.total(phase) - room, 0) for phase in tried.phases)
+
     changes: dict[str, Any] = {}
     for name, values in ways_to_save(config):
         for value in values:
-            before = peak(replace(config, **changes))
-            if before <= room:
-                break
-            if peak(replace(config, **changes | {name: value})) < before:
+            if excess(changes | {name: value}) < excess(changes):
                 changes[name] = value
-    if peak(replace(config, **changes)) > room:
+    if excess(changes) > 0:
         return None
     for name, values in reversed(list(ways_to_save(config))):
         for value in [getattr(config, name), *values]:
-            if name in changes and peak(replace(config, **changes | {name: value})) <= room:
+            if name in changes and excess(changes | {name: value}) == 0:
                 changes[name] = value
                 break
     return {name: value for name, value in changes.items() if value != getattr(config, name)}
@@ -154,7 +158,7 @@ def give_back_large_blocks() -> None:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             libc.mallopt(ctypes.c_int(-3), ctypes.c_int(MALLOC_BLOCK))  # M_MMAP_THRESHOLD
-            libc.mallopt(ctypes.c_int(-1), ctypes.c_int(64 * MALLOC_BLOCK))  # M_TRIM_THRESHOLD
+            libc.mallopt(ctypes.c_int(-1), ctypes.c_int(8 * MALLOC_BLOCK))  # M_TRIM_THRESHOLD
 
 
 def room_of(device: Any) -> float:

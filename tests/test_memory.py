@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config
 
 from searchr1_mini import memory, preflight
+from searchr1_mini.cli import run_command
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import PRESETS
 from searchr1_mini.errors import UserError
@@ -45,10 +46,6 @@ configs = st.builds(
     max_total_tokens=st.integers(600, 8192),
     group_size=st.integers(2, 16),
 )
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 def totals(config: TrainConfig, shape: memory.Shape = SHAPE, width: int = 2) -> list[float]:
@@ -133,17 +130,20 @@ def bytes_saved_by_a_forward(policy: Policy, checkpointing: bool) -> int:
 
 @given(configs, st.floats(0.1, 1.0))
 def test_the_flags_that_fit_fit_and_none_is_changed_for_nothing(config, share):
-    def peak(tried: TrainConfig) -> float:
-        return memory.predict(tried, SHAPE, 2, on_gpu=True).peak
+    def predicted(tried: TrainConfig) -> memory.Preflight:
+        return memory.predict(tried, SHAPE, 2, on_gpu=True)
 
-    room = share * peak(config)
-    changes = preflight.flags_that_fit(config, peak, room)
+    room = share * predicted(config).peak
+    changes = preflight.flags_that_fit(config, predicted, room)
     if changes is None:
+        smallest = {"tokens_per_micro_batch": 1, "rollout_batch_size": 1, "max_total_tokens": config.max_new_tokens + 1}
+        smallest |= {"gradient_checkpointing": True, "load_in_4bit": config.lora_rank > 0}
+        assert predicted(replace(config, **smallest)).peak > room
         return
-    assert peak(replace(config, **changes)) <= room
+    assert predicted(replace(config, **changes)).peak <= room
     for name in changes:
         kept = {other: value for other, value in changes.items() if other != name}
-        assert peak(replace(config, **kept)) > room, name
+        assert predicted(replace(config, **kept)).peak > room, name
 
 
 def test_every_preset_fits_its_card_with_qwen2_5_3b():
@@ -152,18 +152,22 @@ def test_every_preset_fits_its_card_with_qwen2_5_3b():
         assert memory.predict(config, SHAPE, 2, on_gpu=True).peak < 0.9 * card * memory.GB
 
 
-def test_the_command_names_flags_that_it_then_accepts():
-    command = ["-m", "searchr1_mini.preflight", "--model", "tiny", "--device", "cpu", "--memory-limit", "0.1"]
-    refused = run(*command)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "rollout" in refused.stdout and "KV cache" in refused.stdout
-    flags = re.search(r"GB: (--.*) \(--no-memory-check", refused.stderr)[1].split()
-    accepted = run(*command, *flags)
-    assert accepted.returncode == 0, accepted.stderr
+def test_the_command_names_flags_that_it_then_accepts(monkeypatch, capsys):
+    command = ["preflight", "--model", "tiny", "--device", "cpu", "--memory-limit", "0.1"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as exit_:
+        run_command(preflight.main)
+    shown = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert "rollout" in shown.out and "KV cache" in shown.out
+    flags = re.search(r"GB: (--.*) \(--no-memory-check", shown.err)[1].split()
+    monkeypatch.setattr(sys, "argv", command + flags)
+    run_command(preflight.main)
 
 
 def test_train_refuses_before_it_loads_or_writes(tmp_path):
-    result = run("train.py", "--memory-limit", 0.01, "--output-dir", tmp_path / "run")
+    command = [sys.executable, "train.py", "--memory-limit", "0.01", "--output-dir", str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert result.returncode == 2
     assert "memory: weights" in result.stdout
     assert "--no-memory-check" in result.stderr and "Traceback" not in result.stderr
