@@ -165,13 +165,11 @@ def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) ->
     n_rows, span = min(config.rollout_batch_size, at_a_time), config.max_total_tokens
     a_token = 2 * shape.key_value * width  # keys and values, in one layer
     beside = rollout_weights(config, shape, width)
-    fed = min(max(config.max_observation_tokens, prompt), span, CHUNK_TOKENS)
-    together = min(n_rows, max(CHUNK_TOKENS // fed, 1))
-    prefill = (
-        forward_peak(shape, width, is_adapted=config.lora_rank > 0 and not beside) * together * fed
-        + (1 + width) * together * fed * span  # the mask, and what sdpa makes of it
-        + a_token * together * span  # keys and values of these rows, gathered
-        + shape.query / shape.key_value * a_token * together * span  # and repeated for every head
+    is_adapted = config.lora_rank > 0 and not beside
+    n_prompts = n_rows if config.group_size == 1 else min(n_rows, config.eval_questions)  # a group's is fed by itself
+    prefill = max(
+        prefill_bytes(shape, width, is_adapted, n_fed, fed, span)
+        for n_fed, fed in ((n_prompts, prompt), (n_rows, config.max_observation_tokens))
     )
     # logits and their concatenation; in float32 log-probs, probabilities and what `multinomial` draws
     sampling = (2 * width + 3 * FLOAT32) * n_rows * shape.vocabulary
@@ -184,6 +182,21 @@ def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) ->
         "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
         "prefill or sampling": max(prefill, sampling),
     }
+
+
+def prefill_bytes(shape: Shape, width: int, is_adapted: bool, n_rows: int, fed: int, span: int) -> float:
+    """A layer's peak while `n_rows` rows are fed as many ids each as a forward takes: in its attention or its MLP.
+
+    Attention: the residual stream, norm, queries and output; the mask as numbers; keys and values of these rows,
+    gathered, and repeated for every head.
+    """
+    fed = min(fed, span, CHUNK_TOKENS)
+    n_rows = min(n_rows, max(CHUNK_TOKENS // fed, 1))
+    tokens = n_rows * fed
+    gathered = 2 * width * shape.key_value * n_rows * span
+    repeated = 2 * width * shape.query * n_rows * span
+    attention = 4 * FLOAT32 * shape.hidden * tokens + width * tokens * span + gathered + repeated
+    return tokens * span + max(attention, forward_peak(shape, width, is_adapted) * tokens)
 
 
 def rollout_weights(config: TrainConfig, shape: Shape, width: int) -> float:
