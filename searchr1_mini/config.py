@@ -231,6 +231,10 @@ class TrainConfig:
         "model", None, "recompute activations to save memory" + _auto("gradient_checkpointing")
     )
 
+    memory_check: bool = option("model", True, "predict peak memory before loading, and refuse what does not fit")
+    memory_limit: float | None = option(
+        "model", None, "GB that the run may take, where others share the device [default: what is free]", above=0
+    )
     rollout_weights: Literal["auto", "base", "dequantised"] = option(
         "model",
         "auto",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from searchr1_mini import __version__, checkpoint
+from searchr1_mini import __version__, checkpoint, preflight
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
@@ -72,6 +72,8 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     library = Library()
     with main_first():
         train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
+    questions = [example.question for example in train.examples + held_out.examples]
+    config = on_main(lambda: preflight.check(config, source, device, dtype, questions))
     about = _describe(config, source, device, dtype)
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, MUST_MATCH))
     newest = on_main(lambda: checkpoint.latest_checkpoint(folder)) if config.resume else None
@@ -89,6 +91,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         weights=newest and newest / "model",
         seed=config.seed,
     )
+    policy.dequantise = config.rollout_weights == "dequantised"
     if config.compile_decode:
         policy.compile_decode()
     check_questions(train.examples + held_out.examples, policy, config)

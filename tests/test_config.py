@@ -210,6 +210,7 @@ def test_open_values_are_resolved_per_model():
 
 
 UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
+    "memory_limit",
     "demonstration_questions",
     "reranker",
 }
