@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import os
+import sys
 import tempfile
 import time
 import urllib.error
@@ -125,7 +126,8 @@ def _build_index(passages: Sequence[Passage], terms: Terms, folder: Path | None)
     import bm25s
 
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    index.index([index_terms(passage, terms) or ["\0"] for passage in passages], show_progress=False)
+    shows = len(passages) >= SAVE_FROM and sys.stderr.isatty()
+    index.index([index_terms(passage, terms) or ["\0"] for passage in passages], show_progress=shows)
     if folder is not None:
         with kept_at(folder) as aside:
             index.save(aside, show_progress=False)

@@ -21,7 +21,7 @@ from searchr1_mini.algorithms import group_advantages, soft_overlong, zero_varia
 from searchr1_mini.batch import build_batch
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
-from searchr1_mini.distributed import any_of, processes
+from searchr1_mini.distributed import any_of, n_processes, processes
 from searchr1_mini.errors import UserError
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
@@ -59,10 +59,12 @@ def _train(config: TrainConfig, scratch: Path | None) -> Path:
                 chosen = slice_of_step(shown, step, config.questions_per_step, config.seed)
                 metrics = imitation_step(run, chosen)
             else:
-                metrics = train_step(run, step)
+                with saved_if_it_fails(run, step - 1):
+                    metrics = train_step(run, step)
             run.train_seconds += metrics["seconds"]
             if step % config.eval_every == 0 or step == config.steps:
-                metrics |= eval_metrics(measure(run))
+                with saved_if_it_fails(run, step, metrics):
+                    metrics |= eval_metrics(measure(run))
             run.tracker.log(step, metrics)
             run.tracker.progress(step, metrics)
             run.tracker.warn(step, run.watch.see(step, metrics).values())
@@ -75,6 +77,24 @@ def _train(config: TrainConfig, scratch: Path | None) -> Path:
             stop_if_diverged(run, step)
         finish(run, began)
     return run.folder
+
+
+@contextmanager
+def saved_if_it_fails(run: Session, step: int, metrics: dict[str, float] | None = None) -> Iterator[None]:
+    """What the user can mend, such as a retrieval server that stays down, costs no finished step: it is saved first.
+
+    Several processes, of which one may have failed alone, go back to their last checkpoint instead.
+    """
+    try:
+        yield
+    except UserError as error:
+        if n_processes() > 1 or step < run.first_step:
+            raise
+        if metrics:
+            run.tracker.log(step, metrics)
+        save_step(run, step)
+        remedy = f"step {step} is saved, go on with: python train.py --resume --output-dir {run.folder}"
+        raise UserError(f"{error}; {remedy}") from error
 
 
 def stop_if_diverged(run: Session, step: int) -> None:

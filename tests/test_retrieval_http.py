@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import StreamRequestHandler, TCPServer
 
 import pytest
+from conftest import write_lines
 
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.errors import UserError
+from searchr1_mini.resolve import resolve
 from searchr1_mini.retrieval import HTTPRetriever, Passage
+from searchr1_mini.training import train
+from searchr1_mini.world import make_world, world_examples
 
 
 @pytest.fixture
@@ -99,3 +105,49 @@ def test_the_path_is_added_where_none_is_given(url, asked):
 def test_a_dead_server_is_said():
     with pytest.raises(UserError, match="does not answer"):
         HTTPRetriever("http://127.0.0.1:9", retries=0).search(["a"], 3)
+
+
+@pytest.fixture
+def flaky_server():
+    """A retrieval server that finds nothing, and refuses while its switch is off; counts what it was asked."""
+    state = {"is_on": True, "requests": 0, "off_after": None}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
+            state["requests"] += 1
+            if state["requests"] == state["off_after"]:
+                state["is_on"] = False
+            self.send_response(200 if state["is_on"] else 403)
+            self.end_headers()
+            self.wfile.write(json.dumps({"result": [[] for _ in queries]}).encode())
+
+        def log_message(self, *_):
+            """Keeps the test's output clean."""
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}", state
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_server_that_stays_down_costs_no_finished_step(flaky_server, tmp_path):
+    url, state = flaky_server
+    examples = world_examples(make_world(0, "train"), [1], 40, 0)
+    questions = [{"id": e.id, "question": e.question, "golden_answers": list(e.golden_answers)} for e in examples]
+    config = TrainConfig(
+        dataset="jsonl", data_path=write_lines(tmp_path / "q.jsonl", questions), retriever="http", retriever_url=url,
+        steps=6, questions_per_step=4, group_size=4, eval_questions=2, eval_every=6, save_every=6, tensorboard=False,
+        template="short", output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    state["off_after"] = 8
+    with pytest.raises(UserError, match=r"does not answer.*step \d is saved, go on with: python train.py --resume"):
+        train(resolve(config))
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    done = int(saved.name[-1])
+    assert 0 < done < 6
+    state |= {"is_on": True, "off_after": None}
+    train(resolve(replace(config, resume=True)))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4, 5, 6]
