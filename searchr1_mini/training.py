@@ -39,7 +39,7 @@ T = TypeVar("T")
 def train(config: TrainConfig) -> Path:
     """Runs, or resumes, a training run, in as many processes as torchrun started; returns its folder.
 
-    The first Ctrl-C finishes the step at hand, saves it and leaves; the second leaves at once.
+    The first Ctrl-C (or SIGTERM) finishes the step at hand, saves it and leaves; the second leaves at once.
 
     Raises:
         UserError: anything that the user can mend.
@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig, scratch: Path | None) -> Path:
     began = time.perf_counter()
     run = start(config, scratch)
-    with run.tracker, first_ctrl_c() as asked_to_stop:
+    with run.tracker, first_signal() as asked_to_stop:
         measure_before(run)
         shown = demonstrations(run, asked_to_stop) if imitates(config.algorithm) else []
         for step in range(run.first_step, config.steps + 1):
@@ -240,8 +240,11 @@ def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: i
 
 
 @contextmanager
-def first_ctrl_c() -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C sets the event instead of raising, so that no step is lost half-way."""
+def first_signal() -> Iterator[threading.Event]:
+    """Inside, the first Ctrl-C or SIGTERM sets the event instead of raising, so that no step is lost half-way.
+
+    A second one raises at once.
+    """
     event = threading.Event()
 
     def on_signal(*_) -> None:
@@ -250,8 +253,9 @@ def first_ctrl_c() -> Iterator[threading.Event]:
         event.set()
         print("\nstopping after this step; press Ctrl-C again to leave at once", file=sys.stderr, flush=True)
 
-    previous = signal.signal(signal.SIGINT, on_signal)
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -84,13 +84,14 @@ def test_kill_9_and_resume_end_as_if_nothing_had_happened(whole_run, tmp_path):
     assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
 
 
-def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_tell_how_to_go_on(tmp_path, number):
     folder = tmp_path / "stopped"
     command = [sys.executable, "train.py", "--output-dir", str(folder), *SMALL, "--steps", "50", "--save-every", "50"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     for line in process.stdout:
         if line.startswith("step 1/"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     out, err = process.communicate()
     assert process.returncode == 130
