@@ -199,7 +199,8 @@ def test_open_values_are_resolved_per_model():
 
 
 UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
-    "demonstration_questions"
+    "demonstration_questions",
+    "memory_limit",
 }
 
 
