@@ -31,7 +31,7 @@ def predictor(source: str, device: Any, dtype: Any, questions: Sequence[str]) ->
     Raises:
         UserError: there is no such model.
     """
-    shape, longest = load_shape(source), max(len(question.encode()) for question in questions)
+    shape, longest = load_shape(source), max((len(question.encode()) for question in questions), default=0)
     on_gpu = device.type != "cpu"
     held = 0.0 if on_gpu else resident_bytes()
     return lambda config: predict(config, shape, dtype.itemsize, on_gpu, longest, held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2Config
 
-from searchr1_mini import memory, preflight
+from searchr1_mini import logprobs, memory, preflight
 from searchr1_mini.cli import run_command
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import PRESETS
 from searchr1_mini.errors import UserError
+from searchr1_mini.generation import Decoder
 from searchr1_mini.models import Policy, load_policy
 from searchr1_mini.resolve import resolve
 
@@ -86,7 +88,7 @@ def test_weights_are_those_of_the_loaded_model(tmp_path, tokenizer, load_in_4bit
     policy = load_policy(str(folder), lora_alpha=8, dtype=dtype, device=CPU, **options)
     models = [policy.model] if lora_rank else [policy.model, policy._frozen]
     real = sum(bytes_of(parameter) for model in models for parameter in model.parameters())
-    assert predicted.total("weights") == pytest.approx(real, rel=0.02)
+    assert predicted.total("weights") == pytest.approx(real, rel=0.01)
 
 
 def bytes_of(parameter: torch.nn.Parameter) -> int:
@@ -207,3 +209,8 @@ def test_a_4_bit_base_is_unpacked_for_rollouts_where_there_is_room(tmp_path):
     assert unpacked - packed > 3  # 2.8e9 numbers in the layers' matrices, two bytes each
     for room, settled in ((unpacked + 0.1, "dequantised"), (packed + 0.1, "auto")):
         assert preflight.check(replace(config, memory_limit=room), *arguments).rollout_weights == settled
+
+
+def test_the_formulas_count_with_the_bounds_of_the_code():
+    assert memory.LOGITS_BYTES == logprobs.LOGITS_BYTES
+    assert inspect.signature(Decoder).parameters["chunk_tokens"].default == memory.CHUNK_TOKENS
