@@ -25,7 +25,7 @@ SMALL = {
     "learning_rate": 1e-4,
 }
 SMALL |= {"save_every": 1, "keep_checkpoints": 3, "eval_every": 3, "tensorboard": False, "world_difficulty": "infobox"}
-RATE_OF_CRITIC = {"grpo": (), "ppo": ("--critic-learning-rate", "3e-5")}
+RATE_OF_CRITIC = {"grpo": (), "ppo": ("--critic-learning-rate", "1e-5")}
 
 
 def torchrun(folder: Path, *flags: str) -> subprocess.CompletedProcess:
@@ -39,7 +39,7 @@ def torchrun(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 
 
 def in_one_process(folder: Path, algorithm: str, resume: bool = False) -> Path:
-    critic = {"critic_learning_rate": 3e-5} if algorithm == "ppo" else {}
+    critic = {"critic_learning_rate": 1e-5} if algorithm == "ppo" else {}
     return train(resolve(TrainConfig(**SMALL, **critic, output_dir=str(folder), algorithm=algorithm, resume=resume)))
 
 
