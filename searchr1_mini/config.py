@@ -239,7 +239,7 @@ class TrainConfig:
         "model",
         "auto",
         "what rollouts read of a 4-bit base: itself (base), or a copy of the same numbers unpacked to --dtype, which "
-        "is faster; auto takes the copy if memory allows",
+        "is faster; auto takes the copy if the memory check finds room",
     )
     compile_decode: bool = option("model", False, "torch.compile the decode step: faster after a minute or two")
     fused_kernels: bool = option("model", False, "Liger's kernels in the model; a GPU and liger-kernel")

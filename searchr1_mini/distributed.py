@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,15 +24,18 @@ from torch import Tensor, nn
 from searchr1_mini.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # one process may index a corpus while the others wait
+PATIENCE = timedelta(days=1)  # one process may index a corpus while the others wait
 
 
 @contextmanager
-def processes() -> Iterator[Path | None]:
+def processes(device: str) -> Iterator[Path | None]:
     """Joins the processes that torchrun started, if it did.
 
     Those that are not the first print nothing but their errors, and get a folder, thrown away in the end, for what they
     would write to the run's.
+
+    Args:
+        device: as `--device` names it.
 
     Raises:
         UserError: more processes than GPUs.
@@ -39,14 +43,15 @@ def processes() -> Iterator[Path | None]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield None
         return
-    if torch.cuda.is_available():
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus:
         if local_rank() >= torch.cuda.device_count():
             raise UserError(
                 f"torchrun started more processes than this machine has GPUs ({torch.cuda.device_count()}); give "
                 f"--nproc-per-node {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
     try:
         if is_main():
             yield None
@@ -104,12 +109,25 @@ def on_main(function: Callable[[], T]) -> T:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Lets the first process through before the others, which then find what it downloaded or built."""
+    """Lets the first process through before the others, which then find what it downloaded or built.
+
+    Raises:
+        UserError: in all processes, if what the first did raised it.
+    """
     if not is_main():
         on_main(lambda: None)
-    yield
+    try:
+        yield
+    except UserError as error:
+        if is_main():
+            on_main(partial(_raise, error))
+        raise
     if is_main():
         on_main(lambda: None)
+
+
+def _raise(error: UserError) -> None:
+    raise error
 
 
 def share(n: int) -> slice:

@@ -159,7 +159,7 @@ def cell_row(trajectory: Trajectory, example: Example) -> dict:
 def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | None) -> Policy:
     """The policy, with the run's adapter or fine-tuned weights on it."""
     device = pick_device(config.device)
-    policy = load_policy(
+    return load_policy(
         resolve_model(model),
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -168,8 +168,6 @@ def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | 
         device=device,
         weights=weights,
     )
-    policy.dequantise = settings.load_in_4bit and settings.rollout_weights == "dequantised"
-    return policy
 
 
 def answer_live(config: EvalConfig) -> None:

@@ -267,7 +267,11 @@ class Decoder:
         return self.backbone(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache)
 
     def _sample(self, logits: Tensor, uniform: list[float]) -> tuple[list[int], list[float]]:
-        """Ids and their log-probs from logits (n, V) and a number in [0, 1) a row: the inverse of the distribution."""
+        """Ids and their log-probs from logits (n, V) and a number in [0, 1) a row: the inverse of the distribution.
+
+        Raises:
+            UserError: the logits are not finite.
+        """
         logprobs = torch.log_softmax(logits.float() / (self.temperature or 1.0), dim=-1)
         if self.temperature == 0:
             ids = logprobs.argmax(-1)
@@ -276,7 +280,13 @@ class Decoder:
             cumulative = logprobs.exp().cumsum(-1, dtype=exact)
             points = torch.tensor(uniform, dtype=exact, device=self.device)[:, None] * cumulative[:, -1:]
             ids = torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-        return ids.tolist(), logprobs.gather(1, ids[:, None])[:, 0].tolist()
+        chosen = logprobs.gather(1, ids[:, None])[:, 0]
+        if chosen.isnan().any():
+            raise UserError(
+                "the model's logits are not finite, so that nothing can be sampled; take --dtype float32, or sound "
+                "weights"
+            )
+        return ids.tolist(), chosen.tolist()
 
     def _accept(self, row: _Row, id_: int, logprob: float) -> Turn | None:
         """Adds a sampled id to the row's turn; returns the turn if that ended it."""

@@ -227,7 +227,7 @@ def load_policy(
         torch.manual_seed(seed)
         auto = auto_class(fused_kernels)
         model = _load_base(auto, str(weights) if weights else source, False, torch.float32, device)
-        frozen = _load_base(auto, source, False, dtype, device) if weights else copy.deepcopy(model)
+        frozen = _load_base(auto, source, False, torch.float32, device) if weights else copy.deepcopy(model)
         frozen.requires_grad_(False)
         _prepare(model, gradient_checkpointing)
         return Policy(model, tokenizer, dtype, frozen)

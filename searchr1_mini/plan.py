@@ -22,6 +22,7 @@ OF_THE_MODEL = (
     "model template max_new_tokens max_total_tokens max_observation_tokens rollout_batch_size lora_rank lora_alpha "
     "load_in_4bit"
 ).split()
+OF_NO_CONSEQUENCE = ("output_dir", "resume", "rollout_weights", "memory_check", "memory_limit")  # for what is learnt
 OF_A_SEARCH = ("topk", "max_turns")
 OF_AN_ENGINE = tuple(READ_BY)
 TRAIN_AS = {
@@ -239,11 +240,11 @@ def train_row(config: EvalConfig, row: Row, own: dict[str, Any], out: Path) -> R
 
 def folder_for(wanted: TrainConfig, first: Path) -> Path:
     """`sft`, or `sft-2`, .. where a run of other settings stands already."""
-    names = [f.name for f in fields(wanted) if f.name not in ("output_dir", "resume")]
+    names = [f.name for f in fields(wanted) if f.name not in OF_NO_CONSEQUENCE]
     number, folder = 1, first
     while (folder / "config.json").exists():
         saved = saved_config(folder)
-        if all(saved.get(name) == getattr(wanted, name) for name in names):
+        if all(saved.get(name, getattr(TrainConfig, name)) == getattr(wanted, name) for name in names):
             break
         number, folder = number + 1, first.with_name(f"{first.name}-{number + 1}")
     return folder

@@ -12,17 +12,20 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import TrainConfig, flag_of
+from searchr1_mini.distributed import n_processes
 from searchr1_mini.errors import UserError
-from searchr1_mini.memory import GB, Preflight, Shape, predict, shape_of
+from searchr1_mini.memory import GB, TEMPLATE_TOKENS, Preflight, Shape, predict, shape_of
 from searchr1_mini.resolve import resolve, resolve_model
 
 MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back; below WORTH_IT the page faults cost more
 WORTH_IT = 0.5 * GB
+COPY_ROOM = 0.85  # share of the memory up to which --rollout-weights auto fills it; predictions are off by up to 12 %
 
 
 def predictor(source: str, device: Any, dtype: Any, questions: Sequence[str]) -> Callable[[TrainConfig], Preflight]:
@@ -51,7 +54,7 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
     predicted = predictor(source, device, dtype, questions)
     room = min(room_of(device), (config.memory_limit or math.inf) * GB)
     unpacked = replace(config, rollout_weights="dequantised")
-    if config.load_in_4bit and config.rollout_weights == "auto" and predicted(unpacked).peak <= room:
+    if config.load_in_4bit and config.rollout_weights == "auto" and predicted(unpacked).peak <= COPY_ROOM * room:
         config = unpacked
     expected = predicted(config)
     print(f"memory: {expected.line()} of {room / GB:.1f} GB", flush=True)
@@ -93,12 +96,13 @@ def ways_to_save(config: TrainConfig) -> Iterator[tuple[str, list]]:
 
     The first three cost speed at most, checkpointing a second forward, NF4 precision, a shorter context reward.
     """
-    smallest = max(config.max_new_tokens, config.max_observation_tokens, 15) + 1
+    smallest = TEMPLATE_TOKENS[config.template] + 64 + max(config.max_new_tokens, config.max_observation_tokens, 15)
     yield "tokens_per_micro_batch", halvings(config.tokens_per_micro_batch, 1)
     yield "rollout_batch_size", halvings(config.rollout_batch_size, 1)
     yield "rollout_weights", ["base"] if config.rollout_weights == "dequantised" else []
     yield "gradient_checkpointing", [] if config.gradient_checkpointing else [True]
-    yield "load_in_4bit", [] if config.load_in_4bit or config.lora_rank == 0 else [True]
+    can_pack = config.lora_rank > 0 and not config.load_in_4bit and find_spec("bitsandbytes")
+    yield "load_in_4bit", [True] if can_pack else []
     yield "max_total_tokens", halvings(config.max_total_tokens, smallest)
     yield "tokens_per_micro_batch", halvings(config.tokens_per_micro_batch, 1)
 
@@ -179,7 +183,8 @@ def room_of(device: Any) -> float:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    return resident_bytes() + min(psutil.virtual_memory().available, cgroup_room(Path("/sys/fs/cgroup")))
+    free = min(psutil.virtual_memory().available, cgroup_room(Path("/sys/fs/cgroup")))
+    return resident_bytes() + free / n_processes()
 
 
 def cgroup_room(folder: Path) -> float:
@@ -188,7 +193,8 @@ def cgroup_room(folder: Path) -> float:
         base = folder if limit == "memory.max" else folder / "memory"
         try:
             statistics = dict(line.split() for line in (base / "memory.stat").read_text().splitlines())
-            in_use = int((base / used).read_text()) - int(statistics.get("inactive_file", 0))
+            cached = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
+            in_use = int((base / used).read_text()) - cached
             return int((base / limit).read_text()) - in_use
         except (OSError, ValueError):  # no such file, or "max"
             continue

@@ -25,7 +25,6 @@ import numpy as np
 from searchr1_mini.errors import UserError
 from searchr1_mini.terms import DEFAULT_TERMS, Terms, tokenize
 
-SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
 

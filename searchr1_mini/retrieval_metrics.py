@@ -64,6 +64,8 @@ def main() -> None:
         )
     terms = Terms(config.stemming, config.stop_words)
     is_here = names != ["http"]
+    if config.corpus and not is_here:
+        raise UserError("--corpus does nothing with --retriever http, whose server has its own; leave it out")
     passages = load_corpus(config.corpus, config.dataset, config.data_path, terms) if is_here else []
     rows = {}
     for engine in (engine_of(config, name) for name in names):

@@ -73,7 +73,8 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     with main_first():
         train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
     questions = [example.question for example in train.examples + held_out.examples]
-    config = on_main(lambda: preflight.check(config, source, device, dtype, questions))
+    checked = preflight.check(config, source, device, dtype, questions)
+    config = on_main(lambda: checked)
     about = _describe(config, source, device, dtype)
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, MUST_MATCH))
     newest = on_main(lambda: checkpoint.latest_checkpoint(folder)) if config.resume else None

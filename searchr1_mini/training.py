@@ -21,7 +21,7 @@ from searchr1_mini.algorithms import group_advantages, soft_overlong, zero_varia
 from searchr1_mini.batch import build_batch
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
-from searchr1_mini.distributed import any_of, n_processes, processes
+from searchr1_mini.distributed import any_of, is_main, n_processes, processes
 from searchr1_mini.errors import UserError
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         UserError: anything that the user can mend.
     """
-    with processes() as scratch:
+    with processes(config.device) as scratch:
         return _train(config, scratch)
 
 
@@ -143,7 +143,8 @@ def train_step(run: Session, step: int) -> dict[str, float]:
     if kept:
         experience, metrics = prepare(run, batch.select(kept), None if advantages is None else advantages[kept])
         metrics |= update(run, experience)
-    write_rollouts(run.folder, step, rollout_rows(rollouts, advantages))
+    if is_main():
+        write_rollouts(run.folder, step, rollout_rows(rollouts, advantages))
     seconds = time.perf_counter() - began
     return {
         **rollout_metrics(rollouts.trajectories, rollouts.examples, rollouts.rewards, rollouts.stats),

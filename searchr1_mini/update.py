@@ -193,6 +193,7 @@ def apply_gradients(run: Session, loss: float) -> dict[str, float]:
     What is not finite is thrown away.
     """
     sum_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
+    run.scaler.scale(torch.zeros((), device=run.policy.device))  # a process without a micro-batch has no scale yet
     run.scaler.unscale_(run.optimizer)
     groups = [group["params"] for group in run.optimizer.param_groups]
     norms = [torch.nn.utils.clip_grad_norm_(group, run.config.grad_clip).item() for group in groups]

@@ -28,8 +28,9 @@ SMALL |= {"save_every": 1, "keep_checkpoints": 3, "eval_every": 3, "tensorboard"
 RATE_OF_CRITIC = {"grpo": (), "ppo": ("--critic-learning-rate", "1e-5")}
 
 
-def torchrun(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    values = {f"--{name.replace('_', '-')}": str(value) for name, value in SMALL.items() if name != "tensorboard"}
+def torchrun(folder: Path, *flags: str, **changes) -> subprocess.CompletedProcess:
+    settings = {name: value for name, value in (SMALL | changes).items() if value not in (None, False)}
+    values = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     words = [word for pair in values.items() for word in pair]
     return subprocess.run(
@@ -108,10 +109,19 @@ def test_a_run_of_two_processes_goes_on_in_one(runs, tmp_path):
     assert [json.loads(line)["step"] for line in (resumed / "metrics.jsonl").open()] == [1, 2, 3]
 
 
-def test_what_the_user_can_mend_is_said_once_a_process_and_ends_them(tmp_path):
+def test_a_folder_in_use_is_said_by_every_process_and_ends_them(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("mine")
-    done = torchrun(tmp_path / "full")
+    assert_told(torchrun(tmp_path / "full"), "is not empty; add --resume")
+
+
+def test_questions_that_are_not_there_are_said_by_every_process(tmp_path):
+    flags = "--dataset", "hotpotqa", "--data-path", str(tmp_path / "none.json"), "--device", "cpu"
+    done = torchrun(tmp_path / "run", *flags, world_difficulty=None)
+    assert_told(done, "there is no file")
+
+
+def assert_told(done: subprocess.CompletedProcess, sentence: str) -> None:
     assert done.returncode != 0
-    assert "is not empty; add --resume" in done.stderr
+    assert sentence in done.stderr
     assert "distributed.py" not in done.stderr.split("ChildFailedError")[0]

@@ -136,6 +136,16 @@ def test_a_row_samples_the_same_whichever_rows_share_its_batch(random_policy):
     }
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_told(random_policy, temperature):
+    decoder = make_decoder(random_policy, temperature=temperature)
+    decoder.lm_head = lambda hidden: torch.full((*hidden.shape[:-1], 50), torch.nan)
+    decoder.start(0, [5, 6])
+    decoder.generate(0, ("x",), 10)
+    with pytest.raises(UserError, match="not finite"):
+        decoder.step()
+
+
 def test_sampling_matches_the_distribution(random_policy):
     """First tokens of 4,000 rows against the softmax, on the likeliest ids (5 standard errors)."""
     decoder = make_decoder(random_policy, n_rows=4000, temperature=1.5)
