@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .PHONY: demo test lint
-demo: $(STAMP)  ## the whole method on this machine, in about four minutes
+demo: $(STAMP)  ## the whole method on this machine, in about five minutes
 	$(BIN)/python train.py
 
 test: $(STAMP)
