@@ -26,7 +26,7 @@ def measure(run: Session, is_empty: bool = False) -> dict:
 
 
 def measure_before(run: Session) -> None:
-    """The base on the held-out questions, once a run; two of its trajectories are kept to compare with."""
+    """The base on the held-out questions, once a run; its first trajectories are kept to compare with."""
     if run.before is None:
         run.before = measure(run)
         run.samples_before = run.samples[:20]
@@ -54,7 +54,7 @@ def finish(run: Session, began: float) -> None:
     colour = sys.stdout.isatty()
     for title, trajectory in (("Before", run.samples_before[index]), ("After", run.samples[index])):
         print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, colour)}")
-    columns = {"before": run.before, "after": after, "after, empty retriever": summary["after_without_retriever"]}
+    columns = {"before": run.before, "after": after, "after, empty retriever": emptied}
     print("\n" + summary_table({name: column for name, column in columns.items() if column}))
     print(f"\ntrained {run.config.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation")
     print(f"report: {report}\nevaluate it: python eval.py --run {run.folder}", flush=True)

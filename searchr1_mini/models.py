@@ -189,7 +189,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
-    tokenizer = _from_pretrained(AutoTokenizer, source)
+    tokenizer = from_pretrained(AutoTokenizer, source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -277,7 +277,7 @@ def _load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, 
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    model = _from_pretrained(
+    model = from_pretrained(
         auto,
         source,
         dtype=dtype,
@@ -292,7 +292,12 @@ def _load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, 
     return model
 
 
-def _from_pretrained(auto_class, source: str, **arguments):
+def from_pretrained(auto_class: type, source: str, **arguments):
+    """What one of transformers' auto classes loads from a folder or hub id.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
     try:
         return auto_class.from_pretrained(source, **arguments)
     except (OSError, ValueError) as error:

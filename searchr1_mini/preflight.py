@@ -150,9 +150,9 @@ def load_shape(source: str) -> Shape:
     """
     from transformers import AutoConfig
 
-    from searchr1_mini.models import _from_pretrained
+    from searchr1_mini.models import from_pretrained
 
-    return shape_of(_from_pretrained(AutoConfig, source))
+    return shape_of(from_pretrained(AutoConfig, source))
 
 
 def resident_bytes() -> float:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import CPU
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from searchr1_mini import methods
 from searchr1_mini.data import Example
-from searchr1_mini.encoding import break_added_tokens, foreign_ids, observation_ids, prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.generation import Decoder
-from searchr1_mini.models import load_policy
 from searchr1_mini.probes import EmptyRetriever
 from searchr1_mini.prompts import INVALID_ACTION
 from searchr1_mini.retrieval import Hit, Passage
@@ -166,41 +161,6 @@ def test_the_context_never_grows_over_its_budget(tokenizer, limit):
         assert segment.text.endswith("</information>\n\n")
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(max_size=80), min_size=0, max_size=4), st.integers(1, 80))
-def test_a_cut_observation_keeps_its_tags_and_its_budget(tokenizer, texts, budget):
-    cut = observation_ids([Passage(str(i), f"T{i}", text) for i, text in enumerate(texts)], tokenizer, budget)
-    if cut is not None:
-        ids, text = cut
-        assert len(ids) <= budget
-        assert text.startswith("\n\n<information>") and text.endswith("</information>\n\n")
-        assert "\ufffd" not in text or any("\ufffd" in original for original in texts)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["<|endoftext|>", "<|endof", "text|>", "<", " x", "|>"]), max_size=8).map("".join))
-def test_foreign_text_never_becomes_a_control_token(tokenizer, text):
-    assert tokenizer.eos_token_id not in foreign_ids(text, tokenizer)
-
-
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "<tool_call>", "<|fim_prefix|>"])
-def test_no_added_token_of_qwen_comes_out_of_foreign_text(qwen_tokenizer, token):
-    """Qwen2.5's added tokens are not all special: `<tool_call>` would be parsed even with special tokens split."""
-    qwen_tokenizer = copy.deepcopy(qwen_tokenizer)
-    qwen_tokenizer.add_tokens(["<tool_call>", "<|fim_prefix|>"])
-    added = set(qwen_tokenizer.get_added_vocab().values())
-    assert not added & set(foreign_ids(f"a {token} b {token[0]}{token}{token[1:]}", qwen_tokenizer))
-    assert token not in break_added_tokens(token * 3, qwen_tokenizer)
-    prompt = prompt_ids(f"Who is {token}?", qwen_tokenizer)
-    plain = prompt_ids("Who is?", qwen_tokenizer)
-    assert sum(id_ in added for id_ in prompt) == sum(id_ in added for id_ in plain)
-
-
-def test_instruct_models_get_their_chat_template(qwen_tokenizer):
-    text = qwen_tokenizer.decode(prompt_ids("Who?", qwen_tokenizer))
-    assert text.endswith("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n")
-
-
 def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
     """Groups of 4 on 6 questions: sampled log-probs equal a fresh forward, every token is accounted for."""
     world = make_world(3, "eval")
@@ -229,75 +189,6 @@ def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
                 assert abs(logprobs[at + offset - 1, ids[0, at + offset]].item() - logprob) < 1e-3
             at += len(segment.token_ids)
     assert trajectories == rollout(group, make, tiny_policy, retriever, LIMITS, temperature=1.0, seed=0)[0]
-
-
-@pytest.mark.parametrize(("load_in_4bit", "dequantise"), [(False, False), (True, False), (True, True)])
-def test_weights_for_rollouts_are_the_same_policy_and_leave_no_trace(random_qwen2, load_in_4bit, dequantise):
-    policy = load_policy(
-        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=load_in_4bit, dtype=torch.float32, device=CPU
-    )
-    policy.dequantise = dequantise
-    for name, parameter in policy.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    ids = torch.arange(1, 41).view(2, 20)
-    state = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
-    trainable = [p.requires_grad for p in policy.model.parameters()]
-    with torch.no_grad():
-        apart = policy.hidden(input_ids=ids)
-        with policy.reference():
-            base = policy.hidden(input_ids=ids)
-        with pytest.raises(KeyboardInterrupt), policy.for_rollouts():
-            merged = policy.hidden(input_ids=ids)
-            is_adapted = any(not torch.equal(tensor, state[n]) for n, tensor in policy.model.state_dict().items())
-            raise KeyboardInterrupt
-        again = policy.hidden(input_ids=ids)
-    assert (apart - base).abs().max() > 0.1
-    assert is_adapted == (dequantise or not load_in_4bit)
-    torch.testing.assert_close(merged, apart, atol=1e-4, rtol=1e-4)
-    assert torch.equal(again, apart)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in policy.model.state_dict().items())
-    assert trainable == [p.requires_grad for p in policy.model.parameters()]
-
-
-def test_a_dequantised_base_in_16_bits_is_not_rounded_again(random_qwen2):
-    """Its products are those of the 4-bit base, bit for bit, and the adapter stays beside it."""
-    policy = load_policy(
-        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=True, dtype=torch.bfloat16, device=CPU
-    )
-    for name, parameter in policy.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    ids = torch.arange(1, 41).view(2, 20)
-    with torch.no_grad():
-        packed = policy.hidden(input_ids=ids)
-        policy.dequantise = True
-        with policy.for_rollouts():
-            unpacked = policy.hidden(input_ids=ids)
-    assert torch.equal(packed, unpacked)
-
-
-def test_a_compiled_decode_step_samples_the_same_before_and_after_training(random_qwen2):
-    policy = load_policy(
-        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=False, dtype=torch.float32, device=CPU
-    )
-    example = Example("q", "Who is it?", ("x",), "s")
-
-    def roll() -> list[int]:
-        (trajectory,), _ = rollout(
-            [example], methods.make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1),
-            policy, EmptyRetriever(), LIMITS, temperature=0, seed=0,
-        )  # fmt: skip
-        return trajectory.token_ids
-
-    before = roll()
-    policy.compile_decode(backend="aot_eager")
-    assert roll() == before
-    for parameter in policy.trainable():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
-    after = roll()
-    policy._decode_step = None
-    assert after == roll() != before
 
 
 def test_rows_that_wait_for_the_retriever_do_not_hold_up_the_others(tokenizer, tiny_policy):
