@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.tracking import write_json_atomic
+from searchr1_mini.tracking import read_jsonl, write_json_atomic
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"
@@ -30,6 +30,8 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
     Args:
         write_files: fills the folder that it is given.
 
+    One that is there, whole, stays as it is: at no instant is a step that was saved not there.
+
     Raises:
         UserError: the disk is full; what was saved before is untouched.
     """
@@ -38,6 +40,8 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
     final, aside = folder / f"step-{step:06d}", folder / f".step-{step:06d}"
     for stale in folder.glob(".step-*"):
         shutil.rmtree(stale)
+    if is_whole(final):
+        return final
     try:
         aside.mkdir()
         write_files(aside)
@@ -113,11 +117,18 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The whole checkpoint whose step has the highest held-out exact match in metrics.jsonl, the newest of equals."""
+    em = {row["step"]: row["eval/em"] for row in read_jsonl(run_dir / "metrics.jsonl") if "eval/em" in row}
+    scored = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) in em and is_whole(path)]
+    return max(scored, key=lambda path: em[checkpoint_step(path)], default=None)
+
+
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints that are whole, and broken ones older than these."""
+    """Removes all but the best and the newest `keep` checkpoints that are whole, and broken ones older than these."""
     whole = [path for path in list_checkpoints(run_dir) if is_whole(path)]
     if len(whole) > keep:
-        kept = set(whole[:keep])
+        kept = {*whole[:keep], best_checkpoint(run_dir)}
         for path in list_checkpoints(run_dir):
             if path not in kept and checkpoint_step(path) < checkpoint_step(whole[keep - 1]):
                 shutil.rmtree(path)

@@ -11,12 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from searchr1_mini.config import flag_of, suggest
 from searchr1_mini.defaults import PRESETS
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import UserError, is_out_of_memory
 
 Config = TypeVar("Config")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# what CUDA and MPS, Windows, Linux and cuBLAS say
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
@@ -173,8 +171,8 @@ def run_command(command: Callable[[], None]) -> None:
         if error.errno not in FULL_DISK:
             raise
         _leave(f"the disk is full ({error}); what was saved is intact: free some space and go on with --resume", 2)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; torch is not imported to find out
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         _leave(
             "out of memory; lower --tokens-per-micro-batch, --rollout-batch-size or --max-total-tokens, or try "

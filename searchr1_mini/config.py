@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from searchr1_mini.defaults import DATASETS, DENSE_MODEL, PROMPTED, REAL, TINY, TRAINED
@@ -231,6 +231,9 @@ class TrainConfig:
         "model", None, "recompute activations to save memory" + _auto("gradient_checkpointing")
     )
 
+    check: bool = option(
+        "logging", False, "check every invariant of a step before its update; costs a forward, and stops on a fault"
+    )
     memory_check: bool = option("model", True, "predict peak memory before loading, and refuse what does not fit")
     memory_limit: float | None = option(
         "model", None, "GB that the run may take, where others share the device [default: what is free]", above=0
@@ -246,9 +249,14 @@ class TrainConfig:
 
     eval_every: int | None = option("logging", None, "steps between evaluations" + _auto("eval_every"), least=1)
     save_every: int | None = option("logging", None, "steps between checkpoints" + _auto("save_every"), least=1)
-    keep_checkpoints: int = option("logging", 2, "newest checkpoints to keep", least=1)
+    keep_checkpoints: int = option("logging", 2, "newest checkpoints to keep; the best is kept besides", least=1)
     tensorboard: bool = option("logging", True, "write TensorBoard event files")
     wandb: bool = option("logging", False, "log to Weights & Biases")
+
+    @property
+    def has_bug(self) -> bool:
+        """Whether a flag of the museum breaks the run on purpose."""
+        return any(getattr(self, option_.name) for option_ in fields(self) if option_.name.startswith("bug_"))
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,7 @@ class EvalConfig:
     """Options of eval.py. None is taken from the run (--run), or resolved per model (--model)."""
 
     run: str | None = option("what", None, "folder of a training run, or several, separated by commas")
-    checkpoint: int | None = option("what", None, "step of the run's checkpoint [default: the newest]", least=1)
+    checkpoint: str | None = option("what", None, "step of the run's checkpoint, or best [default: the newest]")
     model: str | None = option("what", None, "instead of a run: tiny, a short name, a hub id or a local folder")
     adapter: str | None = option("what", None, "folder of a LoRA adapter to put on --model, for search-r1")
     ask: str | None = option("what", None, "show one trajectory for this question instead of an evaluation")

@@ -1,4 +1,7 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what the system's own mean."""
+
+# what CUDA and MPS, Windows, Linux and cuBLAS say
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class UserError(Exception):
@@ -6,3 +9,8 @@ class UserError(Exception):
 
     `train.py` and `eval.py` print it without a traceback and exit with code 2.
     """
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """torch.OutOfMemoryError is a RuntimeError, and only some devices raise it."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)

@@ -35,7 +35,7 @@ class ExportConfig:
     what: Literal["all", "merged", "adapter", "questions"] = option(
         "what", "all", "the model with its adapter merged, the adapter alone, the questions, or all that the run has"
     )
-    checkpoint: int | None = option("what", None, "step of the run's checkpoint [default: the newest]", least=1)
+    checkpoint: str | None = option("what", None, "step of the run's checkpoint, or best [default: the newest]")
     dtype: Literal["bfloat16", "float16", "float32"] | None = option(
         "what", None, "of the merged model's weights [default: bfloat16]"
     )

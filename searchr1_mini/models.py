@@ -25,6 +25,7 @@ class Policy:
     Attributes:
         model: the transformers model, wrapped by peft when it has an adapter.
         tokenizer: its tokenizer, with a pad token.
+        frozen: the reference of full fine-tuning; an adapter needs none.
         device, dtype: where it runs and what it computes in.
         dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
     """
@@ -34,7 +35,7 @@ class Policy:
     ) -> None:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.device = next(model.parameters()).device
-        self._frozen = frozen
+        self.frozen = frozen
         self.dequantise = False
         self._decode_step: Callable | None = None
 
@@ -86,7 +87,7 @@ class Policy:
             with self.model.disable_adapter():
                 yield
         else:
-            trained, self.model = self.model, self._frozen
+            trained, self.model = self.model, self.frozen
             try:
                 yield
             finally:

@@ -177,7 +177,14 @@ def checkpoint_of(config: EvalConfig, folder: Path) -> Path:
         if path is None:
             raise UserError(f"the run in {folder} has no whole checkpoint yet; train on with --resume")
         return path
-    path = folder / "checkpoints" / f"step-{config.checkpoint:06d}"
+    if config.checkpoint == "best":
+        path = checkpoint.best_checkpoint(folder)
+        if path is None:
+            raise UserError(f"no checkpoint in {folder} is of a step with an evaluation; name one with --checkpoint")
+        return path
+    if not config.checkpoint.isdecimal():
+        raise UserError(f"--checkpoint {config.checkpoint}: give the number of a step, or best")
+    path = folder / "checkpoints" / f"step-{int(config.checkpoint):06d}"
     if not checkpoint.is_whole(path):
         steps = [checkpoint.checkpoint_step(p) for p in reversed(checkpoint.list_checkpoints(folder))]
         raise UserError(f"there is no whole checkpoint of step {config.checkpoint} in {folder}; it has {steps}")

@@ -219,6 +219,8 @@ def _check_resolved(config: TrainConfig) -> None:
         (config.max_observation_tokens >= config.max_total_tokens,
          f"--max-observation-tokens {config.max_observation_tokens} must be below --max-total-tokens "
          f"{config.max_total_tokens}"),
+        (config.check and (config.has_bug or config.algorithm in ("sft", "rejection-sampling")),
+         "--check is about steps of grpo and ppo without a bug of the museum; leave it out"),
         (config.memory_limit and not config.memory_check, "--memory-limit does nothing with --no-memory-check"),
         (config.mini_batches > config.questions_per_step,
          f"--mini-batches {config.mini_batches} is more than --questions-per-step {config.questions_per_step}"),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini import methods
+from searchr1_mini import interrupt, methods
 from searchr1_mini.data import Example
 from searchr1_mini.distributed import gather, share
 from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import UserError, is_out_of_memory
 from searchr1_mini.generation import Decoder, Turn
 from searchr1_mini.probes import OracleRetriever
 from searchr1_mini.prompts import INVALID_ACTION
@@ -231,6 +232,19 @@ class _Engine:
             self.advance(key, passages)
 
 
+@contextmanager
+def out_of_memory_told() -> Iterator[None]:
+    """Inside, memory that runs out is told as something that the user can mend."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory in a rollout; lower --rollout-batch-size or --max-total-tokens, or try --preset 12gb"
+        ) from error
+
+
 def rollout(
     examples: Sequence[Example],
     make_method: methods.MakeMethod,
@@ -254,7 +268,8 @@ def rollout(
         on_segment: told (kind, text) of every segment as it is complete, to show a rollout live.
 
     Raises:
-        UserError: a question does not fit into the context, or the retriever failed.
+        UserError: a question does not fit into the context, memory ran out, or the retriever failed.
+        Stopped: the user asked a training run to stop.
     """
     began = time.perf_counter()
     own = share(len(examples))
@@ -275,8 +290,9 @@ def rollout(
     decoder.expect([conversation.prompt for conversation in conversations])
     waiting = deque(enumerate(conversations, start=own.start))
     asked: tuple[list[int], Future] | None = None
-    with policy.for_rollouts(), ThreadPoolExecutor(1) as pool:
+    with out_of_memory_told(), policy.for_rollouts(), ThreadPoolExecutor(1) as pool:
         while waiting or engine.live:
+            interrupt.check()
             while waiting and decoder.has_room:
                 engine.start(*waiting.popleft())
             if engine.searches and asked is None:

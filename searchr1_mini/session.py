@@ -36,7 +36,13 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 @dataclass
 class Session:
-    """The state of a run. `updates` counts optimiser steps; `samples` are the last evaluation's trajectories."""
+    """The state of a run. `updates` counts optimiser steps; `samples` are the last evaluation's trajectories.
+
+    Attributes:
+        micro_batch_tokens: as configured, or fewer once memory ran out.
+        frozen_digest: of the weights that nothing trains, with `--check`.
+        unlogged: metrics of the step before `first_step`, whose evaluation was broken off.
+    """
 
     config: TrainConfig
     folder: Path
@@ -51,7 +57,10 @@ class Session:
     critic: Critic | None
     watch: Watch
     tracker: Tracker | None = None
+    micro_batch_tokens: int = 0
     first_step: int = 1
+    unlogged: dict[str, float] | None = None
+    frozen_digest: int | None = None
     updates: int = 0
     skipped_in_a_row: int = 0
     train_seconds: float = 0.0
@@ -113,6 +122,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         critic,
         Watch(),
+        micro_batch_tokens=config.tokens_per_micro_batch,
     )
     if newest:
         _restore(run, newest)
@@ -215,9 +225,13 @@ def _restore(run: Session, folder: Path) -> None:
     progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     run.first_step, run.updates = progress["step"] + 1, progress["updates"]
     run.before, run.train_seconds = progress["before"], progress["train_seconds"]
+    run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
+    if progress["tokens_per_micro_batch"] == run.config.tokens_per_micro_batch:
+        run.micro_batch_tokens = progress["micro_batch_tokens"]
     run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
-    run.watch = Watch(truncate_metrics(run.folder / "metrics.jsonl", progress["step"]))
-    truncate_metrics(run.folder / "warnings.jsonl", progress["step"])
+    logged = progress["step"] - (run.unlogged is not None)
+    run.watch = Watch(truncate_metrics(run.folder / "metrics.jsonl", logged))
+    truncate_metrics(run.folder / "warnings.jsonl", logged)
     print(f"resumed after step {progress['step']} from {folder}", flush=True)
 
 
@@ -241,6 +255,10 @@ def save_step(run: Session, step: int) -> Path:
             "updates": run.updates,
             "before": run.before,
             "train_seconds": run.train_seconds,
+            "skipped_in_a_row": run.skipped_in_a_row,
+            "unlogged": run.unlogged,
+            "tokens_per_micro_batch": run.config.tokens_per_micro_batch,
+            "micro_batch_tokens": run.micro_batch_tokens,
             "samples_before": [asdict(trajectory) for trajectory in run.samples_before],
         }
         write_json_atomic(folder / "progress.json", progress)

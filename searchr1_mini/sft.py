@@ -7,26 +7,28 @@ answer` without a search; rejection sampling imitates those of 5 rollouts a ques
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
 
+from searchr1_mini import interrupt
+from searchr1_mini.accumulation import over_micro_batches
 from searchr1_mini.algorithms import loss_weights
 from searchr1_mini.batch import Batch, build_batch, mini_batches
 from searchr1_mini.data import Example, subset
 from searchr1_mini.distributed import any_of, gather, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
+from searchr1_mini.invariants import check_batch
 from searchr1_mini.prompts import opening_of
 from searchr1_mini.rewards import exact_match
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
 from searchr1_mini.trajectory import Segment, Trajectory
-from searchr1_mini.update import apply_gradients, forward, own_micro_batches
+from searchr1_mini.update import apply_gradients, forward
 
 CHUNK = 64  # questions that are sampled, and kept, at a time
 
@@ -36,11 +38,11 @@ def imitates(algorithm: str) -> bool:
     return algorithm in ("sft", "rejection-sampling")
 
 
-def demonstrations(run: Session, asked_to_stop: threading.Event | None = None) -> list[Trajectory]:
+def demonstrations(run: Session) -> list[Trajectory]:
     """What the run imitates; sampled rollouts are kept in its folder, so that an interrupted run samples on.
 
     Raises:
-        KeyboardInterrupt: the user asked to stop; what was sampled is kept.
+        Stopped: the user asked to stop; what was sampled is kept.
         UserError: no rollout was right.
     """
     examples = subset(run.train.examples, run.config.demonstration_questions)
@@ -53,11 +55,8 @@ def demonstrations(run: Session, asked_to_stop: threading.Event | None = None) -
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
-        if any_of(asked_to_stop is not None and asked_to_stop.is_set()):
-            print(
-                f"kept {len(rows)} chunks; go on with: python train.py --resume --output-dir {run.folder}", flush=True
-            )
-            raise KeyboardInterrupt
+        if any_of(interrupt.is_asked()):
+            raise interrupt.Stopped
     kept = [Trajectory.from_json(trajectory) for row in rows for trajectory in row["right"]]
     n_sampled = sum(row["sampled"] for row in rows)
     print(f"rejection sampling: {len(kept)} of {n_sampled} rollouts were right and are learnt from", flush=True)
@@ -98,27 +97,30 @@ def imitation_step(run: Session, chosen: Sequence[Trajectory]) -> dict[str, floa
     config = run.config
     began = time.perf_counter()
     batch = build_batch(chosen, [1.0] * len(chosen), range(len(chosen)), run.policy.tokenizer.pad_token_id)
+    check_batch(batch, chosen, mask_observations=True)
     batch = batch.to(run.policy.device)
     shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.seed)
     metrics: dict[str, float] = {}
     for _ in range(config.epochs):
         for rows in mini_batches(range(len(chosen)), config.mini_batches, shuffle):
-            metrics = imitation_update(run, batch.select(rows)) if rows else metrics
+            metrics = imitation_update(run, batch.select(rows), is_first=not metrics) if rows else metrics
     seconds = time.perf_counter() - began
     return metrics | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}
 
 
-def imitation_update(run: Session, batch: Batch) -> dict[str, float]:
+def imitation_update(run: Session, batch: Batch, is_first: bool) -> dict[str, float]:
     """One optimiser step on the loss -mean log pi over policy tokens, gradients accumulated over micro-batches."""
     weights = loss_weights(batch.loss_mask, "token")
-    logs = []
+
+    def backward(rows: list[int]) -> tuple[float, float]:
+        part = batch.select(rows)
+        logprobs, entropy = forward(run.policy, part, temperature=1.0)
+        part_weights = weights[rows, : logprobs.shape[1]]
+        loss = -(logprobs * part_weights).sum()
+        run.scaler.scale(loss).backward()
+        return loss.item(), (entropy * part_weights).sum().item()
+
     with run.policy.training(run.config.gradient_checkpointing):
-        for rows in own_micro_batches(batch, run.config):
-            part = batch.select(rows)
-            logprobs, entropy = forward(run.policy, part, temperature=1.0)
-            part_weights = weights[rows, : logprobs.shape[1]]
-            loss = -(logprobs * part_weights).sum()
-            run.scaler.scale(loss).backward()
-            logs.append((loss.item(), (entropy * part_weights).sum().item()))
+        logs = over_micro_batches(run, batch, backward, may_stop=is_first)
     totals = dict(zip(("loss", "entropy"), map(sum, zip(*gather(logs), strict=True)), strict=True))
     return totals | apply_gradients(run, totals["loss"]) | {"learning_rate": run.optimizer.param_groups[0]["lr"]}

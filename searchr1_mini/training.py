@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +13,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from searchr1_mini import bugs
+from searchr1_mini import bugs, interrupt
 from searchr1_mini.algorithms import group_advantages, soft_overlong, zero_variance
 from searchr1_mini.batch import build_batch
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.distributed import any_of, is_main, n_processes, processes
 from searchr1_mini.errors import UserError
+from searchr1_mini.interrupt import Stopped, first_signal
+from searchr1_mini.invariants import check_step
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.rewards import reward
@@ -39,7 +38,7 @@ T = TypeVar("T")
 def train(config: TrainConfig) -> Path:
     """Runs, or resumes, a training run, in as many processes as torchrun started; returns its folder.
 
-    The first Ctrl-C (or SIGTERM) finishes the step at hand, saves it and leaves; the second leaves at once.
+    The first Ctrl-C (or SIGTERM) finishes the micro-batch at hand, saves and leaves; the second leaves at once.
 
     Raises:
         UserError: anything that the user can mend.
@@ -51,50 +50,80 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig, scratch: Path | None) -> Path:
     began = time.perf_counter()
     run = start(config, scratch)
-    with run.tracker, first_signal() as asked_to_stop:
-        measure_before(run)
-        shown = demonstrations(run, asked_to_stop) if imitates(config.algorithm) else []
-        for step in range(run.first_step, config.steps + 1):
-            if shown:
-                chosen = slice_of_step(shown, step, config.questions_per_step, config.seed)
-                metrics = imitation_step(run, chosen)
-            else:
-                with saved_if_it_fails(run, step - 1):
-                    metrics = train_step(run, step)
-            run.train_seconds += metrics["seconds"]
-            if step % config.eval_every == 0 or step == config.steps:
-                with saved_if_it_fails(run, step, metrics):
-                    metrics |= eval_metrics(measure(run))
-            run.tracker.log(step, metrics)
-            run.tracker.progress(step, metrics)
-            run.tracker.warn(step, run.watch.see(step, metrics).values())
-            is_stopping = any_of(asked_to_stop.is_set())
-            if step % config.save_every == 0 or step == config.steps or is_stopping:
-                save_step(run, step)
-            if is_stopping and step < config.steps:
-                print(f"saved step {step}; go on with: python train.py --resume --output-dir {run.folder}", flush=True)
-                raise KeyboardInterrupt
-            stop_if_diverged(run, step)
-        finish(run, began)
+    with run.tracker, first_signal():
+        try:
+            run_steps(run)
+            finish(run, began)
+        except Stopped:
+            print(f"go on with: python train.py --resume --output-dir {run.folder}", flush=True)
+            raise KeyboardInterrupt from None
     return run.folder
 
 
-@contextmanager
-def saved_if_it_fails(run: Session, step: int, metrics: dict[str, float] | None = None) -> Iterator[None]:
-    """What the user can mend, such as a retrieval server that stays down, costs no finished step: it is saved first.
+def run_steps(run: Session) -> None:
+    """Every step that is left, each whole or as if it had not begun."""
+    config = run.config
+    measure_before(run)
+    shown = demonstrations(run) if imitates(config.algorithm) else []
+    if run.unlogged is not None:
+        unlogged, run.unlogged = run.unlogged, None
+        end_step(run, run.first_step - 1, unlogged)
+    for step in range(run.first_step, config.steps + 1):
+        with saved_if_broken_off(run, step - 1):
+            if shown:
+                metrics = imitation_step(run, slice_of_step(shown, step, config.questions_per_step, config.seed))
+            else:
+                metrics = train_step(run, step)
+        run.train_seconds += metrics["seconds"]
+        end_step(run, step, metrics)
 
-    Several processes, of which one may have failed alone, go back to their last checkpoint instead.
+
+def end_step(run: Session, step: int, metrics: dict[str, float]) -> None:
+    """Evaluates and saves when it is time to, and logs.
+
+    Raises:
+        Stopped: the user asked to stop; the step is saved.
+        UserError: updates are not finite.
+    """
+    config = run.config
+    if step % config.eval_every == 0 or step == config.steps:
+        with saved_if_broken_off(run, step, unlogged=metrics):
+            metrics = metrics | eval_metrics(measure(run))
+    run.tracker.log(step, metrics)
+    run.tracker.progress(step, metrics)
+    run.tracker.warn(step, run.watch.see(step, metrics).values())
+    is_stopping = any_of(interrupt.is_asked())
+    if step % config.save_every == 0 or step == config.steps or is_stopping:
+        save_step(run, step)
+    if is_stopping and step < config.steps:
+        print(f"saved step {step}", flush=True)
+        raise Stopped
+    stop_if_diverged(run, step)
+
+
+@contextmanager
+def saved_if_broken_off(run: Session, step: int, unlogged: dict[str, float] | None = None) -> Iterator[None]:
+    """Inside, whatever breaks off (a signal, a server that stays down) costs no finished step: it is saved first.
+
+    What breaks off has moved no weight: a signal is heeded before the first update of a step, and rollouts are the part
+    that can fail. Several processes, of which one may have failed alone, go back to their last checkpoint instead.
+
+    Args:
+        step: the last one whose weights are as they should be.
+        unlogged: its metrics, if an evaluation is still to be added to them.
     """
     try:
         yield
-    except UserError as error:
+    except (Stopped, UserError) as reason:
         if n_processes() > 1 or step < run.first_step:
             raise
-        if metrics:
-            run.tracker.log(step, metrics)
+        run.unlogged = unlogged
         save_step(run, step)
+        if isinstance(reason, Stopped):
+            print(f"saved step {step}", flush=True)
+            raise
         remedy = f"step {step} is saved, go on with: python train.py --resume --output-dir {run.folder}"
-        raise UserError(f"{error}; {remedy}") from error
+        raise UserError(f"{reason}; {remedy}") from reason
 
 
 def stop_if_diverged(run: Session, step: int) -> None:
@@ -139,6 +168,7 @@ def train_step(run: Session, step: int) -> dict[str, float]:
     if config.algorithm == "grpo":
         advantages = group_advantages(batch.rewards, batch.group_ids, config.baseline, config.normalize_std)
     kept = rows_to_train_on(config, rollouts, is_flat)
+    check_step(run, batch, rollouts.trajectories, kept, advantages)
     metrics: dict[str, float] = {}
     if kept:
         experience, metrics = prepare(run, batch.select(kept), None if advantages is None else advantages[kept])
@@ -238,25 +268,3 @@ def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: i
         )
         chosen.append(examples[order[index]])
     return chosen
-
-
-@contextmanager
-def first_signal() -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C or SIGTERM sets the event instead of raising, so that no step is lost half-way.
-
-    A second one raises at once.
-    """
-    event = threading.Event()
-
-    def on_signal(*_) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-        print("\nstopping after this step; press Ctrl-C again to leave at once", file=sys.stderr, flush=True)
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from searchr1_mini import bugs
+from searchr1_mini.accumulation import over_micro_batches
 from searchr1_mini.algorithms import (
     explained_variance,
     gae,
@@ -21,9 +22,9 @@ from searchr1_mini.algorithms import (
     value_loss,
     whiten,
 )
-from searchr1_mini.batch import Batch, micro_batches, mini_batches
+from searchr1_mini.batch import Batch, mini_batches
 from searchr1_mini.config import TrainConfig
-from searchr1_mini.distributed import gather, n_processes, rank, sum_gradients, sum_over_processes
+from searchr1_mini.distributed import gather, sum_gradients, sum_over_processes
 from searchr1_mini.logprobs import token_logprobs
 from searchr1_mini.models import Policy
 from searchr1_mini.session import Session
@@ -130,16 +131,18 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
     config, batch = run.config, experience.batch
     weights = step_weights(config, batch.loss_mask)
     value_weights = loss_weights(batch.loss_mask, "token")
-    logs: list[tuple[dict[str, float], Tensor]] = []
+
+    def backward(rows: list[int]) -> tuple[dict[str, float], Tensor]:
+        part = experience.select(rows)
+        width = part.advantages.shape[1]
+        stats, change = policy_backward(run, part, weights[rows, :width])
+        if run.critic:
+            stats["value_loss"] = critic_backward(run, part, value_weights[rows, :width])
+        wanted = part.batch.loss_mask if is_first else part.batch.loss_mask & (part.batch.rewards[:, None] > 0)
+        return stats, change[wanted].cpu()
+
     with run.policy.training(config.gradient_checkpointing):
-        for rows in own_micro_batches(batch, config):
-            part = experience.select(rows)
-            width = part.advantages.shape[1]
-            stats, change = policy_backward(run, part, weights[rows, :width])
-            if run.critic:
-                stats["value_loss"] = critic_backward(run, part, value_weights[rows, :width])
-            wanted = part.batch.loss_mask if is_first else part.batch.loss_mask & (part.batch.rewards[:, None] > 0)
-            logs.append((stats, change[wanted].cpu()))
+        logs = over_micro_batches(run, batch, backward, may_stop=is_first)
     parts, changes = zip(*gather(logs), strict=True)
     totals = {key: sum(part[key] for part in parts) for key in parts[0]}
     totals["ratio_max"] = max(part["ratio_max"] for part in parts)
@@ -217,21 +220,16 @@ def forward(policy: Policy, batch: Batch, temperature: float, entropy_gradient: 
     )
 
 
-def own_micro_batches(batch: Batch, config: TrainConfig) -> list[list[int]]:
-    """The micro-batches of this process; with several of them small enough that each has some."""
-    lengths, budget = batch.lengths.tolist(), config.tokens_per_micro_batch
-    if n_processes() > 1:
-        budget = min(budget, sum(lengths) // n_processes())
-    return micro_batches(lengths, budget)[rank() :: n_processes()]
-
-
 @torch.no_grad()
 def all_logprobs(run: Session, batch: Batch) -> Tensor:
     """Log-probs (N, T-1) of a whole batch under the weights as they are now, in micro-batches."""
     out = torch.zeros_like(batch.old_logprobs)
-    for rows in own_micro_batches(batch, run.config):
+
+    def fill(rows: list[int]) -> None:
         part = batch.select(rows)
         out[rows, : part.targets.shape[1]] = forward(run.policy, part, run.config.temperature)[0]
+
+    over_micro_batches(run, batch, fill)
     return sum_over_processes(out)
 
 
@@ -239,8 +237,11 @@ def all_logprobs(run: Session, batch: Batch) -> Tensor:
 def all_values(run: Session, batch: Batch) -> Tensor:
     """V (N, T-1) of a whole batch under the critic as it is now, in micro-batches."""
     out = torch.zeros_like(batch.old_logprobs)
+
+    def fill(rows: list[int]) -> None:
+        part = batch.select(rows)
+        out[rows, : part.targets.shape[1]] = run.critic.values(part.input_ids, part.position_ids)
+
     with run.critic.active():
-        for rows in own_micro_batches(batch, run.config):
-            part = batch.select(rows)
-            out[rows, : part.targets.shape[1]] = run.critic.values(part.input_ids, part.position_ids)
+        over_micro_batches(run, batch, fill)
     return sum_over_processes(out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Trends(dict[str, Trend]):
     def add(self, metrics: dict[str, Any]) -> None:
         """The metrics of one more step; None was not logged."""
         for key, value in metrics.items():
-            if value is None:
+            if value is None or not isfinite(value):  # null in metrics.jsonl, from which a resumed run reads
                 continue
             window, old = self.windows[key], self[key]
             window.append(value)
@@ -114,7 +114,7 @@ class Watch:
         self.trends = Trends()
         self.told: dict[str, int] = {}
         for metrics in history:
-            self.trends.add(metrics)
+            self.see(metrics["step"], metrics)  # so that what was told is not told again at once
 
     def see(self, step: int, metrics: dict[str, Any]) -> dict[str, str]:
         """Sign -> warning of this step; a sign that was told less than QUIET steps ago is not repeated."""

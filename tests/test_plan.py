@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -196,6 +197,7 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
     assert differs(config)
     run = save_run(tmp_path / "a")
     before = mark(EvalConfig(run=run, limit=4))
+    shutil.rmtree(Path(run) / "checkpoints")
     checkpoint.save_checkpoint(Path(run), 5, lambda path: (path / "model").write_text("other weights"))
     assert mark(EvalConfig(run=run, limit=4)) != before
 

@@ -68,10 +68,10 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(t
                         total, n = total - logprobs[at - 1, token].item(), n + 1
                     at += 1
     before = [p.detach().clone() for p in run.policy.trainable()]
-    metrics = imitation_update(run, batch)
+    metrics = imitation_update(run, batch, is_first=True)
     assert metrics["loss"] == pytest.approx(total / n, rel=1e-5)
     assert any(not torch.equal(old, new) for old, new in zip(before, run.policy.trainable(), strict=True))
-    assert imitation_update(run, batch)["loss"] < metrics["loss"]
+    assert imitation_update(run, batch, is_first=False)["loss"] < metrics["loss"]
     run.tracker.__exit__()
 
 

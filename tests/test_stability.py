@@ -61,9 +61,18 @@ def test_no_sign_is_seen_before_its_window_but_what_is_not_finite(name):
 
 
 def test_a_resumed_run_remembers_what_was_normal():
-    watch = Watch([dict(HEALTHY)] * 10)
+    watch = Watch([{"step": step, **HEALTHY} for step in range(1, 11)])
     warnings = [w for step in range(11, 11 + WINDOW) for w in watch.see(step, HEALTHY | SICK["reward fell"])]
     assert warnings == ["reward fell"]
+
+
+def test_a_resumed_run_does_not_repeat_a_warning_at_once():
+    sick = HEALTHY | SICK["not finite"]
+    whole, logged = Watch(), []
+    for step in range(1, 6):
+        whole.see(step, dict(sick))
+        logged.append({"step": step, **sick})
+    assert Watch(logged).see(6, dict(sick)) == whole.see(6, dict(sick)) == {}
 
 
 def turn(text: str) -> Segment:
