@@ -134,6 +134,13 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
                 shutil.rmtree(path)
 
 
+def seed_rng(seed: int) -> None:
+    """Sets every global random generator. Nothing of ours draws from one; a library may."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def capture_rng() -> dict[str, Any]:
     """The state of every random generator in use, as tensors and plain values."""
     name, keys, position, has_gauss, cached = np.random.get_state()

@@ -39,6 +39,7 @@ def check_step(
     if kept:
         check_batch(batch.select(kept), chosen, config.mask_observations)
     check_finite(rewards=batch.rewards)
+    check_groups(batch.group_ids, trajectories)
     if advantages is not None:
         check_advantages(advantages, batch.rewards, batch.group_ids, config.baseline)
     if config.check:
@@ -84,6 +85,14 @@ def check_finite(**tensors: Tensor) -> None:
     """No inf and no nan."""
     for name, tensor in tensors.items():
         require(bool(tensor.isfinite().all()), f"{name} are finite")
+
+
+def check_groups(group_ids: Tensor, trajectories: Sequence[Trajectory]) -> None:
+    """The rollouts of a group (N,) are all of one question: each is compared with its own kind."""
+    question_of: dict[int, str] = {}
+    for group, trajectory in zip(group_ids.tolist(), trajectories, strict=True):
+        asked = question_of.setdefault(group, trajectory.example_id)
+        require(asked == trajectory.example_id, f"group {group} holds rollouts of one question")
 
 
 def check_advantages(advantages: Tensor, rewards: Tensor, group_ids: Tensor, baseline: str) -> None:

@@ -75,6 +75,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     A process that is not the first of its run writes into `scratch` instead of the run's folder.
     """
     folder = on_main(lambda: Path(config.output_dir))  # one name, though each process made up one by its clock
+    checkpoint.seed_rng(config.seed)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = resolve_model(config.model)

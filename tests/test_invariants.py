@@ -60,6 +60,10 @@ def break_temperature(batch):
     batch.old_logprobs *= 1.1
 
 
+def break_groups(batch):
+    batch.group_ids = batch.group_ids.flip(0)[torch.arange(len(batch.group_ids)) % 7]
+
+
 def break_reward(batch):
     batch.rewards[3] = torch.inf
 
@@ -73,6 +77,7 @@ def break_reward(batch):
         (break_mask_of_padding, "the loss mask is that of the segments"),
         (break_order_of_logprobs, "each log-prob stands beside its token"),
         (break_temperature, "each log-prob stands beside its token"),
+        (break_groups, "holds rollouts of one question"),
         (break_reward, "rewards are finite"),
     ],
 )
