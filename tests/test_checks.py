@@ -1,0 +1,28 @@
+"""The longer checks stay in step with the package: every deliberate bug still has its place, and is Python."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MUTATIONS = runpy.run_path(str(ROOT / "checks" / "mutations.py"))
+
+
+@pytest.mark.parametrize("bug", MUTATIONS["BUGS"], ids=lambda bug: bug.name)
+def test_a_bug_has_its_place_and_its_tests(bug, tmp_path):
+    (tmp_path / "searchr1_mini").mkdir()
+    path = tmp_path / "searchr1_mini" / f"{bug.module}.py"
+    shutil.copy(ROOT / "searchr1_mini" / path.name, path)
+    sound = path.read_text()
+    MUTATIONS["put"](bug, tmp_path)
+    assert ast.dump(ast.parse(path.read_text())) != ast.dump(ast.parse(sound))
+    assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in bug.tests.split())
+
+
+def test_there_are_enough_of_them():
+    assert len({bug.name for bug in MUTATIONS["BUGS"]}) == len(MUTATIONS["BUGS"]) >= 25
