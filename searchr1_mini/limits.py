@@ -24,38 +24,44 @@ class LimitBody:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        body = Body(self.max_bytes)
         try:
-            claimed = dict(scope["headers"]).get(b"content-length", b"")
-            if claimed.isdigit() and len(claimed) < 20 and int(claimed) > self.max_bytes:
-                raise OverflowError
-            body = await asyncio.wait_for(self._read(receive), self.timeout_s)
-        except OverflowError:
-            await _refuse(send, 413, b"the body is too large")
-            return
+            await asyncio.wait_for(body.read(receive), self.timeout_s)
         except asyncio.TimeoutError:
-            await _refuse(send, 408, b"the body took too long to arrive")
-            return
-        if body is None:
-            return
-        whole = [{"type": "http.request", "body": body, "more_body": False}]
+            if not body.is_too_large:
+                await _refuse(send, 408, b"the body took too long to arrive")
+                return
+        if body.is_too_large:
+            await _refuse(send, 413, b"the body is too large")
+        elif not body.is_cut:
+            whole = [{"type": "http.request", "body": bytes(body.content), "more_body": False}]
 
-        async def replay() -> dict:
-            return whole.pop() if whole else await receive()
+            async def replay() -> dict:
+                return whole.pop() if whole else await receive()
 
-        await self.app(scope, replay, send)
+            await self.app(scope, replay, send)
 
-    async def _read(self, receive: Callable) -> bytes | None:
-        """The body, or None if the client has gone; OverflowError if it is too large."""
-        body, more = bytearray(), True
+
+class Body:
+    """A request's body while it arrives: at most `max_bytes` are held."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.content = max_bytes, bytearray()
+        self.is_too_large = self.is_cut = False
+
+    async def read(self, receive: Callable) -> None:
+        """Reads to the end, also what is too large: a client reads its answer only once it has sent everything."""
+        more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
+                self.is_cut = True
+                return
+            self.content += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                raise OverflowError
-        return bytes(body)
+            if self.is_too_large or len(self.content) > self.max_bytes:
+                self.is_too_large = True
+                self.content.clear()
 
 
 async def _refuse(send: Callable, status: int, detail: bytes) -> None:
