@@ -160,6 +160,15 @@ def test_broken_text_in_a_passage_is_served_and_a_lost_index_is_no_crash(capsys)
     assert "secret:19530 does not answer" in capsys.readouterr().err
 
 
+def test_it_bears_a_load_of_which_a_tenth_is_malformed():
+    command = [sys.executable, "checks/server_load.py", "--seconds", "3", "--clients", "8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    header, _, row = (line.strip("| ").split(" | ") for line in done.stdout.splitlines())
+    found = dict(zip(header, row, strict=True))
+    assert found["wrong"] == found["5xx"] == "0" and int(found["valid"]) > 10 * int(found["clients"])
+
+
 def test_it_stops_when_it_is_told_and_an_evaluation_against_it_says_so(corpus, tmp_path):
     process, port = start(corpus)
     questions = tmp_path / "q.jsonl"
