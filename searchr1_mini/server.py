@@ -53,7 +53,7 @@ def main() -> None:
         port=config.port,
         http=bounded_protocol(config.body_timeout, config.max_connections),
         ws="none",
-        limit_concurrency=config.max_connections,
+        limit_concurrency=config.max_connections + 1,  # uvicorn refuses at its limit, not above it
         log_level="error",  # a warning for each malformed request would let a client fill the disk
         access_log=False,
         proxy_headers=False,

@@ -20,15 +20,15 @@ ROWS = [
 PASSAGES = [parse_passage(row, "here") for row in ROWS]
 
 
-def start(corpus: Path, *flags: str) -> tuple[subprocess.Popen, int]:
+def start(corpus: Path, *flags: str, env: dict[str, str] | None = None) -> tuple[subprocess.Popen, int]:
     """Starts a server on a free port and waits until it answers; returns its process and the port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "searchr1_mini.server", "--corpus", str(corpus), "--retriever", "bm25s"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command += ["--port", str(port), *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
     for line in process.stdout:
         if line.startswith("serving on"):
             break

@@ -111,7 +111,9 @@ def test_an_answer_that_nobody_takes_is_dropped(server):
 def test_too_many_connections_are_told_so_and_dropped(server):
     process, port = server
     fds = process.num_fds()
-    idle = [connect(port) for _ in range(23)]
+    idle = [connect(port) for _ in range(11)]
+    assert ask(port, GOOD)[0] == 200
+    idle += [connect(port) for _ in range(12)]
     assert send(port, VALID)[9:12] == b"503"
     beyond = [connect(port) for _ in range(9)]
     assert send(port, VALID) == b""

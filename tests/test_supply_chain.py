@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import CPU, save_random_qwen2
 from encoders import save_bert, save_word_vectors
-from serving import ROOT, ROWS, ask, start
+from serving import ROOT, ROWS, start
 
 from searchr1_mini.checkpoint import latest_checkpoint, save_checkpoint
 from searchr1_mini.dense import load_model
@@ -175,6 +175,11 @@ def guard(event, args):
         raise OSError(f"the guard allows no {event} to {host}")
 sys.addaudithook(guard)
 """
+COMMANDS = """
+import json, os, runpy, sys
+for sys.argv in json.loads(os.environ["COMMANDS"]):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 SWITCHES = """
 import searchr1_mini, datasets.config, huggingface_hub.constants as hub
 assert hub.HF_HUB_DISABLE_TELEMETRY and not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
@@ -195,12 +200,20 @@ def guarded(tmp_path_factory) -> tuple[dict[str, str], Path]:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, guarded) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "one"
-    flags = [*ONE_STEP, "--steps", "1"]
-    command = [sys.executable, "train.py", *flags, "--output-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=guarded[0], capture_output=True, text=True)
+    """A run of one step, then evaluated through a server: both in one process, all under the guard."""
+    folder = tmp_path_factory.mktemp("runs")
+    corpus = folder / "c.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    process, port = start(corpus, env=guarded[0])
+    run, out, url = str(folder / "one"), str(folder / "eval"), f"http://127.0.0.1:{port}"
+    trained = ["train.py", *ONE_STEP, "--steps", "1", "--output-dir", run]
+    evaluated = ["eval.py", "--run", run, "--limit", "2", "--output-dir", out, "--retriever", "http"]
+    env = guarded[0] | {"COMMANDS": json.dumps([trained, [*evaluated, "--retriever-url", url]])}
+    done = subprocess.run([sys.executable, "-c", COMMANDS], cwd=ROOT, env=env, capture_output=True, text=True)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[1] == ""
     assert done.returncode == 0, done.stderr
-    return folder
+    return folder / "one"
 
 
 def test_the_guard_sees_a_connection_and_the_switches_are_off(guarded):
@@ -209,20 +222,9 @@ def test_the_guard_sees_a_connection_and_the_switches_are_off(guarded):
     guarded[1].unlink()
 
 
-def test_training_evaluation_and_the_server_connect_to_this_machine_alone(run_folder, guarded, tmp_path, monkeypatch):
-    env, log = guarded
-    corpus = tmp_path / "c.jsonl"
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    monkeypatch.setattr(os, "environ", env)
-    process, port = start(corpus)
-    command = [sys.executable, "eval.py", "--run", str(run_folder), "--limit", "2", "--output-dir", str(tmp_path / "e")]
-    command += ["--retriever", "http", "--retriever-url", f"http://127.0.0.1:{port}"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert ask(port, b'{"queries": ["Oslo"]}')[0] == 200
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[1] == ""
-    assert not log.exists(), log.read_text()
+def test_training_evaluation_and_the_server_connect_to_this_machine_alone(run_folder, guarded):
+    assert (run_folder.parent / "eval" / "results.json").exists()
+    assert not guarded[1].exists(), guarded[1].read_text()
 
 
 def test_a_pickled_adapter_of_a_checkpoint_is_refused(run_folder, tmp_path, monkeypatch, capsys):
