@@ -71,7 +71,7 @@ def make_app(
     """
     from fastapi import FastAPI, Response
     from fastapi.exceptions import RequestValidationError
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
     Query = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS)]
 
@@ -80,7 +80,7 @@ def make_app(
 
         model_config = ConfigDict(strict=True)
         queries: Annotated[list[Query], Field(max_length=MAX_QUERIES)]
-        topk: Annotated[int, Field(ge=1, le=MAX_TOPK)] | None = None
+        topk: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_TOPK)] | None = None
         return_scores: bool = False
 
     class Document(BaseModel):
@@ -161,6 +161,11 @@ def make_app(
         return reply({"result": result})
 
     return LimitBody(app, int(max_body_mb * 2**20), body_timeout)
+
+
+def _whole(value: Any) -> Any:
+    """3.0 is an integer to JSON Schema, and so to other programs' JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 if __name__ == "__main__":

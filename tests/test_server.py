@@ -17,11 +17,12 @@ from hypothesis import settings
 from serving import PASSAGES, ROOT, ROWS, ask, start
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.probes import RandomRetriever
 from searchr1_mini.retrieval import BM25S, Hit, HTTPRetriever, Passage
 from searchr1_mini.server import make_app
 
-DESCRIPTION = schemathesis.openapi.from_asgi(
-    "/openapi.json", make_app(BM25S(PASSAGES), len(PASSAGES), "bm25s"), config=schemathesis.Config(seed=0)
+DESCRIPTION = schemathesis.openapi.from_asgi(  # of a server that finds something for any query
+    "/openapi.json", make_app(RandomRetriever(PASSAGES), len(PASSAGES), "random"), config=schemathesis.Config(seed=0)
 )
 
 
@@ -63,6 +64,7 @@ def test_requests_of_the_public_code_are_answered(port):
     assert isinstance(hit["score"], float)
     status, reply = ask(port, json.dumps({"queries": ["Oslo", "Bern"], "topk": None}).encode())
     assert status == 200 and set(reply["result"][1][0]) == {"id", "contents"} and len(reply["result"][0]) <= 3
+    assert ask(port, b'{"queries": ["place"], "topk": 2.0}')[1] == ask(port, b'{"queries": ["place"], "topk": 2}')[1]
     assert ask(port, b"", "GET", "/health") == (200, {"status": "ok", "passages": 7, "retriever": "bm25s"})
     assert "/retrieve" in ask(port, b"", "GET", "/openapi.json")[1]["paths"]
 
