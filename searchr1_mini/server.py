@@ -26,6 +26,7 @@ from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrieval_config import ServerConfig
 
 MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100
+EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 
 
 def main() -> None:
@@ -78,9 +79,9 @@ def make_app(
     class Retrieve(BaseModel):
         """What is searched for."""
 
-        model_config = ConfigDict(strict=True)
+        model_config = ConfigDict(strict=True, json_schema_extra={"examples": [EXAMPLE]})
         queries: Annotated[list[Query], Field(max_length=MAX_QUERIES)]
-        topk: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_TOPK)] | None = None
+        topk: Annotated[int, Field(ge=1, le=MAX_TOPK), BeforeValidator(_whole)] | None = None
         return_scores: bool = False
 
     class Document(BaseModel):
