@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint
+.PHONY: demo test lint lock audit
 demo: $(STAMP)  ## the whole method on this machine, in about five minutes
 	$(BIN)/python train.py
 
@@ -13,6 +13,16 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lock:  ## every package of the install with the hashes of its files, for every platform; needs uv
+	echo "# made by \`make lock\`: what pyproject.toml and constraints.txt ask for, with the hashes of the index's files" > lock.new
+	uv pip compile pyproject.toml --extra dev -c constraints.txt --universal --python-version 3.10 \
+	  --generate-hashes --no-header --no-annotate --quiet >> lock.new
+	mv lock.new requirements.lock
+
+audit: $(STAMP)  ## known vulnerabilities of what requirements.lock pins; warns, and never fails
+	@$(BIN)/pip install -q pip-audit 2>/dev/null || true
+	@$(BIN)/python checks/audit.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from searchr1_mini.models import ADAPTER, Policy
+from searchr1_mini.weights import adapter_folder
 
 CRITIC = "critic"
 HEAD_FILE = "value_head.safetensors"
@@ -42,7 +43,7 @@ class Critic:
             if weights:
                 load_model(self.copy, weights / COPY_FILE, device=str(policy.device))
         elif weights:
-            policy.model.load_adapter(weights / CRITIC, adapter_name=CRITIC, is_trainable=True)
+            policy.model.load_adapter(adapter_folder(weights / CRITIC), adapter_name=CRITIC, is_trainable=True)
         else:
             lora: LoraConfig = policy.model.peft_config[ADAPTER]
             torch.manual_seed(seed)

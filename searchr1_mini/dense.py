@@ -18,6 +18,7 @@ from searchr1_mini.defaults import DENSE_MODEL
 from searchr1_mini.errors import UserError
 from searchr1_mini.extras import require
 from searchr1_mini.retrieval import Hit, Passage, cache_dir, fingerprint, kept_at
+from searchr1_mini.weights import refuse_pickles
 
 CHUNK = 4096  # passages encoded between two moves of the progress bar
 E5_PROMPTS = ("query: ", "passage: ")  # Wang et al. 2022, arXiv 2212.03533
@@ -123,13 +124,16 @@ def load_model(kind: str, name: str, flag: str) -> Any:
         flag: that named it.
 
     Raises:
-        UserError: the package is not installed, or the model cannot be loaded.
+        UserError: the package is not installed, or the model cannot be loaded, or only by running its code.
     """
     path = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not path.is_dir():
         raise UserError(f"there is no folder {name}; {flag} takes a folder or a hub id")
+    refuse_pickles(path, f"{flag} {name}")
+    load = getattr(require("sentence_transformers", "dense"), kind)
+    source = str(path) if path.is_dir() else name
     try:
-        return getattr(require("sentence_transformers", "dense"), kind)(str(path) if path.is_dir() else name)
+        return load(source, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, KeyError) as error:
         told = " ".join(str(error).split())[:200]
         raise UserError(f"cannot load the model {name} ({told}); {flag} takes a folder or a hub id") from error

@@ -138,12 +138,12 @@ def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str)
     """The whole model as safetensors, and its tokenizer; an adapter goes onto the base in `dtype`, never in 4 bit."""
     import torch
 
-    from searchr1_mini.models import load_policy, load_tokenizer
+    from searchr1_mini.models import from_pretrained, load_policy, load_tokenizer
 
     if settings.lora_rank == 0:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(weights, dtype=getattr(torch, dtype))
+        model = from_pretrained(AutoModelForCausalLM, str(weights), dtype=getattr(torch, dtype), use_safetensors=True)
         tokenizer = load_tokenizer(str(weights))
     else:
         policy = load_policy(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
+from searchr1_mini.weights import adapter_folder, refuse_pickles
 
 ADAPTER = "policy"
 
@@ -235,7 +236,8 @@ def load_policy(
     base = _load_base(auto_class(fused_kernels), source, load_in_4bit, dtype, device).requires_grad_(False)
     _prepare(base, gradient_checkpointing)
     if weights:
-        model = PeftModel.from_pretrained(base, weights / ADAPTER, adapter_name=ADAPTER, is_trainable=True)
+        adapter = adapter_folder(weights / ADAPTER)
+        model = PeftModel.from_pretrained(base, adapter, adapter_name=ADAPTER, is_trainable=True)
     else:
         torch.manual_seed(seed)
         lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -285,6 +287,7 @@ def _load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, 
         device_map={"": device},
         attn_implementation="sdpa",
         quantization_config=quantisation if load_in_4bit else None,
+        use_safetensors=True,
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -294,15 +297,25 @@ def _load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, 
 
 
 def from_pretrained(auto_class: type, source: str, **arguments):
-    """What one of transformers' auto classes loads from a folder or hub id.
+    """What one of transformers' auto classes loads from a folder or hub id; code that a model brings is never run.
 
     Raises:
-        UserError: there is no such model, or it cannot be read.
+        UserError: there is no such model, it cannot be read, or it needs code or a pickle to be run.
     """
+    refuse_pickles(Path(source), f"cannot load {source!r}")
     try:
-        return auto_class.from_pretrained(source, **arguments)
+        return auto_class.from_pretrained(source, trust_remote_code=False, **arguments)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{source!r} brings code of its own, which is never run; take a model that transformers itself knows"
+            ) from error
+        if "use_safetensors" in str(error):
+            raise UserError(
+                f"{source!r} has no weights as safetensors, and pickles are not opened, since they can run code; take "
+                "another revision or copy of the model that has them"
+            ) from error
         raise UserError(
             f"cannot load {source!r} as a causal language model: {first_line} "
             "(check the name, the network and, for a gated model, `hf auth login`; a local folder works offline)"

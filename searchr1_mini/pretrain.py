@@ -165,7 +165,7 @@ def pretrain(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if args.init:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.init)
-        model = Qwen2ForCausalLM.from_pretrained(args.init, dtype=torch.float32).to(args.device)
+        model = Qwen2ForCausalLM.from_pretrained(args.init, dtype=torch.float32, use_safetensors=True).to(args.device)
     else:
         tokenizer = train_tokenizer(args.vocab_size)
         model = new_model(len(tokenizer), args.hidden, args.layers).to(args.device)

@@ -37,6 +37,8 @@ class ServerConfig:
     host: str = option("network", "127.0.0.1", "address to listen on; 0.0.0.0 is every network, without a password")
     port: int = option("network", 8000, "port to listen on", least=1)
     max_body_mb: float = option("network", 8.0, "largest body of a request, in MiB", above=0)
+    body_timeout: float = option("network", 10.0, "seconds for a client to send, or to take an answer", above=0)
+    max_connections: int = option("network", 128, "at the same time; to more the answer is 503", least=1)
 
 
 @dataclass(frozen=True)

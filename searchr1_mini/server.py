@@ -5,24 +5,28 @@
     GET  /health   -> {"status": "ok", "passages": n, "retriever": name}
 
 One index serves several trainers: `python train.py --retriever http --retriever-url http://127.0.0.1:8000`. It listens
-on this machine only, unless --host says otherwise; it has no password.
+on this machine only, unless --host says otherwise; it has no password. What it refuses, and with which status, is in
+docs/trust.md.
 """
 
 # no `from __future__ import annotations`: FastAPI reads the types of functions inside a function
 
+import json
+import sys
 import threading
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.data import load_corpus
 from searchr1_mini.engines import build_retriever, engine_of
 from searchr1_mini.errors import UserError
+from searchr1_mini.limits import LimitBody, bounded_protocol
 from searchr1_mini.resolve import check_ranges, check_retriever
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrieval_config import ServerConfig
 
 MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100
+EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 
 
 def main() -> None:
@@ -41,46 +45,112 @@ def main() -> None:
     engine = engine_of(config)
     passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)
-    app = make_app(build_retriever(engine, passages), len(passages), config.retriever, config.max_body_mb)
+    retriever = build_retriever(engine, passages)
+    app = make_app(retriever, len(passages), config.retriever, config.max_body_mb, config.body_timeout)
     print(f"serving on http://{config.host}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
-    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", timeout_graceful_shutdown=10)
+    uvicorn.run(
+        app,
+        host=config.host,
+        port=config.port,
+        http=bounded_protocol(config.body_timeout, config.max_connections),
+        ws="none",
+        limit_concurrency=config.max_connections + 1,  # uvicorn refuses at its limit, not above it
+        log_level="error",  # a warning for each malformed request would let a client fill the disk
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=10,
+    )
 
 
-def make_app(retriever: Retriever, n_passages: int, name: str, max_body_mb: float = 8.0) -> Any:
+def make_app(
+    retriever: Retriever, n_passages: int, name: str, max_body_mb: float = 8.0, body_timeout: float = 10.0
+) -> Any:
     """The server as an ASGI application with its OpenAPI description under /openapi.json.
 
-    A request of another form is answered with 422, one that is too large with 413; neither repeats what was sent.
+    A request of another form is answered with 400 or 422, one that is too large with 413, one that takes too long with
+    408; none repeats what was sent.
     """
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Response
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
     Query = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS)]
 
     class Retrieve(BaseModel):
         """What is searched for."""
 
-        model_config = ConfigDict(strict=True)
+        model_config = ConfigDict(strict=True, json_schema_extra={"examples": [EXAMPLE]})
         queries: Annotated[list[Query], Field(max_length=MAX_QUERIES)]
-        topk: Annotated[int, Field(ge=1, le=MAX_TOPK)] | None = None
+        topk: Annotated[int, Field(ge=1, le=MAX_TOPK), BeforeValidator(_whole)] | None = None
         return_scores: bool = False
 
-    app = FastAPI(title="searchr1_mini retrieval server")
+    class Document(BaseModel):
+        """A passage: its contents are `"title"`, a line feed, and the text."""
+
+        id: str
+        contents: str
+
+    class ScoredDocument(BaseModel):
+        """A passage with its score; higher is better."""
+
+        document: Document
+        score: float
+
+    class Found(BaseModel):
+        """For each query its passages, best first."""
+
+        result: list[list[ScoredDocument] | list[Document]]
+
+    class Refusal(BaseModel):
+        """Why a request was refused."""
+
+        detail: str
+
+    class Fault(BaseModel):
+        """Where a request is of another form, and in what way."""
+
+        where: list[str]
+        what: str
+
+    class Faults(BaseModel):
+        """Why a request was refused: the first ten faults of its form."""
+
+        detail: list[Fault]
+
+    class Health(BaseModel):
+        """What is served."""
+
+        status: str
+        passages: int
+        retriever: str
+
+    # no pages that fetch scripts from elsewhere, no redirect to the host that a client names
+    app = FastAPI(title="searchr1_mini retrieval server", docs_url=None, redoc_url=None, redirect_slashes=False)
     lock = threading.Lock()  # the cache in front of an index is no place for two threads
 
+    def reply(value: Any, status: int = 200) -> Response:
+        # ASCII escapes carry a lone surrogate, in a passage or in a field's name, which UTF-8 does not
+        return Response(json.dumps(value), status, media_type="application/json")
+
     @app.exception_handler(RequestValidationError)
-    async def refuse(_, error: RequestValidationError) -> JSONResponse:
+    async def refuse(_, error: RequestValidationError) -> Response:
         told = [{"where": [str(part)[:100] for part in e["loc"]], "what": e["type"]} for e in error.errors()[:10]]
-        return JSONResponse({"detail": _encodable(told)}, 422)
+        return reply({"detail": told}, 422)
 
-    @app.get("/health")
-    def health() -> dict[str, Any]:
+    @app.exception_handler(UserError)
+    async def report(_, error: UserError) -> Response:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return reply({"detail": "the index does not answer; the server's own terminal says why"}, 503)
+
+    @app.get("/health", responses={200: {"model": Health}, 408: {"model": Refusal}, 413: {"model": Refusal}})
+    async def health() -> Response:
         """Whether the index is up, and what it holds."""
-        return {"status": "ok", "passages": n_passages, "retriever": name}
+        return reply({"status": "ok", "passages": n_passages, "retriever": name})
 
-    @app.post("/retrieve")
-    def retrieve(request: Retrieve) -> dict[str, Any]:
+    refusals = {status: {"model": Refusal} for status in (400, 408, 413, 503)}
+
+    @app.post("/retrieve", responses={200: {"model": Found}, 422: {"model": Faults}, **refusals})
+    def retrieve(request: Retrieve) -> Response:
         """The best passages of each query, best first."""
         with lock:
             found = retriever.search(request.queries, request.topk or 3)
@@ -89,48 +159,14 @@ def make_app(retriever: Retriever, n_passages: int, name: str, max_body_mb: floa
             documents = [{"id": p.id, "contents": f'"{p.title}"\n{p.text}'} for p, _ in hits]
             scored = [{"document": d, "score": hit.score} for d, hit in zip(documents, hits, strict=True)]
             result.append(scored if request.return_scores else documents)
-        return {"result": result}
+        return reply({"result": result})
 
-    return LimitBody(app, int(max_body_mb * 2**20))
-
-
-def _encodable(value: Any) -> Any:
-    """Text without lone surrogates, which JSON can carry in and UTF-8 cannot carry out."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict):
-        return {key: _encodable(part) for key, part in value.items()}
-    return [_encodable(part) for part in value] if isinstance(value, list) else value
+    return LimitBody(app, int(max_body_mb * 2**20), body_timeout)
 
 
-class LimitBody:
-    """Refuses a body of more than `limit` bytes while it arrives, whatever length it claims."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], limit: int) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        """Serves one connection (ASGI)."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > self.limit:
-                headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-                await send({"type": "http.response.start", "status": 413, "headers": headers})
-                await send({"type": "http.response.body", "body": b'{"detail": "the body is too large"}'})
-                return
-        whole = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> dict:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
+def _whole(value: Any) -> Any:
+    """3.0 is an integer to JSON Schema, and so to other programs' JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 if __name__ == "__main__":

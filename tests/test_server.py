@@ -5,38 +5,32 @@ from __future__ import annotations
 import http.client
 import json
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import schemathesis
 from encoders import save_word_vectors
+from hypothesis import settings
+from serving import PASSAGES, ROOT, ROWS, ask, start
 
-from searchr1_mini.corpus import parse_passage
-from searchr1_mini.retrieval import BM25S, HTTPRetriever
+from searchr1_mini.errors import UserError
+from searchr1_mini.probes import RandomRetriever
+from searchr1_mini.retrieval import BM25S, Hit, HTTPRetriever, Passage
+from searchr1_mini.server import make_app
 
-ROOT = Path(__file__).parent.parent
-ROWS = [
-    {"id": str(n), "title": f'The "{name}"', "text": f"{name} is a place number {n}."}
-    for n, name in enumerate("Oslo Bern Rome Bari Lima Oslo Quito".split())
-]
+DESCRIPTION = schemathesis.openapi.from_asgi(  # of a server that finds something for any query
+    "/openapi.json", make_app(RandomRetriever(PASSAGES), len(PASSAGES), "random"), config=schemathesis.Config(seed=0)
+)
 
 
-def start(corpus: Path, *flags: str) -> tuple[subprocess.Popen, int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "searchr1_mini.server", "--corpus", str(corpus), "--retriever", "bm25s"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("serving on"):
-            break
-    HTTPRetriever(f"http://127.0.0.1:{port}", retries=6).search(["up?"], 1)
-    return process, port
+@DESCRIPTION.parametrize()
+@settings(max_examples=100, deadline=None)
+def test_what_is_answered_is_what_the_description_says(case):
+    """All checks: no server error, statuses, types and schemas as documented; wrong input refused, right accepted."""
+    case.call_and_validate()
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +46,12 @@ def port(corpus):
     yield port
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
-    assert "Traceback" not in err
-
-
-def ask(port: int, body: bytes, method: str = "POST", path: str = "/retrieve", headers=None) -> tuple[int, dict]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
-    reply = connection.getresponse()
-    text = reply.read()
-    connection.close()
-    return reply.status, json.loads(text)
+    assert err == ""  # nor a line for each refusal: a client could fill the disk
 
 
 def test_our_client_finds_what_the_engine_in_process_finds(port):
     queries = ["Oslo", "place number 3", "nothing of that", ""]
-    passages = [parse_passage(row, "here") for row in ROWS]
-    here = BM25S(passages).search(queries, 3)
+    here = BM25S(PASSAGES).search(queries, 3)
     there = HTTPRetriever(f"http://127.0.0.1:{port}").search(queries, 3)
     assert [[hit.passage for hit in hits] for hits in there] == [[hit.passage for hit in hits] for hits in here]
     assert [[h.score for h in hits] for hits in there] == [pytest.approx([h.score for h in hits]) for hits in here]
@@ -80,6 +64,7 @@ def test_requests_of_the_public_code_are_answered(port):
     assert isinstance(hit["score"], float)
     status, reply = ask(port, json.dumps({"queries": ["Oslo", "Bern"], "topk": None}).encode())
     assert status == 200 and set(reply["result"][1][0]) == {"id", "contents"} and len(reply["result"][0]) <= 3
+    assert ask(port, b'{"queries": ["place"], "topk": 2.0}')[1] == ask(port, b'{"queries": ["place"], "topk": 2}')[1]
     assert ask(port, b"", "GET", "/health") == (200, {"status": "ok", "passages": 7, "retriever": "bm25s"})
     assert "/retrieve" in ask(port, b"", "GET", "/openapi.json")[1]["paths"]
 
@@ -100,6 +85,11 @@ def test_requests_of_the_public_code_are_answered(port):
         (b'{"queries": ["x"], "topk": "3"}', 422),
         (b'{"queries": ["x"], "return_scores": "yes"}', 422),
         (b'{"queries": ["x"], "topk": 1e999}', 422),
+        (b'{"queries": ["x"], "topk": NaN}', 422),
+        (b'{"queries": ["x"], "topk": -Infinity}', 422),
+        (b'{"queries": ["x"], "topk": ' + b"9" * 5000 + b"}", 400),
+        (b'{"queries": ["x"], "topk": 3, "topk": "3"}', 422),
+        (b'{"queries": {"\\ud800": "x"}}', 422),
         (b'{"queries": ["' + b"x" * 20_000 + b'"]}', 422),
         (json.dumps({"queries": ["x"] * 2000}).encode(), 422),
         (b"[" * 100_000, 400),
@@ -126,8 +116,20 @@ def test_a_body_that_hides_its_length_is_cut_off(port):
 
 
 def test_other_paths_and_verbs_are_refused(port):
-    assert ask(port, b"", "GET")[0] == 405
-    assert ask(port, b"{}", path="/retrieve/../etc/passwd")[0] == 404
+    for method in ("GET", "PUT", "OPTIONS", "TRACE", "BREW"):
+        assert ask(port, b"", method)[0] == 405
+    for path in ("/retrieve/../etc/passwd", "/retrieve/", "/docs", "/%00", "//elsewhere.example/", "/?" + "a=1&" * 99):
+        assert ask(port, b"{}", path=path) == (404, {"detail": "Not Found"})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("HEAD", "/health")
+    assert connection.getresponse().status == 405
+    connection.close()
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "\xff"])
+def test_a_body_of_another_type_is_refused(port, kind):
+    status, reply = ask(port, b'{"queries": ["Oslo"]}', headers={"Content-Type": kind})
+    assert status == 422 and "Oslo" not in json.dumps(reply)
 
 
 def test_many_at_once_get_what_each_asked_for(port):
@@ -139,6 +141,34 @@ def test_many_at_once_get_what_each_asked_for(port):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(titles, names)) == [{f'"The "{name}""'} for name in names]
+
+
+class Odd:
+    """Passages that UTF-8 cannot carry, and an index that is gone."""
+
+    def search(self, queries, topk):
+        if queries == ["gone"]:
+            raise UserError("Milvus at http://secret:19530 does not answer")
+        return [[Hit(Passage("1", "\ud800", "broken \udfff text"), 1.0)] for _ in queries]
+
+
+def test_broken_text_in_a_passage_is_served_and_a_lost_index_is_no_crash(capsys):
+    app = make_app(Odd(), 1, "odd")
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)["/retrieve"]["POST"]
+    reply = operation.Case(body={"queries": ["a"]}, media_type="application/json").call_and_validate()
+    assert json.loads(reply.content)["result"][0][0]["contents"] == '"\ud800"\nbroken \udfff text'
+    reply = operation.Case(body={"queries": ["gone"]}, media_type="application/json").call()
+    assert reply.status_code == 503 and "secret" not in reply.text
+    assert "secret:19530 does not answer" in capsys.readouterr().err
+
+
+def test_it_bears_a_load_of_which_a_tenth_is_malformed():
+    command = [sys.executable, "checks/server_load.py", "--seconds", "3", "--clients", "8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    header, _, row = (line.strip("| ").split(" | ") for line in done.stdout.splitlines())
+    found = dict(zip(header, row, strict=True))
+    assert found["wrong"] == found["5xx"] == "0" and int(found["valid"]) > 10 * int(found["clients"])
 
 
 def test_it_stops_when_it_is_told_and_an_evaluation_against_it_says_so(corpus, tmp_path):

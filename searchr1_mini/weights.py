@@ -1,0 +1,41 @@
+"""Weights are opened as safetensors only: a pickle can run code when it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from searchr1_mini.errors import UserError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+INSTEAD = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_FILE}
+REMEDY = (
+    "is not opened, since a pickle can run code: save the model as safetensors where you trust it "
+    "(`save_pretrained` of a current transformers or peft), or take a model that has them"
+)
+
+
+def refuse_pickles(folder: Path, what: str) -> None:
+    """Refuses a local model whose weights are pickles alone; a hub id is left to what loads it.
+
+    Args:
+        folder: of the model; those of the layers of a sentence-transformers model (`1_Dense`) are looked into.
+        what: how the error calls it.
+
+    Raises:
+        UserError: names the file and the remedy.
+    """
+    for part in (folder, *folder.glob("[0-9]_*")):
+        for pickled, instead in INSTEAD.items():
+            if any(part.glob(pickled)) and not any(part.glob(instead)):
+                raise UserError(f"{what}: {min(part.glob(pickled))} {REMEDY}")
+
+
+def adapter_folder(folder: Path) -> Path:
+    """The folder of an adapter, once it is known to hold safetensors.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not (folder / ADAPTER_FILE).is_file():
+        raise UserError(f"{folder} has no {ADAPTER_FILE}; an adapter of another form {REMEDY}")
+    return folder
