@@ -65,7 +65,7 @@ def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
     except (OSError, EOFError, zlib.error) as error:
         where = f"{path}, after line {number}" if number else str(path)
         raise UserError(
-            f"{where}: cannot be read, the file is damaged or cut short: {one_line(str(error))[:200]}; download or pack it again"
+            f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
         ) from error
 
 
