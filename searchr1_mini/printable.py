@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
     return " ".join(plain(text).split())
 
 
-_MARKDOWN = str.maketrans({char: "\\" + char for char in "\\`*[]<>|&"})
+_MARKDOWN = str.maketrans({char: "\\" + char for char in "\\`*_~[]<>|&"})
 
 
 def markdown_text(text: str) -> str:
