@@ -64,6 +64,8 @@ def observation_ids(
         return ids, text
     most = max_tokens // (2 * max(len(passages), 1))
     passages = [replace(passage, title=first_tokens(passage.title, most, tokenizer)) for passage in passages]
+    text = render_observation(passages)
+    ids = foreign_ids(text, tokenizer)
     texts = [foreign_ids(passage.text, tokenizer) for passage in passages]
     share = max(map(len, texts), default=0)
     while len(ids) > max_tokens:
