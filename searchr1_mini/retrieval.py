@@ -265,6 +265,10 @@ def split_contents(contents: str) -> tuple[str, str]:
 
 def _parse_hit(item: dict) -> Hit:
     document = item.get("document", item)
-    contents = document["contents"].encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
-    title, text = split_contents(contents)
-    return Hit(Passage(str(document.get("id", "")), title, text), float(item.get("score", 0.0)))
+    title, text = split_contents(_whole(document["contents"]))
+    return Hit(Passage(_whole(str(document.get("id", ""))), title, text), float(item.get("score", 0.0)))
+
+
+def _whole(text: str) -> str:
+    """The text with `?` for halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
