@@ -7,6 +7,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,9 +42,9 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each row stands, and the row; a line is left as bytes, so that its own number is told if it is no UTF-8."""
     if path.suffix == ".parquet":
-        import datasets
+        from pyarrow.parquet import ParquetFile
 
-        rows = datasets.Dataset.from_parquet(str(path))
+        rows = chain.from_iterable(batch.to_pylist() for batch in ParquetFile(path).iter_batches())
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
     elif path.suffix == ".json":
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
