@@ -6,10 +6,17 @@ import math
 from html import escape
 from itertools import pairwise
 
+from searchr1_mini.printable import one_line
+
 Series = dict[str, list[tuple[float, float]]]
 Bands = dict[str, list[tuple[float, float, float]]]
 COLOURS = ("#2563eb", "#d9480f", "#2f855a", "#7c3aed", "#b7791f", "#0e7490", "#be185d", "#4d5562")
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 124, 40, 40
+
+
+def html_text(text: str) -> str:
+    """Foreign text for HTML and SVG, on one line: no markup, no attribute, and no character that XML forbids."""
+    return escape(one_line(text))
 
 
 def ticks(low: float, high: float, n: int = 5) -> list[float]:
@@ -53,7 +60,9 @@ def line_chart(
         return MARGIN_TOP + (1 - (y - ys[0]) / (ys[-1] - ys[0])) * inner_height
 
     out = [f'<g transform="translate({at[0]},{at[1]})" font-size="12">']
-    out.append(f'<text x="{MARGIN_LEFT}" y="22" class="title" font-size="14" font-weight="600">{escape(title)}</text>')
+    out.append(
+        f'<text x="{MARGIN_LEFT}" y="22" class="title" font-size="14" font-weight="600">{html_text(title)}</text>'
+    )
     for y in ys:
         out.append(
             f'<line x1="{MARGIN_LEFT}" x2="{width - MARGIN_RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}" class="grid"/>'
@@ -62,9 +71,9 @@ def line_chart(
     for x in xs:
         out.append(f'<text x="{px(x):.1f}" y="{height - MARGIN_BOTTOM + 16}" text-anchor="middle">{x:.4g}</text>')
     middle = MARGIN_LEFT + inner_width / 2
-    out.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    out.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{html_text(x_label)}</text>')
     out.append(
-        f'<text transform="translate(14,{MARGIN_TOP + inner_height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text transform="translate(14,{MARGIN_TOP + inner_height / 2}) rotate(-90)" text-anchor="middle">{html_text(y_label)}</text>'
     )
     heights = spread([py(line[-1][1]) for line in series.values()])
     for (name, line), label_y, colour in zip(series.items(), heights, COLOURS * len(series), strict=False):
@@ -80,7 +89,7 @@ def line_chart(
         out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>')
         label = f"{name} {y:.3g}".strip()
         out.append(
-            f'<text x="{px(x) + 8:.1f}" y="{label_y + 4:.1f}" style="fill:{colour}" class="name">{escape(label)}</text>'
+            f'<text x="{px(x) + 8:.1f}" y="{label_y + 4:.1f}" style="fill:{colour}" class="name">{html_text(label)}</text>'
         )
     return "\n".join([*out, "</g>"])
 
@@ -112,6 +121,6 @@ def svg(body: str, width: int, height: int, title: str, style: str) -> str:
     """A whole SVG with a title for those who do not see it."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'font-family="system-ui, -apple-system, Segoe UI, sans-serif"><title>{escape(title)}</title>'
+        f'font-family="system-ui, -apple-system, Segoe UI, sans-serif"><title>{html_text(title)}</title>'
         f"<style>{style}</style>\n{body}\n</svg>"
     )

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from searchr1_mini.config import flag_of, suggest
 from searchr1_mini.defaults import PRESETS
 from searchr1_mini.errors import UserError, is_out_of_memory
+from searchr1_mini.printable import plain
 
 Config = TypeVar("Config")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -182,5 +183,6 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def _leave(sentence: str, code: int) -> None:
+    sentence = plain(sentence)  # it may quote a file or a server
     print(f"error: {sentence}" if code == 2 else sentence, file=sys.stderr, flush=True)
     raise SystemExit(code)

@@ -7,10 +7,12 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.printable import one_line
 from searchr1_mini.retrieval import Passage, split_contents
 
 CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
@@ -34,15 +36,15 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 raise UserError(f"{where}: not a JSON object")
             yield row, where
     except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
-        raise UserError(f"{where}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{where}: cannot be read: {one_line(str(error))[:200]}; mend it or leave it out") from error
 
 
 def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each row stands, and the row; a line is left as bytes, so that its own number is told if it is no UTF-8."""
     if path.suffix == ".parquet":
-        import datasets
+        from pyarrow.parquet import ParquetFile
 
-        rows = datasets.Dataset.from_parquet(str(path))
+        rows = chain.from_iterable(batch.to_pylist() for batch in ParquetFile(path).iter_batches())
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
     elif path.suffix == ".json":
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -51,7 +53,21 @@ def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
     else:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            yield from ((f"{path}, line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
+            yield from ((f"{path}, line {number}", line) for number, line in _numbered(file, path) if line.strip())
+
+
+def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1; what is wrong with the file itself is told by the last line before it."""
+    number = 0
+    try:
+        for line in file:
+            number += 1
+            yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        where = f"{path}, after line {number}" if number else str(path)
+        raise UserError(
+            f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
+        ) from error
 
 
 def is_text(value: Any) -> bool:
@@ -90,7 +106,9 @@ def parse_passage(row: dict[str, Any], where: str) -> Passage:
         raise UserError(f'{where}: no "contents"; {needed}')
     if not is_text(f"{title} {text}"):
         raise UserError(f'{where}: "contents" is blank or broken Unicode; {needed}')
-    return Passage(str(row["id"]), title, text)
+    if _HALF_A_PAIR.search(id_ := str(row["id"])):
+        raise UserError(f'{where}: "id" is broken Unicode; {needed}')
+    return Passage(id_, title, text)
 
 
 def hotpotqa_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Passage]:

@@ -170,10 +170,12 @@ def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     if not isinstance(answers, list) or not answers or not all(map(is_text, answers)):
         raise UserError(f'{where}: no usable "answer" (text) or "golden_answers" (a list of texts)')
     source = row.get("data_source") or dataset
-    if not isinstance(source, str):
+    if not is_text(source):
         raise UserError(f'{where}: "data_source" is {source!r}; it must be a text such as "nq"')
     ids = (row[name] for name in ("id", "_id") if row.get(name) not in (None, ""))
     id_ = next(ids, hashlib.sha256(question.encode()).hexdigest()[:16])
+    if not is_text(str(id_)):
+        raise UserError(f'{where}: "id" is blank or broken Unicode; mend the row or leave the field out')
     return Example(f"{source}/{id_}", question, tuple(answers), source, _supporting(row, where))
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini.prompts import render_observation
+from searchr1_mini.prompts import neutralise_tags, render_observation
 from searchr1_mini.retrieval import Passage
+
+MOST_CHARS_A_TOKEN = 16  # of a passage, on average; prose has about 4. What is longer is cut before it is tokenised
+MOST_TITLE = 256  # characters; Wikipedia's titles are at most 255 bytes
 
 
 def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Splits every control token that is spelled out in foreign text, `<|im_end|>` -> `< |im_end|>`.
 
-    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed.
+    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed. Runs of blanks,
+    which some tokenizers add, are no control tokens, and nor are our own tags (Qwen3 has `<think>`).
     """
-    added = [token for token in tokenizer.get_added_vocab() if len(token) > 1]
-    if not added:
-        return text
-    pattern = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
-    while (broken := re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)) != text:
-        text = broken
+    added = {token.strip() for token in tokenizer.get_added_vocab() if neutralise_tags(token) == token}
+    tokens = sorted((token for token in added if len(token) > 1), key=len, reverse=True)
+    while any(token in text for token in tokens):
+        for token in tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
 
@@ -40,13 +42,28 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
+def first_tokens(text: str, n: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the first `n` tokens of foreign text spell; all of it as it stands if it has no more."""
+    ids = foreign_ids(text, tokenizer)
+    return text if len(ids) <= n else tokenizer.decode(ids[:n]).rstrip("\ufffd")
+
+
 def observation_ids(
     passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> tuple[list[int], str] | None:
     """Ids and text of an observation of at most `max_tokens` tokens; None if not even its tags fit.
 
-    Too long an observation is cut inside: every passage's text gets the same share, the closing tag always stays.
+    Too long an observation is cut inside: every passage's text gets the same share, all titles together half of the
+    room at most, and the closing tag always stays. The work is bounded by `max_tokens`, however long a passage is.
     """
+    most = MOST_CHARS_A_TOKEN * max_tokens
+    passages = [replace(passage, title=passage.title[:MOST_TITLE], text=passage.text[:most]) for passage in passages]
+    text = render_observation(passages)
+    ids = foreign_ids(text, tokenizer)
+    if len(ids) <= max_tokens:
+        return ids, text
+    most = max_tokens // (2 * max(len(passages), 1))
+    passages = [replace(passage, title=first_tokens(passage.title, most, tokenizer)) for passage in passages]
     text = render_observation(passages)
     ids = foreign_ids(text, tokenizer)
     texts = [foreign_ids(passage.text, tokenizer) for passage in passages]

@@ -17,6 +17,7 @@ from pathlib import Path
 from searchr1_mini import __version__, checkpoint
 from searchr1_mini.columns import Column, own_data
 from searchr1_mini.config import EvalConfig, TrainConfig
+from searchr1_mini.corpus import is_text
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import SEARCHING
 from searchr1_mini.engines import engine_of
@@ -36,6 +37,7 @@ from searchr1_mini.plan import (
     slug,
     train_row,
 )
+from searchr1_mini.printable import one_line
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
@@ -90,7 +92,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
                 em = sum(line["scores"]["em"] for line in found) / len(found)
                 told = "kept from before" if is_kept else f"{time.perf_counter() - began:.0f} s"
                 total = len(rows) * len(plan.columns)
-                print(f"[{done}/{total}] {row.label} on {column.name}: EM {em:.3f} ({told})", flush=True)
+                print(f"[{done}/{total}] {row.label} on {one_line(column.name)}: EM {em:.3f} ({told})", flush=True)
     return results
 
 
@@ -176,6 +178,8 @@ def answer_live(config: EvalConfig) -> None:
     Raises:
         UserError: several rows or columns were named, or one that cannot answer a question of the user's.
     """
+    if not is_text(config.ask):
+        raise UserError("--ask is blank or broken Unicode; ask a question in UTF-8")
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
     plan = plan_evaluation(replace(config, train=config.train or False))
     if len(plan.rows) > 1 or len(plan.columns) > 1:
@@ -195,5 +199,5 @@ def answer_live(config: EvalConfig) -> None:
         [example], method_of(settings), policy, task.retriever, limits_of(settings),
         temperature=config.temperature, seed=config.seed, on_segment=show,
     )  # fmt: skip
-    verdict = trajectory.answer or f"no answer ({trajectory.finish_reason})"
+    verdict = one_line(trajectory.answer or f"no answer ({trajectory.finish_reason})")
     print(f"\nanswer: {verdict}\nsearches: {len(trajectory.queries)}, tokens: {trajectory.n_policy_tokens}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -12,7 +11,6 @@ from searchr1_mini.rollout import RolloutStats
 from searchr1_mini.trajectory import Trajectory
 
 CURVES = ("em", "f1", "searches", "response_tokens", "answered")  # of an evaluation, to follow over training
-_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 def rollout_metrics(
@@ -42,8 +40,8 @@ def empty_think(trajectory: Trajectory) -> float:
     seen: set[str] = set()
     is_empty = []
     for segment in trajectory.of_kind("policy"):
-        found = _THINK.search(segment.text)
-        words = found[1].split() if found else []
+        thought, is_closed, _ = segment.text.partition("<think>")[2].partition("</think>")
+        words = thought.split() if is_closed else []
         thought = " ".join(words)
         is_empty.append(not words or thought in seen or (len(words) >= 10 and len(set(words)) < len(words) / 3))
         seen.add(thought)

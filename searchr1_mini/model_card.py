@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
 from searchr1_mini import __version__
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import HUB_MODELS
+from searchr1_mini.printable import markdown_text
 from searchr1_mini.prompts import template_of
 
 CARD = """---
@@ -56,15 +59,15 @@ def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) ->
     base = HUB_MODELS.get(settings.model, settings.model)
     is_on_hub = base != "tiny" and not Path(base).expanduser().is_dir()
     front = ["library_name: " + ("peft" if is_adapter else "transformers"), "pipeline_tag: text-generation"]
-    front += [f"base_model: {base}"] * is_on_hub + ["tags:", "- search-r1"]
-    named = "the tiny base of searchr1_mini" if base == "tiny" else base
+    front += [yaml.safe_dump({"base_model": base}, width=1000).strip()] * is_on_hub + ["tags:", "- search-r1"]
+    named = "the tiny base of searchr1_mini" if base == "tiny" else markdown_text(base)
     whole = f"The weights of {named} with " + ("the trained adapter merged" if settings.lora_rank else "all trained")
     return CARD.format(
         front_matter="\n".join(front),
-        name=f"{run.resolve().name}, step {step}",
+        name=f"{markdown_text(run.resolve().name)}, step {step}",
         what=f"A LoRA adapter for {named}" if is_adapter else whole,
         version=__version__,
-        table="\n".join(f"| {key} | {value} |" for key, value in facts(settings, run, step).items()),
+        table="\n".join(f"| {key} | {markdown_text(value)} |" for key, value in facts(settings, run, step).items()),
         prompt=template_of(settings.method, settings.template),
         protocol=PROTOCOL if settings.method == "search-r1" else "",
         usage=USE_ADAPTER if is_adapter else USE_MERGED,

@@ -79,7 +79,8 @@ INVALID_ACTION = (
 OBSERVATION_OPEN = "\n\n<information>"
 OBSERVATION_CLOSE = "</information>\n\n"
 
-_OUR_TAG = re.compile(r"<(/?(?:think|search|information|answer))>", re.IGNORECASE)
+# one class for what may stand before the name: `\s*/?\s*` would be quadratic in a run of blanks
+_OUR_TAG = re.compile(r"<([\s/]*(?:think|search|information|answer)\s*)>", re.IGNORECASE)
 
 
 class HasTitleAndText(Protocol):
@@ -128,8 +129,13 @@ def opening_of(template: str) -> str:
 
 
 def neutralise_tags(text: str) -> str:
-    """Replaces our own tags in foreign text, `<answer>` -> `(answer)`, so that a passage cannot forge an action."""
-    return _OUR_TAG.sub(r"(\1)", text)
+    """Replaces our own tags in foreign text, `<answer>` -> `(answer)`, so that a passage cannot forge an action.
+
+    In any case and with blanks inside, `</ Answer >`; linear in len(text).
+    """
+    parts = _OUR_TAG.split(text)  # every second part is what stood between the brackets
+    parts[1::2] = [f"({inside})" for inside in parts[1::2]]
+    return "".join(parts)
 
 
 def render_passage(rank: int, passage: HasTitleAndText) -> str:

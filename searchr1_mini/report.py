@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from searchr1_mini.charts import Series, line_chart, picture, svg
-from searchr1_mini.tracking import plain, read_jsonl, summary_table, write_text_atomic
+from searchr1_mini.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.printable import plain
+from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
 
 METRICS = {  # key -> (title, unit, what it tells)
     "reward": ("Reward", "exact match", "mean reward of the step's rollouts, sampled at the run's temperature"),
@@ -71,7 +71,7 @@ def write_report(run_dir: Path) -> Path:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(run_dir.name)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{html_text(run_dir.name)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
@@ -95,30 +95,31 @@ def _head(run_dir: Path, config: dict[str, Any], summary: dict[str, Any] | None)
     ]
     if summary:
         told.append(f"{summary['steps']} steps in {summary['train_seconds']} s, peak {summary['peak_memory_gb']} GB")
-    return f'<h1>{escape(run_dir.name)}</h1>\n<p class="soft">{escape(" · ".join(told))}</p>'
+    return f'<h1>{html_text(run_dir.name)}</h1>\n<p class="soft">{html_text(" · ".join(told))}</p>'
 
 
 def _warnings(run_dir: Path) -> str:
     rows = read_jsonl(run_dir / "warnings.jsonl")
-    items = "".join(f"<li>step {row['step']}: {escape(row['warning'])}</li>" for row in rows)
+    items = "".join(f"<li>step {row['step']}: {html_text(row['warning'])}</li>" for row in rows)
     return f"<h2>What the stability watch saw</h2>\n<ul>{items}</ul>" if rows else ""
 
 
-def series_of(metrics: list[dict[str, Any]], pattern: str) -> Series:
-    """The lines of the keys that match; the pattern's group names a line. Steps without a value are left out."""
-    series: Series = {}
-    for row in metrics:
-        for key, value in row.items():
-            if value is not None and (match := re.fullmatch(pattern, key)):
-                series.setdefault(match[1] if match.groups() else "", []).append((row["step"], value))
-    return series
+def series_of(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """The line of a metric; steps without a value are left out."""
+    return [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
 
 
 def eval_series(metrics: list[dict[str, Any]], summary: dict[str, Any] | None, key: str) -> Series:
     """A held-out measure per source, with the measurement before training as step 0."""
-    series = series_of(metrics, rf"eval/([^/]+)/{key}")
+    keys = dict.fromkeys(name for row in metrics for name in row)
+    start, end = "eval/", f"/{key}"
+    names = [name[len(start) : -len(end)] for name in keys if name.startswith(start) and name[4:].endswith(end)]
     before = ((summary or {}).get("before") or {}).get("by_source", {})
-    return {name: ([(0, before[name][key])] if name in before else []) + line for name, line in series.items()}
+    series = {}
+    for name in filter(None, names):
+        line = series_of(metrics, start + name + end)
+        series[name] = ([(0, before[name][key])] if name in before else []) + line
+    return {name: line for name, line in series.items() if line}
 
 
 def _curves(metrics: list[dict[str, Any]], summary: dict[str, Any] | None) -> str:
@@ -127,7 +128,9 @@ def _curves(metrics: list[dict[str, Any]], summary: dict[str, Any] | None) -> st
         ("Held-out searches", "a question", "executed queries, greedy", "searches"),
     ]
     figures = [_figure(eval_series(metrics, summary, key), *words) for *words, key in charts]
-    figures += [_figure(series_of(metrics, re.escape(key)), *words) for key, words in METRICS.items()]
+    figures += [
+        _figure({"": line} if (line := series_of(metrics, key)) else {}, *words) for key, words in METRICS.items()
+    ]
     return '<h2>Curves</h2>\n<div class="charts">' + "\n".join(filter(None, figures)) + "</div>"
 
 
@@ -135,7 +138,7 @@ def _figure(series: Series, title: str, unit: str, meaning: str) -> str:
     if not series:
         return ""
     chart = svg(line_chart(series, title, "step", unit), 460, 280, f"{title}: {meaning}", "")
-    return f"<figure>{chart}<figcaption>{escape(meaning)}</figcaption></figure>"
+    return f"<figure>{chart}<figcaption>{html_text(meaning)}</figcaption></figure>"
 
 
 def _trajectories(run_dir: Path) -> str:
@@ -160,12 +163,12 @@ def _trajectory(step: str, row: dict[str, Any]) -> str:
         f"{step}: reward {row['reward']:g}{advantage}, {len(row['queries'])} searches, ended by {row['finish_reason']}"
     )
     spans = "".join(
-        f'<span class="{escape(segment["kind"])}">{escape(plain(segment["text"]))}</span>'
+        f'<span class="{html_text(segment["kind"])}">{escape(plain(segment["text"]))}</span>'
         for segment in row["segments"]
     )
     gold = " / ".join(row["golden_answers"])
     return (
-        f"<details open><summary>{escape(row['question'])}<br><small>{escape(told)}; gold: {escape(gold)}</small></summary>"
+        f"<details open><summary>{html_text(row['question'])}<br><small>{html_text(told)}; gold: {html_text(gold)}</small></summary>"
         f"<pre>{spans}</pre></details>"
     )
 

@@ -221,7 +221,7 @@ class HTTPRetriever:
             if len(results) != len(queries):
                 raise ValueError(f"{len(results)} results for {len(queries)} queries")
             return [[_parse_hit(item) for item in items[:topk]] for items in results]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f'the retrieval server at {self.url} answered in another form than {{"result": [[{{"document": '
                 f'{{"id", "contents"}}, "score"}}]]}} ({error!r}); check --retriever-url'
@@ -265,5 +265,10 @@ def split_contents(contents: str) -> tuple[str, str]:
 
 def _parse_hit(item: dict) -> Hit:
     document = item.get("document", item)
-    title, text = split_contents(document["contents"])
-    return Hit(Passage(str(document.get("id", "")), title, text), float(item.get("score", 0.0)))
+    title, text = split_contents(_whole(document["contents"]))
+    return Hit(Passage(_whole(str(document.get("id", ""))), title, text), float(item.get("score", 0.0)))
+
+
+def _whole(text: str) -> str:
+    """The text with `?` for halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()

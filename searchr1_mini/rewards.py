@@ -11,9 +11,7 @@ from searchr1_mini.trajectory import Trajectory
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-# a turn that thinks once and then acts once; the text inside a tag holds no other tag of ours
-_INSIDE = r"(?:(?!</?(?:think|search|answer|information)>).)+"
-_TURN = re.compile(rf"\s*<think>{_INSIDE}</think>\s*<(search|answer)>{_INSIDE}</\1>\s*", re.DOTALL)
+_TAG = re.compile(r"(</?(?:think|search|answer|information)>)")
 
 
 def normalise_answer(text: str) -> str:
@@ -63,11 +61,23 @@ def _token_f1(answer: str, gold: str) -> float:
 
 def is_well_formed(trajectory: Trajectory) -> bool:
     """Whether every turn thinks once and acts once, nothing stands outside of the tags, and the last turn answers."""
-    turns = [_TURN.fullmatch(segment.text) for segment in trajectory.of_kind("policy")]
-    if not turns or not all(turns):
-        return False
-    *before, last = (turn[1] for turn in turns)
-    return last == "answer" and "answer" not in before
+    actions = [well_formed_action(segment.text) for segment in trajectory.of_kind("policy")]
+    return bool(actions) and actions[-1] == "answer" and all(action == "search" for action in actions[:-1])
+
+
+def well_formed_action(turn: str) -> str | None:
+    """`search` or `answer` if the turn is `<think>..</think> <action>..</action>` and nothing else, or None.
+
+    Linear in len(turn): it looks at the first five tags at most. The text inside a tag is not empty.
+    """
+    parts = _TAG.split(turn, maxsplit=5)  # text, tag, text, tag, .., text
+    if len(parts) != 9:
+        return None
+    outside, thought, between, content, after = parts[::2]
+    action = parts[5][1:-1]
+    is_framed = parts[1::2] == ["<think>", "</think>", f"<{action}>", f"</{action}>"] and action in ("search", "answer")
+    is_bare = not (outside.strip() or between.strip() or after.strip())
+    return action if is_framed and is_bare and thought and content else None
 
 
 def format_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:

@@ -16,7 +16,8 @@ from searchr1_mini.defaults import SEARCHING
 from searchr1_mini.engines import described, engine_of
 from searchr1_mini.evaluation import FAILURES, FINISH_REASONS, bootstrap_interval, mcnemar, means
 from searchr1_mini.plan import Row
-from searchr1_mini.tracking import plain, write_json_atomic, write_text_atomic
+from searchr1_mini.printable import markdown_text, one_line, plain
+from searchr1_mini.tracking import write_json_atomic, write_text_atomic
 
 MEASURES = {
     "F1": "f1",
@@ -79,9 +80,9 @@ def write_tables(results: Results, out: Path, compare: bool, against: str | None
     """Writes table.md, table.tex and results.json; returns the tables as text for the terminal."""
     reference = against or list(results.scores)[-1]
     grids = [main_grid(results, compare, reference), detail_grid(results), failure_grid(results)]
-    remarks = [*setup(results), *(differences(results) if compare else ()), *notes]
+    remarks = [one_line(text) for text in (*setup(results), *(differences(results) if compare else ()), *notes)]
     out.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(out / "table.md", "\n\n".join([*map(markdown, grids), *remarks]) + "\n")
+    write_text_atomic(out / "table.md", "\n\n".join([*map(markdown, grids), *map(markdown_text, remarks)]) + "\n")
     write_text_atomic(out / "table.tex", "\n\n".join([*map(latex, grids), *(f"% {text}" for text in remarks)]) + "\n")
     write_json_atomic(out / "results.json", as_json(results, reference))
     return "\n\n".join([*map(terminal, grids), *remarks])
@@ -220,14 +221,9 @@ def as_json(results: Results, reference: str) -> dict:
     return {"rows": rows}
 
 
-def one_line(cell: str) -> str:
-    """Text without line breaks, so that it stays in its cell."""
-    return " ".join(plain(cell).split())
-
-
 def markdown(grid: Grid) -> str:
     """A Markdown table with its title."""
-    cells = [[one_line(cell).replace("|", "\\|") for cell in row] for row in (grid.header, *grid.rows)]
+    cells = [[markdown_text(cell) for cell in row] for row in (grid.header, *grid.rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|---" + "|---:" * (len(grid.header) - 1) + "|")
     return f"**{grid.title}**\n\n" + "\n".join(lines)

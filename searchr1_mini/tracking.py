@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
+from searchr1_mini.printable import one_line, plain
 from searchr1_mini.trajectory import Trajectory
 
 SHOWN = {
@@ -26,7 +27,6 @@ SHOWN = {
     "prefill_tokens_saved": "{:.0f}",
 }
 COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;32m", "observation": "\x1b[34m"}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Tracker:
@@ -90,7 +90,7 @@ class Tracker:
         self.bar.update()
         if not sys.stderr.isatty():
             print(f"step {step}/{self.total_steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
-        scores = {key.split("/")[1]: value for key, value in metrics.items() if re.fullmatch(r"eval/.+/em", key)}
+        scores = {one_line(key[5:-3]): em for key, em in metrics.items() if re.fullmatch(r"(?s)eval/.+/em", key)}
         if scores:
             self.bar.write(f"step {step}: held-out EM " + ", ".join(f"{name} {em:.2f}" for name, em in scores.items()))
 
@@ -197,11 +197,6 @@ def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
     return path
 
 
-def plain(text: str) -> str:
-    """Text without control characters, so that a passage cannot send escape codes to the terminal."""
-    return _CONTROL.sub("", text)
-
-
 def render_segment(kind: str, text: str, colour: bool) -> str:
     """One segment for the terminal: coloured by who wrote it, or with the writer's name before each line."""
     if colour:
@@ -223,7 +218,7 @@ def summary_table(columns: dict[str, dict]) -> str:
     for source in [*sorted(first["by_source"]), None]:
         parts = [summary["by_source"][source] if source else summary for summary in columns.values()]
         for label, (key, form) in measures.items():
-            name = f"{source or 'all'} ({parts[0]['n']})" if label == "EM" else ""
+            name = f"{one_line(source or 'all')} ({parts[0]['n']})" if label == "EM" else ""
             rows.append([name, label, *(form.format(part[key]) for part in parts)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

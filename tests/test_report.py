@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from searchr1_mini.charts import spread, ticks
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
+from searchr1_mini.printable import plain
 from searchr1_mini.report import METRICS, write_curves_svg, write_report
 from searchr1_mini.tracking import (
     Tracker,
-    plain,
     read_jsonl,
     render_trajectory,
     summary_table,

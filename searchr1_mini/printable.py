@@ -1,0 +1,32 @@
+"""Text from outside made safe to show: on a terminal, in HTML, in an SVG, in a table."""
+
+from __future__ import annotations
+
+import re
+
+# controls (ESC among them), bidirectional marks and overrides, what is invisible, line separators, no characters at all
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
+)
+
+
+def plain(text: str) -> str:
+    """The text with every character that a terminal obeys, or a reader cannot see, spelled out: ESC becomes `\\x1b`.
+
+    Line breaks and tabs stay; a Windows line break becomes a line break.
+    """
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """`plain` text without line breaks, so that it stays in its cell, heading or comment."""
+    return " ".join(plain(text).split())
+
+
+_MARKDOWN = str.maketrans({char: "\\" + char for char in "\\`*_~[]<>|&"})
+
+
+def markdown_text(text: str) -> str:
+    """One line that Markdown shows as it stands: no HTML, link, emphasis, code or end of a table's cell."""
+    return one_line(text).translate(_MARKDOWN)
