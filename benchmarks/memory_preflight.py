@@ -121,7 +121,7 @@ def save_model(setting: Setting, folder: Path) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from searchr1_mini.models import load_tokenizer
+    from searchr1_mini.bases import load_tokenizer
     from searchr1_mini.resolve import resolve_model
 
     tokenizer = load_tokenizer(resolve_model("tiny"))

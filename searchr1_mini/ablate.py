@@ -7,7 +7,6 @@ and what was interrupted goes on, so that the same command resumes. OUT/report.m
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from searchr1_mini.cli import run_command
 from searchr1_mini.config import TrainConfig, suggest
 from searchr1_mini.defaults import LEARNING_RATES, TINY
 from searchr1_mini.errors import UserError
+from searchr1_mini.files import read_json
 from searchr1_mini.resolve import resolve, resolve_model
 from searchr1_mini.studies import STUDIES, Study
 from searchr1_mini.tracking import read_jsonl, write_json_atomic, write_text_atomic
@@ -109,7 +109,7 @@ def open_study(out: Path, settings: dict[str, Any]) -> None:
     """Refuses a folder that holds another study, or the same one with other settings."""
     path = out / "study.json"
     if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_json(path)
         if old != settings:
             raise UserError(f"{out} holds the study {old}, not {settings}; name another --output-dir")
     out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def train_one(config: TrainConfig) -> float:
     from searchr1_mini.training import train
 
     train(replace(config, resume=(folder / "config.json").exists()))
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["after"]["em"]
+    return read_json(folder / "summary.json")["after"]["em"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -183,7 +183,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def measures(folder: Path) -> dict[str, float]:
     """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps."""
-    after = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["after"]
+    after = read_json(folder / "summary.json")["after"]
     rows = read_jsonl(folder / "metrics.jsonl")
 
     def last(key: str) -> float:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import sys
@@ -15,13 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.files import read_json
 from searchr1_mini.tracking import read_jsonl, write_json_atomic
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"
+OF_ANOTHER_VERSION = (
+    "is of another form than this version writes; go on with the version that began the run (`versions` in its "
+    "config.json), or start a new run: the weights are sound, and eval.py reads them"
+)
 
 
 def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None]) -> Path:
@@ -54,7 +59,7 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
             shutil.rmtree(final)
         aside.rename(final)
         _sync(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises Exception itself
         shutil.rmtree(aside, ignore_errors=True)
         if not is_full_disk(error, folder):
             raise
@@ -98,14 +103,15 @@ def is_whole(path: Path) -> bool:
     """Whether every file of the manifest is there, unchanged."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return all(_checksum(path / name) == expected for name, expected in manifest.items())
+        return bool(manifest) and all(_checksum(path / name) == expected for name, expected in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Every checkpoint folder, the newest first, whole or not."""
-    return sorted((run_dir / "checkpoints").glob("step-*"), key=checkpoint_step, reverse=True)
+    found = [path for path in (run_dir / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=checkpoint_step, reverse=True)
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -184,19 +190,33 @@ def _plain_state(scheduler) -> dict:
 
 
 def load_training_state(path: Path, optimizer, scheduler, scaler) -> dict[str, Any]:
-    """Restores what `save_training_state` wrote; returns it (for `step` and `rng`)."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
-    scaler.load_state_dict(state["scaler"])
-    return state
+    """Restores what `save_training_state` wrote; returns it (for `step` and `rng`).
+
+    Raises:
+        UserError: another version of this program, or of torch, wrote it in another form.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
+        scaler.load_state_dict(state["scaler"])
+        return {name: state[name] for name in ("step", "rng")}
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} {OF_ANOTHER_VERSION} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_match: Sequence[str]) -> None:
     """Opens a run's folder: a new one gets its config.json, another run's is refused, a resumed one is compared.
 
     Raises:
-        UserError: the folder holds another run, or none to resume, or one whose `must_match` values differ.
+        UserError: the folder holds another run, or none to resume, or one whose `must_match` values differ; it cannot
+            be written; its config.json is damaged.
     """
     path = run_dir / "config.json"
     if resume:
@@ -204,17 +224,23 @@ def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_ma
             raise UserError(
                 f"--resume: {run_dir} holds no run (no config.json); check --output-dir or leave out --resume"
             )
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_json(path)
         for name in must_match:
-            if old.get(name) != config[name]:
+            if name in old and old[name] != config[name]:  # an older version had fewer options
                 raise UserError(
-                    f"--resume: the run in {run_dir} has {name} {old.get(name)}, not {config[name]}; give the same "
+                    f"--resume: the run in {run_dir} has {name} {old[name]}, not {config[name]}; give the same "
                     "value, or start a new run in another --output-dir"
                 )
         return
-    if run_dir.is_dir() and any(run_dir.iterdir()):
+    # a process that was killed as it began leaves the beginning of config.json
+    if run_dir.is_dir() and any(not found.name.startswith(f".{path.name}.") for found in run_dir.iterdir()):
         raise UserError(
             f"{run_dir} is not empty; add --resume to go on with the run in it, or name another --output-dir"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, config)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, config)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise UserError(f"{run_dir} cannot be written ({error.strerror}); name another --output-dir") from error

@@ -16,6 +16,7 @@ from searchr1_mini.printable import plain
 
 Config = TypeVar("Config")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
@@ -169,9 +170,12 @@ def run_command(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        if error.errno not in FULL_DISK + UNWRITABLE:
             raise
-        _leave(f"the disk is full ({error}); what was saved is intact: free some space and go on with --resume", 2)
+        what = f"the disk is full ({error}); what was saved is intact: free some space"
+        if error.errno in UNWRITABLE:
+            what = f"cannot use {error.filename or 'a file'} ({error.strerror}); what was saved is intact: mend that"
+        _leave(f"{what}, and run it again (train.py with --resume, if it had begun)", 2)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from searchr1_mini.defaults import DENSE_MODEL
 from searchr1_mini.errors import UserError
 from searchr1_mini.extras import require
-from searchr1_mini.retrieval import Hit, Passage, cache_dir, fingerprint, kept_at
+from searchr1_mini.retrieval import Hit, Passage, cache_dir, fingerprint, kept_at, new_memmap
 from searchr1_mini.weights import refuse_pickles
 
 CHUNK = 4096  # passages encoded between two moves of the progress bar
@@ -87,7 +87,7 @@ def encode_corpus(encoder: Any, prompt: str, passages: Sequence[Passage], path: 
     """
     with kept_at(path) as aside:
         shape = len(passages), len(encode(encoder.encode_document, [""], prompt)[0])
-        vectors = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
+        vectors = new_memmap(aside, np.float32, shape)
         for start in _starts(len(passages), "encoding"):
             rows = range(start, min(start + CHUNK, len(passages)))
             texts = [passage_text(passages[row]) for row in rows]

@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from searchr1_mini import __version__, checkpoint
 from searchr1_mini.columns import Column, own_data
@@ -23,6 +24,7 @@ from searchr1_mini.defaults import SEARCHING
 from searchr1_mini.engines import engine_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import score
+from searchr1_mini.files import append_jsonl
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.plan import (
     OF_A_SEARCH,
@@ -60,9 +62,24 @@ def evaluate_command(config: EvalConfig) -> None:
         return
     plan = plan_evaluation(config)
     out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or config.model or 'tiny')}")
+    prepare_output(out)
     results = run_cells(config, plan, out)
     print(write_tables(results, out, config.compare, config.against, plan.notes))
     print(f"\nwritten to {out} (table.md, table.tex, results.json, and every trajectory under cells)", flush=True)
+
+
+def prepare_output(out: Path) -> None:
+    """Makes the folder, so that one that cannot be written is told before any work.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another --output-dir") from error
 
 
 def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
@@ -83,11 +100,15 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
                 done, began = done + 1, time.perf_counter()
                 name = f"{slug(row.label)}--{slug(column.name)}-{fingerprint(config, row, settings, task)}"
                 path = out / "cells" / f"{name}.jsonl"
-                is_kept = path.exists()
+                found = kept_lines(path, task)
+                is_kept = len(found) == len(task.examples)
+                if path.exists() and not is_kept:
+                    print(f"warning: {path} is damaged or cut; what is missing is answered again", file=sys.stderr)
+                    path.replace(path.with_suffix(".part"))
                 if not is_kept:
                     policy = policy or load(config, row.settings, model, row.weights)
                     run_cell(config, policy, settings, task, path)
-                found = read_jsonl(path)
+                    found = read_jsonl(path)
                 results.add(row, column.name, settings, found)
                 em = sum(line["scores"]["em"] for line in found) / len(found)
                 told = "kept from before" if is_kept else f"{time.perf_counter() - began:.0f} s"
@@ -135,20 +156,31 @@ def state_of(folder: Path) -> list:
 def run_cell(config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path) -> None:
     """One trajectory a question with its scores, written by chunks; what an interrupted evaluation wrote is kept."""
     part = path.with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    written = read_jsonl(part)
-    if part.exists():
-        write_jsonl_atomic(part, written)  # without a torn last line
+    written = kept_lines(part, task)
+    written = written[: len(written) // CHUNK * CHUNK]  # the random streams are those of whole chunks
+    write_jsonl_atomic(part, written)
     for start in range(len(written), len(task.examples), CHUNK):
         examples = task.examples[start : start + CHUNK]
         trajectories, _ = rollout(
             examples, method_of(settings), policy, task.retriever, limits_of(settings),
             temperature=config.temperature, seed=config.seed + start,
         )  # fmt: skip
-        lines = [json.dumps(cell_row(*pair)) + "\n" for pair in zip(trajectories, examples, strict=True)]
-        with part.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+        append_jsonl(part, (cell_row(*pair) for pair in zip(trajectories, examples, strict=True)))
     part.replace(path)
+
+
+def kept_lines(path: Path, task: Task) -> list[dict]:
+    """The lines of a cell's file from its first question on, up to one that is missing or damaged."""
+    lines: list[dict] = []
+    for text, example in zip(path.read_bytes().split(b"\n") if path.is_file() else [], task.examples, strict=False):
+        try:
+            row = json.loads(text)
+            if row["example_id"] != example.id or "em" not in row["scores"]:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        lines.append(row)
+    return lines
 
 
 def cell_row(trajectory: Trajectory, example: Example) -> dict:

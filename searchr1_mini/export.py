@@ -138,7 +138,8 @@ def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str)
     """The whole model as safetensors, and its tokenizer; an adapter goes onto the base in `dtype`, never in 4 bit."""
     import torch
 
-    from searchr1_mini.models import from_pretrained, load_policy, load_tokenizer
+    from searchr1_mini.bases import from_pretrained, load_tokenizer
+    from searchr1_mini.models import load_policy
 
     if settings.lora_rank == 0:
         from transformers import AutoModelForCausalLM

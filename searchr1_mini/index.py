@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import K1, B, Passage, cache_dir, index_terms, kept_at
+from searchr1_mini.retrieval import K1, B, Passage, cache_dir, index_terms, kept_at, new_memmap
 from searchr1_mini.terms import DEFAULT_TERMS, Terms
 
 BATCH = 50_000  # passages whose terms are held at a time
@@ -34,11 +34,21 @@ class PassageStore(Sequence):
     """
 
     def __init__(self, folder: Path) -> None:
+        """Opens the files of a store.
+
+        Raises:
+            UserError: one of them is missing or was cut.
+        """
         self.folder = folder
         suffix = folder / TERMS_FILE
         self.suffix = suffix.read_text(encoding="utf-8") if suffix.is_file() else DEFAULT_TERMS.suffix
-        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-        self.file = (folder / "passages.jsonl").open("rb")
+        try:
+            self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+            self.file = (folder / "passages.jsonl").open("rb")
+            if os.fstat(self.file.fileno()).st_size != self.offsets[-1]:
+                raise ValueError("passages.jsonl was cut")
+        except (OSError, ValueError, EOFError, IndexError) as error:
+            raise UserError(f"the store {folder} is damaged ({error}); delete the folder and try again") from error
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -149,9 +159,8 @@ def write_scores(folder: Path, n_batches: int, lengths: np.ndarray, n_terms: int
     n = len(lengths)
     idf = np.log(1 + (n - frequencies + 0.5) / (frequencies + 0.5))
     norms = K1 * (1 - B + B * lengths / lengths.mean())
-    create = np.lib.format.open_memmap
-    data = create(folder / "data.csc.index.npy", mode="w+", dtype=np.float32, shape=(int(starts[-1]),))
-    indices = create(folder / "indices.csc.index.npy", mode="w+", dtype=np.int32, shape=(int(starts[-1]),))
+    data = new_memmap(folder / "data.csc.index.npy", np.float32, (int(starts[-1]),))
+    indices = new_memmap(folder / "indices.csc.index.npy", np.int32, (int(starts[-1]),))
     np.save(folder / "indptr.csc.index.npy", starts)
     free = starts[:-1].copy()  # where the next entry of each term goes
     for path in paths:

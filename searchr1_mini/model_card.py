@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
@@ -10,6 +9,7 @@ import yaml
 from searchr1_mini import __version__
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import HUB_MODELS
+from searchr1_mini.files import read_json
 from searchr1_mini.printable import markdown_text
 from searchr1_mini.prompts import template_of
 
@@ -91,7 +91,7 @@ def facts(settings: TrainConfig, run: Path, step: int) -> dict[str, str]:
     if settings.algorithm in ("sft", "rejection-sampling"):
         rows["steps"] = f"{step} of {settings.questions_per_step} demonstrations"
     path = run / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    summary = read_json(path) if path.is_file() else {}
     if summary.get("steps") == step:
         after = summary["after"]
         rows["exact match"] = f"{after['em']:.3f} on {after['n']} held-out questions, greedy"

@@ -8,14 +8,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from searchr1_mini.bases import auto_class, load_base, load_tokenizer
 from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
-from searchr1_mini.weights import adapter_folder, refuse_pickles
+from searchr1_mini.identity import BASE_FILE, base_identity, check_base
+from searchr1_mini.tracking import write_json_atomic
+from searchr1_mini.weights import adapter_folder
 
 ADAPTER = "policy"
 
@@ -28,6 +32,7 @@ class Policy:
         tokenizer: its tokenizer, with a pad token.
         frozen: the reference of full fine-tuning; an adapter needs none.
         device, dtype: where it runs and what it computes in.
+        base_identity: what tells its base from another, see identity.py; saved beside the weights.
         dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
     """
 
@@ -38,6 +43,7 @@ class Policy:
         self.device = next(model.parameters()).device
         self.frozen = frozen
         self.dequantise = False
+        self.base_identity: dict = {}
         self._decode_step: Callable | None = None
 
     @property
@@ -158,12 +164,13 @@ class Policy:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter, or the whole model in full fine-tuning, and the tokenizer."""
+        """Writes the adapter, or the whole model in full fine-tuning, the tokenizer, and what base they belong to."""
         if self.has_adapter:
             self.model.save_pretrained(folder, selected_adapters=[ADAPTER])
         else:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        write_json_atomic(folder / BASE_FILE, self.base_identity)
 
 
 def pick_device(name: str) -> torch.device:
@@ -187,14 +194,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
-    tokenizer = from_pretrained(AutoTokenizer, source)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_policy(
@@ -222,30 +221,57 @@ def load_policy(
         seed: initialises the adapter.
 
     Raises:
-        UserError: there is no such model, or it cannot be read.
+        UserError: there is no such model, it cannot be read, or the saved weights belong to another.
     """
     tokenizer = load_tokenizer(source)
     if lora_rank == 0:
         torch.manual_seed(seed)
         auto = auto_class(fused_kernels)
-        model = _load_base(auto, str(weights) if weights else source, False, torch.float32, device)
-        frozen = _load_base(auto, source, False, torch.float32, device) if weights else copy.deepcopy(model)
+        model = load_base(auto, str(weights) if weights else source, False, torch.float32, device)
+        frozen = load_base(auto, source, False, torch.float32, device) if weights else copy.deepcopy(model)
         frozen.requires_grad_(False)
         _prepare(model, gradient_checkpointing)
-        return Policy(model, tokenizer, dtype, frozen)
-    base = _load_base(auto_class(fused_kernels), source, load_in_4bit, dtype, device).requires_grad_(False)
+        return _identified(Policy(model, tokenizer, dtype, frozen), source, weights)
+    base = load_base(auto_class(fused_kernels), source, load_in_4bit, dtype, device).requires_grad_(False)
     _prepare(base, gradient_checkpointing)
+    policy = _identified(Policy(base, tokenizer, dtype), source, weights)
     if weights:
-        adapter = adapter_folder(weights / ADAPTER)
-        model = PeftModel.from_pretrained(base, adapter, adapter_name=ADAPTER, is_trainable=True)
+        policy.model = _load_adapter(base, adapter_folder(weights / ADAPTER), source)
     else:
         torch.manual_seed(seed)
         lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(base, lora, adapter_name=ADAPTER)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return Policy(model.eval(), tokenizer, dtype)
+        policy.model = get_peft_model(base, lora, adapter_name=ADAPTER)
+    for parameter in policy.trainable():
+        parameter.data = parameter.data.float()
+    policy.model.eval()
+    return policy
+
+
+def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
+    """The policy, which knows its base by now; refused if saved weights belong to another."""
+    policy.base_identity = base_identity(source, policy.tokenizer, policy.config)
+    if weights:
+        check_base(weights, source, policy.base_identity)
+    return policy
+
+
+def _load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
+    if not folder.is_dir():  # peft would ask the hub
+        raise UserError(f"there is no adapter in {folder}; name a folder that a run saved, with {ADAPTER}/ in it")
+    try:
+        model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True)
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            odd = set(file.keys()) ^ set(get_peft_model_state_dict(model, adapter_name=ADAPTER))
+        if odd:  # peft would leave these as they are
+            raise ValueError(f"{len(odd)} tensors have no counterpart, {min(odd)} among them")
+        return model
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UserError(
+            f"the adapter {folder} does not go onto {source} ({' '.join(str(error).split())[:150]}); give the "
+            "base that it was trained on, or an adapter of this one"
+        ) from error
 
 
 def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
@@ -253,70 +279,3 @@ def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def auto_class(fused_kernels: bool) -> type:
-    """The class that loads a causal language model, with Liger's kernels if wanted.
-
-    Raises:
-        UserError: they are not installed.
-    """
-    if not fused_kernels:
-        return AutoModelForCausalLM
-    try:
-        from liger_kernel.transformers import AutoLigerKernelForCausalLM
-    except ImportError as error:
-        raise UserError(
-            f"--fused-kernels needs Liger's kernels ({error}); run `pip install liger-kernel` where there is a GPU, or "
-            "leave it out"
-        ) from error
-    return AutoLigerKernelForCausalLM
-
-
-def _load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    model = from_pretrained(
-        auto,
-        source,
-        dtype=dtype,
-        device_map={"": device},
-        attn_implementation="sdpa",
-        quantization_config=quantisation if load_in_4bit else None,
-        use_safetensors=True,
-    )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # once used for a rollout, bitsandbytes' packed CPU weights pass no gradient back in the update
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def from_pretrained(auto_class: type, source: str, **arguments):
-    """What one of transformers' auto classes loads from a folder or hub id; code that a model brings is never run.
-
-    Raises:
-        UserError: there is no such model, it cannot be read, or it needs code or a pickle to be run.
-    """
-    refuse_pickles(Path(source), f"cannot load {source!r}")
-    try:
-        return auto_class.from_pretrained(source, trust_remote_code=False, **arguments)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{source!r} brings code of its own, which is never run; take a model that transformers itself knows"
-            ) from error
-        if "use_safetensors" in str(error):
-            raise UserError(
-                f"{source!r} has no weights as safetensors, and pickles are not opened, since they can run code; take "
-                "another revision or copy of the model that has them"
-            ) from error
-        raise UserError(
-            f"cannot load {source!r} as a causal language model: {first_line} "
-            "(check the name, the network and, for a gated model, `hf auth login`; a local folder works offline)"
-        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from searchr1_mini.columns import OF_THE_WORLD, Column, chosen, listed, own_data
 from searchr1_mini.config import EvalConfig, TrainConfig, flag_of, suggest
 from searchr1_mini.defaults import ENGINES, PROMPTED, READ_BY, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError
+from searchr1_mini.files import read_json
 from searchr1_mini.probes import PROBES
 from searchr1_mini.resolve import check_retriever, refuse_unread, resolve
 
@@ -84,12 +84,16 @@ def saved_config(folder: Path) -> dict[str, Any]:
     """What a run was trained with.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run, or its config.json is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no run (no config.json); name a folder that train.py wrote")
-    return json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path)
+    missing = [name for name in ("model", "method", "algorithm", "dataset") if name not in saved]
+    if missing:
+        raise UserError(f"{path} is damaged: it names no {missing[0]}; put back a copy of it, or name another run")
+    return {f.name: getattr(TrainConfig, f.name) for f in fields(TrainConfig)} | saved  # an older version had fewer
 
 
 def run_method(saved: dict[str, Any]) -> str:

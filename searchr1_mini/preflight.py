@@ -150,7 +150,7 @@ def load_shape(source: str) -> Shape:
     """
     from transformers import AutoConfig
 
-    from searchr1_mini.models import from_pretrained
+    from searchr1_mini.bases import from_pretrained
 
     return shape_of(from_pretrained(AutoConfig, source))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.files import read_json
 from searchr1_mini.printable import plain
 from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
 
@@ -84,7 +84,7 @@ _COLUMNS = {"before": "before", "after": "after", "after, empty retriever": "aft
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def _head(run_dir: Path, config: dict[str, Any], summary: dict[str, Any] | None) -> str:

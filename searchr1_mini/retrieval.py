@@ -107,7 +107,9 @@ class BM25S:
             raise ValueError(f"{folder} was indexed with other terms ({passages.suffix!r}, not {terms.suffix!r})")
         if folder is None and len(passages) >= SAVE_FROM:
             folder = cache_dir() / "bm25s" / (fingerprint(passages) + terms.suffix)
-        self.index = _load_index(folder) if folder and folder.is_dir() else _build_index(passages, terms, folder)
+        self.index = (
+            _load_index(folder, len(passages)) if folder and folder.is_dir() else _build_index(passages, terms, folder)
+        )
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """See `Retriever.search`."""
@@ -133,12 +135,17 @@ def _build_index(passages: Sequence[Passage], terms: Terms, folder: Path | None)
     return index
 
 
-def _load_index(folder: Path):
+def _load_index(folder: Path, n_passages: int):
     import bm25s
 
     try:
-        return bm25s.BM25.load(folder, mmap=True)
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        index = bm25s.BM25.load(folder, mmap=True)
+        sizes = {len(index.scores["data"]), len(index.scores["indices"]), int(index.scores["indptr"][-1])}
+        n_more = len(index.vocab_dict) - (len(index.scores["indptr"]) - 1)  # bm25s adds an empty term of its own
+        if len(sizes) > 1 or index.scores["num_docs"] != n_passages or n_more not in (0, 1):
+            raise ValueError("its files do not fit together")
+        return index
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"the saved index {folder} is damaged ({error}); delete the folder and try again") from error
 
 
@@ -175,6 +182,21 @@ def kept_at(path: Path) -> Iterator[Path]:
                     raise
     except OSError as error:
         raise UserError(f"cannot write {path} ({error}); point $SEARCHR1_CACHE at a folder with room") from error
+
+
+def new_memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A .npy file to write through memory, with all of its room taken at once.
+
+    Without the room, a disk that fills up later would end the process by SIGBUS, with no word.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 class CachedRetriever:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,8 @@ from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
+from searchr1_mini.files import read_json
+from searchr1_mini.identity import check_data, data_identity
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.resolve import resolve_model
@@ -85,9 +86,10 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     questions = [example.question for example in train.examples + held_out.examples]
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
-    about = _describe(config, source, device, dtype)
+    data_hashes = data_identity(train.examples, train.corpus_hash if config.retriever != "http" else "")
+    about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, MUST_MATCH))
-    newest = on_main(lambda: checkpoint.latest_checkpoint(folder)) if config.resume else None
+    newest = on_main(lambda: checkpoint_to_resume(folder, data_hashes)) if config.resume else None
     folder = scratch or folder
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
     policy = load_policy(
@@ -140,6 +142,22 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         folder.name,
     )
     return run
+
+
+def checkpoint_to_resume(folder: Path, data_hashes: dict[str, str]) -> Path | None:
+    """The newest whole checkpoint of the run; None where it was interrupted before the first.
+
+    Raises:
+        UserError: the run was on other questions or passages, or all of its checkpoints are damaged.
+    """
+    check_data(folder, data_hashes)
+    newest = checkpoint.latest_checkpoint(folder)
+    if newest is None and checkpoint.list_checkpoints(folder):
+        raise UserError(
+            f"--resume: every checkpoint in {folder} is damaged; put back a copy of one, or start a new run in another "
+            "--output-dir"
+        )
+    return newest
 
 
 def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None):
@@ -223,13 +241,16 @@ def _restore(run: Session, folder: Path) -> None:
     """Goes on exactly where the checkpoint was written: optimiser, schedule, random state, metrics."""
     state = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
     checkpoint.restore_rng(state["rng"])
-    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-    run.first_step, run.updates = progress["step"] + 1, progress["updates"]
-    run.before, run.train_seconds = progress["before"], progress["train_seconds"]
-    run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
-    if progress["tokens_per_micro_batch"] == run.config.tokens_per_micro_batch:
-        run.micro_batch_tokens = progress["micro_batch_tokens"]
-    run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
+    progress = read_json(folder / "progress.json")
+    try:
+        run.first_step, run.updates = progress["step"] + 1, progress["updates"]
+        run.before, run.train_seconds = progress["before"], progress["train_seconds"]
+        run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
+        if progress["tokens_per_micro_batch"] == run.config.tokens_per_micro_batch:
+            run.micro_batch_tokens = progress["micro_batch_tokens"]
+        run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'progress.json'} {checkpoint.OF_ANOTHER_VERSION} ({error!r})") from error
     logged = progress["step"] - (run.unlogged is not None)
     run.watch = Watch(truncate_metrics(run.folder / "metrics.jsonl", logged))
     truncate_metrics(run.folder / "warnings.jsonl", logged)

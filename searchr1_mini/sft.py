@@ -6,7 +6,6 @@ answer` without a search; rejection sampling imitates those of 5 rollouts a ques
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -21,12 +20,13 @@ from searchr1_mini.data import Example, subset
 from searchr1_mini.distributed import any_of, gather, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
+from searchr1_mini.files import append_jsonl
 from searchr1_mini.invariants import check_batch
 from searchr1_mini.prompts import opening_of
 from searchr1_mini.rewards import exact_match
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import Session
-from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
+from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.trajectory import Segment, Trajectory
 from searchr1_mini.update import apply_gradients, forward
 
@@ -50,10 +50,8 @@ def demonstrations(run: Session) -> list[Trajectory]:
         return [gold_demonstration(run, example) for example in examples]
     path = run.folder / "demonstrations.jsonl"
     rows = on_main(lambda: read_jsonl(path))
-    write_jsonl_atomic(path, rows)  # without a torn last line
     for row in sample_chunks(run, examples[len(rows) * CHUNK :], len(rows)):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_jsonl(path, [row])
         rows.append(row)
         if any_of(interrupt.is_asked()):
             raise interrupt.Stopped

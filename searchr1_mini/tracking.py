@@ -7,7 +7,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tqdm import tqdm
 
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
+from searchr1_mini.files import append_jsonl
 from searchr1_mini.printable import one_line, plain
 from searchr1_mini.trajectory import Trajectory
 
@@ -55,33 +58,50 @@ class Tracker:
         run_name: str,
     ) -> None:
         self.total_steps = total_steps
-        self.warnings = run_dir / "warnings.jsonl"
-        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = _open_tensorboard(run_dir) if tensorboard else None
-        self.wandb = _open_wandb(run_name, config, run_dir) if wandb else None
+        self.metrics, self.warnings = run_dir / "metrics.jsonl", run_dir / "warnings.jsonl"
+        append_jsonl(self.metrics, [])
         self.bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not sys.stderr.isatty())
+        self.board = self.wandb = None
+        with self._optional("board"):
+            self.board = _open_tensorboard(run_dir) if tensorboard else None
+        with self._optional("wandb"):
+            self.wandb = _open_wandb(run_name, config, run_dir) if wandb else None
 
     def __enter__(self) -> Tracker:
         return self
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-        self.file.close()
-        if self.board:
-            self.board.close()
-        if self.wandb:
-            self.wandb.finish()
+        with self._optional("board"):
+            if self.board:
+                self.board.close()
+        with self._optional("wandb"):
+            if self.wandb:
+                self.wandb.finish()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl; a value that is not finite becomes null."""
         row = {"step": step, **{key: value if math.isfinite(value) else None for key, value in metrics.items()}}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        if self.board:
-            for key, value in metrics.items():
-                self.board.add_scalar(key, value, step)
-        if self.wandb:
-            self.wandb.log(metrics, step=step)
+        append_jsonl(self.metrics, [row])
+        with self._optional("board"):
+            if self.board:
+                for key, value in metrics.items():
+                    self.board.add_scalar(key, value, step)
+        with self._optional("wandb"):
+            if self.wandb:
+                self.wandb.log(metrics, step=step)
+
+    @contextmanager
+    def _optional(self, name: str) -> Iterator[None]:
+        """A logger that fails is left out from then on, with a warning: metrics.jsonl holds all that it is told."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # each has exceptions of its own
+            setattr(self, name, None)
+            logger = {"board": "TensorBoard", "wandb": "Weights & Biases"}[name]
+            self.bar.write(f"warning: {logger} is left out from here on: {error}", file=sys.stderr)
 
     def progress(self, step: int, metrics: dict[str, float]) -> None:
         """The progress bar, or a plain line where there is no terminal; evaluations get a line of their own."""
@@ -98,8 +118,7 @@ class Tracker:
         """Shows what the stability watch found, and adds it to warnings.jsonl."""
         for warning in warnings:
             self.bar.write(f"step {step}: warning: {warning}", file=sys.stderr)
-            with self.warnings.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "warning": warning}) + "\n")
+            append_jsonl(self.warnings, [{"step": step, "warning": warning}])
 
 
 def _open_tensorboard(run_dir: Path):
@@ -110,7 +129,19 @@ def _open_tensorboard(run_dir: Path):
         raise UserError(
             "TensorBoard is not installed; run `pip install tensorboard`, or add --no-tensorboard"
         ) from error
+    _silence(threads_of="tensorboard.")
     return SummaryWriter(str(run_dir / "tensorboard"))
+
+
+def _silence(threads_of: str) -> None:
+    """Keeps the tracebacks of a library's threads off the terminal: TensorBoard raises the same again in `log`."""
+    told = threading.excepthook
+
+    def tell(failed) -> None:
+        if not type(failed.thread).__module__.startswith(threads_of):
+            told(failed)
+
+    threading.excepthook = tell
 
 
 def _open_wandb(name: str, config: dict, run_dir: Path):
@@ -125,15 +156,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a jsonl file; a torn last line, as a killed run leaves it, is passed over.
 
     Raises:
-        UserError: another line is no JSON.
+        UserError: another line is no JSON object.
     """
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             rows += [json.loads(line)] if line else []
-        except json.JSONDecodeError as error:
+            if line and not isinstance(rows[-1], dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
             raise UserError(f"line {number} of {path} is damaged ({error}); remove it to go on") from error
     return rows
 
