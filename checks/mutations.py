@@ -78,7 +78,7 @@ BUGS = [
         "positions[indices, 0] = torch.tensor([row.length + 1 for row in rows])", "generation"),
     # protocol and rewards
     Bug("the last action decides", "prompts", "end, kind = min(ends)", "end, kind = max(ends)", "prompts"),
-    Bug("tags of passages stay", "prompts", 'return _OUR_TAG.sub(r"(\\1)", text)', "return text", "prompts"),
+    Bug("tags of passages stay", "prompts", '[f"({inside})" for inside', '[f"<{inside}>" for inside', "prompts"),
     Bug("an answer that contains the gold", "rewards",
         "float(normalise_answer(answer) in {normalise_answer(gold) for gold in golden_answers})",
         "float(any(normalise_answer(gold) in normalise_answer(answer) for gold in golden_answers))", "rewards"),
@@ -87,7 +87,7 @@ BUGS = [
     Bug("moments forgotten", "checkpoint", 'optimizer.load_state_dict(state["optimizer"])', "pass", "checkpoint"),
     Bug("schedule from the start", "checkpoint", "scheduler.load_state_dict(", "dict(", "checkpoint"),
     Bug("every checkpoint is whole", "checkpoint",
-        "return all(_checksum(path / name) == expected for name, expected in manifest.items())",
+        "return bool(manifest) and all(_checksum(path / name) == expected for name, expected in manifest.items())",
         "return bool(manifest)", "checkpoint"),
     Bug("mini-batches shuffled from the start", "session",
         'run.first_step, run.updates = progress["step"] + 1, progress["updates"]',

@@ -6,12 +6,12 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import random
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,7 @@ def load_training_state(path: Path, optimizer, scheduler, scaler) -> dict[str, A
         return {name: state[name] for name in ("step", "rng")}
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
         raise UserError(f"{path} {OF_ANOTHER_VERSION} ({_first_line(error)})") from error
 
 
