@@ -26,6 +26,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.terms import DEFAULT_TERMS, Terms, tokenize
 
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
+LARGEST_REPLY = 2**28  # bytes of a server's answer
 K1, B = 1.5, 0.75
 
 
@@ -239,6 +240,8 @@ class HTTPRetriever:
         body = json.dumps({"queries": list(queries), "topk": topk, "return_scores": True}).encode()
         reply = self._post(body)
         try:
+            if len(reply) > LARGEST_REPLY:
+                raise ValueError(f"more than {LARGEST_REPLY} bytes")
             results = json.loads(reply)["result"]
             if len(results) != len(queries):
                 raise ValueError(f"{len(results)} results for {len(queries)} queries")
@@ -254,7 +257,7 @@ class HTTPRetriever:
         for attempt in count():
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    return response.read()
+                    return response.read(LARGEST_REPLY + 1)
             except (OSError, http.client.HTTPException) as error:  # the second: a reply that is cut, or no HTTP
                 is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if is_refusal or attempt == self.retries:

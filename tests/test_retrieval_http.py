@@ -11,6 +11,7 @@ from socketserver import StreamRequestHandler, TCPServer
 import pytest
 from conftest import write_lines
 
+from searchr1_mini import retrieval
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.errors import UserError
 from searchr1_mini.resolve import resolve
@@ -67,6 +68,14 @@ def test_a_malformed_reply_is_said(server, body):
     url, replies, _ = server
     replies.append((200, body))
     with pytest.raises(UserError, match="--retriever-url"):
+        HTTPRetriever(url).search(["a"], 3)
+
+
+def test_a_reply_without_an_end_is_not_read_to_the_end(server, monkeypatch):
+    url, replies, _ = server
+    monkeypatch.setattr(retrieval, "LARGEST_REPLY", 1000)
+    replies.append((200, '{"result": [[]], "more": "' + "x" * 2000 + '"}'))
+    with pytest.raises(UserError, match="more than 1000 bytes"):
         HTTPRetriever(url).search(["a"], 3)
 
 
