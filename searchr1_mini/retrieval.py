@@ -257,7 +257,10 @@ class HTTPRetriever:
         for attempt in count():
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    return response.read(LARGEST_REPLY + 1)
+                    reply = response.read(LARGEST_REPLY + 1)
+                    if response.length and len(reply) <= LARGEST_REPLY:  # bytes that were promised and did not come
+                        raise http.client.IncompleteRead(reply, response.length)
+                    return reply
             except (OSError, http.client.HTTPException) as error:  # the second: a reply that is cut, or no HTTP
                 is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if is_refusal or attempt == self.retries:
