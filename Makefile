@@ -7,8 +7,8 @@ STAMP = $(VENV)/.installed
 demo: $(STAMP)  ## the whole method on this machine, in about five minutes
 	$(BIN)/python train.py
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## on two cores, a file of tests at a time on each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
