@@ -19,7 +19,7 @@ from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
 from searchr1_mini.identity import BASE_FILE, base_identity, check_base
 from searchr1_mini.tracking import write_json_atomic
-from searchr1_mini.weights import adapter_folder
+from searchr1_mini.weights import ADAPTER_FILE, adapter_folder
 
 ADAPTER = "policy"
 
@@ -236,7 +236,7 @@ def load_policy(
     _prepare(base, gradient_checkpointing)
     policy = _identified(Policy(base, tokenizer, dtype), source, weights)
     if weights:
-        policy.model = _load_adapter(base, adapter_folder(weights / ADAPTER), source)
+        policy.model = _load_adapter(base, weights / ADAPTER, source)
     else:
         torch.manual_seed(seed)
         lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -258,9 +258,10 @@ def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
 def _load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
     if not folder.is_dir():  # peft would ask the hub
         raise UserError(f"there is no adapter in {folder}; name a folder that a run saved, with {ADAPTER}/ in it")
+    folder = adapter_folder(folder)
     try:
         model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True)
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        with safe_open(folder / ADAPTER_FILE, "pt") as file:
             odd = set(file.keys()) ^ set(get_peft_model_state_dict(model, adapter_name=ADAPTER))
         if odd:  # peft would leave these as they are
             raise ValueError(f"{len(odd)} tensors have no counterpart, {min(odd)} among them")

@@ -174,16 +174,15 @@ def test_a_megabyte_of_tags_is_read_in_linear_time(unit):
 
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "system", "popen", "getoutput", "getstatusoutput"}
-UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib"}
 
 
 def complaints(path: Path) -> list[str]:
-    """Calls that would run text as code, give it to a shell, or read it as a regular expression."""
+    """Calls that would run text as code, give it to a shell, or read it as a regular expression.
+
+    What unpickles is looked for in test_supply_chain.py.
+    """
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            found += [f"{path.name}:{node.lineno} imports {name}" for name in names & UNSAFE_MODULES]
         if not isinstance(node, ast.Call):
             continue
         of = getattr(getattr(node.func, "value", None), "id", "")  # of `os.system`, `os`
@@ -200,6 +199,6 @@ def complaints(path: Path) -> list[str]:
 def test_no_text_is_run_or_becomes_a_pattern(tmp_path):
     files = [*(ROOT / "searchr1_mini").glob("*.py"), ROOT / "train.py", ROOT / "eval.py"]
     assert [said for path in files for said in complaints(path)] == []
-    bad = ["import pickle", "eval(x)", "os.system(x)", "run(x, shell=True)", 're.sub(x, "", y)', "yaml.load(x)"]
+    bad = ["eval(x)", "os.system(x)", "run(x, shell=True)", 're.sub(x, "", y)', "yaml.load(x)"]
     (tmp_path / "bad.py").write_text("\n".join(bad))
     assert len(complaints(tmp_path / "bad.py")) == len(bad)

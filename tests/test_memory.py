@@ -86,7 +86,7 @@ def test_weights_are_those_of_the_loaded_model(tmp_path, tokenizer, load_in_4bit
     config = resolve(TrainConfig(model=str(folder), **options))
     predicted = memory.predict(config, preflight.load_shape(str(folder)), dtype.itemsize, on_gpu=False)
     policy = load_policy(str(folder), lora_alpha=8, dtype=dtype, device=CPU, **options)
-    models = [policy.model] if lora_rank else [policy.model, policy._frozen]
+    models = [policy.model] if lora_rank else [policy.model, policy.frozen]
     real = sum(bytes_of(parameter) for model in models for parameter in model.parameters())
     assert predicted.total("weights") == pytest.approx(real, rel=0.01)
 

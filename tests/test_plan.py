@@ -20,11 +20,16 @@ from searchr1_mini.task import Library
 PASSAGE = {"id": "1", "title": "Oslo", "text": "Oslo is in Norway."}
 
 
+def write_weights(folder: Path) -> None:
+    (folder / "model").mkdir()
+    (folder / "model" / "adapter").write_text("weights")
+
+
 def save_run(folder: Path, **options) -> str:
     """A run's folder as train.py leaves it, but for what is in the files of its checkpoint."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(asdict(resolve(TrainConfig(**options)))))
-    checkpoint.save_checkpoint(folder, 5, lambda path: (path / "model").mkdir())
+    checkpoint.save_checkpoint(folder, 5, write_weights)
     return str(folder)
 
 
