@@ -129,7 +129,7 @@ assert right["did not search"] == 0
 #
 # Nothing tells the model to search. A reward of 1 for a right answer does it, since only those that searched get one.
 # Four steps of GRPO on a LoRA adapter, with questions of one hop on the *training* world, which shares no name with the
-# questions above. [Notebook 6](06_grpo_by_hand.ipynb) builds this step by hand; `training.py:train` is the loop. A full
+# questions above. [Notebook 6](06_grpo.ipynb) builds this step by hand; `training.py:train` is the loop. A full
 # run is `python train.py`: 40 steps, both hops.
 
 # %%

@@ -86,6 +86,7 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
         timeout=CELL_TIMEOUT_S,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # else lines fall into outputs by chance
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": folder}},
     )

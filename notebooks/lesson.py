@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import PIL.Image
 import torch
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from transformers import PreTrainedTokenizerBase
@@ -69,8 +71,8 @@ def draw_tokens(
     title: str = "",
     struck: Sequence[int] = (),
     columns: int = 96,
-) -> Figure:
-    """Tokens as boxes, in reading order; a line ends where a token ends in a line feed, or is full.
+) -> None:
+    """Shows tokens as boxes, in reading order; a line ends where a token ends in a line feed, or is full.
 
     Args:
         pieces: N texts, see `pieces_of`.
@@ -100,11 +102,20 @@ def draw_tokens(
     handles = [Patch(facecolor=colour, label=meaning) for meaning, colour in legend.items()]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles), frameon=False)
     figure.tight_layout()
-    return figure
+    _show_small(figure)
 
 
-def draw_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, title: str = "") -> Figure:
-    """A trajectory's tokens, coloured by who wrote them."""
+def _show_small(figure: Figure) -> None:
+    """Displays a figure as a PNG of 48 colours: a quarter of the size, and no difference to be seen."""
+    full, small = BytesIO(), BytesIO()
+    figure.savefig(full, dpi=90)
+    plt.close(figure)
+    PIL.Image.open(full).convert("RGB").quantize(48).save(small, "PNG", optimize=True)
+    display(Image(small.getvalue()))
+
+
+def draw_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, title: str = "") -> None:
+    """Shows a trajectory's tokens, coloured by who wrote them."""
     ids = trajectory.token_ids
     colours = [WRITERS[segment.kind] for segment in trajectory.segments for _ in segment.token_ids]
-    return draw_tokens(pieces_of(ids, tokenizer), colours, WRITERS, title)
+    draw_tokens(pieces_of(ids, tokenizer), colours, WRITERS, title)
