@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint lock audit
+.PHONY: demo test lint lock audit notebooks
 demo: $(STAMP)  ## the whole method on this machine, in about five minutes
 	$(BIN)/python train.py
 
@@ -13,6 +13,9 @@ test: $(STAMP)  ## on two cores, a file of tests at a time on each
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+notebooks: $(STAMP)  ## executes notebooks/*.py into their .ipynb, outputs kept
+	$(BIN)/python notebooks/build.py
 
 lock:  ## every package of the install with the hashes of its files, for every platform; needs uv
 	echo "# made by \`make lock\`: what pyproject.toml and constraints.txt ask for, with the hashes of the index's files" > lock.new
