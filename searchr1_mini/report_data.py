@@ -183,5 +183,5 @@ def rounded(value: float | None) -> float | None:
 
 
 def thousandths(value: float | None) -> int | None:
-    """A whole number of thousandths: shorter than a float; None for what is no finite number."""
-    return round(value * 1000) if value is not None and math.isfinite(value) else None
+    """A whole number of thousandths, up to a million: shorter than a float; None for what is no finite number."""
+    return round(min(max(value, -1e6), 1e6) * 1000) if value is not None and math.isfinite(value) else None
