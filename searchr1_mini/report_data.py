@@ -18,6 +18,7 @@ from searchr1_mini.tracking import read_jsonl
 BUDGET = 7_500_000  # bytes of rollouts in a page, over all of its runs
 KINDS = ("prompt", "policy", "observation")
 MOST_TOKENS = 8192  # of a segment, shown
+CUT = " [..]"
 MOST_CHARACTERS = 4000  # of a question, an answer, or a segment whose tokens are not known
 THINNINGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # every so many steps; round, as those of evaluations are
 COLUMNS = ("logprobs", "ratios", "advantages")
@@ -127,7 +128,9 @@ def pack_segment(segment: dict[str, Any], vocabulary: Vocabulary, pieces: Pieces
     if pairs is None:
         pairs = [(-1, cut(plain(segment["text"][: 2 * MOST_CHARACTERS])))]
     columns = [[thousandths(value) for value in islice(values, MOST_TOKENS)] for values in known]
-    packed = [KINDS.index(segment["kind"]), vocabulary(pairs[:MOST_TOKENS]), *columns]
+    if len(pairs) > MOST_TOKENS:
+        pairs = [*pairs[:MOST_TOKENS], (-1, CUT)]
+    packed = [KINDS.index(segment["kind"]), vocabulary(pairs), *columns]
     while len(packed) > 2 and not packed[-1]:
         packed.pop()
     return packed
@@ -148,7 +151,7 @@ def pieces_of(run_dir: Path, config: dict[str, Any]) -> Pieces:
 
     try:
         table = token_bytes(load_tokenizer(str(folder)))
-    except (UserError, OSError, ValueError):  # not byte-level, or damaged: the text is there all the same
+    except UserError:  # not byte-level, or damaged: the text is there all the same
         return lambda segment: None
 
     def pieces(segment: dict[str, Any]) -> list[tuple[int, str]] | None:
@@ -174,7 +177,7 @@ def short(text: str) -> str:
 
 def cut(text: str) -> str:
     """The start of a text that is too long for a page."""
-    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " [..]"
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + CUT
 
 
 def rounded(value: float | None) -> float | None:

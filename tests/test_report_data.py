@@ -22,6 +22,7 @@ from searchr1_mini.report import main, write_report
 from searchr1_mini.report_data import as_json, texts_of, thousandths
 from searchr1_mini.token_values import token_values
 from searchr1_mini.tracking import trajectory_row, write_rollouts
+from searchr1_mini.training import rollout_rows
 from searchr1_mini.update import all_logprobs, update
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +110,7 @@ def test_rows_hold_what_the_update_made_of_each_token(tmp_path, algorithm):
     assert (by_hand[is_ours] - 1).abs().max() > 1e-3
     assert ("advantages" in values[0]) == (algorithm == "ppo")
     assert token_values(run, experience, with_ratios=False)[0].keys() == values[0].keys() - {"ratios"}
+    assert [line["in_update"] for line in rollout_rows(rollouts, None, {1: values[1]})][:3] == [False, True, False]
     for n, (trajectory, example) in enumerate(zip(rollouts.trajectories, rollouts.examples, strict=True)):
         segments = trajectory_row(trajectory, example, 0.0, None, values[n])["segments"]
         for name, expected in (("ratios", by_hand), ("advantages", experience.advantages)):
@@ -143,6 +145,14 @@ def test_the_command_writes_one_run_or_several(tmp_path, tokenizer, capsys):
 def test_what_cannot_be_shown_is_said(long_run, words, told):
     with pytest.raises(UserError, match=told):
         main([str(long_run) if word == "RUN" else word for word in words])
+
+
+def test_a_segment_is_cut_and_says_so(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(report_data, "MOST_TOKENS", 3)
+    held = data_of(write_report(write_run(tmp_path / "run", tokenizer)))
+    kind, tokens, logprobs, _ = held["runs"][0]["steps"][0]["groups"][0]["rollouts"][0]["segments"][0]
+    texts = [held["vocabulary"]["texts"][number] for number in tokens]
+    assert (kind, "".join(texts), len(logprobs)) == (1, "<think> Ste [..]", 3)
 
 
 def test_a_tokenizer_that_is_gone_or_damaged_leaves_the_text(tmp_path, tokenizer):
