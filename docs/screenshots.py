@@ -60,15 +60,14 @@ def shoot(browser, report: Path, path: Path, width: int, height: int, scheme: st
     return path
 
 
-def shoot_all(one: Path, two: Path, folder: Path) -> list[Path]:
+def shoot_all(browser, one: Path, two: Path, folder: Path) -> list[Path]:
     """The pictures of docs/report.md, from the report of a run and that of two runs."""
-    with chromium() as browser:
-        return [
-            shoot(browser, one, folder / "report_curves.png", 1200, 900, "light", "h1"),
-            shoot(browser, one, folder / "report_group.png", 1200, 900, "light", "#controls", "ratio"),
-            shoot(browser, two, folder / "report_two_runs.png", 1200, 900, "dark", "#controls"),
-            shoot(browser, one, folder / "report_phone.png", 390, 844, "dark", "#controls"),
-        ]
+    return [
+        shoot(browser, one, folder / "report_curves.png", 1100, 800, "light", "h1"),
+        shoot(browser, one, folder / "report_group.png", 1100, 800, "light", "#controls", "ratio"),
+        shoot(browser, two, folder / "report_two_runs.png", 1100, 800, "dark", "#controls"),
+        shoot(browser, one, folder / "report_phone.png", 390, 844, "dark", "#controls"),
+    ]
 
 
 def main() -> None:
@@ -78,10 +77,10 @@ def main() -> None:
     runs = parser.parse_args().runs
     if chromium_path() is None:
         sys.exit(f"there is no browser; install one of {', '.join(NAMES)}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         one = write_report(runs[0], output=Path(folder) / "one.html")
         two = write_report(*runs, output=Path(folder) / "two.html")
-        for path in shoot_all(one, two, Path(__file__).parent):
+        for path in shoot_all(browser, one, two, Path(__file__).parent):
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
             if path.stat().st_size > MOST_BYTES:
                 sys.exit(f"{path} is over {MOST_BYTES / 1000:.0f} kB; make the window smaller")

@@ -37,9 +37,10 @@ def row(tokenizer, question: str, turn: str, passage: str, reward: float, finish
 
 
 def write_run(folder: Path, tokenizer, ppo: bool = False) -> Path:
-    """Three steps of three questions with four rollouts each; rollout k of question k, and no other, is right.
+    """Three steps of three questions with four rollouts each.
 
-    The last rollout of each question was cut by the limit; step 1 has no right ones.
+    Right are the second rollout of the second question and the third of the third, but for step 1, where none is. The
+    last rollout of each question was cut by the limit.
     """
     fill_run(folder)
     tokenizer.save_pretrained(folder / "checkpoints" / "step-000003" / "model")
@@ -51,7 +52,7 @@ def write_run(folder: Path, tokenizer, ppo: bool = False) -> Path:
                 f"Who founded town {question}?",
                 f"<think> Step {step}, rollout {k}. </think>\n<search> founder of town {question} </search>",
                 f"\n\n<information>Doc 1(Title: Town {question}) It was founded by Ada.</information>\n\n",
-                float(step > 1 and k == question),
+                float(step > 1 and 0 < k == question),
                 "length" if k == 3 else "answer",
                 "Ada",
                 ppo,

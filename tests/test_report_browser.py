@@ -91,19 +91,20 @@ def opened(browser):
 
 def test_a_token_tells_its_writer_mask_log_prob_ratio_and_advantage(opened, runs, report):
     watched = opened(report)
-    first = read_jsonl(runs[0] / "rollouts" / "step-000003.jsonl")[0]
+    rows = read_jsonl(runs[0] / "rollouts" / "step-000003.jsonl")[4:8]  # of the question that is shown first
+    first = rows[0]
     texts = [segment["text"] for segment in first["segments"]]
     assert watched.shown(".card:first-child .tokens > span") == texts[1:]
     assert watched.page.locator("details .tokens").text_content() == texts[0]
     told = watched.readout_of(".card:first-child .policy .token", 1)
     id_ = first["segments"][1]["token_ids"][1]
     numbers = f"id {id_} · written by the policy · mask 1 · log-prob {LOGPROB:.3f} (p 0.607) · ratio {RATIO:.3f}"
-    assert numbers in told and told.endswith("advantage +1.000")
+    assert numbers in told and told.endswith("advantage −1.000")
     told = watched.readout_of(".card:first-child .observation .token", 3)
     assert told.endswith("written by the engine · mask 0")
     assert len(watched.shown(".token")) == sum(
         len(segment["token_ids"])
-        for number, row in enumerate(read_jsonl(runs[0] / "rollouts" / "step-000003.jsonl")[:4])
+        for number, row in enumerate(rows)
         for segment in row["segments"][number > 0 :]  # the prompt once
     )
 
@@ -125,7 +126,7 @@ def test_filters_leave_what_matches(opened, report):
     watched.choose(least="0.5")
     assert watched.shown("#step option") == ["1 (no match)", "2", "3"]
     assert watched.page.locator("#step option[disabled]").count() == 1
-    for number, question in enumerate(watched.page.locator("#question option").all()):
+    for number, question in enumerate(watched.page.locator("#question option").all(), start=1):
         watched.choose(question=question.get_attribute("value"))
         assert watched.shown(".card h4") == [f"Rollout {number + 1}"]
         assert watched.shown("#matches") == ["1 of 4 rollouts shown"]
@@ -141,6 +142,7 @@ def test_filters_leave_what_matches(opened, report):
 def test_the_step_and_the_question_are_picked(opened, report):
     watched = opened(report)
     assert watched.page.locator("#step").input_value() == "3"
+    assert watched.page.locator("#question").input_value() == "Who founded town 1?", "the first whose rewards differ"
     watched.page.get_by_label("previous step").click()
     assert "Step 2, rollout 1." in watched.shown(".card .policy")[2]
     watched.choose(question="Who founded town 2?")
@@ -273,10 +275,10 @@ def test_without_its_script_the_page_has_its_curves_and_says_what_is_missing(ope
     assert watched.page.locator("noscript").is_visible() and not watched.page.locator("#controls").is_visible()
 
 
-def test_the_pictures_of_the_docs_are_taken(tmp_path, report, both):
-    pictures = SCREENSHOTS["shoot_all"](report, both, tmp_path)
+def test_the_pictures_of_the_docs_are_taken(browser, tmp_path, report, both):
+    pictures = SCREENSHOTS["shoot_all"](browser, report, both, tmp_path)
     sizes = [struct.unpack(">II", path.read_bytes()[16:24]) for path in pictures]
-    assert sizes == [(1200, 900)] * 3 + [(390, 844)]
+    assert sizes == [(1100, 800)] * 3 + [(390, 844)]
     docs = (Path(SCREENSHOTS["__file__"]).parent / "report.md").read_text()
     for path in pictures:
         assert path.stat().st_size < SCREENSHOTS["MOST_BYTES"] and f"]({path.name})" in docs

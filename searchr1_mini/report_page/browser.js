@@ -76,9 +76,14 @@ function fillQuestions() {
     options.push(option(id, `${means.filter(Boolean).join(", ")} · ${groups.find(Boolean).question}`));
   }
   question.replaceChildren(...options);
-  const shared = [...found].find(([id, groups]) => groups.every(Boolean) && options.some((one) => one.value === id));
-  if (options.some((one) => one.value === before)) question.value = before;
-  else if (shared) question.value = shared[0];
+  const telling = (one) => { // all runs have the question; rewards differ
+    const groups = found.get(one.value);
+    const differs = groups.some((group) => new Set(group?.rollouts.map((rollout) => rollout.reward)).size > 1);
+    return 2 * groups.every(Boolean) + differs;
+  };
+  const best = Math.max(...options.map(telling));
+  const picked = options.find((one) => one.value === before) ?? options.find((one) => telling(one) === best);
+  if (picked) question.value = picked.value;
   show();
 }
 
