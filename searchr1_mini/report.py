@@ -22,7 +22,7 @@ from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import option
 from searchr1_mini.errors import UserError
 from searchr1_mini.files import read_json
-from searchr1_mini.report_data import as_json, config_of, report_data
+from searchr1_mini.report_data import as_json, config_of, name_of, report_data
 from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
 
 PAGE = Path(__file__).parent / "report_page"
@@ -96,7 +96,7 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: a file of a run is damaged.
     """
-    names = [run_dir.name for run_dir in run_dirs]
+    names = [name_of(run_dir) for run_dir in run_dirs]
     path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{'-'.join(names)}.html")
     data = report_data(run_dirs)
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js"))
@@ -128,7 +128,7 @@ def _before(run_dirs: Sequence[Path]) -> str:
     summaries = [_summary(run_dir) for run_dir in run_dirs]
     letters = ascii_uppercase[: len(run_dirs)] if len(run_dirs) > 1 else [""]
     heads = [_head(*each) for each in zip(letters, run_dirs, summaries, strict=True)]
-    title = html_text(" and ".join(run_dir.name for run_dir in run_dirs))
+    title = html_text(" and ".join(map(name_of, run_dirs)))
     tables = [_table(letter, summary) for letter, summary in zip(letters, summaries, strict=True) if summary]
     held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
     warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
@@ -144,7 +144,7 @@ def _summary(run_dir: Path) -> dict[str, Any] | None:
 
 def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
     config = config_of(run_dir)
-    told = [f"{letter}: {run_dir.name}"] if letter else []
+    told = [f"{letter}: {name_of(run_dir)}"] if letter else []
     told += [
         f"{key} {config[key]}"
         for key in ("model", "method", "algorithm", "dataset", "seed")

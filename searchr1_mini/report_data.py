@@ -36,7 +36,7 @@ class Vocabulary:
         return [self.numbers.setdefault(pair, len(self.numbers)) for pair in pairs]
 
     def as_json(self) -> dict[str, list]:
-        """Parallel lists: ids (-1 for what is no single token) and texts."""
+        """Parallel lists: ids (-1 for what is no token) and texts."""
         return {"ids": [id_ for id_, _ in self.numbers], "texts": [text for _, text in self.numbers]}
 
 
@@ -47,12 +47,17 @@ def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
         config = config_of(run_dir)
         runs.append(
             {
-                "name": short(run_dir.name),
+                "name": short(name_of(run_dir)),
                 "masks_observations": config.get("mask_observations", True),
                 "steps": steps_of(run_dir, BUDGET // len(run_dirs), vocabulary, pieces_of(run_dir, config)),
             }
         )
     return {"vocabulary": vocabulary.as_json(), "runs": runs}
+
+
+def name_of(run_dir: Path) -> str:
+    """The name of the folder, also where it is given as `.`."""
+    return run_dir.absolute().name
 
 
 def as_json(value: Any) -> str:
@@ -78,7 +83,7 @@ def steps_of(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces)
         kept, size = [], 0
         for group in groups:
             packed = pack_group(group, vocabulary, pieces)
-            n_bytes = len(as_json(packed))
+            n_bytes = len(as_json(packed).encode())
             if kept and size + n_bytes > budget / len(files):
                 break
             kept.append(packed)
@@ -122,15 +127,17 @@ def pack_group(rows: list[dict[str, Any]], vocabulary: Vocabulary, pieces: Piece
 
 
 def pack_segment(segment: dict[str, Any], vocabulary: Vocabulary, pieces: Pieces) -> list:
-    """[kind, tokens, log-probs, ratios, advantages]: an index, numbers of the vocabulary, thousandths or nothing."""
-    pairs = pieces(segment)
-    known = [segment.get(name, ()) for name in COLUMNS] if pairs else []
+    """[kind, tokens, log-probs, ratios, advantages]: an index, numbers of the vocabulary, thousandths or nothing.
+
+    Where the tokens are not known: [kind, text].
+    """
+    kind, pairs = KINDS.index(segment["kind"]), pieces(segment)
     if pairs is None:
-        pairs = [(-1, cut(plain(segment["text"][: 2 * MOST_CHARACTERS])))]
-    columns = [[thousandths(value) for value in islice(values, MOST_TOKENS)] for values in known]
+        return [kind, cut(plain(segment["text"][: 2 * MOST_CHARACTERS]))]
+    columns = [[thousandths(value) for value in islice(segment.get(name, ()), MOST_TOKENS)] for name in COLUMNS]
     if len(pairs) > MOST_TOKENS:
         pairs = [*pairs[:MOST_TOKENS], (-1, CUT)]
-    packed = [KINDS.index(segment["kind"]), vocabulary(pairs), *columns]
+    packed = [kind, vocabulary(pairs), *columns]
     while len(packed) > 2 and not packed[-1]:
         packed.pop()
     return packed

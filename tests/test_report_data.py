@@ -21,7 +21,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.report import main, write_report
 from searchr1_mini.report_data import as_json, texts_of, thousandths
 from searchr1_mini.token_values import token_values
-from searchr1_mini.tracking import trajectory_row, write_rollouts
+from searchr1_mini.tracking import read_jsonl, trajectory_row, write_rollouts
 from searchr1_mini.training import rollout_rows
 from searchr1_mini.update import all_logprobs, update
 
@@ -158,7 +158,17 @@ def test_a_segment_is_cut_and_says_so(tmp_path, tokenizer, monkeypatch):
 def test_a_tokenizer_that_is_gone_or_damaged_leaves_the_text(tmp_path, tokenizer):
     run = write_run(tmp_path / "run", tokenizer)
     (run / "checkpoints" / "step-000003" / "model" / "tokenizer.json").write_text("{}")
-    assert (
-        "<think> Step 3, rollout 1. </think>\n<search> founder of town 0 </search>"
-        in (data_of(write_report(run))["vocabulary"]["texts"])
-    )
+    held = data_of(write_report(run))
+    assert held["vocabulary"]["texts"] == []
+    segments = held["runs"][0]["steps"][2]["groups"][0]["rollouts"][1]["segments"]
+    assert segments[0] == [1, "<think> Step 3, rollout 1. </think>\n<search> founder of town 0 </search>"]
+
+
+def test_a_page_without_tokens_keeps_to_its_bytes_too(long_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(report_data, "BUDGET", 3000)
+    line = read_jsonl(long_run / "rollouts" / "step-000040.jsonl")[0]
+    line["segments"][1]["text"] = "word " * 10**6
+    write_rollouts(tmp_path, 1, [line] * 2)
+    write_rollouts(tmp_path, 2, [line, line | {"example_id": "other"}])
+    held = as_json(data_of(write_report(tmp_path))["runs"][0]["steps"])
+    assert len(held) < 3 * (report_data.MOST_CHARACTERS + 1000) and "word  [..]" in held

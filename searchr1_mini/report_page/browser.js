@@ -144,18 +144,19 @@ function reachable(tokens, name) { // one tab stop; arrow keys within, see `onKe
   return tokens;
 }
 
-function segment([kind, numbers, logprobs = [], ratios = [], advantages = []], { run, rollout }) {
+function segment([kind, held, logprobs = [], ratios = [], advantages = []], { run, rollout }) {
   const writer = KINDS[kind];
   const isMasked = writer === "prompt" || (writer === "observation" && run.masks_observations);
   const element = make("span", writer);
   element.setAttribute("role", "group");
   element.setAttribute("aria-label", WRITERS[writer]);
-  element.append(...numbers.map((number, index) => {
-    const token = make("span", isMasked || rollout.in_update === false ? "token" : "token trained", texts[number]);
+  const tokens = typeof held === "string" ? [[-1, held]] : held.map((number) => [ids[number], texts[number]]);
+  element.append(...tokens.map(([id, text], index) => {
+    const token = make("span", isMasked || rollout.in_update === false ? "token" : "token trained", text);
     token.setAttribute("role", "option");
     token.tabIndex = -1;
     tokenOf.set(token, {
-      text: texts[number], id: ids[number], writer, isMasked, isUsed: rollout.in_update,
+      text, id, writer, isMasked, isUsed: rollout.in_update,
       logprob: known(logprobs[index]), ratio: known(ratios[index]),
       advantage: isMasked ? null : known(advantages[index]) ?? rollout.advantage ?? null,
     });
