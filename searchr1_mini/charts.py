@@ -89,7 +89,7 @@ def line_chart(
         out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>')
         label = f"{name} {y:.3g}".strip()
         out.append(
-            f'<text x="{px(x) + 8:.1f}" y="{label_y + 4:.1f}" style="fill:{colour}" class="name">{html_text(label)}</text>'
+            f'<text x="{px(x) + 8:.1f}" y="{label_y + 4:.1f}" fill="{colour}" class="name">{html_text(label)}</text>'
         )
     return "\n".join([*out, "</g>"])
 
@@ -113,7 +113,7 @@ def picture(charts: list[tuple[Series, str, str, Bands]], title: str, width: int
     ]  # fmt: skip
     size = 2 * width, (len(charts) + 1) // 2 * height
     card = f'<rect width="{size[0]}" height="{size[1]}" rx="8" fill="#fff"/>'
-    style = "text{fill:#1f2430}.grid{stroke:#dfe3e8}.name{font-weight:600}"
+    style = "text:not(.name){fill:#1f2430}.grid{stroke:#dfe3e8}.name{font-weight:600}"
     return svg("\n".join([card, *drawn]), *size, title, style) + "\n"
 
 
@@ -122,5 +122,5 @@ def svg(body: str, width: int, height: int, title: str, style: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'font-family="system-ui, -apple-system, Segoe UI, sans-serif"><title>{html_text(title)}</title>'
-        f"<style>{style}</style>\n{body}\n</svg>"
+        f"{f'<style>{style}</style>' if style else ''}\n{body}\n</svg>"
     )

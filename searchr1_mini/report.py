@@ -1,18 +1,34 @@
-"""A run as one self-contained page: curves, before and after, and trajectories coloured by who wrote what."""
+"""Runs as one self-contained page: curves, before and after, and every token with who wrote it and what it was worth.
+
+python -m searchr1_mini.report runs/NAME         # writes runs/NAME/report.html again
+python -m searchr1_mini.report runs/A runs/B     # two runs side by side, in runs/A/report-A-B.html
+"""
 
 from __future__ import annotations
 
+import re
+import sys
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from searchr1_mini.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.cli import parse, run_command
+from searchr1_mini.config import option
+from searchr1_mini.errors import UserError
 from searchr1_mini.files import read_json
-from searchr1_mini.printable import plain
+from searchr1_mini.report_data import as_json, config_of, name_of, report_data
 from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
 
+PAGE = Path(__file__).parent / "report_page"
 METRICS = {  # key -> (title, unit, what it tells)
     "reward": ("Reward", "exact match", "mean reward of the step's rollouts, sampled at the run's temperature"),
+    "em": ("Exact match of rollouts", "share", "right answers among the step's rollouts, whatever else the reward pays for"),
     "searches": ("Searches", "a question", "executed queries a rollout"),
     "response_tokens": ("Response length", "tokens", "tokens that the policy wrote in a rollout, over all of its turns"),
     "observation_tokens": ("Observations", "tokens", "tokens that the engine returned in a rollout; masked out of the loss"),
@@ -29,79 +45,143 @@ METRICS = {  # key -> (title, unit, what it tells)
     "logprob_diff_max": ("Sampled vs. recomputed", "nats, largest", "log-probs at sampling against a forward of the same "
                          "weights; must be noise"),
     "fed_ratio": ("Tokens fed / tokens", "ratio", "at most 1: nothing is computed twice; below 1: shared prompts"),
+    "seconds": ("Time a step", "seconds", "rollouts, rewards and update; evaluations are not in it"),
+    "rollout_seconds": ("Time of the rollouts", "seconds", "decoding and retrieval, of the time a step"),
     "tokens_per_second": ("Speed", "tokens a second", "tokens of all trajectories over the whole step, update included"),
 }  # fmt: skip
 
-CSP = "default-src 'none'; style-src 'unsafe-inline'"
-STYLE = """
-:root { color-scheme: light dark; --ink: #1f2430; --soft: #5b6472; --page: #fbfbfa; --card: #fff; --line: #dfe3e8;
-  --policy: #d8f5e0; --observation: #dbe8ff; --prompt: #eef0f2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #a3acba; --page: #14171c; --card: #1c2027;
-  --line: #333a45; --policy: #173d27; --observation: #1b3358; --prompt: #262b33; } }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--ink); background: var(--page);
-  max-width: 64rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-.soft, small, summary small { color: var(--soft); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .4rem .6rem .6rem; }
-figcaption { font-size: .85rem; color: var(--soft); }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--ink); } svg .name { font-weight: 600; }
-svg .grid { stroke: var(--line); stroke-width: 1; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .86rem/1.5 ui-monospace, Menlo, Consolas, monospace; margin: 0; }
-pre.table { white-space: pre; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: .8rem; }
-.policy { background: var(--policy); } .observation { background: var(--observation); } .prompt { background: var(--prompt); }
-.policy, .observation, .prompt { border-radius: 3px; }
-details { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; margin: .5rem 0; }
-summary { cursor: pointer; }
-"""
 
+@dataclass(frozen=True)
+class ReportConfig:
+    """Options of the report."""
 
-def write_report(run_dir: Path) -> Path:
-    """Writes report.html from whatever the run's folder holds so far; returns its path."""
-    metrics = read_jsonl(run_dir / "metrics.jsonl")
-    summary = _read_json(run_dir / "summary.json")
-    config = _read_json(run_dir / "config.json") or {}
-    parts = [_head(run_dir, config, summary)]
-    if summary:
-        columns = {name: summary[key] for name, key in _COLUMNS.items() if summary.get(key)}
-        parts.append(f'<h2>Held-out questions</h2>\n<pre class="table">{escape(summary_table(columns))}</pre>')
-    parts += [_warnings(run_dir), _curves(metrics, summary), _trajectories(run_dir)]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html_text(run_dir.name)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+    runs: str | None = option(
+        "what", None, "folders of training runs, separated by commas; the first words of the command line will do"
     )
-    path = run_dir / "report.html"
-    write_text_atomic(path, page)
+    output: str | None = option("what", None, "the page [default: report.html in the run's folder]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, and writes the page.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    n_folders = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
+    if n_folders:
+        words[:n_folders] = ["--runs", ",".join(words[:n_folders])]
+    config = parse(ReportConfig, "python -m searchr1_mini.report", __doc__.splitlines()[0], words)
+    if config.runs is None:
+        raise UserError("name the run: python -m searchr1_mini.report runs/NAME")
+    runs = [Path(name) for name in config.runs.split(",")]
+    for run in runs:
+        if not (run / "metrics.jsonl").is_file():
+            raise UserError(f"{run} is not the folder of a run (it has no metrics.jsonl); name one as runs/NAME")
+    if len(runs) > len(ascii_uppercase):
+        raise UserError(f"{len(runs)} runs do not fit a page; name {len(ascii_uppercase)} at most")
+    output = None if config.output is None else Path(config.output)
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    print(f"written to {write_report(*runs, output=output)}", flush=True)
+
+
+def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
+    """Writes the page from whatever the runs' folders hold so far; returns its path.
+
+    Args:
+        run_dirs: one run, or several to put side by side.
+        output: the file [default: report.html in the run's folder, of several report-A-B.html in the first's].
+
+    Raises:
+        UserError: a file of a run is damaged.
+    """
+    names = [name_of(run_dir) for run_dir in run_dirs]
+    path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{'-'.join(names)}.html")
+    data = report_data(run_dirs)
+    style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js"))
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": html_text(" and ".join(names)),
+        "style": style,
+        "before": _before(run_dirs),
+        "sample": html_text(_sample(data)),
+        "data": as_json(data),
+        "script": script,
+    }
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    write_text_atomic(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page))
     return path
 
 
-_COLUMNS = {"before": "before", "after": "after", "after, empty retriever": "after_without_retriever"}
+def _hash(source: str) -> str:
+    """As a content security policy names an inline script or style that may be used."""
+    return "sha256-" + b64encode(sha256(source.encode()).digest()).decode()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _before(run_dirs: Sequence[Path]) -> str:
+    """What is on the page without its script: the runs, held-out scores, warnings, curves."""
+    summaries = [_summary(run_dir) for run_dir in run_dirs]
+    letters = ascii_uppercase[: len(run_dirs)] if len(run_dirs) > 1 else [""]
+    heads = [_head(*each) for each in zip(letters, run_dirs, summaries, strict=True)]
+    title = html_text(" and ".join(map(name_of, run_dirs)))
+    tables = [_table(letter, summary) for letter, summary in zip(letters, summaries, strict=True) if summary]
+    held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
+    warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
+    metrics = [read_jsonl(run_dir / "metrics.jsonl") for run_dir in run_dirs]
+    curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
+    return "\n".join([f"<h1>{title}</h1>", *heads, held_out, *warnings, curves])
+
+
+def _summary(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "summary.json"
     return read_json(path) if path.exists() else None
 
 
-def _head(run_dir: Path, config: dict[str, Any], summary: dict[str, Any] | None) -> str:
-    told = [
+def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
+    config = config_of(run_dir)
+    told = [f"{letter}: {name_of(run_dir)}"] if letter else []
+    told += [
         f"{key} {config[key]}"
         for key in ("model", "method", "algorithm", "dataset", "seed")
         if config.get(key) is not None
     ]
     if summary:
         told.append(f"{summary['steps']} steps in {summary['train_seconds']} s, peak {summary['peak_memory_gb']} GB")
-    return f'<h1>{html_text(run_dir.name)}</h1>\n<p class="soft">{html_text(" · ".join(told))}</p>'
+    return f'<p class="soft">{html_text(" · ".join(told))}</p>'
 
 
-def _warnings(run_dir: Path) -> str:
+_COLUMNS = {"before": "before", "after": "after", "after, empty retriever": "after_without_retriever"}
+
+
+def _table(letter: str, summary: dict[str, Any]) -> str:
+    columns = {f"{letter} {name}".strip(): summary[key] for name, key in _COLUMNS.items() if summary.get(key)}
+    return f'<pre class="table" tabindex="0">{escape(summary_table(columns))}</pre>'
+
+
+def _warnings(letter: str, run_dir: Path) -> str:
     rows = read_jsonl(run_dir / "warnings.jsonl")
     items = "".join(f"<li>step {row['step']}: {html_text(row['warning'])}</li>" for row in rows)
-    return f"<h2>What the stability watch saw</h2>\n<ul>{items}</ul>" if rows else ""
+    of = f" in {letter}" if letter else ""
+    return f"<h2>What the stability watch saw{of}</h2>\n<ul>{items}</ul>" if rows else ""
+
+
+def _sample(data: dict[str, Any]) -> str:
+    """Which rollouts the page holds, and by what rule."""
+    steps = [step for run in data["runs"] for step in run["steps"]]
+    if not steps:
+        return "No rollouts yet."
+    n_groups, n_all = sum(len(step["groups"]) for step in steps), sum(step["n_groups"] for step in steps)
+    return (
+        f"The page holds {n_groups} of the {n_all} questions of {len(steps)} steps, each with all of its rollouts: the first "
+        "of every step, in the order in which they were drawn, as many as fit; of long runs every second, 5th, 10th .. "
+        "step. All are in rollouts/. Ratios, the probability after the step's updates over that at sampling, are "
+        "logged at the steps of an evaluation."
+    )
 
 
 def series_of(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -122,15 +202,19 @@ def eval_series(metrics: list[dict[str, Any]], summary: dict[str, Any] | None, k
     return {name: line for name, line in series.items() if line}
 
 
-def _curves(metrics: list[dict[str, Any]], summary: dict[str, Any] | None) -> str:
+def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]]) -> str:
+    """Charts of (metrics, summary) of each run, a line a run; of a held-out measure a line for each source too."""
     charts = [
         ("Held-out exact match", "exact match", "greedy, on questions whose entities never occur in training", "em"),
         ("Held-out searches", "a question", "executed queries, greedy", "searches"),
     ]
-    figures = [_figure(eval_series(metrics, summary, key), *words) for *words, key in charts]
-    figures += [
-        _figure({"": line} if (line := series_of(metrics, key)) else {}, *words) for key, words in METRICS.items()
-    ]
+    figures = []
+    for *words, key in charts:
+        lines = {(letter, name): line for letter, run in runs.items() for name, line in eval_series(*run, key).items()}
+        figures.append(_figure({" ".join(filter(None, names)): line for names, line in lines.items()}, *words))
+    for key, words in METRICS.items():
+        lines = {letter: series_of(metrics, key) for letter, (metrics, _) in runs.items()}
+        figures.append(_figure({letter: line for letter, line in lines.items() if line}, *words))
     return '<h2>Curves</h2>\n<div class="charts">' + "\n".join(filter(None, figures)) + "</div>"
 
 
@@ -141,44 +225,16 @@ def _figure(series: Series, title: str, unit: str, meaning: str) -> str:
     return f"<figure>{chart}<figcaption>{html_text(meaning)}</figcaption></figure>"
 
 
-def _trajectories(run_dir: Path) -> str:
-    files = sorted((run_dir / "rollouts").glob("step-*.jsonl"))
-    picked = dict.fromkeys([*files[:1], *files[len(files) // 2 : len(files) // 2 + 1], *files[-1:]])
-    parts = [
-        "<h2>Trajectories</h2>\n<p>Who wrote what: "
-        '<span class="prompt">the prompt</span>, <span class="policy">the policy (trained on)</span>, '
-        '<span class="observation">the engine (masked out of the loss)</span>.</p>'
-    ]
-    for path in picked:
-        rows = read_jsonl(path)
-        best = sorted(rows, key=lambda row: -(row["reward"] or 0))
-        for row in dict.fromkeys(map(id, [*best[:2], *best[-1:]])):
-            parts.append(_trajectory(path.stem, next(r for r in rows if id(r) == row)))
-    return "\n".join(parts)
-
-
-def _trajectory(step: str, row: dict[str, Any]) -> str:
-    advantage = "" if row.get("advantage") is None else f", advantage {row['advantage']:+.2f}"
-    told = (
-        f"{step}: reward {row['reward']:g}{advantage}, {len(row['queries'])} searches, ended by {row['finish_reason']}"
-    )
-    spans = "".join(
-        f'<span class="{html_text(segment["kind"])}">{escape(plain(segment["text"]))}</span>'
-        for segment in row["segments"]
-    )
-    gold = " / ".join(row["golden_answers"])
-    return (
-        f"<details open><summary>{html_text(row['question'])}<br><small>{html_text(told)}; gold: {html_text(gold)}</small></summary>"
-        f"<pre>{spans}</pre></details>"
-    )
-
-
 def write_curves_svg(run_dir: Path, path: Path) -> Path:
     """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
-    metrics, summary = read_jsonl(run_dir / "metrics.jsonl"), _read_json(run_dir / "summary.json")
+    metrics, summary = read_jsonl(run_dir / "metrics.jsonl"), _summary(run_dir)
     charts = [
         (eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match", {}),
         (eval_series(metrics, summary, "searches"), "Searches a question", "searches", {}),
     ]
     write_text_atomic(path, picture(charts, "What training changed"))
     return path
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
 from searchr1_mini.files import append_jsonl
 from searchr1_mini.printable import one_line, plain
-from searchr1_mini.trajectory import Trajectory
+from searchr1_mini.trajectory import Segment, Trajectory
 
 SHOWN = {
     "reward": "{:.2f}",
@@ -202,8 +203,28 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def trajectory_row(trajectory: Trajectory, example: Example, reward: float, advantage: float | None = None) -> dict:
-    """One line of rollouts/step-N.jsonl: the question, what came of it, and every segment with ids and log-probs."""
+def trajectory_row(
+    trajectory: Trajectory,
+    example: Example,
+    reward: float,
+    advantage: float | None = None,
+    of_tokens: Mapping[str, Sequence[float | None]] | None = None,
+) -> dict:
+    """One line of rollouts/step-N.jsonl: the question, what came of it, and every segment with ids and log-probs.
+
+    Args:
+        trajectory, example, reward: the rollout, its question, and what it earned.
+        advantage: of all of its tokens, where they share one.
+        of_tokens: name -> numbers of the tokens from the second on, None where masked; a segment that is trained on
+            gets its own under that name.
+    """
+    ends = list(accumulate(len(segment.token_ids) for segment in trajectory.segments))
+
+    def numbers(segment: Segment, end: int) -> dict[str, list[float]]:
+        span = slice(max(end - len(segment.token_ids) - 1, 0), end - 1)
+        parts = {name: values[span] for name, values in (of_tokens or {}).items()}
+        return {name: [round(v, 5) for v in part] for name, part in parts.items() if part and None not in part}
+
     return {
         "example_id": example.id,
         "question": example.question,
@@ -216,7 +237,8 @@ def trajectory_row(trajectory: Trajectory, example: Example, reward: float, adva
         "queries": trajectory.queries,
         "segments": [
             {"kind": s.kind, "text": s.text, "token_ids": s.token_ids, "logprobs": [round(p, 5) for p in s.logprobs]}
-            for s in trajectory.segments
+            | numbers(s, end)
+            for s, end in zip(trajectory.segments, ends, strict=True)
         ],
     }
 

@@ -28,6 +28,7 @@ from searchr1_mini.rewards import reward
 from searchr1_mini.rollout import RolloutStats, rollout, sum_stats
 from searchr1_mini.session import Session, save_step, start
 from searchr1_mini.sft import demonstrations, imitates, imitation_step
+from searchr1_mini.token_values import TokenValues, token_values
 from searchr1_mini.tracking import trajectory_row, write_rollouts
 from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.update import prepare, update
@@ -170,11 +171,13 @@ def train_step(run: Session, step: int) -> dict[str, float]:
     kept = rows_to_train_on(config, rollouts, is_flat)
     check_step(run, batch, rollouts.trajectories, kept, advantages)
     metrics: dict[str, float] = {}
+    of_tokens: list[TokenValues] = []
     if kept:
         experience, metrics = prepare(run, batch.select(kept), None if advantages is None else advantages[kept])
         metrics |= update(run, experience)
+        of_tokens = token_values(run, experience, with_ratios=step % config.eval_every == 0 or step == config.steps)
     if is_main():
-        write_rollouts(run.folder, step, rollout_rows(rollouts, advantages))
+        write_rollouts(run.folder, step, rollout_rows(rollouts, advantages, dict(zip(kept, of_tokens, strict=True))))
     seconds = time.perf_counter() - began
     return {
         **rollout_metrics(rollouts.trajectories, rollouts.examples, rollouts.rewards, rollouts.stats),
@@ -249,10 +252,12 @@ def as_trained_on(run: Session, trajectories: Sequence[Trajectory]) -> Sequence[
     return trajectories
 
 
-def rollout_rows(rollouts: Rollouts, advantages: Tensor | None) -> Iterator[dict]:
-    """Lines of rollouts/step-N.jsonl; PPO's advantages differ from token to token and are not written."""
+def rollout_rows(rollouts: Rollouts, advantages: Tensor | None, of_tokens: dict[int, TokenValues]) -> Iterator[dict]:
+    """Lines of rollouts/step-N.jsonl; `of_tokens` has the rows of the update, see `token_values`."""
     values = [None] * len(rollouts.rewards) if advantages is None else advantages.tolist()
-    return map(trajectory_row, rollouts.trajectories, rollouts.examples, rollouts.rewards, values)
+    columns = zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, values, strict=True)
+    for row, column in enumerate(columns):
+        yield trajectory_row(*column, of_tokens.get(row)) | {"in_update": row in of_tokens}
 
 
 def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0) -> list[T]:

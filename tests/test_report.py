@@ -31,15 +31,32 @@ SUMMARY = {**PART, "n": 20, "by_source": {"world-1hop": PART, "world-2hop": {**P
 
 
 class Tags(HTMLParser):
+    """The tags of a page, and its text with that of its data."""
+
     def __init__(self):
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags, self.text, self.is_data, self.json = [], "", False, ""
 
     def handle_starttag(self, tag, attrs):
+        self.is_data = ("type", "application/json") in attrs
         self.tags.append((tag, attrs))
 
     def handle_data(self, data):
-        self.text += data
+        if self.is_data:
+            self.json += data
+        else:
+            self.text += data
+
+    def handle_endtag(self, tag):
+        if self.is_data:
+            self.is_data, self.text = False, "\n".join([self.text, *strings_in(json.loads(self.json))])
+
+
+def strings_in(value) -> list[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, (dict, list)):
+        return [text for part in (value.values() if isinstance(value, dict) else value) for text in strings_in(part)]
+    return [value] if isinstance(value, str) else []
 
 
 def trajectory(text: str) -> Trajectory:
@@ -101,7 +118,12 @@ def test_the_report_holds_the_run_and_asks_for_nothing(tmp_path):
     tags.feed(page)
     names = [tag for tag, _ in tags.tags]
     assert names.count("polyline") >= len(METRICS) - 1
-    assert "script" not in names and "img" not in names
+    assert names.count("script") == 2 and not {"img", "link", "iframe", "object"} & set(names)
+    attributes = {name for _, pairs in tags.tags for name, _ in pairs}
+    assert not {"src", "href", "action", "style"} & attributes - {"href"} and not any(
+        n.startswith("on") for n in attributes
+    )
+    assert [dict(pairs)["href"] for tag, pairs in tags.tags if tag == "a"] == ["#trajectories"]
     assert "world-2hop (10)" in tags.text and "0.250" in tags.text
     assert all(METRICS[key][2] in tags.text for key in METRICS if key != "kl")
 
