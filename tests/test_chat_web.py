@@ -286,6 +286,16 @@ def test_the_page_shows_hostile_text_as_text(page, tokenizer):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_a_picture_of_the_page_is_taken_as_for_the_manual(browser, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from screenshots_chat import shoot_chat
+
+    with served(answering(tokenizer, OSLO)) as address:
+        taken = shoot_chat(browser, address, "Where is Oslo?", tmp_path / "chat.png", 390, 844, "dark")
+    for picture in (taken, ROOT / "docs" / "chat.png", ROOT / "docs" / "chat_phone.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG") and 5_000 < picture.stat().st_size < 200_000
+
+
 def test_the_page_is_used_by_keyboard_stops_and_goes_on(page, tokenizer):
     chat = answering(tokenizer, times=2)
     chat.retriever = gate = Gated()
