@@ -77,8 +77,8 @@ def test_an_aside_is_not_shown_and_can_be_stopped(tokenizer):
     said = tokenizer(SEARCH)["input_ids"] + tokenizer(" secret </think>")["input_ids"] + [tokenizer.eos_token_id]
     told: list[str] = []
     chat = chat_of(Dictated(tokenizer, [*said]), OSLO, name="search-o1")
-    trajectory = chat.answer("Who?", lambda kind, text: told.append(kind + text))
-    assert trajectory.asides and "policy secret" not in "".join(told)
+    trajectory = chat.answer("Who?", lambda kind, text: told.append(text) if kind == "policy" else None)
+    assert "secret" in trajectory.asides[-1].text and "secret" not in "".join(told)
     asked = iter([False] * (len(tokenizer(SEARCH)["input_ids"]) + 1))
     with pytest.raises(Stopped):
         chat_of(Dictated(tokenizer, [*said]), OSLO, name="search-o1").answer(
