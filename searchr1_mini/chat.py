@@ -5,6 +5,7 @@ The page in the browser is chat_web.py.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -147,6 +148,9 @@ def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
         except UserError as error:
             n_failed += 1
             print(f"error: {plain(str(error))}", file=sys.stderr, flush=True)
+        except BrokenPipeError:  # whoever reads the answers has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            break
     if n_failed:
         raise UserError(f"{n_failed} of the questions could not be answered; mend what is told above, and ask again")
 

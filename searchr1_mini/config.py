@@ -30,6 +30,7 @@ def _auto(name: str) -> str:
     return f" [default: {TINY[name]} for tiny, else {REAL[name]}]"
 
 
+CORPUS_HELP = "passages: a jsonl file, a folder of such or of texts (.txt, .md), or hotpotqa"
 RETRIEVER_URL_HELP = "address of a /retrieve server, for --retriever http, or of Milvus (a path is milvus-lite)"
 STEMMING_HELP = "let BM25 see stems of words (English Snowball)"
 STOP_WORDS_HELP = "leave English function words out of BM25"
@@ -59,11 +60,7 @@ class TrainConfig:
 
     dataset: str | None = option("data", None, f"a file, or one of {', '.join(DATASETS)}" + _auto("dataset"))
     data_path: str | None = option("data", None, "local file with the questions, instead of the hub")
-    corpus: str | None = option(
-        "data",
-        None,
-        "passages: a jsonl file, a folder of them or of texts (.txt, .md), or hotpotqa [default: the data set's own]",
-    )
+    corpus: str | None = option("data", None, CORPUS_HELP + " [default: the data set's own]")
     eval_questions: int | None = option("data", None, "held-out questions" + _auto("eval_questions"), least=1)
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option(
         "data", None, "how the synthetic world's passages are written [default: natural]"
@@ -295,12 +292,7 @@ class EvalConfig:
     port: int | None = option("how", None, "port of the --web page [default: 8765]", least=1)
 
     data_path: str | None = option("data", None, "local file with the questions")
-    corpus: str | None = option(
-        "data",
-        None,
-        "passages: a jsonl file, a folder of them or of texts (.txt, .md), or hotpotqa [default: the data set's own, "
-        "or else hotpotqa]",
-    )
+    corpus: str | None = option("data", None, CORPUS_HELP + " [default: the data set's own, or else hotpotqa]")
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option("data", None, "of the synthetic world")
     world_hops: str | None = option("data", None, "hops of the synthetic questions, as 1,2")
     world_noise: int | None = option("data", None, "made-up words after every passage", least=0)

@@ -26,7 +26,7 @@ from searchr1_mini.engines import described, engine_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import score
 from searchr1_mini.files import append_jsonl
-from searchr1_mini.live import live_retriever, plan_live
+from searchr1_mini.live import check_live, live_retriever, plan_live
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.plan import (
     OF_A_SEARCH,
@@ -62,6 +62,7 @@ def evaluate_command(config: EvalConfig) -> None:
     if config.ask is not None or config.chat or config.web:
         answer_live(config)
         return
+    check_live(config, None)
     plan = plan_evaluation(config)
     out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or config.model or 'tiny')}")
     prepare_output(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from searchr1_mini.columns import OF_THE_WORLD, Column
 from searchr1_mini.config import EvalConfig, TrainConfig, flag_of
@@ -12,9 +12,31 @@ from searchr1_mini.engines import build_retriever, engine_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.plan import Row, only_what_is_read, plan_evaluation
 from searchr1_mini.probes import EmptyRetriever, RandomRetriever
-from searchr1_mini.resolve import check_live
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.task import load_task
+
+
+def check_live(config: EvalConfig, flag: str | None) -> None:
+    """Refuses what --ask, --chat or --web (`flag`) does not read, or what an evaluation (None) does not.
+
+    Raises:
+        UserError: names the flag and the remedy.
+    """
+    if flag is None:
+        if config.host is not None or config.port is not None:
+            raise UserError("--host and --port are about the --web page; add --web, or leave them out")
+        return
+    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_of(name) != flag]
+    of_tables = ("train", "limit", "compare", "against", "output_dir")
+    unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
+    for option_ in fields(config):
+        if option_.name in unread and getattr(config, option_.name) != option_.default:
+            raise UserError(f"{flag_of(option_.name)} does nothing with {flag}; leave it out")
+    if config.host in ("0.0.0.0", "::", "*", ""):
+        raise UserError(
+            f"--host {config.host}: the page answers under one name only; give the address that browsers will use, or "
+            "keep 127.0.0.1 and come through ssh -L"
+        )
 
 
 def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:

@@ -140,25 +140,6 @@ def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfi
         raise UserError("--retriever-url is the address of one server, http or milvus; leave the other out")
 
 
-def check_live(config: EvalConfig, flag: str) -> None:
-    """Refuses what --ask, --chat or --web (`flag`) does not read.
-
-    Raises:
-        UserError: names the flag and the remedy.
-    """
-    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_of(name) != flag]
-    of_tables = ("train", "limit", "compare", "against", "output_dir")
-    unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
-    for option_ in fields(config):
-        if option_.name in unread and getattr(config, option_.name) != option_.default:
-            raise UserError(f"{flag_of(option_.name)} does nothing with {flag}; leave it out")
-    if config.host in ("0.0.0.0", "::", "*", ""):
-        raise UserError(
-            f"--host {config.host}: the page answers under one name only; give the address that browsers will use, or "
-            "keep 127.0.0.1 and come through ssh -L"
-        )
-
-
 def check_ranges(config: TrainConfig | EvalConfig) -> None:
     """Refuses a number outside of its range.
 

@@ -66,8 +66,10 @@ def test_pieces_of_hostile_text_are_safe_to_show_and_whole(tokenizer, name):
     assert not unsafe(verdict(trajectory))
 
 
-def test_a_character_of_several_tokens_is_shown_once_it_is_whole(tokenizer):
-    ids = tokenizer("<answer> 🦜é漢 </answer>")["input_ids"]
+def test_a_character_is_shown_once_it_is_whole_and_nothing_after_the_stop(tokenizer):
+    """A character of several tokens, and a stop string that ends inside one."""
+    ids = tokenizer("<answer> 🦜é漢 </answer>\n\n")["input_ids"]
+    assert tokenizer.decode(ids[-1]) == ">\n\n"
     told: list[str] = []
     chat_of(Dictated(tokenizer, ids)).answer("Who?", lambda kind, text: told.append(text) if kind == "policy" else None)
     assert "".join(told) == "<answer> 🦜é漢 </answer>" and len(told) > 3

@@ -12,6 +12,7 @@ from conftest import write_lines
 from searchr1_mini import checkpoint, live, task
 from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.errors import UserError
+from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.live import live_retriever, plan_live
 from searchr1_mini.plan import cell_settings
 from searchr1_mini.resolve import resolve
@@ -88,6 +89,11 @@ def test_a_method_without_search_needs_no_passages(monkeypatch):
 def test_a_flag_that_does_nothing_is_refused(options, told):
     with pytest.raises(UserError, match=told):
         plan_live(EvalConfig(model="tiny", chat=True, **options), "--chat")
+
+
+def test_a_port_without_the_page_is_refused():
+    with pytest.raises(UserError, match="add --web"):
+        evaluate_command(EvalConfig(model="tiny", port=80))
 
 
 @pytest.mark.parametrize(("options", "told"), [({"colour": "never"}, "--colour"), ({"host": "0.0.0.0"}, "ssh -L")])
