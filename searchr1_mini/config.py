@@ -30,6 +30,7 @@ def _auto(name: str) -> str:
     return f" [default: {TINY[name]} for tiny, else {REAL[name]}]"
 
 
+CORPUS_HELP = "passages: a jsonl file, a folder of such or of texts (.txt, .md), or hotpotqa"
 RETRIEVER_URL_HELP = "address of a /retrieve server, for --retriever http, or of Milvus (a path is milvus-lite)"
 STEMMING_HELP = "let BM25 see stems of words (English Snowball)"
 STOP_WORDS_HELP = "leave English function words out of BM25"
@@ -59,9 +60,7 @@ class TrainConfig:
 
     dataset: str | None = option("data", None, f"a file, or one of {', '.join(DATASETS)}" + _auto("dataset"))
     data_path: str | None = option("data", None, "local file with the questions, instead of the hub")
-    corpus: str | None = option(
-        "data", None, "local jsonl with the passages, or hotpotqa for its paragraphs [default: the data set's own]"
-    )
+    corpus: str | None = option("data", None, CORPUS_HELP + " [default: the data set's own]")
     eval_questions: int | None = option("data", None, "held-out questions" + _auto("eval_questions"), least=1)
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option(
         "data", None, "how the synthetic world's passages are written [default: natural]"
@@ -268,6 +267,8 @@ class EvalConfig:
     model: str | None = option("what", None, "instead of a run: tiny, a short name, a hub id or a local folder")
     adapter: str | None = option("what", None, "folder of a LoRA adapter to put on --model, for search-r1")
     ask: str | None = option("what", None, "show one trajectory for this question instead of an evaluation")
+    chat: bool = option("what", False, "answer questions in the terminal, live, until Ctrl-D")
+    web: bool = option("what", False, "answer questions on a page in the browser, live, until Ctrl-C")
     methods: str | None = option(
         "what", None, f"all, or some of {', '.join((*PROMPTED, *TRAINED))} [default: the run's own, or search-r1]"
     )
@@ -287,11 +288,11 @@ class EvalConfig:
         "how", None, "folder of the results; what is finished is kept [default: runs/eval-NAME]"
     )
     colour: Literal["auto", "always", "never"] = option("how", "auto", "colour trajectories by who wrote what")
+    host: str | None = option("how", None, "address of the --web page [default: 127.0.0.1, this machine only]")
+    port: int | None = option("how", None, "port of the --web page [default: 8765]", least=1)
 
     data_path: str | None = option("data", None, "local file with the questions")
-    corpus: str | None = option(
-        "data", None, "local jsonl with the passages, or hotpotqa [default: the data set's own, or else hotpotqa]"
-    )
+    corpus: str | None = option("data", None, CORPUS_HELP + " [default: the data set's own, or else hotpotqa]")
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option("data", None, "of the synthetic world")
     world_hops: str | None = option("data", None, "hops of the synthetic questions, as 1,2")
     world_noise: int | None = option("data", None, "made-up words after every passage", least=0)

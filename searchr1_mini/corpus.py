@@ -16,6 +16,9 @@ from searchr1_mini.printable import one_line
 from searchr1_mini.retrieval import Passage, split_contents
 
 CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
+TEXT_FILES = ("*.txt", "*.md")
+LEAST_WORDS, MOST_WORDS = 50, 150  # of a passage of a text: about 100, as in the paper's wiki-18
+MOST_LINE = 10_000  # characters; a longer line is cut there
 
 _HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate; no tokenizer can encode it
 
@@ -51,6 +54,10 @@ def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if not isinstance(rows, list):
             raise UserError(f"{path}: not a JSON list of rows; for one object a line name the file .jsonl")
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+    elif path.suffix in (".txt", ".md"):
+        for number, text in enumerate(text_passages(path), start=1):
+            where = f"{path}, passage {number}"
+            yield where, {"id": f"{path.name}#{number}", "title": path.stem, "text": text}
     else:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             yield from ((f"{path}, line {number}", line) for number, line in _numbered(file, path) if line.strip())
@@ -76,17 +83,45 @@ def is_text(value: Any) -> bool:
 
 
 def corpus_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's corpus files by name.
+    """The file itself, or a folder's corpus files by name, or where it has none its texts.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds neither.
     """
     if not path.is_dir():
         return [path]
-    files = sorted({file for pattern in CORPUS_FILES for file in path.glob(pattern)})
-    if not files:
-        raise UserError(f"the folder {path} holds no {' or '.join(CORPUS_FILES)}; put the passages there, one a line")
-    return files
+    for patterns in (CORPUS_FILES, TEXT_FILES):
+        files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+        if files:
+            return files
+    raise UserError(
+        f"the folder {path} holds no {' or '.join(CORPUS_FILES)} (passages, one a line), and no "
+        f"{' or '.join(TEXT_FILES)} (texts); put them there, not into folders inside"
+    )
+
+
+def text_passages(path: Path) -> Iterator[str]:
+    """A text in passages of 50 to 150 words: short paragraphs are joined, longer ones cut; the last may have fewer.
+
+    Raises:
+        UserError: the file holds JSON lines.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    words: list[str] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), "")):
+            if number == 0 and line.startswith('{"'):
+                raise UserError(f"{path} holds JSON lines, not a text; name it .jsonl")
+            is_blank = not line.strip()
+            words += line.split()
+            while len(words) > MOST_WORDS:
+                yield " ".join(words[: MOST_WORDS - LEAST_WORDS])
+                del words[: MOST_WORDS - LEAST_WORDS]
+            if (is_blank and len(words) >= LEAST_WORDS) or sum(map(len, words)) >= MOST_LINE:
+                yield " ".join(words)
+                words = []
+    if words:
+        yield " ".join(words)
 
 
 def parse_passage(row: dict[str, Any], where: str) -> Passage:

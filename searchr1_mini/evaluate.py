@@ -1,4 +1,4 @@
-"""The command behind eval.py: methods x data sets -> one table, or one question of the user's answered live.
+"""The command behind eval.py: methods x data sets -> one table, or questions of the user's answered live.
 
 A cell is a row on a column of the table. A finished cell is kept in the output folder under a hash of all that it
 depends on, so that an interrupted evaluation goes on where it was.
@@ -15,16 +15,18 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from searchr1_mini import __version__, checkpoint
+from searchr1_mini import __version__, chat_web, checkpoint
+from searchr1_mini.chat import Chat, Screen, chat_in_terminal
 from searchr1_mini.columns import Column, own_data
 from searchr1_mini.config import EvalConfig, TrainConfig
 from searchr1_mini.corpus import is_text
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import SEARCHING
-from searchr1_mini.engines import engine_of
+from searchr1_mini.engines import described, engine_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.evaluation import score
 from searchr1_mini.files import append_jsonl
+from searchr1_mini.live import check_live, live_retriever, plan_live
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.plan import (
     OF_A_SEARCH,
@@ -45,21 +47,22 @@ from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
 from searchr1_mini.tables import Results, write_tables
 from searchr1_mini.task import Library, Task, load_task
-from searchr1_mini.tracking import read_jsonl, render_segment, trajectory_row, write_jsonl_atomic
+from searchr1_mini.tracking import read_jsonl, trajectory_row, write_jsonl_atomic
 from searchr1_mini.trajectory import Trajectory
 
 CHUNK = 512  # questions whose answers are written at a time
 
 
 def evaluate_command(config: EvalConfig) -> None:
-    """Evaluates, or answers `--ask`.
+    """Evaluates, or answers with `--ask`, `--chat` or `--web`.
 
     Raises:
         UserError: anything that the user can mend.
     """
-    if config.ask:
+    if config.ask is not None or config.chat or config.web:
         answer_live(config)
         return
+    check_live(config, None)
     plan = plan_evaluation(config)
     out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or config.model or 'tiny')}")
     prepare_output(out)
@@ -205,31 +208,27 @@ def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | 
 
 
 def answer_live(config: EvalConfig) -> None:
-    """Prints one trajectory while it grows, coloured by who wrote what.
+    """Answers --ask in the terminal, coloured by who wrote what; or questions as they come, with --chat or --web.
 
     Raises:
-        UserError: several rows or columns were named, or one that cannot answer a question of the user's.
+        UserError: the question is blank, the flags do not fit, or anything else that the user can mend.
     """
-    if not is_text(config.ask):
+    flag = "--ask" if config.ask is not None else "--chat" if config.chat else "--web"
+    row, column = plan_live(config, flag)
+    if config.ask is not None and not is_text(config.ask):
         raise UserError("--ask is blank or broken Unicode; ask a question in UTF-8")
-    colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
-    plan = plan_evaluation(replace(config, train=config.train or False))
-    if len(plan.rows) > 1 or len(plan.columns) > 1:
-        raise UserError("--ask answers with one method, one run and one corpus; name one of each")
-    (row,), (column,) = plan.rows, plan.columns
-    if row.must_train or row.settings.retriever == "oracle":
-        raise UserError("--ask needs weights that are there, and a retriever that does not know the answer's passages")
-    settings = replace(cell_settings(config, row, column), eval_questions=2 if column.name == "world" else 1)
-    task = load_task(settings, column.split)
-
-    def show(kind: str, text: str) -> None:
-        print(render_segment(kind, text, colour), end="", flush=True)
-
-    example = Example("ask", config.ask, (), "ask")
+    listener = chat_web.listen(config.host, config.port) if config.web else None
+    settings = cell_settings(config, row, column)
+    retriever = live_retriever(row, settings, column)
     policy = load(config, settings, settings.model, row.weights)
-    (trajectory,), _ = rollout(
-        [example], method_of(settings), policy, task.retriever, limits_of(settings),
-        temperature=config.temperature, seed=config.seed, on_segment=show,
-    )  # fmt: skip
-    verdict = one_line(trajectory.answer or f"no answer ({trajectory.finish_reason})")
-    print(f"\nanswer: {verdict}\nsearches: {len(trajectory.queries)}, tokens: {trajectory.n_policy_tokens}")
+    chat = Chat(policy, retriever, method_of(settings), limits_of(settings), config.temperature, config.seed)
+    about = f"{row.label} of {config.run or config.adapter or settings.model}"
+    if row.method in SEARCHING:
+        about += f", {described(engine_of(settings))} on {column.name}"
+    colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
+    if config.ask:
+        Screen(chat, colour, shows_prompt=True).answer(config.ask)
+    elif config.chat:
+        chat_in_terminal(chat, colour, about)
+    else:
+        chat_web.serve(chat, about, config.host, listener)

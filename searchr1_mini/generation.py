@@ -136,6 +136,7 @@ class Decoder:
         self.shared: dict[tuple[int, ...], tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
         self.waiting: Counter[tuple[int, ...]] = Counter()
         self.tokens_fed = 0
+        self.on_token: Callable[[int, bytes], None] | None = None  # told key and bytes of the turn so far, each token
 
     @property
     def has_room(self) -> bool:
@@ -301,6 +302,8 @@ class Decoder:
             turn.finish = "stop"
         elif len(turn.token_ids) >= row.room:
             end = len(stop.seen)
+        if self.on_token:
+            self.on_token(row.key, bytes(stop.seen[:end]))
         if end is None:
             return None
         turn.text = bytes(stop.seen[:end]).decode("utf-8", errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,15 @@ class _Engine:
         trajectory.segments.append(segment)
         if self.on_segment:
             self.on_segment(segment.kind, segment.text)
+
+    def watch(self, on_token: Callable[[str], None]) -> None:
+        """Lets the decoder tell each turn's text as it grows, less a character that has only begun."""
+
+        def tell(key: int, written: bytes) -> None:
+            is_aside = self.live[key].mark is not None
+            on_token("" if is_aside else codecs.getincrementaldecoder("utf-8")("replace").decode(written))
+
+        self.decoder.on_token = tell
 
     def start(self, key: int, conversation: _Conversation) -> None:
         """Gives a conversation its row."""
@@ -255,6 +265,7 @@ def rollout(
     temperature: float,
     seed: int,
     on_segment: Callable[[str, str], None] | None = None,
+    on_token: Callable[[str], None] | None = None,
 ) -> tuple[list[Trajectory], RolloutStats]:
     """One trajectory for each example, in order; repeat an example G times for a group.
 
@@ -266,6 +277,7 @@ def rollout(
         temperature: 0 decodes greedily.
         seed: of the sampling.
         on_segment: told (kind, text) of every segment as it is complete, to show a rollout live.
+        on_token: told the text of the turn so far at every token, "" in an aside; may raise to break the rollout off.
 
     Raises:
         UserError: a question does not fit into the context, memory ran out, or the retriever failed.
@@ -286,6 +298,8 @@ def rollout(
         dtype=policy.dtype,
     )
     engine = _Engine(decoder, policy.tokenizer, retriever, limits, on_segment)
+    if on_token:
+        engine.watch(on_token)
     conversations = [engine.open(example, make_method) for example in examples[own]]
     decoder.expect([conversation.prompt for conversation in conversations])
     waiting = deque(enumerate(conversations, start=own.start))

@@ -1,0 +1,89 @@
+"""What --ask, --chat and --web answer with: one row of a table, and a search engine without a data set's questions."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from searchr1_mini.columns import OF_THE_WORLD, Column
+from searchr1_mini.config import EvalConfig, TrainConfig, flag_of
+from searchr1_mini.data import load_corpus
+from searchr1_mini.defaults import SEARCHING
+from searchr1_mini.engines import build_retriever, engine_of
+from searchr1_mini.errors import UserError
+from searchr1_mini.plan import Row, only_what_is_read, plan_evaluation
+from searchr1_mini.probes import EmptyRetriever, RandomRetriever
+from searchr1_mini.retrieval import Retriever
+from searchr1_mini.task import load_task
+
+
+def check_live(config: EvalConfig, flag: str | None) -> None:
+    """Refuses what --ask, --chat or --web (`flag`) does not read, or what an evaluation (None) does not.
+
+    Raises:
+        UserError: names the flag and the remedy.
+    """
+    if flag is None:
+        if config.host is not None or config.port is not None:
+            raise UserError("--host and --port are about the --web page; add --web, or leave them out")
+        return
+    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_of(name) != flag]
+    of_tables = ("train", "limit", "compare", "against", "output_dir")
+    unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
+    for option_ in fields(config):
+        if option_.name in unread and getattr(config, option_.name) != option_.default:
+            raise UserError(f"{flag_of(option_.name)} does nothing with {flag}; leave it out")
+    if config.host in ("0.0.0.0", "::", "*", ""):
+        raise UserError(
+            f"--host {config.host}: the page answers under one name only; give the address that browsers will use, or "
+            "keep 127.0.0.1 and come through ssh -L"
+        )
+
+
+def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
+    """The one row that --ask, --chat or --web (`flag`) answers with, and what it searches.
+
+    Passages of the user's own, by --corpus or on a server, take the place of those that the run was trained on.
+
+    Raises:
+        UserError: several rows or columns were named, one that cannot answer a question of the user's, or a flag that
+            does nothing.
+    """
+    check_live(config, flag)
+    is_own = config.datasets is None and bool(config.corpus or config.retriever == "http")
+    if is_own:
+        for name in ("data_path", *OF_THE_WORLD, "world_seed"):
+            if getattr(config, name) is not None:
+                raise UserError(f"{flag_of(name)} does nothing with passages of your own; leave it out")
+    plan = plan_evaluation(replace(config, train=False, corpus=None if is_own else config.corpus))
+    if len(plan.rows) > 1 or len(plan.columns) > 1:
+        raise UserError(f"{flag} answers with one method, one run and one corpus; name one of each")
+    (row,), (column,) = plan.rows, plan.columns
+    if row.settings.retriever == "oracle":
+        raise UserError(f"{flag} needs a retriever that does not know the answer's passages; leave out oracle")
+    if not is_own:
+        return row, column
+    if config.corpus and row.settings.retriever == "http" and not config.retriever:
+        row = replace(row, settings=only_what_is_read(replace(row.settings, retriever="auto")))
+    searches = row.method in SEARCHING and row.settings.retriever not in ("none", "empty")
+    if config.corpus and (not searches or row.settings.retriever == "http"):
+        what = f"--retriever {row.settings.retriever}" if row.method in SEARCHING else f"{row.method}, without a search"
+        raise UserError(f"--corpus does nothing with {what}; leave it out")
+    data = dict.fromkeys(column.data) | {"dataset": "jsonl", "corpus": config.corpus, "world_noise": 0, "seed": 0}
+    return row, Column(config.corpus or row.settings.retriever_url, data, "all")
+
+
+def live_retriever(row: Row, settings: TrainConfig, column: Column) -> Retriever:
+    """The search engine of a row on its passages; of a data set no question is read.
+
+    Raises:
+        UserError: passages, a server or a package that is not there or not as it should be.
+    """
+    if row.method not in SEARCHING or settings.retriever in ("none", "empty"):
+        return EmptyRetriever()
+    if settings.dataset == "world":
+        return load_task(replace(settings, eval_questions=2), column.split).retriever
+    engine = engine_of(settings)
+    if engine.retriever == "http":
+        return build_retriever(engine, [])
+    passages = load_corpus(settings.corpus, settings.dataset, settings.data_path, engine.terms)
+    return RandomRetriever(passages) if engine.retriever == "random" else build_retriever(engine, passages)
