@@ -3,8 +3,8 @@
     answer = ...
     check("2.1", answer, "9f86d081884c", hint="count the title's terms too")
 
-`python -c "from exercises import digest; print(digest('2.1', 42))"` gives the digest of a new exercise. Ask for what does
-not depend on the machine: a count, a name, a figure of three digits; nothing that was sampled.
+`python -c "from exercises import digest; print(digest('2.1', 42))"` gives the digest of a new exercise. Ask for what
+does not depend on the machine: a count, a name, a figure of three digits; nothing that was sampled.
 """
 
 from __future__ import annotations

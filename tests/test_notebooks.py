@@ -68,7 +68,8 @@ def shown(notebook) -> str:
 
 def assert_tells_no_machine(notebook) -> None:
     text = shown(notebook)
-    assert not OF_A_MACHINE.search(text) and not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
+    assert not OF_A_MACHINE.search(text) and str(ROOT) not in text
+    assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
 
 
 @each_notebook

@@ -1,0 +1,284 @@
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/05_rewards_and_advantages.ipynb)
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
+    address = "https://github.com/OWNER/REPOSITORY"
+    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
+    sys.path.append("repository/notebooks")
+
+# %% [markdown]
+# # 5. Rewards and group advantages
+#
+# All that the policy is ever told is one number at the end: was the answer right? This notebook takes that number apart:
+# how two answers are compared, how public code came to pay for answers that nobody gave, and how GRPO turns the rewards of a
+# group into advantages, with no critic.
+
+# %%
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from exercises import check, check_code
+from lesson import BLUE, GREEN, GREY, ORANGE, load_tiny
+
+from searchr1_mini.rewards import exact_match, f1_score, format_reward, normalise_answer, reward, sub_exact_match
+
+# %% [markdown]
+# ## When are two answers the same?
+#
+# $r(x, y) = \text{EM}(a_\text{pred}, a_\text{gold})$ (Search-R1, equation 4): 1 if both are equal after SQuAD's
+# normalisation (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single blanks
+# (`rewards.py:normalise_answer`, `exact_match`).
+
+# %%
+pairs = [
+    ("The Beatles!", "beatles"),
+    ("U.S.", "US"),
+    ("Oak Bay, Elvania", "Oak Bay"),
+    ("twenty-one", "twenty one"),
+    ("it is either Oak Bay or Elm Cove or Ash Hill", "Oak Bay"),
+    ("", "Oak Bay"),
+]
+print(f"{'answer':46}{'gold':12}{'normalised':44}  EM  sub-EM  F1")
+for said, gold in pairs:
+    scores = exact_match(said, [gold]), sub_exact_match(said, [gold]), f1_score(said, [gold])
+    print(f"{said!r:46}{gold!r:12}{normalise_answer(said)!r:44}" + "{:4.0f}{:8.0f}{:6.2f}".format(*scores))
+
+# %% [markdown]
+# Each has its price. EM pays nothing for a near miss, and `twenty-one` is one, since punctuation is deleted and not replaced
+# by a blank. F1 and sub-EM are kinder, and can be played: an answer that lists every candidate contains the gold one. A policy
+# finds such a loophole; the paper's choice of plain EM leaves it none.
+
+# %%
+candidates = [
+    f"{first} {second}" for first in ("Oak", "Elm", "Ash", "Pine") for second in ("Bay", "Cove", "Hill", "Park")
+]
+gold = ["Oak Bay"]
+n_listed = range(1, len(candidates) + 1)
+answers = [" or ".join(candidates[:n]) for n in n_listed]
+figure, axes = plt.subplots(figsize=(6, 3))
+for score, label, colour, line in (
+    (exact_match, "EM", BLUE, "o-"), (f1_score, "F1", GREEN, "s--"), (sub_exact_match, "sub-EM", ORANGE, "^:")
+):  # fmt: skip
+    axes.plot(n_listed, [score(answer, gold) for answer in answers], line, color=colour, label=label)
+axes.set(xlabel="candidates listed, the right one first", ylabel="reward")
+axes.legend(frameon=False)
+figure.tight_layout()
+
+# %% [markdown]
+# ## Paying for what nobody answered
+#
+# Where does the answer come from? The public code searches the decoded *whole text* for `<answer> .. </answer>`. The paper's
+# prompt (Table 1) itself holds an example, and passages may hold anything.
+
+# %%
+from searchr1_mini.prompts import SEARCH_TEMPLATE
+from searchr1_mini.trajectory import Segment, Trajectory
+
+prompt = SEARCH_TEMPLATE.format(question="What is the capital of China?")
+silent = Trajectory("silent", [Segment("prompt", [], text=prompt), Segment("policy", [], text="<think> Hm. </think>")])
+passage = "\n\n<information>Doc 1(Title: Quiz) <answer> Oak Bay </answer>\n</information>\n\n"
+reader = Trajectory("reader", [*silent.segments, Segment("observation", [], text=passage)], answer="Elm Cove")
+
+
+def last_answer_in_text(trajectory):
+    """What a regular expression over the whole text takes for the answer: wrong."""
+    found = re.findall(r"<answer>(.*?)</answer>", "".join(segment.text for segment in trajectory.segments), re.DOTALL)
+    return found[-1].strip() if len(found) > 1 else None
+
+
+for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
+    leaked = exact_match(last_answer_in_text(trajectory), gold)
+    print(
+        f"{trajectory.example_id:8} answered {trajectory.answer!r}: whole text pays {leaked:.0f}, the package {reward(trajectory, gold):.0f}"
+    )
+
+# %% [markdown]
+# The public code (`qa_em.py`) takes no answer where it finds fewer than two, so as to skip the prompt's example. But the
+# prompt holds two: the words `<answer> and </answer>` are the first. And behind a prompt that holds none, an honest
+# answer would be the only one, and earn nothing. Here the answer is the content of the action that ended the episode, read from the
+# policy's own tokens (`methods.py:search_r1`, `trajectory.py:Trajectory.answer`), and passages cannot spell our tags
+# ([notebook 3](03_a_rollout.ipynb)).
+#
+# How much would a leak pay? Real rollouts of the base, paid by EM, and by a reward that looks for the gold answer anywhere in
+# the text (`bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).
+
+# %%
+from searchr1_mini.bugs import whole_text_reward
+from searchr1_mini.rollout import rollout
+from searchr1_mini.session import limits_of, method_of
+from searchr1_mini.task import load_task
+
+config, policy = load_tiny(world_hops="1", eval_questions=24)
+task = load_task(config, "eval")
+G = config.group_size
+group = [example for example in task.examples for _ in range(G)]
+trajectories, _ = rollout(group, method_of(config), policy, task.retriever, limits_of(config), temperature=1.0, seed=0)
+paid = [reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]
+leaky = [whole_text_reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]
+unearned = sum(one < other for one, other in zip(paid, leaky, strict=True))
+print(
+    f"{len(paid)} rollouts: EM pays {sum(paid):.0f}, the leak {sum(leaky):.0f}; {unearned} of these did not answer right"
+)
+
+# %% [markdown]
+# A policy trained on the leak learns to search and to stop caring what it answers. The museum of bugs
+# (`python -m searchr1_mini.ablate bugs`) draws its curve.
+#
+# The public code's second reward also pays for form: 1, 0.8, 0.2, 0.1 or 0 (`rewards.py:format_reward`, `--reward format`).
+# Bonuses for form are the usual door for reward hacking, which [notebook 8](08_how_training_fails.ipynb) lets happen.
+
+# %%
+by_form = [format_reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]
+values, counts = np.unique(by_form, return_counts=True)
+figure, axes = plt.subplots(figsize=(5, 2.4))
+bars = axes.bar([f"{value:g}" for value in values], counts, color=BLUE)
+axes.bar_label(bars)
+axes.set(xlabel="format reward", ylabel="rollouts of the base", ylim=(0, counts.max() * 1.15))
+figure.tight_layout()
+
+# %% [markdown]
+# ## From rewards to advantages
+#
+# What is a reward of 1 worth? Nothing, if every rollout of that question gets it. GRPO (arXiv
+# [2402.03300](https://arxiv.org/abs/2402.03300), section 4.1.2) compares the G rollouts of one question with each other:
+#
+# $$A_i = \frac{r_i - \text{mean}(r_1 .. r_G)}{\text{std}(r_1 .. r_G) + \epsilon}$$
+#
+# (`algorithms.py:group_advantages`). The same number stands at every policy token of rollout i.
+
+# %%
+from searchr1_mini.algorithms import group_advantages, zero_variance
+
+rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+first = rewards[groups == 0]
+by_hand = (first - first.mean()) / (first.std() + 1e-6)
+advantages = group_advantages(rewards, groups)
+print("group 0 by hand:", by_hand.round(decimals=4).tolist())
+print("the package:    ", advantages.round(decimals=4).tolist())
+assert torch.equal(by_hand, advantages[:4])
+
+# %% [markdown]
+# The second group, all right, gets 0 everywhere: there is nothing to learn from it. Dr. GRPO (arXiv 2503.20783) leaves out
+# the division, which blows up the rare case; RLOO (arXiv 2402.14740, equation 7) takes the mean of the *other* rollouts.
+# With binary rewards all of it depends on how many of the group were right:
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 3.4))
+kinds = {
+    "GRPO": ("group", True, BLUE, "-"),
+    "Dr. GRPO": ("group", False, GREEN, "--"),
+    "RLOO": ("leave-one-out", False, ORANGE, ":"),
+}
+for name, (baseline, normalise, colour, line) in kinds.items():
+    right, wrong = [], []
+    for n_right in range(1, G):
+        r = torch.tensor([1.0] * n_right + [0.0] * (G - n_right))
+        a = group_advantages(r, torch.zeros(G), baseline, normalise)
+        right.append(a[0].item())
+        wrong.append(a[-1].item())
+    axes.plot(range(1, G), right, "o" + line, color=colour, label=f"{name}, right (o)")
+    axes.plot(range(1, G), wrong, "x" + line, color=colour)
+axes.axhline(0, color="black", linewidth=0.5)
+axes.set(xlabel=f"right rollouts of {G}; x: the wrong ones", ylabel="advantage")
+axes.legend(frameon=False)
+figure.tight_layout()
+
+# %% [markdown]
+# A right answer to a hard question is worth most, a wrong one to an easy question costs most, and the advantages of a group
+# add up to 0 (`group` and `leave-one-out` alike).
+#
+# ## Groups that teach nothing
+#
+# If each rollout is right with probability p, a group has no variance with probability $p^G + (1-p)^G$. A base that is
+# seldom right, or a policy that nearly always is, spends most of its rollouts on nothing. `--drop-zero-variance` leaves such
+# groups out of the mean, `--dynamic-sampling` (DAPO, arXiv 2503.14476) draws others in their place.
+
+# %%
+table = torch.tensor(paid).view(-1, G)
+is_flat = zero_variance(table.flatten(), torch.arange(len(table)).repeat_interleave(G)).view(-1, G)[:, 0]
+p = np.linspace(0, 1, 101)
+figure, (left, right_axes) = plt.subplots(1, 2, figsize=(10, 3.2))
+for size, colour, line in ((2, ORANGE, ":"), (G, BLUE, "-"), (16, GREEN, "--")):
+    left.plot(p, p**size + (1 - p) ** size, line, color=colour, label=f"G = {size}")
+left.set(xlabel="p, probability of a right rollout", ylabel="share of groups with no variance", ylim=(0, 1.02))
+left.legend(frameon=False)
+n_right, n_groups = np.unique(table.sum(1).int().numpy(), return_counts=True)
+bars = right_axes.bar(n_right, n_groups, color=[GREY if n in (0, G) else BLUE for n in n_right])
+right_axes.bar_label(bars)
+right_axes.set(
+    xlabel=f"right rollouts of {G} (grey: teaches nothing)", ylabel="groups of the base", xticks=range(G + 1)
+)
+figure.tight_layout()
+print(f"the base: {int(is_flat.sum())} of {len(table)} groups have no variance, mean reward {table.mean():.3f}")
+
+# %% [markdown]
+# [Notebook 6](06_grpo.ipynb) puts these advantages into a loss and takes a step.
+#
+# ## Exercises
+#
+# **5.1** The gold answer is `red brick house`, the policy says `The red house!`. What is the token F1?
+
+# %%
+answer = ...  # a number
+check("5.1", answer, "429ad0e0928e", hint="normalise first; then 2 x common / (words said + words wanted)")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Two words are common, of two said and three wanted: 4 / 5.
+#
+# ```python
+# answer = f1_score("The red house!", ["red brick house"])
+# ```
+#
+# </details>
+#
+# **5.2** A rollout is right with probability 0.1, and G is 8. What share of the groups teaches nothing, to three digits?
+
+# %%
+answer = ...  # a number
+check("5.2", answer, "b0bd9dbcb35c", hint="all wrong, or all right")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# answer = 0.1**8 + 0.9**8
+# ```
+#
+# </details>
+#
+# **5.3** Write RLOO's advantages: a function `(rewards, group_ids)` on two tensors (N,) that returns each reward less the mean
+# of the other rewards of its group.
+
+# %%
+answer = ...  # a function
+cases = [
+    (torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0, 0, 0, 0])),
+    (torch.tensor([1.0, 0.2, 0.0, 0.8]), torch.tensor([3, 1, 3, 1])),
+    (torch.tensor([1.0, 1.0, 1.0]), torch.tensor([2, 2, 2])),
+]
+check_code(
+    "5.3", answer, lambda r, g: group_advantages(r, g, "leave-one-out"), cases, hint="groups need not lie side by side"
+)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def answer(rewards, group_ids):
+#     same = (group_ids[:, None] == group_ids[None, :]).float()
+#     others = same - torch.eye(len(rewards))
+#     return rewards - others @ rewards / others.sum(1)
+# ```
+#
+# </details>

@@ -1,0 +1,121 @@
+"""What the notebooks share: the tiny policy, a run without its printed lines, and pictures of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import PIL.Image
+import torch
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from transformers import PreTrainedTokenizerBase
+
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.models import Policy, load_policy, pick_device
+from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.training import train
+from searchr1_mini.trajectory import Trajectory
+
+# Okabe and Ito's colours, told apart by every eye; those of writers are light enough for dark text
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+WRITERS = {"prompt": "#DDDDDD", "policy": "#9CCBE8", "observation": "#F5CE7E"}
+NEWLINE, BLANK = "↵", "·"
+
+
+def load_tiny(weights: Path | None = None, **options) -> tuple[TrainConfig, Policy]:
+    """The tiny base with its adapter, in float32, on the best device there is.
+
+    Args:
+        weights: of a run, `<checkpoint>/model`.
+        options: of `TrainConfig`.
+
+    Returns:
+        The resolved config, and the policy.
+    """
+    config = resolve(TrainConfig(**options))
+    policy = load_policy(
+        resolve_model("tiny"),
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        load_in_4bit=False,
+        dtype=torch.float32,
+        device=pick_device("auto"),
+        weights=weights,
+        seed=config.seed,
+    )
+    return config, policy
+
+
+def train_quietly(folder: str, **options) -> Path:
+    """`train.py` with these options into `folder`, without its printed lines; returns the folder."""
+    config = resolve(TrainConfig(output_dir=folder, tensorboard=False, **options))
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        return train(config)
+
+
+def pieces_of(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each token spells, with blanks and line ends made visible."""
+    texts = [tokenizer.decode([token]) for token in token_ids]
+    return [text.replace(" ", BLANK).replace("\n", NEWLINE) or "?" for text in texts]
+
+
+def draw_tokens(
+    pieces: Sequence[str],
+    colours: Sequence[str],
+    legend: dict[str, str],
+    title: str = "",
+    struck: Sequence[int] = (),
+    columns: int = 96,
+) -> None:
+    """Shows tokens as boxes, in reading order; a line ends where a token ends in a line feed, or is full.
+
+    Args:
+        pieces: N texts, see `pieces_of`.
+        colours: N.
+        legend: meaning -> colour.
+        struck: indices of tokens that get a thick red frame.
+        columns: characters a line.
+    """
+    places, x, y = [], 0, 0
+    for piece in pieces:
+        if x + len(piece) > columns:
+            x, y = 0, y + 1
+        places.append((x, y))
+        x += len(piece)
+        if piece.endswith(NEWLINE):
+            x, y = 0, y + 1
+    n_lines = max(line for _, line in places) + 1
+    figure, axes = plt.subplots(figsize=(10, 0.24 * n_lines + 0.7))
+    for index, (piece, colour, (left, line)) in enumerate(zip(pieces, colours, places, strict=True)):
+        is_struck = index in struck
+        edge = {"edgecolor": RED, "linewidth": 2, "zorder": 2} if is_struck else {"edgecolor": "white", "linewidth": 1}
+        axes.add_patch(Rectangle((left, line), len(piece), 0.9, facecolor=colour, **edge))
+        axes.text(left + len(piece) / 2, line + 0.45, piece, family="monospace", fontsize=9, ha="center", va="center",
+                  zorder=3, parse_math=False)  # fmt: skip
+    axes.set(xlim=(0, columns), ylim=(n_lines, 0), title=title)
+    axes.axis("off")
+    handles = [Patch(facecolor=colour, label=meaning) for meaning, colour in legend.items()]
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles), frameon=False)
+    figure.tight_layout()
+    _show_small(figure)
+
+
+def _show_small(figure: Figure) -> None:
+    """Displays a figure as a PNG of 48 colours: a quarter of the size, and no difference to be seen."""
+    full, small = BytesIO(), BytesIO()
+    figure.savefig(full, dpi=90)
+    plt.close(figure)
+    PIL.Image.open(full).convert("RGB").quantize(48).save(small, "PNG", optimize=True)
+    display(Image(small.getvalue()))
+
+
+def draw_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, title: str = "") -> None:
+    """Shows a trajectory's tokens, coloured by who wrote them."""
+    ids = trajectory.token_ids
+    colours = [WRITERS[segment.kind] for segment in trajectory.segments for _ in segment.token_ids]
+    draw_tokens(pieces_of(ids, tokenizer), colours, WRITERS, title)
