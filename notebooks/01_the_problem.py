@@ -13,7 +13,7 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
     sys.path.append("repository/notebooks")
 
 # %% [markdown]
-# # 1. The problem: a model that cannot know
+# # 1 · The problem: a model that cannot know
 #
 # A language model answers from its weights. What it never read, or read once and forgot, it makes up. A search engine
 # holds the fact; the model has to learn to ask for it. This notebook shows the gap on a world that no model can know,
@@ -176,7 +176,8 @@ hops = {source: figures["em"] for source, figures in after["bm25"][0]["by_source
 print({source: round(em, 2) for source, em in hops.items()})
 
 # %% [markdown]
-# Where it errs, look at the hops: this short run saw questions of one hop alone. The full run trains on both, and [the tiny base](../docs/tiny_base.md) has its figures.
+# Where it errs, look at the hops: this short run saw questions of one hop alone. The full run trains on both, and
+# [the tiny base](../docs/tiny_base.md) has its figures.
 #
 # ## Exercises
 #

@@ -13,7 +13,7 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
     sys.path.append("repository/notebooks")
 
 # %% [markdown]
-# # 2. BM25, from its formula to the index
+# # 2 · BM25, from its formula to the index
 #
 # The policy asks, and something must answer. Search-R1 puts E5, a dense encoder, behind its policy (paper, section 4.3);
 # its interface is one call, and BM25 serves it just as well: no model, no GPU, and every score can be computed by hand.
@@ -143,8 +143,8 @@ figure.tight_layout()
 #
 # The formula asks for nothing but counts, so all of it can be computed before the first query. rank-bm25 keeps the counts
 # and runs over every passage for every query: short to read, and linear in the corpus. bm25s computes
-# $\text{idf} \cdot \text{tf} / (\text{tf} + \text{norm})$ once for every term *of a passage*, keeps the numbers by term (postings,
-# a sparse matrix), and a query adds up a few columns.
+# $\text{idf} \cdot \text{tf} / (\text{tf} + \text{norm})$ once for every term *of a passage* and keeps the numbers by
+# term (postings, a sparse matrix); a query adds up a few columns.
 
 # %%
 index = BM25S(world.passages).index

@@ -13,7 +13,7 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
     sys.path.append("repository/notebooks")
 
 # %% [markdown]
-# # 3. A rollout, token by token
+# # 3 · A rollout, token by token
 #
 # A rollout is one answer to one question: the policy writes, is stopped at a search, reads, and goes on (Search-R1,
 # Algorithm 1). Three things in it are easy to get nearly right: where a turn stops, what is fed to the model again, and

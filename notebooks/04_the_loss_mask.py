@@ -13,7 +13,7 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
     sys.path.append("repository/notebooks")
 
 # %% [markdown]
-# # 4. The loss mask, on real tokens
+# # 4 · The loss mask, on real tokens
 #
 # A trajectory holds tokens of two writers. What the policy wrote can be made more or less likely; what the engine wrote is
 # not the policy's doing. Search-R1 therefore takes every observation token out of the loss (paper, section 3.1: the
@@ -47,26 +47,17 @@ print(f"{len(searched)} trajectories with a search, {[len(t.token_ids) for t in 
 # %%
 from searchr1_mini.batch import build_batch
 
-batch = build_batch(
-    searched, rewards=[1.0] * len(searched), group_ids=[0] * len(searched), pad_token_id=tokenizer.pad_token_id
-)
-print(
-    "input_ids",
-    tuple(batch.input_ids.shape),
-    " targets",
-    tuple(batch.targets.shape),
-    " loss_mask",
-    tuple(batch.loss_mask.shape),
-)
-IN, OUT, PAD = "#9CCBE8", "#DDDDDD", "#FFFFFF"
+n = len(searched)
+batch = build_batch(searched, rewards=[1.0] * n, group_ids=[0] * n, pad_token_id=tokenizer.pad_token_id)
+for name in ("input_ids", "targets", "loss_mask"):
+    print(f"{name:10}", tuple(getattr(batch, name).shape))
+
+# %%
+LEGEND = {"in the loss": "#9CCBE8", "masked": "#DDDDDD"}
+IN, OUT = LEGEND.values()
 length = int(batch.lengths[0]) - 1
 colours = [IN if inside else OUT for inside in batch.loss_mask[0, :length].tolist()]
-draw_tokens(
-    pieces_of(batch.targets[0, :length], tokenizer),
-    colours,
-    {"in the loss": IN, "masked": OUT},
-    "targets of the first row",
-)
+draw_tokens(pieces_of(batch.targets[0, :length], tokenizer), colours, LEGEND, "targets of the first row")
 
 # %% [markdown]
 # The prompt and the observation are masked, and each turn is in from its first token to the one that holds its stop
@@ -144,7 +135,7 @@ print(f"minus 1 / {n_policy} =        {-1 / n_policy:.5f}")
 from searchr1_mini.trajectory import Segment, Trajectory
 
 
-def encode(text):
+def to_ids(text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -155,7 +146,7 @@ turns = [
     ("policy", "<answer> Opal Bank </answer>"),
 ]
 segments = [
-    Segment(kind, encode(text), [0.0] * len(encode(text)) if kind == "policy" else [], text) for kind, text in turns
+    Segment(kind, to_ids(text), [0.0] * len(to_ids(text)) if kind == "policy" else [], text) for kind, text in turns
 ]
 forged = Trajectory("forged", segments)
 
@@ -176,7 +167,7 @@ true_mask = [False, *build_batch([forged], [1.0], [0], tokenizer.pad_token_id).l
 guessed = mask_from_text(forged)
 wrong = [index for index, (one, other) in enumerate(zip(true_mask, guessed, strict=True)) if one != other]
 colours = [IN if inside else OUT for inside in guessed]
-draw_tokens(pieces_of(forged.token_ids, tokenizer), colours, {"in the loss": IN, "masked": OUT},
+draw_tokens(pieces_of(forged.token_ids, tokenizer), colours, LEGEND,
             f"mask from text: {len(wrong)} tokens wrong (framed)", struck=wrong)  # fmt: skip
 
 # %% [markdown]
@@ -186,8 +177,8 @@ draw_tokens(pieces_of(forged.token_ids, tokenizer), colours, {"in the loss": IN,
 # sampled, and with it the only lesson on when to stop.
 
 # %%
-ids = [*encode("<answer> Opal Bank </answer>"), tokenizer.eos_token_id]
-stopped = Trajectory("eos", [Segment("prompt", encode("Question: ?\n")), Segment("policy", ids, [0.0] * len(ids))])
+ids = [*to_ids("<answer> Opal Bank </answer>"), tokenizer.eos_token_id]
+stopped = Trajectory("eos", [Segment("prompt", to_ids("Question: ?\n")), Segment("policy", ids, [0.0] * len(ids))])
 row = build_batch([stopped, forged], [1.0, 1.0], [0, 0], pad_token_id=tokenizer.eos_token_id)
 by_pad_id = row.loss_mask[0] & (row.targets[0] != tokenizer.eos_token_id)
 print("policy tokens by provenance:", int(row.loss_mask[0].sum()), " by pad id:", int(by_pad_id.sum()))

@@ -13,7 +13,7 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
     sys.path.append("repository/notebooks")
 
 # %% [markdown]
-# # 5. Rewards and group advantages
+# # 5 · Rewards and group advantages
 #
 # All that the policy is ever told is one number at the end: was the answer right? This notebook takes that number apart:
 # how two answers are compared, how public code came to pay for answers that nobody gave, and how GRPO turns the rewards of a
@@ -103,9 +103,9 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
 # %% [markdown]
 # The public code (`qa_em.py`) takes no answer where it finds fewer than two, so as to skip the prompt's example. But the
 # prompt holds two: the words `<answer> and </answer>` are the first. And behind a prompt that holds none, an honest
-# answer would be the only one, and earn nothing. Here the answer is the content of the action that ended the episode, read from the
-# policy's own tokens (`methods.py:search_r1`, `trajectory.py:Trajectory.answer`), and passages cannot spell our tags
-# ([notebook 3](03_a_rollout.ipynb)).
+# answer would be the only one, and earn nothing. Here the answer is the content of the action that ended the episode,
+# read from the policy's own tokens (`methods.py:search_r1`, `trajectory.py:Trajectory.answer`), and passages cannot
+# spell our tags ([notebook 3](03_a_rollout.ipynb)).
 #
 # How much would a leak pay? Real rollouts of the base, paid by EM, and by a reward that looks for the gold answer anywhere in
 # the text (`bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).

@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,8 +18,9 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
-sys.path.insert(0, str(FOLDER))
+sys.path[:0] = [str(FOLDER), str(ROOT / "docs")]
 import build
+import course_pictures
 from exercises import check, check_code, digest
 
 SOURCES = build.sources()
@@ -124,6 +126,16 @@ def test_a_notebook_holds_calls_and_no_library(path):
 
 def test_every_notebook_has_its_pair():
     assert SOURCES and [path.stem for path in SOURCES] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+def test_the_course_names_every_notebook_and_its_pictures_are_those_of_the_code(tmp_path):
+    course = (ROOT / "docs/course.md").read_text(encoding="utf-8")
+    assert all(f"(../notebooks/{path.stem}.ipynb)" in course for path in SOURCES)
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in course_pictures.write(tmp_path)}
+    assert drawn and all(f"({name})" in course for name in drawn)
+    for name, text in drawn.items():
+        ElementTree.fromstring(text)
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "run `python docs/course_pictures.py`"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,198 @@
+"""The pictures of the course, a picture a session: `python docs/course_pictures.py` writes docs/course_*.svg.
+
+Curves are computed by the package's own functions; lengths of turns and passages are an example's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config
+
+from searchr1_mini.algorithms import clipped_surrogate, gae, group_advantages
+from searchr1_mini.charts import COLOURS, html_text, line_chart, svg
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.defaults import PRESETS
+from searchr1_mini.memory import GB, predict, shape_of
+from searchr1_mini.resolve import resolve
+
+STYLE = (
+    "text{fill:#1f2430;font-size:12px}.grid{stroke:#dfe3e8}.name{font-weight:600}.title{font-weight:600;font-size:14px}"
+)
+WRITERS = {"prompt": "#dddddd", "policy": "#9ccbe8", "observation": "#f5ce7e"}
+EXAMPLE = [("prompt", 40), ("policy", 20), ("observation", 90), ("policy", 20), ("observation", 90), ("policy", 25)]
+# Qwen2.5-3B, as its config.json has it
+QWEN_3B = Qwen2Config(
+    hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008,
+    vocab_size=151936, tie_word_embeddings=True,
+)  # fmt: skip
+
+
+def card(parts: list[str], width: int, height: int, title: str) -> str:
+    """A whole SVG on a white card, with a title."""
+    back = f'<rect width="{width}" height="{height}" rx="8" fill="#fff"/>'
+    return svg("\n".join([back, *parts]), width, height, title, STYLE) + "\n"
+
+
+def text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "") -> str:
+    """A line of text at its anchor."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{html_text(words)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float, colour: str, words: str = "") -> str:
+    """A box with words in its middle."""
+    rectangle = (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}" stroke="#fff"/>'
+    )
+    return rectangle + (text(x + width / 2, y + height / 2 + 4, words) if words else "")
+
+
+def arrow(x1: float, x2: float, y: float, words: str) -> str:
+    """A level arrow from x1 to x2 with words above it."""
+    head = 8 if x2 > x1 else -8
+    line = f'<path d="M{x1} {y}H{x2 - head}" stroke="#1f2430"/><path d="M{x2} {y}l{-head} -4v8z" fill="#1f2430"/>'
+    return line + text((x1 + x2) / 2, y - 6, words, "middle", "name")
+
+
+def loop() -> str:
+    """Session 1: the policy asks, the engine answers, and one number comes back."""
+    parts = [
+        box(20, 60, 110, 60, WRITERS["prompt"], "question"),
+        box(220, 40, 150, 100, WRITERS["policy"], "policy"),
+        box(600, 40, 140, 100, WRITERS["observation"], "search engine"),
+        arrow(130, 220, 90, "prompt"),
+        arrow(370, 600, 70, "<search> query </search>"),
+        arrow(600, 370, 120, "<information> .. </information>"),
+        box(220, 200, 150, 50, WRITERS["policy"], "<answer> .. </answer>"),
+        box(600, 200, 140, 50, WRITERS["prompt"], "EM: 1 or 0"),
+        arrow(370, 600, 225, "right?"),
+        '<path d="M295 140V200" stroke="#1f2430"/>',
+        text(303, 175, "up to 4 actions", "start"),
+    ]
+    return card(parts, 760, 270, "A question, a policy that may search, and one reward at the end")
+
+
+def rollout() -> str:
+    """Session 2: what is fed at each turn, with the whole context and with a KV cache."""
+    parts, y = [], 46
+    for title, is_cached in (("the whole context at every turn", False), ("with a KV cache: what is new", True)):
+        parts.append(text(20, y - 8, title, "start", "title"))
+        fed, total = 0, 0
+        for index, (kind, _) in enumerate(EXAMPLE):
+            if kind != "policy":
+                continue
+            x, start = 60.0, fed if is_cached else 0
+            parts.append(text(20, y + 15, f"turn {(index + 1) // 2}", "start"))
+            for position, (writer, n) in enumerate(EXAMPLE[: index + 1]):
+                if position >= start:
+                    parts.append(box(x, y, 2 * n, 22, WRITERS[writer], writer if n > 30 else ""))
+                    total += n
+                x += 2 * n
+            fed, y = index + 1, y + 28
+        parts.append(text(660, y - 34, f"{total} tokens", "start", "name"))
+        y += 34
+    return card(parts, 760, y - 30, "Tokens fed in an answer of three turns")
+
+
+def mask() -> str:
+    """Session 3, first half: who wrote which token, and which of them are in the loss."""
+    tokens = [("prompt", word) for word in "Question : Where does Ada work ?".split()]
+    tokens += [("policy", word) for word in "<search> Ada Brook </search>".split()]
+    tokens += [("observation", word) for word in "<information> Ada works for Opal Bank </information>".split()]
+    tokens += [("policy", word) for word in "<answer> Opal Bank </answer>".split()]
+    parts, x, y = [text(20, 28, "I(y) = 1 where the policy wrote the token", "start", "title")], 20.0, 44
+    for writer, word in tokens:
+        width = 7.2 * len(word) + 12
+        if x + width > 740:
+            x, y = 20.0, y + 62
+        parts += [
+            box(x, y, width, 24, WRITERS[writer], word),
+            text(x + width / 2, y + 40, str(int(writer == "policy"))),
+        ]
+        x += width
+    for place, (writer, colour) in enumerate(WRITERS.items()):
+        parts.append(box(20 + 130 * place, y + 62, 110, 20, colour, writer))
+    return card(parts, 760, y + 96, "The loss mask on the tokens of a trajectory")
+
+
+def advantages() -> str:
+    """Session 3, second half: GRPO's advantage by how many of a group of eight are right."""
+    lines = {}
+    for name, normalise in (("GRPO", True), ("Dr. GRPO", False)):
+        both = []
+        for n_right in range(1, 8):
+            rewards = torch.tensor([1.0] * n_right + [0.0] * (8 - n_right))
+            both.append((n_right, group_advantages(rewards, torch.zeros(8), "group", normalise)))
+        lines[f"{name}, right"] = [(n, a[0].item()) for n, a in both]
+        lines[f"{name}, wrong"] = [(n, a[-1].item()) for n, a in both]
+    chart = line_chart(lines, "Advantage in a group of 8", "right rollouts", "advantage", width=560, height=320)
+    return card([chart], 600, 320, "Advantages of right and wrong rollouts by how many of the group are right")
+
+
+def clip() -> str:
+    """Session 4: the clipped objective of one token, by its ratio."""
+    ratios = torch.linspace(0.5, 1.6, 56)
+    lines = {}
+    for name, advantage in (("right:", 1.0), ("wrong:", -1.0)):
+        loss, _ = clipped_surrogate(ratios.log()[None], torch.full((1, 1), advantage), 0.2, 0.2)
+        lines[name] = list(zip(ratios.tolist(), (-loss[0]).tolist(), strict=True))
+    chart = line_chart(
+        lines, "min(rho A, clip(rho, 0.8, 1.2) A), A = ±1", "ratio rho", "objective", width=560, height=320
+    )
+    return card([chart], 600, 320, "The clipped objective of PPO and GRPO")
+
+
+def credit() -> str:
+    """Session 5: GAE over policy tokens, with an observation between two turns."""
+    loss_mask = torch.tensor([[True] * 8 + [False] * 6 + [True] * 6])
+    rewards = torch.zeros(1, 20)
+    rewards[0, -1] = 1.0
+    values = torch.full((1, 20), 0.4)
+    at = loss_mask[0].nonzero()[:, 0].tolist()
+    lines = {}
+    for gae_lambda in (1.0, 0.9, 0.5):
+        found, _ = gae(rewards, values, loss_mask, 1.0, gae_lambda)
+        lines[f"λ = {gae_lambda}:"] = [(float(t), found[0, t].item()) for t in at]
+    title = "Advantage; V = 0.4, tokens 8 to 13 are read, not written"
+    chart = line_chart(lines, title, "token", "advantage", width=560, height=320)
+    return card([chart], 600, 320, "Generalised advantages over two turns and an observation")
+
+
+def memory() -> str:
+    """Session 6: predicted peak memory of each phase for Qwen2.5-3B, by preset."""
+    shape = shape_of(QWEN_3B)
+    parts = [text(20, 28, "Predicted peak of each phase, Qwen2.5-3B in NF4 with LoRA, GRPO", "start", "title")]
+    y = 48
+    for preset in ("24gb", "16gb", "12gb"):
+        predicted = predict(resolve(TrainConfig(model="Qwen2.5-3B", **PRESETS[preset])), shape, 2, on_gpu=True)
+        parts.append(text(20, y + 34, f"--preset {preset}", "start", "name"))
+        for colour, phase in zip(COLOURS, predicted.phases, strict=False):
+            size = predicted.total(phase) / GB
+            parts += [
+                box(130, y, 22 * size, 16, colour),
+                text(136 + 22 * size, y + 12, f"{phase} {size:.1f} GB", "start"),
+            ]
+            y += 18
+        y += 16
+    return card(parts, 760, y, "Predicted peak memory by preset")
+
+
+PICTURES: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (loop, rollout, mask, advantages, clip, credit, memory)
+}
+
+
+def write(folder: Path) -> list[Path]:
+    """Every picture as `course_NAME.svg`; returns their paths."""
+    paths = [folder / f"course_{name}.svg" for name in PICTURES]
+    for path, draw in zip(paths, PICTURES.values(), strict=True):
+        path.write_text(draw(), encoding="utf-8")
+    return paths
+
+
+if __name__ == "__main__":
+    for path in write(Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent):
+        print(path.name, path.stat().st_size, "bytes")
