@@ -1,0 +1,273 @@
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/09_the_real_model.ipynb)
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
+    address = "https://github.com/OWNER/REPOSITORY"
+    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
+    sys.path.append("repository/notebooks")
+
+# %% [markdown]
+# # 9. The real model on one GPU: memory, speed, what to expect
+#
+# `python train.py --model Qwen2.5-3B` runs the loop of notebook 6 on a model three thousand times larger. What has to fit
+# into the card, what bounds the speed, and what a first run looks like. Everything about cards and real models here is
+# **predicted**, from shapes alone, on a machine that need not have a GPU; what is **measured** says so.
+
+# %%
+import tempfile
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import torch
+from exercises import check
+from huggingface_hub import try_to_load_from_cache
+from IPython.utils.capture import capture_output
+from transformers import Qwen2Config
+
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.defaults import PRESETS
+from searchr1_mini.memory import GB, NF4, predict, shape_of
+from searchr1_mini.resolve import resolve
+from searchr1_mini.rollout import rollout
+from searchr1_mini.session import start
+from searchr1_mini.training import train_step
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "0.4", "0.7"]
+
+# %% [markdown]
+# ## Four shapes
+#
+# The numbers of Qwen2.5's `config.json`. `shape_of` builds the model on torch's meta device, which takes no memory, and
+# counts (`memory.py:shape_of`).
+
+# %%
+NAMES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size".split()
+QWEN = {
+    "0.5B": (896, 24, 14, 2, 4864, 151_936),
+    "1.5B": (1536, 28, 12, 2, 8960, 151_936),
+    "3B": (2048, 36, 16, 2, 11_008, 151_936),
+    "7B": (3584, 28, 28, 4, 18_944, 152_064),
+}
+shapes = {
+    size: shape_of(Qwen2Config(**dict(zip(NAMES, numbers, strict=True)), tie_word_embeddings=size != "7B"))
+    for size, numbers in QWEN.items()
+}
+for size, shape in shapes.items():
+    print(f"{size:>4}: {shape.all / 1e9:.2f} billion numbers; NF4 packs {shape.linear / 1e9:.2f} of them")
+
+# %% [markdown]
+# ## What fits
+#
+# Before a run loads its weights, `preflight.py` predicts the peak of each phase and refuses what does not fit, with the
+# flags that do. The same function, for every size and preset:
+
+
+# %%
+def predicted(size, **changes):
+    config = resolve(TrainConfig(model=f"Qwen2.5-{size}", **changes))
+    return predict(config, shapes[size], width=2, on_gpu=True)
+
+
+presets = ("12gb", "16gb", "24gb")
+fig, axis = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
+for i, (preset, colour) in enumerate(zip(presets, COLOURS, strict=False)):
+    peaks = [predicted(size, **PRESETS[preset]).peak / GB for size in shapes]
+    bars = axis.bar([x + 0.27 * (i - 1) for x in range(4)], peaks, 0.25, color=colour, label=f"--preset {preset}")
+    axis.bar_label(bars, fmt="%.1f", fontsize=8)
+    axis.axhline(int(preset[:2]), color=colour, linestyle=":", linewidth=1)
+axis.set_xticks(range(4), [f"Qwen2.5-{size}" for size in shapes])
+axis.set(ylabel="predicted peak, GB (dotted: the card)", title="GRPO on a 4-bit base with LoRA")
+_ = axis.legend()
+
+# %% [markdown]
+# A prediction counts tensors. It leaves out the CUDA context and what the allocator holds beyond them; a run that has
+# ended knows its true peak (`peak_memory_gb` in its `summary.json`). [Memory](../docs/memory.md) has the formulas, and a
+# table of predictions beside measurements, on a CPU.
+#
+# ## What takes it
+#
+# The phases of a step, one after the other; a card has to hold the largest, not the sum.
+
+# %%
+expected = predicted("3B")
+terms = {
+    name: sum(phase.get(name, 0) for phase in expected.phases.values()) for p in expected.phases.values() for name in p
+}
+largest = sorted(terms, key=terms.get, reverse=True)[:8]
+fig, axis = plt.subplots(figsize=(8.5, 3), layout="constrained")
+for row, phase in enumerate(expected.phases.values()):
+    left, rest = 0.0, sum(size for name, size in phase.items() if name not in largest)
+    for name, colour in zip([*largest, "the rest"], COLOURS, strict=True):
+        width = (rest if name == "the rest" else phase.get(name, 0)) / GB
+        axis.barh(row, width, left=left, color=colour, label=name if row == 0 else None)
+        left += width
+axis.set_yticks(range(len(expected.phases)), list(expected.phases))
+axis.set(xlabel="predicted, GB: Qwen2.5-3B, all defaults")
+axis.invert_yaxis()
+fig.legend(loc="outside right center", fontsize=8)
+print(expected.table())
+
+# %% [markdown]
+# The base in NF4 takes .516 bytes a number (QLoRA, [arXiv 2305.14314](https://arxiv.org/abs/2305.14314)). There is one base:
+# the policy is an adapter on it, the reference the base without the adapter, PPO's critic a second adapter. Full
+# fine-tuning needs the weights, a reference, gradients and AdamW's moments in 32 bits:
+
+# %%
+for name, changes in {
+    "NF4 and LoRA": {},
+    "the same, PPO": {"algorithm": "ppo"},
+    "16 bits and LoRA": {"load_in_4bit": False},
+    "full fine-tuning": {"lora_rank": 0},
+    "full fine-tuning, PPO": {"lora_rank": 0, "algorithm": "ppo"},
+}.items():
+    print(f"{name:22} " + "  ".join(f"{size} {predicted(size, **changes).peak / GB:6.1f} GB" for size in shapes))
+
+# %% [markdown]
+# Three knobs move what is left. Each line starts from the defaults of Qwen2.5-3B and turns one of them.
+
+# %%
+config = resolve(TrainConfig(model="Qwen2.5-3B"))
+knobs = {
+    "tokens_per_micro_batch": (512, 1024, 2048, 4096, 8192, 16384),
+    "rollout_batch_size": (4, 8, 16, 32, 64, 128),
+    "max_total_tokens": (1024, 2048, 4096, 8192),
+}
+fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
+for axis, (knob, values) in zip(axes, knobs.items(), strict=True):
+    for phase, colour in zip(("rollout", "update"), COLOURS, strict=False):
+        tried = [predict(replace(config, **{knob: value}), shapes["3B"], 2, True) for value in values]
+        axis.plot(values, [t.total(phase) / GB for t in tried], "o-", color=colour, label=phase)
+    axis.set(xlabel="--" + knob.replace("_", "-"), xscale="log")
+    axis.set_xticks(values, [f"{n // 1024}k" if n >= 1024 else str(n) for n in values])
+    axis.minorticks_off()
+axes[0].set(ylabel="predicted, GB", ylim=(0, 26))
+_ = axes[0].legend()
+
+# %% [markdown]
+# The conversation length stops mattering where `--max-turns` and the limits of a turn end it first.
+#
+# ## Speed
+#
+# Decoding reads every weight once a token, for all conversations at a time. So a card's memory bandwidth bounds how often it
+# can do that, and conversations side by side are nearly free until its arithmetic is the bound. The bound from data
+# sheets (T4: 320 GB/s, RTX 4090: 1,008, H100 SXM: 3,350), for the weights alone; with the cache, and everything else,
+# real runs are below it:
+
+# %%
+bandwidth = {"T4": 320e9, "RTX 4090": 1008e9, "H100 SXM": 3350e9}
+for size, shape in shapes.items():
+    for kind, width in (("NF4", NF4), ("unpacked to 16 bits", 2)):
+        n_bytes = width * shape.linear + 2 * shape.vocabulary * shape.hidden  # the matrices and the head
+        bound = "  ".join(f"{card} {speed / n_bytes:6.0f}" for card, speed in bandwidth.items())
+        print(f"{size:>4} {kind:20} at most decode steps a second: {bound}")
+
+# %% [markdown]
+# NF4 reads less and computes more: each matrix is unpacked at every step. Where memory allows, a rollout therefore reads
+# a copy unpacked once (`--rollout-weights`).
+#
+# **Measured**, on the machine that executed this notebook: the tiny base, more and more conversations at a time.
+
+# %%
+options = dict(eval_questions=20, tensorboard=False, output_dir=f"{tempfile.mkdtemp()}/run", world_difficulty="infobox")
+with capture_output():
+    run = start(resolve(TrainConfig(**options)))
+examples = run.train.examples[:64]
+speeds = {}
+for at_a_time in (1, 4, 16, 64):
+    limits = replace(run.limits, n_rows=at_a_time)
+    few = examples[: max(4, at_a_time)]
+    _, stats = rollout(few, run.make_method, run.policy, run.train.retriever, limits, temperature=1.0, seed=0)
+    speeds[at_a_time] = stats.tokens_total / stats.seconds
+fig, axis = plt.subplots(figsize=(5, 2.8), layout="constrained")
+axis.plot(list(speeds), list(speeds.values()), "o-", color=COLOURS[0])
+axis.set(xlabel="conversations at a time", ylabel="tokens a second, measured", xscale="log", yscale="log")
+axis.set_xticks(list(speeds), [str(n) for n in speeds])
+assert speeds[64] > speeds[1]
+
+# %% [markdown]
+# [Performance](../docs/performance.md) has what was measured of the engine, command beside figure.
+#
+# ## The real thing, where there is a GPU
+#
+# The next cell takes one small step with Qwen2.5-0.5B if this machine has a CUDA device and the weights in its cache, and
+# puts the measured peak beside the predicted one. On Colab, fetch them first: `!hf download Qwen/Qwen2.5-0.5B`.
+
+# %%
+is_cached = isinstance(try_to_load_from_cache("Qwen/Qwen2.5-0.5B", "model.safetensors"), str)
+if torch.cuda.is_available() and is_cached:
+    del run
+    small = dict(model="Qwen2.5-0.5B", dataset="world", eval_questions=8, questions_per_step=4, group_size=4)
+    real = start(resolve(TrainConfig(**options | small | {"output_dir": f"{tempfile.mkdtemp()}/run"})))
+    torch.cuda.reset_peak_memory_stats()
+    metrics = train_step(real, 1)
+    print(predict(real.config, shapes["0.5B"], width=2, on_gpu=True).line(), "predicted")
+    print(f"{torch.cuda.max_memory_allocated() / GB:.1f} GB measured, {metrics['tokens_per_second']:.0f} tokens/s")
+else:
+    print("no GPU here, or no weights: nothing was measured")
+
+# %% [markdown]
+# ## What to expect
+#
+# - A base model often answers at once at first, or breaks the format: `searches` near 0, `valid_actions` low. The prompt
+#   (`prompts.py`) explains the tags, and the reward does the rest.
+# - The paper trains 500 steps of 512 questions on eight H100 GPUs; `--preset paper` holds its numbers. The defaults here take 8
+#   questions x 5 rollouts a step: expect another curve. Nobody has run the 3B model with them here, so there is no figure.
+# - Watch `searches`, `em` and `valid_actions` rise; `kl` small; `zero_variance_groups` below .9. The signs of trouble are in
+#   notebook 8.
+#
+# [Recipes](../docs/recipes.md) has a command for each size of card.
+#
+# ## Exercises
+#
+# **9.1** How many MB (10^6 bytes) of KV cache does one conversation of 4,096 tokens take in Qwen2.5-3B, in 16 bits? A head has
+# 128 numbers.
+
+# %%
+answer = ...  # a number
+check("9.1", answer, "491b4ead7873", hint="keys and values, in every layer, for two key-value heads")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# answer = 2 * 36 * (2 * 128) * 2 * 4096 / 1e6
+# ```
+#
+# </details>
+#
+# **9.2** How many numbers does a LoRA adapter of rank 32 have for one matrix of 2,048 x 11,008?
+
+# %%
+answer = ...  # a number
+check("9.2", answer, "51efb4d42d2a", hint="two thin matrices: one reads the input, one writes the output")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# answer = 32 * (2048 + 11008)  # of 22.5 million: 1.9 %
+# ```
+#
+# </details>
+#
+# **9.3** By the prediction, in which phase does `--model Qwen2.5-3B --preset 12gb` peak?
+
+# %%
+answer = ...  # a text
+check("9.3", answer, "ce141bd75ba4", hint='predicted("3B", **PRESETS["12gb"]).table() prints every phase')
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# expected = predicted("3B", **PRESETS["12gb"])
+# answer = max(expected.phases, key=expected.total)
+# ```
+#
+# </details>
