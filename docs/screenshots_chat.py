@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,11 +48,18 @@ def served(run: Path) -> Iterator[str]:
         for passage in make_world(511, "eval", "natural", 0).passages:
             (notes / f"{passage.title}.txt").write_text(passage.text, encoding="utf-8")
         (Path(folder) / run.name).symlink_to(run.resolve())
-        command = [sys.executable, str(ROOT / "eval.py"), "--web", "--run", run.name, "--corpus", "notes"]
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = str(probe.getsockname()[1])
+        command = [sys.executable, str(ROOT / "eval.py"), "--web", "--port", port]
+        command += ["--run", run.name, "--corpus", "notes"]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
         try:
-            yield next(word for line in process.stdout for word in line.split() if word.startswith("http"))
+            words = (word for line in process.stdout for word in line.split())
+            address = next((word for word in words if word.startswith("http")), None)
+            if address is None:
+                sys.exit(f"eval.py --web did not start for {run}; what it says stands above")
+            yield address
         finally:
             process.terminate()
             process.wait()
