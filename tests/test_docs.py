@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ COMMAND = re.compile(r"\bpython3? (?:-m (searchr1_mini\.\w+)|((?:\w+/)?\w+\.py))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w/.-])((?:searchr1_mini|tests|docs|checks|benchmarks|notebooks)/[\w/.-]+\.\w+|\w+\.py)\b")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+TAKE_RUNS = ("searchr1_mini.export", "searchr1_mini.report")  # as words before the flags
+SHELL = ("<", ">", "|", "&&")  # what comes after is not the command's
 OF_ALL_COMMANDS = {"--preset", "--config", "--help", "--name", "--no-name"}  # the last two stand for any
 OF_OTHERS = set(  # programs of other people: torchrun, vLLM, pip, jupytext
     "--nproc-per-node --shutdown-timeout --enable-lora --max-lora-rank --lora-modules --require-hashes --no-deps "
@@ -110,7 +113,8 @@ def broken_commands(text: str) -> list[str]:
         if found:
             script = found[1] or found[2]
             try:
-                run_parser(script, shlex.split(found[3].split(" && ")[0], comments=True))
+                words = shlex.split(found[3], comments=True)
+                run_parser(script, list(takewhile(lambda word: word not in SHELL, words)))
             except (UserError, OSError, ValueError, SystemExit) as error:
                 broken.append(f"{snippet}: {error}")
     return broken
@@ -132,8 +136,8 @@ def run_parser(script: str, words: list[str]) -> None:
         if not given <= known:
             raise UserError(f"unknown {given - known}")
         return
-    while script == "searchr1_mini.export" and words and not words[0].startswith("--"):
-        words = words[1:]  # the run
+    while script in TAKE_RUNS and words and not words[0].startswith("--"):
+        words = words[1:]
     config = parse(config_class, script, "", words)
     if config_class is TrainConfig and is_whole:
         config = resolve(config)
