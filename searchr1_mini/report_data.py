@@ -161,11 +161,16 @@ def pieces_of(run_dir: Path, config: dict[str, Any]) -> Pieces:
     except UserError:  # not byte-level, or damaged: the text is there all the same
         return lambda segment: None
 
+    alone = [None if "\ufffd" in (text := piece.decode(errors="replace")) else plain(text) for piece in table]
+
     def pieces(segment: dict[str, Any]) -> list[tuple[int, str]] | None:
         ids = segment["token_ids"]
         if any(not 0 <= id_ < len(table) for id_ in ids):
             return None
-        return list(zip(ids, texts_of([table[id_] for id_ in ids]), strict=True))
+        texts = [alone[id_] for id_ in ids]
+        if None in texts:  # a part of a character
+            texts = list(texts_of([table[id_] for id_ in ids]))
+        return list(zip(ids, texts, strict=True))
 
     return pieces
 

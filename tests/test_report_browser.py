@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 import struct
 from pathlib import Path
 from unicodedata import normalize
@@ -119,6 +120,15 @@ def test_two_runs_stand_side_by_side_and_ppo_has_an_advantage_a_token(opened, bo
     assert watched.readout_of(f"{pane}:first-child .token", 0).endswith(f"advantage +{ADVANTAGES[0]:.3f}")
     assert watched.readout_of(f"{pane}:last-child .token", 0).endswith(f"advantage −{-ADVANTAGES[1]:.3f}")
     assert watched.page.locator("figure").filter(has_text="mean reward of the step").locator("polyline").count() == 2
+
+
+def test_runs_of_different_length_open_at_the_last_step_of_both(opened, runs, tmp_path):
+    shorter = shutil.copytree(runs[1], tmp_path / "shorter")
+    (shorter / "rollouts" / "step-000003.jsonl").unlink()
+    watched = opened(write_report(runs[0], shorter, output=tmp_path / "report.html"))
+    assert watched.page.locator("#step").input_value() == "2" and watched.page.locator(".card").count() == 8
+    watched.choose(step="3")
+    assert watched.shown(".pane > p.soft") == ["This run's sample does not have the question at this step."]
 
 
 def test_filters_leave_what_matches(opened, report):

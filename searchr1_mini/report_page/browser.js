@@ -61,7 +61,9 @@ function fillSteps() {
     groupsAt(run, number).some((group) => group.rollouts.some(isWanted)))]);
   step.replaceChildren(...steps.map(([number, has]) => option(number, has ? `${number}` : `${number} (no match)`, !has)));
   const open = steps.filter(([, has]) => has).map(([number]) => number);
-  const wanted = before === "" ? open.at(-1) : open.find((number) => number >= Number(before)) ?? open.at(-1);
+  const inAllRuns = open.filter((number) => data.runs.every((run) => groupsAt(run, number).length > 0));
+  const after = open.find((number) => before !== "" && number >= Number(before));
+  const wanted = after ?? inAllRuns.at(-1) ?? open.at(-1);
   step.value = wanted ?? "";
   fillQuestions();
 }
