@@ -1,4 +1,4 @@
-"""Evaluates a trained run greedily on held-out questions, or answers one question live with --ask."""
+"""Evaluates a trained run greedily on held-out questions, or answers questions live: --ask, --chat, --web."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from searchr1_mini.config import (
+    CORPUS_HELP,
     DENSE_INDEX_HELP,
     DENSE_MODEL_HELP,
     RERANKER_HELP,
@@ -21,7 +22,7 @@ from searchr1_mini.defaults import DENSE_MODEL
 class ServerConfig:
     """Options of the retrieval server."""
 
-    corpus: str | None = option("index", None, "local jsonl with the passages, or a folder of them, or hotpotqa")
+    corpus: str | None = option("index", None, CORPUS_HELP)
     dataset: str = option("index", "hotpotqa", "data set whose own paragraphs are served, without --corpus")
     data_path: str | None = option("index", None, "local file of that data set")
     retriever: Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus"] = option(
@@ -47,7 +48,7 @@ class MetricsConfig:
 
     dataset: str = option("data", "hotpotqa", "a file of questions with supporting titles, or a data set")
     data_path: str | None = option("data", None, "local file of that data set")
-    corpus: str | None = option("data", None, "local jsonl with the passages, or a folder of them, or hotpotqa")
+    corpus: str | None = option("data", None, CORPUS_HELP)
     limit: int = option("data", 500, "questions, always the same ones", least=1)
 
     retriever: str = option("retrieval", "auto", "as in train.py without the probes; several, a row each: bm25,dense")

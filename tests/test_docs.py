@@ -176,6 +176,22 @@ def unknown_targets(text: str) -> list[str]:
     return sorted({word for names in named for word in names.split()} - targets)
 
 
+def missing_names(text: str) -> list[str]:
+    """What "`module.py`: `name`, `name`" names and the module does not define."""
+    missing = []
+    for module, names in re.findall(r"`(\w+\.py)`: ((?:`\w+`(?:, )?)+)", text):
+        source = (ROOT / "searchr1_mini" / module).read_text(encoding="utf-8")
+        named = re.findall(r"`(\w+)`", names)
+        missing += [name for name in named if not re.search(rf"^(?:def |class )?{name}\b", source, re.MULTILINE)]
+    return missing
+
+
+@each_page
+def test_every_name_of_a_module_is_defined_there(page):
+    assert missing_names(page.read_text(encoding="utf-8")) == []
+    assert missing_names("`batch.py`: `build_batch`, `no_such`") == ["no_such"]
+
+
 @each_page
 def test_every_link_leads_somewhere(page):
     assert broken_links(page, page.read_text(encoding="utf-8")) == []
