@@ -180,8 +180,39 @@ def memory() -> str:
     return card(parts, 760, y, "Predicted peak memory by preset")
 
 
+def architecture() -> str:
+    """Session 2 and architecture.md: the modules that a step goes through."""
+    places = {  # name: x, y, two lines, whose work it is
+        "examples": (20, 60, "questions", "data.py, world.py", "prompt"),
+        "engine": (210, 60, "engine and methods", "rollout.py, methods.py", "policy"),
+        "decoder": (400, 20, "decoder", "generation.py, kv_cache.py", "policy"),
+        "retriever": (400, 100, "retriever", "engines.py, retrieval.py", "observation"),
+        "trajectory": (210, 180, "trajectories", "trajectory.py", "prompt"),
+        "reward": (20, 180, "rewards", "rewards.py", "prompt"),
+        "batch": (20, 260, "batch and loss mask", "batch.py", "prompt"),
+        "advantage": (210, 260, "advantages, losses", "algorithms.py", "policy"),
+        "update": (400, 260, "update", "update.py, critic.py", "policy"),
+        "policy": (590, 20, "policy", "models.py", "policy"),
+    }
+    parts = [text(20, 330, "training.py goes round once a step; a checkpoint holds what the next step needs", "start")]
+    for x, y, what, where, writer in places.values():
+        parts += [box(x, y, 150, 46, WRITERS[writer]), text(x + 75, y + 19, what, "middle", "name")]
+        parts.append(text(x + 75, y + 36, where))
+    parts += [arrow(170, 210, 83, ""), arrow(360, 400, 60, ""), arrow(400, 360, 112, "")]
+    parts += [arrow(550, 590, 43, ""), arrow(210, 170, 203, ""), arrow(170, 210, 283, ""), arrow(360, 400, 283, "")]
+    parts += [down(285, 106, 180), down(95, 226, 260)]
+    parts.append('<path d="M550 283H665V74" fill="none" stroke="#1f2430"/><path d="M665 66l-4 8h8z" fill="#1f2430"/>')
+    parts.append(text(672, 180, "new weights", "start"))
+    return card(parts, 770, 346, "The modules that a step goes through")
+
+
+def down(x: float, y1: float, y2: float) -> str:
+    """An arrow downwards."""
+    return f'<path d="M{x} {y1}V{y2 - 8}" stroke="#1f2430"/><path d="M{x} {y2}l-4 -8h8z" fill="#1f2430"/>'
+
+
 PICTURES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (loop, rollout, mask, advantages, clip, credit, memory)
+    function.__name__: function for function in (loop, rollout, mask, advantages, clip, credit, memory, architecture)
 }
 
 
