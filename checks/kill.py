@@ -2,8 +2,9 @@
 
     python checks/kill.py --kind grpo --times 30
 
-The instants are uniform over the run's life after its start; every third is inside the writing of a checkpoint. A run
-may be killed again after it was resumed (`--kills`). Exits with 1 unless every run ends the same.
+An instant is a random time after a random step (or after the start); every third is inside the writing of the next
+checkpoint. A run may be killed again after it was resumed (`--kills`). Exits with 1 unless every run was killed, and ends
+the same.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
+STEPS = 6
 SMALL = (
-    "--steps 6 --questions-per-step 4 --group-size 4 --eval-questions 4 --eval-every 3 --save-every 1 "
+    f"--steps {STEPS} --questions-per-step 4 --group-size 4 --eval-questions 4 --eval-every 3 --save-every 1 "
     "--max-new-tokens 40 --keep-checkpoints 2 --reward format --no-drop-zero-variance --no-tensorboard "
     "--no-memory-check"
 ).split()
@@ -49,19 +51,21 @@ def start(kind: str, folder: Path, *flags: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def has_begun(folder: Path) -> bool:
-    """Whether the run's folder is there; what comes before is loading."""
-    return (folder / "config.json").exists()
+def steps_done(folder: Path) -> int:
+    """Steps in the log; -1 before the run's folder is there, while it loads."""
+    if not (folder / "config.json").exists():
+        return -1
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill(process: subprocess.Popen, folder: Path, instant: float, in_a_save: bool) -> bool:
-    """Kills the run that many seconds after it began, or in the save that comes next; False if it ended before."""
-    while not has_begun(folder):
-        time.sleep(0.01)
-    due = time.monotonic() + instant
+def kill(process: subprocess.Popen, folder: Path, step: int, seconds: float, in_a_save: bool) -> bool:
+    """Kills the run some time after a step, or in the save that comes next; False if it ended before."""
+    while steps_done(folder) < step and process.poll() is None:
+        time.sleep(0.001)
+    due = time.monotonic() + seconds
     while process.poll() is None:
-        is_due = time.monotonic() >= due
-        if is_due and (not in_a_save or any((folder / "checkpoints").glob(".step-*/*"))):
+        if in_a_save and any((folder / "checkpoints").glob(".step-*/*")) or not in_a_save and time.monotonic() >= due:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return True
@@ -108,24 +112,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "whole"
         process = start(args.kind, whole)
-        while not has_begun(whole) and process.poll() is None:
+        while steps_done(whole) < 1 and process.poll() is None:
             time.sleep(0.01)
         began = time.monotonic()
         out, _ = process.communicate()
         if process.returncode:
             sys.exit(f"the run that was left alone failed:\n{out}")
-        life, expected = time.monotonic() - began, outcome(whole)
-        print(f"{args.kind}: left alone the run takes {life:.1f} s", flush=True)
+        a_step, expected = (time.monotonic() - began) / STEPS, outcome(whole)
         for number in range(1, args.times + 1):
             folder, told = Path(scratch) / str(number), []
             process = start(args.kind, folder)
             for _ in range(args.kills):
-                instant, in_a_save = rng.uniform(0, life), number % 3 == 0
-                if not kill(process, folder, instant * (0.7 if in_a_save else 1), in_a_save):
+                step, seconds, in_a_save = rng.randrange(STEPS), rng.uniform(0, a_step), number % 3 == 0
+                if not kill(process, folder, step, seconds, in_a_save):
                     told.append("had ended")
                     break
                 killed += 1
-                told.append(f"killed at {instant:.2f} s" + " in a save" * in_a_save)
+                told.append(f"killed after step {step} " + ("in a save" if in_a_save else f"and {seconds:.2f} s"))
                 process = start(args.kind, folder, "--resume")
             out, _ = process.communicate() if process.stdout and not process.stdout.closed else ("", "")
             wrong = differences(expected, outcome(folder)) if process.returncode == 0 else [out[-500:]]
@@ -133,7 +136,7 @@ def main() -> None:
             print(f"{number:3d} {', '.join(told)}: {wrong or 'the same bits'}", flush=True)
             shutil.rmtree(folder)
     print(f"{args.kind}: {same} of {args.times} runs end with the same bits; {killed} kills")
-    sys.exit(same != args.times)
+    sys.exit(same != args.times or killed < args.times * args.kills)
 
 
 if __name__ == "__main__":
