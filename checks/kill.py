@@ -3,8 +3,8 @@
     python checks/kill.py --kind grpo --times 30
 
 An instant is a random time after a random step (or after the start); every third is inside the writing of the next
-checkpoint. A run may be killed again after it was resumed (`--kills`). Exits with 1 unless every run was killed, and ends
-the same.
+checkpoint. A run may be killed again after it was resumed (`--kills`). Exits with 1 unless every run was killed, and
+ends the same.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def kill(process: subprocess.Popen, folder: Path, step: int, seconds: float, in_
         time.sleep(0.001)
     due = time.monotonic() + seconds
     while process.poll() is None:
-        if in_a_save and any((folder / "checkpoints").glob(".step-*/*")) or not in_a_save and time.monotonic() >= due:
+        if any((folder / "checkpoints").glob(".step-*/*")) if in_a_save else time.monotonic() >= due:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return True
