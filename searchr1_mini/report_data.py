@@ -133,7 +133,7 @@ def pack_segment(segment: dict[str, Any], vocabulary: Vocabulary, pieces: Pieces
     """
     kind, pairs = KINDS.index(segment["kind"]), pieces(segment)
     if pairs is None:
-        return [kind, cut(plain(segment["text"][: 2 * MOST_CHARACTERS]))]
+        return [kind, shortened(plain(segment["text"][: 2 * MOST_CHARACTERS]))]
     columns = [[thousandths(value) for value in islice(segment.get(name, ()), MOST_TOKENS)] for name in COLUMNS]
     if len(pairs) > MOST_TOKENS:
         pairs = [*pairs[:MOST_TOKENS], (-1, CUT)]
@@ -184,10 +184,10 @@ def texts_of(pieces: list[bytes]) -> Iterator[str]:
 
 def short(text: str) -> str:
     """Foreign text on one line, of bounded length."""
-    return cut(one_line(text[: 2 * MOST_CHARACTERS]))
+    return shortened(one_line(text[: 2 * MOST_CHARACTERS]))
 
 
-def cut(text: str) -> str:
+def shortened(text: str) -> str:
     """The start of a text that is too long for a page."""
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + CUT
 
