@@ -10,8 +10,10 @@ import textwrap
 
 import pytest
 import torch
+from conftest import write_lines
 
 from searchr1_mini.checkpoint import (
+    best_checkpoint,
     capture_rng,
     checkpoint_step,
     is_whole,
@@ -23,7 +25,9 @@ from searchr1_mini.checkpoint import (
     save_checkpoint,
     save_training_state,
 )
+from searchr1_mini.config import EvalConfig
 from searchr1_mini.errors import UserError
+from searchr1_mini.plan import checkpoint_of
 
 
 def write_some(folder, size=1000):
@@ -43,6 +47,20 @@ def test_the_newest_checkpoint_is_found_and_old_ones_go(tmp_path):
     assert checkpoint_step(latest_checkpoint(tmp_path)) == 15
     prune_checkpoints(tmp_path, keep=2)
     assert steps(tmp_path) == [10, 15]
+
+
+def test_the_best_checkpoint_stays_and_is_found(tmp_path):
+    """Of equal scores the newest; a step without an evaluation has none."""
+    assert best_checkpoint(tmp_path) is None
+    write_lines(tmp_path / "metrics.jsonl", [{"step": s, "eval/em": em} for s, em in ((5, 0.7), (10, 0.7), (20, 0.6))])
+    for step in (5, 10, 15, 20, 25):
+        save_checkpoint(tmp_path, step, write_some)
+    prune_checkpoints(tmp_path, keep=2)
+    assert steps(tmp_path) == [10, 20, 25]
+    assert checkpoint_step(best_checkpoint(tmp_path)) == 10
+    assert checkpoint_of(EvalConfig(checkpoint="best"), tmp_path) == best_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="give the number of a step, or best"):
+        checkpoint_of(EvalConfig(checkpoint="last"), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
