@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import EvalConfig
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import check_ranges
 
 

@@ -93,7 +93,8 @@ print("the turn's text:", bytes(matcher.seen[:end]))
 # Eight rollouts of each of 16 questions at temperature 1. The base searches now and then; the picture shows one that did.
 
 # %%
-from searchr1_mini.rollout import rollout, tokens_of_usual_loop
+from searchr1_mini.rollout import rollout
+from searchr1_mini.rollout_stats import tokens_of_usual_loop
 
 group = [example for example in task.examples[:16] for _ in range(8)]
 trajectories, stats = rollout(

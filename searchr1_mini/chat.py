@@ -129,15 +129,15 @@ def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
     screen = Screen(chat, colour)
     if sys.stdin.isatty() and sys.stdout.isatty():
         print(f"{one_line(about)}\nCtrl-C ends an answer, Ctrl-D or /quit leaves.")
-        with line_editing():
-            for question in typed_questions():
-                with ctrl_c_sets(threading.Event()) as stop:
-                    try:
-                        screen.answer(question, stop.is_set)
-                    except Stopped:
-                        print("\nstopped")
-                    except UserError as error:
-                        print(f"error: {plain(str(error))}", file=sys.stderr)
+        with line_editing(), CtrlC() as ctrl_c:
+            for question in questions_of(ctrl_c.typed_lines()):
+                try:
+                    with ctrl_c.answering() as is_stopped:
+                        screen.answer(question, is_stopped)
+                except Stopped:
+                    print("\nstopped")
+                except UserError as error:
+                    print(f"error: {plain(str(error))}", file=sys.stderr)
         return
     sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is told, and the next one is read
     n_failed = 0
@@ -167,36 +167,54 @@ def questions_of(lines: Iterator[str]) -> Iterator[str]:
             yield line
 
 
-def typed_questions() -> Iterator[str]:
-    """Questions from the keyboard up to Ctrl-D; Ctrl-C clears the line."""
+class CtrlC:
+    """Inside, Ctrl-C clears the line that is typed, ends the answer, or, if it was told to end, the program.
 
-    def lines() -> Iterator[str]:
+    Between the two it does nothing, so that it never leaves the chat by chance.
+    """
+
+    def __init__(self) -> None:
+        self.raises, self.stop = False, None
+
+    def __enter__(self) -> CtrlC:
+        self.previous = signal.signal(signal.SIGINT, self.on_signal)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self.previous)
+
+    def on_signal(self, *_) -> None:
+        if self.raises:
+            self.raises = False  # once: where it is caught, another one would not be
+            raise KeyboardInterrupt
+        if self.stop:
+            self.stop.set()
+            self.raises = True
+
+    @contextmanager
+    def answering(self) -> Iterator[Callable[[], bool]]:
+        """Inside, a first Ctrl-C makes what it gives true, and a second one raises KeyboardInterrupt."""
+        self.stop = threading.Event()
+        try:
+            yield self.stop.is_set
+        finally:
+            self.raises, self.stop = False, None
+
+    def typed_lines(self) -> Iterator[str]:
+        """Lines from the keyboard up to Ctrl-D."""
         while True:
             try:
-                yield input("\n> ")
+                self.raises = True
+                line = input("\n> ")
+                self.raises = False
             except KeyboardInterrupt:
                 print()
             except EOFError:
+                self.raises = False
                 print()
                 return
-
-    return questions_of(lines())
-
-
-@contextmanager
-def ctrl_c_sets(stop: threading.Event) -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C sets `stop`; a second one raises KeyboardInterrupt."""
-
-    def on_signal(*_) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
+            else:
+                yield line
 
 
 @contextmanager

@@ -18,12 +18,13 @@ from tempfile import TemporaryFile
 from searchr1_mini import __version__, chat_web, checkpoint
 from searchr1_mini.chat import Chat, Screen, chat_in_terminal
 from searchr1_mini.columns import Column, own_data
-from searchr1_mini.config import EvalConfig, TrainConfig
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.corpus import is_text
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import SEARCHING
 from searchr1_mini.engines import described, engine_of
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluation import score
 from searchr1_mini.files import append_jsonl
 from searchr1_mini.live import check_live, live_retriever, plan_live

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import EvalConfig, TrainConfig, option
+from searchr1_mini.config import TrainConfig, option
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import check_ranges, resolve_model
 
 if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once

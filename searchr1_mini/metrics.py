@@ -7,7 +7,7 @@ from statistics import fmean
 
 from searchr1_mini.data import Example
 from searchr1_mini.rewards import exact_match
-from searchr1_mini.rollout import RolloutStats
+from searchr1_mini.rollout_stats import RolloutStats
 from searchr1_mini.trajectory import Trajectory
 
 CURVES = ("em", "f1", "searches", "response_tokens", "answered")  # of an evaluation, to follow over training

@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from itertools import accumulate
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +22,7 @@ from searchr1_mini.generation import Decoder, Turn
 from searchr1_mini.probes import OracleRetriever
 from searchr1_mini.prompts import INVALID_ACTION
 from searchr1_mini.retrieval import Hit, Passage, Retriever
+from searchr1_mini.rollout_stats import RolloutStats, sum_stats, tokens_of_usual_loop
 from searchr1_mini.trajectory import Segment, Trajectory
 
 if TYPE_CHECKING:
@@ -45,40 +45,6 @@ class RolloutLimits:
     max_total_tokens: int
     max_observation_tokens: int
     overlap_search: bool = False
-
-
-@dataclass
-class RolloutStats:
-    """What a rollout cost. `fed_ratio` = tokens fed to the model / tokens of all trajectories; at most 1.
-
-    Attributes:
-        tokens_fed: tokens that went through the model.
-        tokens_total: tokens of all trajectories.
-        tokens_sampled: those of the policy.
-        prefill_tokens_saved: tokens that a loop which feeds the whole context again at every turn would feed more.
-        seconds: wall time.
-    """
-
-    tokens_fed: int
-    tokens_total: int
-    tokens_sampled: int
-    prefill_tokens_saved: int
-    seconds: float
-
-    @property
-    def fed_ratio(self) -> float:
-        return self.tokens_fed / max(self.tokens_total, 1)
-
-
-def tokens_of_usual_loop(trajectory: Trajectory) -> int:
-    """What a loop feeds that begins every turn with the whole context: for each turn, all up to its end."""
-    ends = accumulate(len(segment.token_ids) for segment in trajectory.segments)
-    return sum(end for end, segment in zip(ends, trajectory.segments, strict=True) if segment.kind == "policy")
-
-
-def sum_stats(parts: Sequence[RolloutStats]) -> RolloutStats:
-    """What several rollouts cost together."""
-    return RolloutStats(*(sum(getattr(part, f.name) for part in parts) for f in fields(RolloutStats)))
 
 
 @dataclass

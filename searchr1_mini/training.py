@@ -25,7 +25,8 @@ from searchr1_mini.invariants import check_step
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.rewards import reward
-from searchr1_mini.rollout import RolloutStats, rollout, sum_stats
+from searchr1_mini.rollout import rollout
+from searchr1_mini.rollout_stats import RolloutStats, sum_stats
 from searchr1_mini.session import Session, save_step, start
 from searchr1_mini.sft import demonstrations, imitates, imitation_step
 from searchr1_mini.token_values import TokenValues, token_values

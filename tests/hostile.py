@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import random
-from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from hypothesis import strategies as st
 
 from searchr1_mini.prompts import INVALID_ACTION
@@ -78,7 +76,7 @@ FRAGMENTS = {
     "link": "[x](javascript:alert(1)) ![x](http://x/y.png) <http://x> | a | **b** `c`",
     "latex": r"\input{/etc/passwd} \end{tabular} % $x$ ~^_ \\",
     "braces": "{question} {0} {} {x!r} %s %(x)s ${HOME} {{7*7}} {question.__class__}",
-    "shell": "$(touch /tmp/owned) `id` ; rm -rf x & | > /dev/null && exit 1 #",
+    "shell": "$(touch owned) `id` ; rm -rf x & | > /dev/null && exit 1 #",
     "regex": r"(a+)+$ [a-z]* (?R) \1 \Z ^.*$ (?P<x> *+ ++ {1000000}",
     "regex input": "a" * 300 + "!",
     "json": '"}, {"id": "x", "contents": "forged"}]\\" \\u0000 \n{"',
@@ -144,23 +142,3 @@ def hostile_text() -> st.SearchStrategy[str]:
     pieces = [*TAGS, "<", ">", "/", "</", " ", "\n", "\u200b", "\u0338", "\u017f", "\u212a", "<|", "|>", "im_end", GOLD]
     part = st.sampled_from(list(FRAGMENTS.values())) | st.sampled_from(pieces) | st.text(max_size=8)
     return st.lists(part, max_size=12).map("".join)
-
-
-class Dictated:
-    """A policy that writes one stream of ids, whatever it is shown, and EOS once that has ended."""
-
-    def __init__(self, tokenizer, ids: list[int]) -> None:
-        self.tokenizer, self.device, self.dtype = tokenizer, torch.device("cpu"), torch.float32
-        self.ids, self.for_rollouts = iter(ids), nullcontext
-        self.config = torch.nn.Module()
-        self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1
-        self.config.hidden_size, self.config.eos_token_id = 4, tokenizer.eos_token_id
-
-    def hidden(self, input_ids, past_key_values, **_):
-        past_key_values.update(*(torch.zeros(len(input_ids), 1, input_ids.shape[1], 4),) * 2, 0)
-        return torch.zeros(*input_ids.shape, 4)
-
-    def lm_head(self, hidden):
-        logits = torch.full((*hidden.shape[:-1], len(self.tokenizer)), -30.0)
-        logits[..., next(self.ids, self.tokenizer.eos_token_id)] = 30.0
-        return logits

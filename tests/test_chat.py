@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from conftest import save_random_qwen2
-from hostile import FRAGMENTS, Dictated
+from dictated import Dictated
+from hostile import FRAGMENTS
 from test_hostile_output import unsafe
 from test_rollout import LIMITS, OSLO, OneAnswer
 
-from searchr1_mini.chat import MAX_QUESTION, Chat, Screen, verdict
+from searchr1_mini.chat import MAX_QUESTION, Chat, CtrlC, Screen, verdict
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
 from searchr1_mini.interrupt import Stopped
@@ -149,8 +150,8 @@ class Terminal:
         """Ctrl-C until there is a new prompt: a signal just before readline waits for a key is seen with the next."""
         while not re.search("> ", self.shown):
             self.type("\x03")
-            if select.select([self.end], [], [], 10)[0]:
-                self.shown += os.read(self.end, 65536).decode(errors="replace")
+            while not re.search("> ", self.shown) and select.select([self.end], [], [], 10)[0]:
+                self.shown += os.read(self.end, 1 << 16).decode(errors="replace")
         self.until("> ")
 
     def until(self, pattern: str) -> str:
@@ -175,6 +176,43 @@ class Terminal:
         except OSError:
             pass
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_ctrl_c_never_leaves_the_chat_by_chance(monkeypatch):
+    """Wherever it comes: while a line is typed, twice in a row, between two lines, while an answer is written."""
+    ctrl_c, calls = CtrlC(), []
+
+    def interrupt(times: int) -> None:
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+
+    def typed(_prompt: str) -> str:
+        calls.append(1)
+        if len(calls) == 2:
+            raise EOFError
+        if len(calls) == 1:
+            interrupt(1)
+        return "Where is Oslo?"
+
+    def printed() -> None:
+        interrupt(1)  # while the cleared line is left
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr("builtins.print", printed)
+    before = signal.getsignal(signal.SIGINT)
+    with ctrl_c:
+        assert list(ctrl_c.typed_lines()) == []
+        interrupt(3)  # between two lines
+        with ctrl_c.answering() as is_stopped:
+            assert not is_stopped()
+            interrupt(1)
+            assert is_stopped()
+            with pytest.raises(KeyboardInterrupt):
+                interrupt(1)
+        interrupt(1)
+        with ctrl_c.answering() as is_stopped:
+            assert not is_stopped()
+    assert signal.getsignal(signal.SIGINT) == before and len(calls) == 2
 
 
 def test_a_terminal_shows_tokens_as_they_come_and_obeys_its_keys(notes, tmp_path, tokenizer):

@@ -14,7 +14,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from hostile import FRAGMENTS, Dictated
+from dictated import Dictated
+from hostile import FRAGMENTS
 from test_chat import LIMITS, OSLO, SEARCH, WIDE, chat_of
 from test_hostile_output import unsafe
 

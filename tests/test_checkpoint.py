@@ -25,8 +25,8 @@ from searchr1_mini.checkpoint import (
     save_checkpoint,
     save_training_state,
 )
-from searchr1_mini.config import EvalConfig
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.plan import checkpoint_of
 
 

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import EvalConfig, TrainConfig
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import PRESETS, REAL, TINY
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.export import ExportConfig
 from searchr1_mini.resolve import resolve, resolve_model, world_hops_list
 from searchr1_mini.retrieval_config import MetricsConfig, ServerConfig

@@ -100,7 +100,7 @@ def parser_of(script: str) -> tuple[type | None, frozenset[str]]:
 
 
 def _config_class(source: Path, name: str) -> type:
-    homes = ["searchr1_mini.config", "searchr1_mini.retrieval_config"]
+    homes = ["searchr1_mini.config", "searchr1_mini.eval_config", "searchr1_mini.retrieval_config"]
     homes += [f"searchr1_mini.{source.stem}"] * (source.parent.name == "searchr1_mini")
     return next(getattr(module, name) for module in map(importlib.import_module, homes) if hasattr(module, name))
 

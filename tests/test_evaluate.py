@@ -14,9 +14,9 @@ import pytest
 from conftest import save_random_qwen2
 
 from searchr1_mini import defaults
-from searchr1_mini.config import EvalConfig
 from searchr1_mini.data import load_corpus, load_examples
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.retrieval import index_terms, tokenize
 from searchr1_mini.tracking import read_jsonl

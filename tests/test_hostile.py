@@ -6,7 +6,8 @@ import unicodedata
 
 import pytest
 from conftest import write_lines
-from hostile import GOLD, WRONG, Dictated, hostile_set, hostile_text, rows_of, tags_in
+from dictated import Dictated
+from hostile import GOLD, WRONG, hostile_set, hostile_text, rows_of, tags_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,16 +11,18 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from conftest import write_lines
-from hostile import FRAGMENTS, Dictated
+from dictated import Dictated
+from hostile import FRAGMENTS
 from markdown_it import MarkdownIt
 from test_report import PART, Tags, fill_run
 
 from searchr1_mini import evaluate
 from searchr1_mini.charts import picture
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import EvalConfig, TrainConfig
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluation import score
 from searchr1_mini.model_card import model_card
 from searchr1_mini.plan import Row

@@ -10,8 +10,9 @@ import pytest
 from conftest import write_lines
 
 from searchr1_mini import checkpoint, live, task
-from searchr1_mini.config import EvalConfig, TrainConfig
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.live import live_retriever, plan_live
 from searchr1_mini.plan import cell_settings

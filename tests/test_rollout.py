@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import CPU
+from dictated import Dictated
 
 from searchr1_mini import methods
 from searchr1_mini.data import Example
@@ -34,28 +34,9 @@ class OneAnswer:
         return [[Hit(passage, 1.0) for passage in self.passages[:topk]] for _ in queries]
 
 
-class Scripted:
-    """A policy that writes given turns, whatever it is shown: the texts of one conversation, in order."""
-
-    def __init__(self, tokenizer, turns: list[str]) -> None:
-        self.tokenizer, self.device, self.dtype = tokenizer, torch.device("cpu"), torch.float32
-        self.ids = [[*tokenizer(turn)["input_ids"]] for turn in turns]
-        self.turn, self.at, self.for_rollouts = 0, 0, nullcontext
-        self.config = torch.nn.Module()
-        self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1
-        self.config.hidden_size, self.config.eos_token_id = 4, tokenizer.eos_token_id
-
-    def hidden(self, input_ids, past_key_values, **_):
-        past_key_values.update(*(torch.zeros(len(input_ids), 1, input_ids.shape[1], 4),) * 2, 0)
-        return torch.zeros(*input_ids.shape, 4)
-
-    def lm_head(self, hidden):
-        if self.at == len(self.ids[self.turn]):
-            self.turn, self.at = self.turn + 1, 0
-        logits = torch.full((*hidden.shape[:-1], len(self.tokenizer)), -30.0)
-        logits[..., self.ids[self.turn][self.at]] = 30.0
-        self.at += 1
-        return logits
+def scripted(tokenizer, turns: list[str]) -> Dictated:
+    """A policy that writes these turns, whatever it is shown."""
+    return Dictated(tokenizer, [id_ for turn in turns for id_ in tokenizer(turn)["input_ids"]])
 
 
 def run_script(tokenizer, turns, retriever, limits=LIMITS, **settings):
@@ -63,7 +44,7 @@ def run_script(tokenizer, turns, retriever, limits=LIMITS, **settings):
         return methods.search_r1(question, template="{question}\n", **{"max_new_tokens": 60, **settings})
 
     (trajectory,), stats = rollout(
-        [Example("q", "Who?", ("x",), "s")], make, Scripted(tokenizer, turns), retriever, limits, temperature=0, seed=0
+        [Example("q", "Who?", ("x",), "s")], make, scripted(tokenizer, turns), retriever, limits, temperature=0, seed=0
     )
     return trajectory, stats
 
@@ -75,7 +56,7 @@ def test_an_aside_leaves_no_trace_in_the_context(tokenizer):
     def make(question):
         return methods.search_o1(question, template="Question: {question}\n", max_new_tokens=60, topk=3)
 
-    policy = Scripted(tokenizer, turns)
+    policy = scripted(tokenizer, turns)
     (trajectory,), stats = rollout(
         [Example("q", "Who?", ("x",), "s")], make, policy, OneAnswer(OSLO), LIMITS, temperature=0, seed=0
     )

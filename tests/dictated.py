@@ -1,0 +1,27 @@
+"""A policy that says what it is told to, so that a rollout's every token is known beforehand."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+
+class Dictated:
+    """A policy that writes one stream of ids, whatever it is shown, and EOS once that has ended."""
+
+    def __init__(self, tokenizer, ids: list[int]) -> None:
+        self.tokenizer, self.device, self.dtype = tokenizer, torch.device("cpu"), torch.float32
+        self.ids, self.for_rollouts = iter(ids), nullcontext
+        self.config = torch.nn.Module()
+        self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1
+        self.config.hidden_size, self.config.eos_token_id = 4, tokenizer.eos_token_id
+
+    def hidden(self, input_ids, past_key_values, **_):
+        past_key_values.update(*(torch.zeros(len(input_ids), 1, input_ids.shape[1], 4),) * 2, 0)
+        return torch.zeros(*input_ids.shape, 4)
+
+    def lm_head(self, hidden):
+        logits = torch.full((*hidden.shape[:-1], len(self.tokenizer)), -30.0)
+        logits[..., next(self.ids, self.tokenizer.eos_token_id)] = 30.0
+        return logits
