@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from searchr1_mini.encoding import observation_ids
 from searchr1_mini.metrics import empty_think
-from searchr1_mini.printable import plain
+from searchr1_mini.pages.printable import plain
 from searchr1_mini.prompts import neutralise_tags, parse_action
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.retrieval import Passage

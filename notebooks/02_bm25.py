@@ -29,7 +29,7 @@ from exercises import check, check_code
 from lesson import BLUE, GREEN, ORANGE, RED
 
 from searchr1_mini.retrieval import BM25S, K1, B, Passage, RankBM25, best_rows, index_terms
-from searchr1_mini.terms import tokenize
+from searchr1_mini.retrievers.terms import tokenize
 from searchr1_mini.world import make_world, world_examples
 
 world = make_world(seed=0, split="eval")

@@ -190,7 +190,7 @@ assert row.loss_mask[0].sum() - by_pad_id.sum() == 1
 # (`bugs.py:retokenised`; `python -m searchr1_mini.ablate bugs` trains with it).
 
 # %%
-from searchr1_mini.bugs import retokenised
+from searchr1_mini.comparison.bugs import retokenised
 
 sampled = [segment for trajectory in trajectories for segment in trajectory.of_kind("policy")]
 again = [segment for trajectory in trajectories for segment in retokenised(trajectory, tokenizer).of_kind("policy")]

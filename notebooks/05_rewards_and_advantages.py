@@ -111,7 +111,7 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
 # the text (`bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).
 
 # %%
-from searchr1_mini.bugs import whole_text_reward
+from searchr1_mini.comparison.bugs import whole_text_reward
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
 from searchr1_mini.task import load_task

@@ -29,14 +29,14 @@ from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
 
-from searchr1_mini import bugs
 from searchr1_mini.algorithms import group_advantages, loss_weights
 from searchr1_mini.batch import build_batch
+from searchr1_mini.comparison import bugs
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.resolve import resolve
+from searchr1_mini.robust.watch import SIGNS, Watch
 from searchr1_mini.session import start
 from searchr1_mini.training import collect, train_step
-from searchr1_mini.watch import SIGNS, Watch
 
 # %% [markdown]
 # ## Three runs

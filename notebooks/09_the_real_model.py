@@ -32,8 +32,8 @@ from transformers import Qwen2Config
 
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import PRESETS
-from searchr1_mini.memory import GB, NF4, predict, shape_of
 from searchr1_mini.resolve import resolve
+from searchr1_mini.robust.memory import GB, NF4, predict, shape_of
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import start
 from searchr1_mini.training import train_step

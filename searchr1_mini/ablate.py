@@ -21,14 +21,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from searchr1_mini.charts import Bands, Series, picture
 from searchr1_mini.cli import run_command
+from searchr1_mini.comparison.studies import STUDIES, Study
 from searchr1_mini.config import TrainConfig, suggest
 from searchr1_mini.defaults import LEARNING_RATES, TINY
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import read_json
+from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.studies import STUDIES, Study
+from searchr1_mini.robust.files import read_json
 from searchr1_mini.tracking import read_jsonl, write_json_atomic, write_text_atomic
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import torch
 
-from searchr1_mini import interrupt
 from searchr1_mini.batch import Batch, micro_batches
 from searchr1_mini.distributed import any_of, n_processes, rank
 from searchr1_mini.errors import UserError, is_out_of_memory
+from searchr1_mini.robust import interrupt
 from searchr1_mini.session import Session
 
 T = TypeVar("T")

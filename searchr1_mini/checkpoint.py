@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import read_json
+from searchr1_mini.robust.files import read_json
 from searchr1_mini.tracking import read_jsonl, write_json_atomic
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

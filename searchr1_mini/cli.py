@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from searchr1_mini.config import flag_of, suggest
 from searchr1_mini.defaults import PRESETS
 from searchr1_mini.errors import UserError, is_out_of_memory
-from searchr1_mini.printable import plain
+from searchr1_mini.pages.printable import plain
 
 Config = TypeVar("Config")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.printable import one_line
+from searchr1_mini.pages.printable import one_line
 from searchr1_mini.retrieval import Passage, split_contents
 
 CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, is_text, parse_passage, read_rows
 from searchr1_mini.errors import UserError
-from searchr1_mini.index import open_store
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
-from searchr1_mini.terms import DEFAULT_TERMS, Terms
+from searchr1_mini.retrievers.index import open_store
+from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
 
 Split = Literal["train", "eval", "all"]
 FLASHRAG = {  # data set -> its training and evaluation files; None: it has none

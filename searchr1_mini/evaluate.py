@@ -15,21 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from searchr1_mini import __version__, chat_web, checkpoint
-from searchr1_mini.chat import Chat, Screen, chat_in_terminal
-from searchr1_mini.columns import Column, own_data
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.corpus import is_text
-from searchr1_mini.data import Example
-from searchr1_mini.defaults import SEARCHING
-from searchr1_mini.engines import described, engine_of
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.evaluation import score
-from searchr1_mini.files import append_jsonl
-from searchr1_mini.live import check_live, live_retriever, plan_live
-from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
-from searchr1_mini.plan import (
+from searchr1_mini import __version__, checkpoint
+from searchr1_mini.comparison.columns import Column, own_data
+from searchr1_mini.comparison.plan import (
     OF_A_SEARCH,
     OF_AN_ENGINE,
     OF_THE_MODEL,
@@ -42,11 +30,24 @@ from searchr1_mini.plan import (
     slug,
     train_row,
 )
-from searchr1_mini.printable import one_line
+from searchr1_mini.comparison.tables import Results, write_tables
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.corpus import is_text
+from searchr1_mini.data import Example
+from searchr1_mini.defaults import SEARCHING
+from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.evaluation import score
+from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
+from searchr1_mini.pages import chat_web
+from searchr1_mini.pages.chat import Chat, Screen, chat_in_terminal
+from searchr1_mini.pages.live import check_live, live_retriever, plan_live
+from searchr1_mini.pages.printable import one_line
 from searchr1_mini.resolve import resolve_model
+from searchr1_mini.retrievers.engines import described, engine_of
+from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
-from searchr1_mini.tables import Results, write_tables
 from searchr1_mini.task import Library, Task, load_task
 from searchr1_mini.tracking import read_jsonl, trajectory_row, write_jsonl_atomic
 from searchr1_mini.trajectory import Trajectory

@@ -65,8 +65,8 @@ def export_run(config: ExportConfig) -> Path:
         UserError: no run or checkpoint, a part that the run does not have, a folder in use, a full disk.
     """
     from searchr1_mini.checkpoint import checkpoint_step
-    from searchr1_mini.model_card import model_card
-    from searchr1_mini.plan import checkpoint_of, saved_config
+    from searchr1_mini.comparison.plan import checkpoint_of, saved_config
+    from searchr1_mini.pages.model_card import model_card
 
     if config.run is None:
         raise UserError("name the run: python -m searchr1_mini.export runs/NAME")

@@ -10,8 +10,8 @@ import torch
 
 from searchr1_mini.distributed import is_main
 from searchr1_mini.evaluation import evaluate
-from searchr1_mini.probes import EmptyRetriever
 from searchr1_mini.report import write_report
+from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import render_trajectory, summary_table, write_json_atomic
 

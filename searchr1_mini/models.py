@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from searchr1_mini.bases import auto_class, load_base, load_tokenizer
 from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
-from searchr1_mini.identity import BASE_FILE, base_identity, check_base
+from searchr1_mini.robust.identity import BASE_FILE, base_identity, check_base
 from searchr1_mini.tracking import write_json_atomic
 from searchr1_mini.weights import ADAPTER_FILE, adapter_folder
 

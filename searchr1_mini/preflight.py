@@ -20,8 +20,8 @@ from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.distributed import n_processes
 from searchr1_mini.errors import UserError
-from searchr1_mini.memory import GB, TEMPLATE_TOKENS, Preflight, Shape, predict, shape_of
 from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.robust.memory import GB, TEMPLATE_TOKENS, Preflight, Shape, predict, shape_of
 
 MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back; below WORTH_IT the page faults cost more
 WORTH_IT = 0.5 * GB

@@ -19,10 +19,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from searchr1_mini import traces
-from searchr1_mini.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces
-from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.prompts import INVALID_ACTION, SEARCH_TEMPLATE
+from searchr1_mini.retrievers.engines import Engine, build_retriever
+from searchr1_mini.tiny import traces
+from searchr1_mini.tiny.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces
 from searchr1_mini.world import Difficulty, make_questions, make_world
 
 QWEN2_SPLIT = (

@@ -17,15 +17,15 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from searchr1_mini.charts import Series, html_text, line_chart, picture, svg
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import option
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import read_json
-from searchr1_mini.report_data import as_json, config_of, name_of, report_data
+from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
+from searchr1_mini.robust.files import read_json
 from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
 
-PAGE = Path(__file__).parent / "report_page"
+PAGE = Path(__file__).parent / "pages" / "report_page"
 METRICS = {  # key -> (title, unit, what it tells)
     "reward": ("Reward", "exact match", "mean reward of the step's rollouts, sampled at the run's temperature"),
     "em": ("Exact match of rollouts", "share", "right answers among the step's rollouts, whatever else the reward pays for"),

@@ -24,7 +24,7 @@ from searchr1_mini.defaults import (
 )
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
 
 
 def is_tiny(config: TrainConfig) -> bool:

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.terms import DEFAULT_TERMS, Terms, tokenize
+from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms, tokenize
 
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 LARGEST_REPLY = 2**28  # bytes of a server's answer

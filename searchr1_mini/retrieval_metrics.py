@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from searchr1_mini.cli import parse, run_command
-from searchr1_mini.columns import chosen, listed
+from searchr1_mini.comparison.columns import chosen, listed
 from searchr1_mini.data import Example, load_corpus, load_examples
 from searchr1_mini.defaults import ENGINES
-from searchr1_mini.engines import build_retriever, described, engine_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.resolve import check_ranges, check_retriever, name_file
 from searchr1_mini.retrieval import Retriever
-from searchr1_mini.retrieval_config import MetricsConfig
-from searchr1_mini.terms import Terms
+from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
+from searchr1_mini.retrievers.retrieval_config import MetricsConfig
+from searchr1_mini.retrievers.terms import Terms
 
 
 @dataclass(frozen=True)

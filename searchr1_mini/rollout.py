@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini import interrupt, methods
+from searchr1_mini import methods
 from searchr1_mini.data import Example
 from searchr1_mini.distributed import gather, share
 from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
 from searchr1_mini.errors import UserError, is_out_of_memory
 from searchr1_mini.generation import Decoder, Turn
-from searchr1_mini.probes import OracleRetriever
 from searchr1_mini.prompts import INVALID_ACTION
 from searchr1_mini.retrieval import Hit, Passage, Retriever
+from searchr1_mini.retrievers.probes import OracleRetriever
+from searchr1_mini.robust import interrupt
 from searchr1_mini.rollout_stats import RolloutStats, sum_stats, tokens_of_usual_loop
 from searchr1_mini.trajectory import Segment, Trajectory
 

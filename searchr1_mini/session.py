@@ -17,16 +17,16 @@ from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import read_json
-from searchr1_mini.identity import check_data, data_identity
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
 from searchr1_mini.resolve import resolve_model
+from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.identity import check_data, data_identity
+from searchr1_mini.robust.watch import Watch
 from searchr1_mini.rollout import RolloutLimits
 from searchr1_mini.task import Library, Task, load_task
 from searchr1_mini.tracking import Tracker, truncate_metrics, write_json_atomic
 from searchr1_mini.trajectory import Trajectory
-from searchr1_mini.watch import Watch
 
 MUST_MATCH = (
     "model method algorithm dataset data_path corpus world_difficulty world_hops world_noise template topk max_turns "

@@ -12,7 +12,6 @@ from dataclasses import asdict
 
 import torch
 
-from searchr1_mini import interrupt
 from searchr1_mini.accumulation import over_micro_batches
 from searchr1_mini.algorithms import loss_weights
 from searchr1_mini.batch import Batch, build_batch, mini_batches
@@ -20,10 +19,11 @@ from searchr1_mini.data import Example, subset
 from searchr1_mini.distributed import any_of, gather, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import append_jsonl
-from searchr1_mini.invariants import check_batch
 from searchr1_mini.prompts import opening_of
 from searchr1_mini.rewards import exact_match
+from searchr1_mini.robust import interrupt
+from searchr1_mini.robust.files import append_jsonl
+from searchr1_mini.robust.invariants import check_batch
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import read_jsonl

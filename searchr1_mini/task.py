@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example, Split, load_corpus, load_examples
-from searchr1_mini.engines import build_retriever, engine_of
-from searchr1_mini.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 from searchr1_mini.resolve import world_hops_list
 from searchr1_mini.retrieval import Passage, Retriever, fingerprint
+from searchr1_mini.retrievers.engines import build_retriever, engine_of
+from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 from searchr1_mini.world import make_world, world_examples
 
 

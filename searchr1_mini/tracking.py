@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import append_jsonl
-from searchr1_mini.printable import one_line, plain
+from searchr1_mini.pages.printable import one_line, plain
+from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.trajectory import Segment, Trajectory
 
 SHOWN = {

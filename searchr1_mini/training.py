@@ -13,23 +13,24 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from searchr1_mini import bugs, interrupt
 from searchr1_mini.algorithms import group_advantages, soft_overlong, zero_variance
 from searchr1_mini.batch import build_batch
+from searchr1_mini.comparison import bugs
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.distributed import any_of, is_main, n_processes, processes
 from searchr1_mini.errors import UserError
-from searchr1_mini.interrupt import Stopped, first_signal
-from searchr1_mini.invariants import check_step
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
+from searchr1_mini.pages.token_values import TokenValues, token_values
 from searchr1_mini.rewards import reward
+from searchr1_mini.robust import interrupt
+from searchr1_mini.robust.interrupt import Stopped, first_signal
+from searchr1_mini.robust.invariants import check_step
 from searchr1_mini.rollout import rollout
 from searchr1_mini.rollout_stats import RolloutStats, sum_stats
 from searchr1_mini.session import Session, save_step, start
 from searchr1_mini.sft import demonstrations, imitates, imitation_step
-from searchr1_mini.token_values import TokenValues, token_values
 from searchr1_mini.tracking import trajectory_row, write_rollouts
 from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.update import prepare, update

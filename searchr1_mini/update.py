@@ -9,7 +9,6 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from searchr1_mini import bugs
 from searchr1_mini.accumulation import over_micro_batches
 from searchr1_mini.algorithms import (
     explained_variance,
@@ -23,6 +22,7 @@ from searchr1_mini.algorithms import (
     whiten,
 )
 from searchr1_mini.batch import Batch, mini_batches
+from searchr1_mini.comparison import bugs
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.distributed import gather, sum_gradients, sum_over_processes
 from searchr1_mini.logprobs import token_logprobs

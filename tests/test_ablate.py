@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from searchr1_mini.ablate import config_of, finding, interval
+from searchr1_mini.comparison.studies import STUDIES
 from searchr1_mini.config import TrainConfig
-from searchr1_mini.studies import STUDIES
 from searchr1_mini.tracking import read_jsonl
 
 ROOT = Path(__file__).parent.parent

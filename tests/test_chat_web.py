@@ -19,9 +19,9 @@ from hostile import FRAGMENTS
 from test_chat import LIMITS, OSLO, SEARCH, WIDE, chat_of
 from test_hostile_output import unsafe
 
-from searchr1_mini import chat_web
-from searchr1_mini.chat import MAX_QUESTION
 from searchr1_mini.errors import UserError
+from searchr1_mini.pages import chat_web
+from searchr1_mini.pages.chat import MAX_QUESTION
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.rollout import RolloutLimits
 

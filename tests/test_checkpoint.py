@@ -25,9 +25,9 @@ from searchr1_mini.checkpoint import (
     save_checkpoint,
     save_training_state,
 )
+from searchr1_mini.comparison.plan import checkpoint_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.plan import checkpoint_of
 
 
 def write_some(folder, size=1000):

@@ -20,7 +20,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.export import ExportConfig
 from searchr1_mini.resolve import resolve, resolve_model, world_hops_list
-from searchr1_mini.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
 
 ROOT = Path(__file__).parent.parent
 

@@ -81,7 +81,8 @@ def missing_paths(text: str) -> list[str]:
 
 @cache
 def _is_file(name: str) -> bool:
-    return (ROOT / name).is_file() or ("/" not in name and any(ROOT.glob(f"*/{name}")))
+    anywhere = ("*", "searchr1_mini/*") if "/" not in name else ()
+    return (ROOT / name).is_file() or any(any(ROOT.glob(f"{folder}/{name}")) for folder in anywhere)
 
 
 @cache
@@ -100,7 +101,7 @@ def parser_of(script: str) -> tuple[type | None, frozenset[str]]:
 
 
 def _config_class(source: Path, name: str) -> type:
-    homes = ["searchr1_mini.config", "searchr1_mini.eval_config", "searchr1_mini.retrieval_config"]
+    homes = ["searchr1_mini.config", "searchr1_mini.eval_config", "searchr1_mini.retrievers.retrieval_config"]
     homes += [f"searchr1_mini.{source.stem}"] * (source.parent.name == "searchr1_mini")
     return next(getattr(module, name) for module in map(importlib.import_module, homes) if hasattr(module, name))
 
@@ -180,8 +181,7 @@ def missing_names(text: str) -> list[str]:
     """What "`module.py`: `name`, `name`" names and the module does not define."""
     missing = []
     for module, names in re.findall(r"`(\w+\.py)`: ((?:`\w+`(?:, )?)+)", text):
-        path = ROOT / "searchr1_mini" / module
-        if path.is_file():  # else of a test, whose path is checked
+        for path in (ROOT / "searchr1_mini").rglob(module):  # none is there of a test, whose path is checked
             source, named = path.read_text(encoding="utf-8"), re.findall(r"`(\w+)`", names)
             missing += [name for name in named if not re.search(rf"^(?:def |class )?{name}\b", source, re.MULTILINE)]
     return missing

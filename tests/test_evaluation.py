@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini import paper
+from searchr1_mini.comparison import paper
+from searchr1_mini.comparison.plan import Row
+from searchr1_mini.comparison.tables import Grid, Results, latex, markdown, terminal, write_tables
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.evaluation import FAILURES, bootstrap_interval, failure, mcnemar, score, summarise
-from searchr1_mini.plan import Row
 from searchr1_mini.resolve import resolve
-from searchr1_mini.tables import Grid, Results, latex, markdown, terminal, write_tables
 from searchr1_mini.trajectory import Segment, Trajectory
 
 EXAMPLE = Example("q/1", "Where is Oslo?", ("Norway",), "q", (("Oslo", ""), ("Norway", "")))

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from searchr1_mini.cli import parse
+from searchr1_mini.comparison.plan import saved_config
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import load_examples
 from searchr1_mini.errors import UserError
 from searchr1_mini.export import main
-from searchr1_mini.plan import saved_config
 from searchr1_mini.resolve import resolve, resolve_model
 from searchr1_mini.task import load_task
 from searchr1_mini.training import train

@@ -19,9 +19,9 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import ExportConfig, export_run
-from searchr1_mini.files import append_jsonl
-from searchr1_mini.identity import BASE_FILE
 from searchr1_mini.report import write_report
+from searchr1_mini.robust.files import append_jsonl
+from searchr1_mini.robust.identity import BASE_FILE
 from searchr1_mini.session import save_step, start
 from searchr1_mini.tracking import Tracker, read_jsonl
 from searchr1_mini.training import train
@@ -145,7 +145,7 @@ def test_lines_are_whole_on_a_full_disk_and_after_a_power_cut(disk):
 def test_lines_are_whole_after_kill_9(tmp_path):
     """A child appends long lines and is killed in the midst, again and again; the next one mends what it finds."""
     code = (
-        "import sys; from pathlib import Path; from searchr1_mini.files import append_jsonl\n"
+        "import sys; from pathlib import Path; from searchr1_mini.robust.files import append_jsonl\n"
         "while True: append_jsonl(Path(sys.argv[1]), [{'step': 1, 'words': 'w' * 3_000_000}]); print(flush=True)"
     )
     path, n_told = tmp_path / "metrics.jsonl", 0
@@ -188,7 +188,7 @@ def test_an_index_is_refused_room_before_it_is_written(disk):
     """Without the room taken first, writing to the mapped file would end the process by SIGBUS."""
     code = (
         "import sys; from pathlib import Path; from searchr1_mini.errors import UserError;"
-        "from searchr1_mini.index import build_store; from searchr1_mini.retrieval import Passage\n"
+        "from searchr1_mini.retrievers.index import build_store; from searchr1_mini.retrieval import Passage\n"
         "words = [f'w{n}' for n in range(400)]\n"
         "passages = (Passage(str(n), f't{n}', ' '.join(words[:300 + n])) for n in range(100))\n"
         "try: build_store(passages, Path(sys.argv[1]))\n"

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_dense import PASSAGES, READ, SYNONYMS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.errors import UserError
-from searchr1_mini.fusion import FusedRetriever, Reranker, reciprocal_rank_fusion
 from searchr1_mini.retrieval import Hit, Passage, RankBM25
+from searchr1_mini.retrievers.engines import Engine, build_retriever
+from searchr1_mini.retrievers.fusion import FusedRetriever, Reranker, reciprocal_rank_fusion
 
 LAKES = [Passage(str(n), f"T{n}", text) for n, text in enumerate(["a lake", "lake fish", "rock", "ice peak lake"])]
 rankings = st.lists(st.permutations(range(8)).flatmap(lambda order: st.integers(0, 8).map(lambda n: order[:n])))

@@ -23,9 +23,9 @@ from searchr1_mini.defaults import TINY
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import ExportConfig, export_run
-from searchr1_mini.identity import BASE_FILE, weights_hash
 from searchr1_mini.models import load_policy
 from searchr1_mini.resolve import resolve_model
+from searchr1_mini.robust.identity import BASE_FILE, weights_hash
 from searchr1_mini.task import load_task
 from searchr1_mini.training import train
 

@@ -15,18 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini import data, index
+from searchr1_mini import data
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.corpus import distinct
 from searchr1_mini.data import load_corpus
-from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.errors import UserError
-from searchr1_mini.index import PassageStore, build_store, open_store
-from searchr1_mini.probes import RandomRetriever
 from searchr1_mini.resolve import resolve
 from searchr1_mini.retrieval import BM25S, Passage, fingerprint
+from searchr1_mini.retrievers import index
+from searchr1_mini.retrievers.engines import Engine, build_retriever
+from searchr1_mini.retrievers.index import PassageStore, build_store, open_store
+from searchr1_mini.retrievers.probes import RandomRetriever
+from searchr1_mini.retrievers.terms import Terms
 from searchr1_mini.task import Library, load_task
-from searchr1_mini.terms import Terms
 
 ROOT = Path(__file__).parent.parent
 WORDS = st.sampled_from("oslo bern rome the of a Ärger 東京 x1 x2 x3 !".split())

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini import interrupt
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.resolve import resolve
+from searchr1_mini.robust import interrupt
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.training import train
 

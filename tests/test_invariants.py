@@ -10,7 +10,7 @@ import torch
 from sessions import session_of, step_of
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.invariants import check_advantages, check_step
+from searchr1_mini.robust.invariants import check_advantages, check_step
 from searchr1_mini.training import train
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2Config
 
-from searchr1_mini import logprobs, memory, preflight
+from searchr1_mini import logprobs, preflight
 from searchr1_mini.cli import run_command
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import PRESETS
@@ -24,6 +24,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.generation import Decoder
 from searchr1_mini.models import Policy, load_policy
 from searchr1_mini.resolve import resolve
+from searchr1_mini.robust import memory
 
 ROOT = Path(__file__).parent.parent
 QWEN_3B = Qwen2Config(

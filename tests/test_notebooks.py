@@ -112,7 +112,7 @@ def test_a_published_notebook_has_its_outputs_and_is_small(path):
 def test_a_notebook_holds_calls_and_no_library(path):
     owned = {
         node.name
-        for module in (ROOT / "searchr1_mini").glob("*.py")
+        for module in (ROOT / "searchr1_mini").rglob("*.py")
         for node in ast.parse(module.read_text(encoding="utf-8")).body
         if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from searchr1_mini import checkpoint
+from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import fingerprint, task_of
-from searchr1_mini.plan import cell_settings, folder_for, plan_evaluation
 from searchr1_mini.resolve import resolve
 from searchr1_mini.task import Library
 

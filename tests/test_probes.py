@@ -8,9 +8,9 @@ from searchr1_mini import methods
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
-from searchr1_mini.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 from searchr1_mini.resolve import resolve
 from searchr1_mini.retrieval import Passage
+from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 from searchr1_mini.rollout import RolloutLimits, rollout
 from searchr1_mini.task import load_task
 

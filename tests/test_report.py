@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini.charts import spread, ticks
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
-from searchr1_mini.printable import plain
+from searchr1_mini.pages.charts import spread, ticks
+from searchr1_mini.pages.printable import plain
 from searchr1_mini.report import METRICS, write_curves_svg, write_report
 from searchr1_mini.tracking import (
     Tracker,

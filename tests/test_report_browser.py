@@ -13,7 +13,7 @@ import pytest
 from hostile import hostile_set
 from report_runs import ADVANTAGES, LOGPROB, RATIO, write_hostile_run, write_run
 
-from searchr1_mini.printable import one_line, plain
+from searchr1_mini.pages.printable import one_line, plain
 from searchr1_mini.report import write_report
 from searchr1_mini.tracking import read_jsonl
 

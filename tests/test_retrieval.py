@@ -13,9 +13,7 @@ import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini import terms
 from searchr1_mini.data import load_corpus, read_rows
-from searchr1_mini.engines import Engine, build_retriever
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import (
     BM25S,
@@ -28,7 +26,9 @@ from searchr1_mini.retrieval import (
     kept_at,
     split_contents,
 )
-from searchr1_mini.terms import STOP_WORDS, Terms, tokenize
+from searchr1_mini.retrievers import terms
+from searchr1_mini.retrievers.engines import Engine, build_retriever
+from searchr1_mini.retrievers.terms import STOP_WORDS, Terms, tokenize
 from searchr1_mini.world import make_world
 
 WORDS = ["oslo", "bern", "river", "mayor", "capital", "lake"]

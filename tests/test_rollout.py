@@ -13,9 +13,9 @@ from searchr1_mini import methods
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
 from searchr1_mini.generation import Decoder
-from searchr1_mini.probes import EmptyRetriever
 from searchr1_mini.prompts import INVALID_ACTION
 from searchr1_mini.retrieval import Hit, Passage
+from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.rollout import RolloutLimits, rollout
 from searchr1_mini.world import make_world, world_examples
 

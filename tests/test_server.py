@@ -17,8 +17,8 @@ from hypothesis import settings
 from serving import PASSAGES, ROOT, ROWS, ask, start
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.probes import RandomRetriever
 from searchr1_mini.retrieval import BM25S, Hit, HTTPRetriever, Passage
+from searchr1_mini.retrievers.probes import RandomRetriever
 from searchr1_mini.server import make_app
 
 DESCRIPTION = schemathesis.openapi.from_asgi(  # of a server that finds something for any query

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini import bugs
 from searchr1_mini.algorithms import loss_weights
 from searchr1_mini.batch import build_batch
+from searchr1_mini.comparison import bugs
 from searchr1_mini.data import Example
 from searchr1_mini.metrics import empty_think
+from searchr1_mini.robust.watch import QUIET, SIGNS, WINDOW, Watch
 from searchr1_mini.trajectory import Segment, Trajectory
-from searchr1_mini.watch import QUIET, SIGNS, WINDOW, Watch
 
 HEALTHY = {
     "em": 0.6, "reward": 0.6, "kl": 0.1, "entropy": 0.3, "zero_variance_groups": 0.4, "valid_actions": 0.95,

@@ -20,12 +20,12 @@ from encoders import save_bert, save_word_vectors
 from serving import ROOT, ROWS, start
 
 from searchr1_mini.checkpoint import latest_checkpoint, save_checkpoint
-from searchr1_mini.dense import load_model
 from searchr1_mini.errors import UserError
 from searchr1_mini.models import load_policy
+from searchr1_mini.retrievers.dense import load_model
 
 SOURCES = [ROOT / "train.py", ROOT / "eval.py"]
-SOURCES += [path for folder in ("searchr1_mini", "checks") for path in (ROOT / folder).glob("*.py")]
+SOURCES += [path for folder in ("searchr1_mini", "checks") for path in (ROOT / folder).rglob("*.py")]
 ONE_STEP = "--questions-per-step 2 --group-size 2 --eval-questions 2 --save-every 1".split()
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

@@ -7,10 +7,10 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini import index
 from searchr1_mini.corpus import LEAST_WORDS, MOST_LINE, MOST_WORDS, text_passages
 from searchr1_mini.data import load_corpus
 from searchr1_mini.errors import UserError
+from searchr1_mini.retrievers import index
 
 paragraph = st.integers(0, 400).map(lambda n: " ".join(f"w{i}" for i in range(n)))
 

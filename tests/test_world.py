@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from searchr1_mini.engines import Engine, build_retriever
-from searchr1_mini.traces import BASE, RIGHT, agent_trace, copy_drill, page_trace, reading_trace
+from searchr1_mini.retrievers.engines import Engine, build_retriever
+from searchr1_mini.tiny.traces import BASE, RIGHT, agent_trace, copy_drill, page_trace, reading_trace
 from searchr1_mini.world import DIFFICULTIES, make_questions, make_world, split_of, world_examples
 from searchr1_mini.world_text import RELATIONS, all_names
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import read_json
-from searchr1_mini.printable import one_line, plain
+from searchr1_mini.pages.printable import one_line, plain
+from searchr1_mini.robust.files import read_json
 from searchr1_mini.tracking import read_jsonl
 
 BUDGET = 7_500_000  # bytes of rollouts in a page, over all of its runs

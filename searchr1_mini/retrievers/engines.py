@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from searchr1_mini.defaults import DENSE_MODEL, ENGINES, READ_BY
-from searchr1_mini.dense import DenseRetriever
 from searchr1_mini.errors import UserError
-from searchr1_mini.fusion import FusedRetriever, Reranker
-from searchr1_mini.milvus import MilvusRetriever
 from searchr1_mini.retrieval import BM25S, CachedRetriever, HTTPRetriever, Passage, RankBM25, Retriever
-from searchr1_mini.terms import Terms
+from searchr1_mini.retrievers.dense import DenseRetriever
+from searchr1_mini.retrievers.fusion import FusedRetriever, Reranker
+from searchr1_mini.retrievers.milvus import MilvusRetriever
+from searchr1_mini.retrievers.terms import Terms
 
 SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
 

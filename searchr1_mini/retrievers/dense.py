@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from searchr1_mini.defaults import DENSE_MODEL
 from searchr1_mini.errors import UserError
-from searchr1_mini.extras import require
 from searchr1_mini.retrieval import Hit, Passage, cache_dir, fingerprint, kept_at, new_memmap
+from searchr1_mini.retrievers.extras import require
 from searchr1_mini.weights import refuse_pickles
 
 CHUNK = 4096  # passages encoded between two moves of the progress bar

@@ -10,7 +10,7 @@ from typing import Any
 
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
-from searchr1_mini.files import read_json
+from searchr1_mini.robust.files import read_json
 
 BASE_FILE = "base.json"
 SIZES = (

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from searchr1_mini import paper
+from searchr1_mini.comparison import paper
+from searchr1_mini.comparison.plan import Row
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import SEARCHING
-from searchr1_mini.engines import described, engine_of
 from searchr1_mini.evaluation import FAILURES, FINISH_REASONS, bootstrap_interval, mcnemar, means
-from searchr1_mini.plan import Row
-from searchr1_mini.printable import markdown_text, one_line, plain
+from searchr1_mini.pages.printable import markdown_text, one_line, plain
+from searchr1_mini.retrievers.engines import described, engine_of
 from searchr1_mini.tracking import write_json_atomic, write_text_atomic
 
 MEASURES = {

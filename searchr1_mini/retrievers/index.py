@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import K1, B, Passage, cache_dir, index_terms, kept_at, new_memmap
-from searchr1_mini.terms import DEFAULT_TERMS, Terms
+from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
 
 BATCH = 50_000  # passages whose terms are held at a time
 TERMS_FILE = "terms.txt"  # their suffix; a store of the default terms has none

@@ -16,9 +16,9 @@ from typing import Any
 from tqdm import tqdm
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.extras import require
 from searchr1_mini.retrieval import K1, B, Hit, Passage, fingerprint, index_terms
-from searchr1_mini.terms import DEFAULT_TERMS, Terms, tokenize
+from searchr1_mini.retrievers.extras import require
+from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms, tokenize
 
 BATCH = 2_000  # passages an insert
 QUERIES = 64  # a request

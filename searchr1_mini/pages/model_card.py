@@ -9,9 +9,9 @@ import yaml
 from searchr1_mini import __version__
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import HUB_MODELS
-from searchr1_mini.files import read_json
-from searchr1_mini.printable import markdown_text
+from searchr1_mini.pages.printable import markdown_text
 from searchr1_mini.prompts import template_of
+from searchr1_mini.robust.files import read_json
 
 CARD = """---
 {front_matter}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from searchr1_mini.extras import require
+from searchr1_mini.retrievers.extras import require
 
 _WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(

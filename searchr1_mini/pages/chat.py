@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from searchr1_mini.corpus import is_text
 from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
-from searchr1_mini.interrupt import Stopped
 from searchr1_mini.methods import MakeMethod
 from searchr1_mini.models import Policy
-from searchr1_mini.printable import one_line, plain
+from searchr1_mini.pages.printable import one_line, plain
 from searchr1_mini.retrieval import Retriever, cache_dir
+from searchr1_mini.robust.interrupt import Stopped
 from searchr1_mini.rollout import RolloutLimits, rollout
 from searchr1_mini.tracking import render_segment
 from searchr1_mini.trajectory import Trajectory

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from searchr1_mini.columns import OF_THE_WORLD, Column
+from searchr1_mini.comparison.columns import OF_THE_WORLD, Column
+from searchr1_mini.comparison.plan import Row, only_what_is_read, plan_evaluation
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.data import load_corpus
 from searchr1_mini.defaults import SEARCHING
-from searchr1_mini.engines import build_retriever, engine_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.plan import Row, only_what_is_read, plan_evaluation
-from searchr1_mini.probes import EmptyRetriever, RandomRetriever
 from searchr1_mini.retrieval import Retriever
+from searchr1_mini.retrievers.engines import build_retriever, engine_of
+from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
 from searchr1_mini.task import load_task
 
 

@@ -22,12 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
-from searchr1_mini.chat import MAX_QUESTION, Chat, Tell, verdict
 from searchr1_mini.errors import UserError
-from searchr1_mini.extras import require
-from searchr1_mini.interrupt import Stopped
-from searchr1_mini.limits import LimitBody, bounded_protocol
-from searchr1_mini.printable import one_line, plain
+from searchr1_mini.pages.chat import MAX_QUESTION, Chat, Tell, verdict
+from searchr1_mini.pages.printable import one_line, plain
+from searchr1_mini.retrievers.extras import require
+from searchr1_mini.retrievers.limits import LimitBody, bounded_protocol
+from searchr1_mini.robust.interrupt import Stopped
 
 PAGE = Path(__file__).parent / "chat_page" / "index.html"
 PORT, LOOPBACK = 8765, ("127.0.0.1", "localhost", "[::1]")

@@ -1,0 +1,1 @@
+"""Tables of methods by data sets, the ablations, and the paper's own figures."""

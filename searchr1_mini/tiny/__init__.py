@@ -1,0 +1,1 @@
+"""How the tiny base's own pre-training text is made."""
