@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .PHONY: demo test lint lock audit notebooks
-demo: $(STAMP)  ## the whole method on this machine, in about five minutes
+demo: $(STAMP)  ## the whole method on this machine
 	$(BIN)/python train.py
 
 test: $(STAMP)  ## on two cores, a file of tests at a time on each

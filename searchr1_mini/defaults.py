@@ -37,7 +37,7 @@ REAL = {
     "warmup_steps": 20, "decay_steps": 0, "drop_zero_variance": False, "tokens_per_micro_batch": 8192, "lora_rank": 32,
     "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 50, "save_every": 50,
 }  # fmt: skip
-# LoRA wants about ten times the learning rate of full fine-tuning; the tiny base, a thousand times smaller, wants more
+# LoRA wants ten to twenty times the learning rate of full fine-tuning; the tiny base, far smaller, wants more
 LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 2e-5, ("real", "full"): 1e-6}
 IMITATION_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 1e-4, ("real", "full"): 1e-5}
 
@@ -52,8 +52,14 @@ IMITATION = {
     "real": {"questions_per_step": 64, "demonstration_questions": 10_000},
 }
 PAPERS_ROLLOUTS = 5  # a question, in rejection sampling
-CRITIC_LEARNING_RATES = {"tiny": 3e-3, "real": 1e-4}  # the paper's critic learns ten times as fast as its policy
+# the paper's critic learns ten times as fast as its policy
+CRITIC_LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 3e-3, ("real", "lora"): 1e-4, ("real", "full"): 1e-5}
 
+PAPER = {
+    "questions_per_step": 512, "group_size": 5, "lora_rank": 0, "load_in_4bit": False, "learning_rate": 1e-6,
+    "warmup_steps": 142, "steps": 500, "mini_batches": 2, "max_total_tokens": 4096, "max_new_tokens": 500,
+    "max_observation_tokens": 500, "save_every": 100, "topk": 3, "max_turns": 4,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "24gb": {"tokens_per_micro_batch": 8192, "rollout_batch_size": 32, "max_total_tokens": 4096},
     "16gb": {"tokens_per_micro_batch": 4096, "rollout_batch_size": 16, "max_total_tokens": 3072, "lora_rank": 16},
@@ -61,7 +67,6 @@ PRESETS: dict[str, dict[str, Any]] = {
              "max_observation_tokens": 400, "max_new_tokens": 300},
     "t4": {"tokens_per_micro_batch": 4096, "rollout_batch_size": 16, "max_total_tokens": 3072, "lora_rank": 16,
            "dtype": "float16"},
-    "paper": {"questions_per_step": 512, "group_size": 5, "lora_rank": 0, "load_in_4bit": False, "learning_rate": 1e-6,
-              "warmup_steps": 142, "steps": 500, "mini_batches": 2, "max_total_tokens": 4096, "max_new_tokens": 500,
-              "max_observation_tokens": 500, "save_every": 100, "topk": 3, "max_turns": 4},
+    "paper": PAPER,
+    "paper-ppo": PAPER | {"algorithm": "ppo", "group_size": 1, "critic_learning_rate": 1e-5, "critic_warmup_steps": 8},
 }  # fmt: skip

@@ -95,7 +95,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     values.setdefault("method", "direct" if config.algorithm == "sft" else "search-r1")
     values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
     if config.algorithm == "ppo":
-        values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size])
+        values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size, way])
     if not imitates:
         values.setdefault("clip_eps_high", config.clip_eps)
         values.setdefault("kl_estimator", "k1" if config.algorithm == "ppo" else "k3")

@@ -41,7 +41,9 @@ def main() -> None:
     try:
         import uvicorn
     except ImportError as error:
-        raise UserError('the server needs two more packages; run `pip install "searchr1-mini[server]"`') from error
+        raise UserError(
+            'the server needs two more packages; run `pip install -e ".[server]" -c constraints.txt`'
+        ) from error
     engine = engine_of(config)
     passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)

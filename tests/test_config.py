@@ -222,6 +222,18 @@ def test_every_preset_fits_together(preset):
     resolve(parsed("--model", "Qwen2.5-3B", "--preset", preset))
 
 
+def test_the_papers_ppo_differs_from_its_grpo_where_the_paper_does():
+    grpo, ppo = (resolve(parsed("--model", "Qwen2.5-3B", "--preset", name)) for name in ("paper", "paper-ppo"))
+    assert (grpo.algorithm, grpo.group_size, ppo.algorithm, ppo.group_size) == ("grpo", 5, "ppo", 1)
+    assert (ppo.learning_rate, ppo.critic_learning_rate, ppo.critic_warmup_steps) == (1e-6, 1e-5, 8)
+    assert ppo.questions_per_step == grpo.questions_per_step == 512
+
+
+@pytest.mark.parametrize(("flags", "rate"), [([], 1e-4), (["--lora-rank", "0"], 1e-5)])
+def test_the_critics_rate_follows_what_is_trained(flags, rate):
+    assert resolve(parsed("--model", "Qwen2.5-3B", "--algorithm", "ppo", *flags)).critic_learning_rate == rate
+
+
 def test_models_by_every_name(tmp_path):
     assert resolve_model("Qwen2.5-7B-Instruct") == "Qwen/Qwen2.5-7B-Instruct"
     assert resolve_model("someone/some-model") == "someone/some-model"

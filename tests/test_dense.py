@@ -164,7 +164,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
 @pytest.mark.parametrize(("module", "extra"), [("sentence_transformers", "dense"), ("faiss", "dense")])
 def test_a_missing_package_names_its_extra(module, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"searchr1-mini\[{extra}\]"):
+    with pytest.raises(UserError, match=rf"\.\[{extra}\]"):
         build_retriever(Engine("dense", dense_model="any"), PASSAGES)
 
 

@@ -17,4 +17,4 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f'{error}; run `pip install "searchr1-mini[{extra}]"`') from error
+        raise UserError(f'{error}; run `pip install -e ".[{extra}]" -c constraints.txt` in its folder') from error
