@@ -53,6 +53,7 @@ BUGS = [
         "first + index % config.questions_per_step", "invariants"),
     Bug("GAE sees observations", "algorithms", "next_value = torch.where(is_policy, values[:, t], next_value)",
         "next_value = values[:, t]", "algorithms references"),
+    Bug("equal rewards teach", "algorithms", "if (r == r[0]).all():", "if False:", "algorithms"),
     # losses
     Bug("clip the wrong way", "algorithms", "torch.maximum(plain, clipped), clipped > plain",
         "torch.minimum(plain, clipped), clipped > plain", "algorithms references"),
@@ -69,11 +70,13 @@ BUGS = [
     Bug("value clip unbounded", "algorithms", "clipped = old + (v - old).clamp(-value_clip, value_clip)", "clipped = v",
         "algorithms references"),
     # stops and sampling
-    Bug("stop only within one token", "generation", "start = max(0, len(self.seen) - self.keep)",
+    Bug("stop only within one token", "stops", "start = max(0, len(self.seen) - self.keep)",
         "start = len(self.seen)", "generation"),
     Bug("EOS goes on", "generation", "if id_ in self.eos_ids:", "if id_ == -1:", "generation rollout"),
     Bug("sampled without temperature", "generation", "logits.float() / (self.temperature or 1.0)", "logits.float()",
         "generation"),
+    Bug("a rollout keeps a graph", "generation", "@torch.no_grad()\n    def start", "@torch.enable_grad()\n    def start",
+        "rollout_weights"),
     Bug("a position too far", "generation", "positions[indices, 0] = torch.tensor([row.length for row in rows])",
         "positions[indices, 0] = torch.tensor([row.length + 1 for row in rows])", "generation"),
     # protocol and rewards

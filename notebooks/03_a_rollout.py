@@ -68,7 +68,7 @@ print("asks: ", request)
 # fires, and a test on the decoded text must not cut the token apart, since its id is what was sampled.
 
 # %%
-from searchr1_mini.generation import StopMatcher, token_bytes
+from searchr1_mini.stops import StopMatcher, token_bytes
 
 text = "<search> Ada Brook </search>\n\n"
 ids = tokenizer(text)["input_ids"]

@@ -23,9 +23,9 @@ from typing import Any
 
 from searchr1_mini.cli import run_command
 from searchr1_mini.comparison.studies import STUDIES, Study
-from searchr1_mini.config import TrainConfig, suggest
+from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import LEARNING_RATES, TINY
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.resolve import resolve, resolve_model
 from searchr1_mini.robust.files import read_json

@@ -38,7 +38,7 @@ def over_micro_batches(run: Session, batch: Batch, work: Callable[[list[int]], T
     Raises:
         Stopped: the user asked to stop.
         UserError: memory does not suffice for one trajectory, and no weight has moved.
-        RuntimeError: nor does it, but some have.
+        RuntimeError: memory does not suffice, but weights have moved already, so that the step cannot be undone.
     """
     while True:
         results, failure = [], None

@@ -39,7 +39,9 @@ def group_advantages(
         r, n = rewards[rows], int(rows.sum())
         if n == 1:
             continue
-        if baseline == "leave-one-out":
+        if (r == r[0]).all():  # the mean of equal numbers is rounded, and a std of 0 would blow that up
+            advantages[rows] = 0
+        elif baseline == "leave-one-out":
             advantages[rows] = r - (r.sum() - r) / (n - 1)
         else:
             advantages[rows] = (r - r.mean()) / (r.std() + eps if normalize_std else 1.0)
@@ -59,7 +61,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
     """KL(pi || pi_ref) per token from samples of pi (Schulman, "Approximating KL divergence", 2020).
 
     With d = log pi_ref - log pi: `k1` is -d, unbiased and noisy, and as a loss its expected gradient is 0, so that it
-    belongs into the reward; `k2` is d^2 / 2, biased, with the right gradient as a loss; `k3` is exp(d) - d - 1,
+    belongs in the reward; `k2` is d^2 / 2, biased, with the right gradient as a loss; `k3` is exp(d) - d - 1,
     unbiased and never negative (GRPO, equation 4). d is clamped before exp, which would otherwise overflow.
 
     Raises:

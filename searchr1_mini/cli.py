@@ -9,9 +9,9 @@ from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from searchr1_mini.config import flag_of, suggest
+from searchr1_mini.config import flag_of
 from searchr1_mini.defaults import PRESETS
-from searchr1_mini.errors import UserError, is_out_of_memory
+from searchr1_mini.errors import UserError, is_out_of_memory, suggest
 from searchr1_mini.pages.printable import plain
 
 Config = TypeVar("Config")

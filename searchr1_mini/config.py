@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -18,12 +16,6 @@ def option(group: str, default: Any, help_text: str, least: float | None = None,
 def flag_of(name: str) -> str:
     """`max_turns` -> `--max-turns`."""
     return "--" + name.replace("_", "-")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing if nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _auto(name: str) -> str:
@@ -224,7 +216,7 @@ class TrainConfig:
     lora_alpha: int | None = option("model", None, "scale of the adapter [default: twice the rank]", least=1)
     load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes" + _auto("load_in_4bit"))
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "model", "auto", "auto: bfloat16 where the GPU has it, else float16; float32 on a CPU"
+        "model", "auto", "auto: bfloat16 where the GPU has it, else float16; float32 on other devices"
     )
     gradient_checkpointing: bool | None = option(
         "model", None, "recompute activations to save memory" + _auto("gradient_checkpointing")

@@ -50,8 +50,6 @@ class Critic:
             policy.model.add_adapter(
                 CRITIC, LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules="all-linear")
             )
-        for _, parameter in self._named_parameters():
-            parameter.data = parameter.data.float()
         policy.activate(ADAPTER)
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -73,11 +71,12 @@ class Critic:
         With gradient checkpointing the backward pass computes the forward again, with whatever adapter is active then.
         """
         if self.copy is not None:
-            policy_model, self.policy.model = self.policy.model, self.copy
+            self.copy.train(self.policy.model.training)  # without which nothing is checkpointed
             try:
-                yield
+                with self.policy.standing_in(self.copy):
+                    yield
             finally:
-                self.policy.model = policy_model
+                self.copy.eval()
             return
         self.policy.activate(CRITIC)
         try:
@@ -96,5 +95,5 @@ class Critic:
         if self.copy is not None:
             save_model(self.copy, str(folder / COPY_FILE))
         else:
-            self.policy.model.save_pretrained(folder, selected_adapters=[CRITIC])
+            self.policy.model.save_pretrained(folder, selected_adapters=[CRITIC], save_embedding_layers=False)
         save_file(self.head.state_dict(), folder / HEAD_FILE)

@@ -1,4 +1,4 @@
-"""Questions and passages: HotpotQA, the paper's training set, the FlashRAG sets, and local files, on one form each.
+"""Questions and passages: HotpotQA, the paper's training set, the FlashRAG sets and local files, read into one form.
 
 Data sets are read as parquet or json lines; loading scripts are an error in `datasets` 4 and later. docs/data.md lists
 fields and licences.
@@ -6,7 +6,6 @@ fields and licences.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from searchr1_mini import defaults
 from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, is_text, parse_passage, read_rows
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
@@ -30,7 +30,7 @@ FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
     "musique": ("train", "dev"),
     "bamboogle": (None, "test"),
 }
-DATASETS = ("hotpotqa", "nq_hotpotqa", *FLASHRAG, "jsonl")
+DATASETS = [name for name in defaults.DATASETS if name != "world"]
 HOTPOTQA_ID, NQ_HOTPOTQA_ID = "hotpotqa/hotpot_qa", "PeterJinGo/nq_hotpotqa_train"
 FLASHRAG_ID = "RUC-NLPIR/FlashRAG_datasets"
 REVISIONS = {  # commits on the hub: a run of today and one of next year read the same rows
@@ -50,8 +50,8 @@ class Example:
     Attributes:
         id: unique over all data sets, as `hotpotqa/5a7a06935542990198eaf050`.
         source: what results are reported by, as `hotpotqa` or `world-2hop`.
-        supporting: (title, words) of the passages that the answer rests on, where the data set tells: the passage of
-            that title which holds these words.
+        supporting: (title, words) of the passages that the answer rests on, where the data set gives them: a title, and
+            words that the passage holds (two passages may share a title).
     """
 
     id: str
@@ -129,9 +129,7 @@ def load_corpus(
 
 def _check_known(dataset: str) -> None:
     if dataset not in DATASETS:
-        close = difflib.get_close_matches(dataset, DATASETS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown data set {dataset!r}{hint}; known: {', '.join(DATASETS)}")
+        raise UserError(f"unknown data set {dataset!r}{suggest(dataset, DATASETS)}; known: {', '.join(DATASETS)}")
 
 
 def _hub_rows(dataset: str, split: Split) -> Iterator[tuple[dict[str, Any], str]]:
@@ -140,7 +138,7 @@ def _hub_rows(dataset: str, split: Split) -> Iterator[tuple[dict[str, Any], str]
     if dataset == "nq_hotpotqa":
         return _from_hub(NQ_HOTPOTQA_ID, "train" if split == "train" else "test")
     if dataset in FLASHRAG:
-        file = FLASHRAG[dataset][split == "eval"]
+        file = FLASHRAG[dataset][split != "train"]
         if file is None:
             raise UserError(f"data set {dataset} is for evaluation only; train on hotpotqa, nq_hotpotqa or nq")
         return _from_hub(FLASHRAG_ID, "train", data_files=f"{dataset}/{file}.jsonl")

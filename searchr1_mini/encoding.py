@@ -17,8 +17,8 @@ MOST_TITLE = 256  # characters; Wikipedia's titles are at most 255 bytes
 def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Splits every control token that is spelled out in foreign text, `<|im_end|>` -> `< |im_end|>`.
 
-    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed. Runs of blanks,
-    which some tokenizers add, are no control tokens, and nor are our own tags (Qwen3 has `<think>`).
+    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed. Tokens of
+    blanks, which some tokenizers add, are left alone, and so are our own tags (Qwen3 has `<think>` as a token).
     """
     added = {token.strip() for token in tokenizer.get_added_vocab() if neutralise_tags(token) == token}
     tokens = sorted((token for token in added if len(token) > 1), key=len, reverse=True)
@@ -56,14 +56,14 @@ def observation_ids(
     Too long an observation is cut inside: every passage's text gets the same share, all titles together half of the
     room at most, and the closing tag always stays. The work is bounded by `max_tokens`, however long a passage is.
     """
-    most = MOST_CHARS_A_TOKEN * max_tokens
-    passages = [replace(passage, title=passage.title[:MOST_TITLE], text=passage.text[:most]) for passage in passages]
+    most_chars = MOST_CHARS_A_TOKEN * max_tokens
+    passages = [replace(p, title=p.title[:MOST_TITLE], text=p.text[:most_chars]) for p in passages]
     text = render_observation(passages)
     ids = foreign_ids(text, tokenizer)
     if len(ids) <= max_tokens:
         return ids, text
-    most = max_tokens // (2 * max(len(passages), 1))
-    passages = [replace(passage, title=first_tokens(passage.title, most, tokenizer)) for passage in passages]
+    title_tokens = max_tokens // (2 * max(len(passages), 1))
+    passages = [replace(p, title=first_tokens(p.title, title_tokens, tokenizer)) for p in passages]
     text = render_observation(passages)
     ids = foreign_ids(text, tokenizer)
     texts = [foreign_ids(passage.text, tokenizer) for passage in passages]

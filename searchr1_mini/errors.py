@@ -1,5 +1,10 @@
 """The one exception that a user is meant to read, and what the system's own mean."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 # what CUDA and MPS, Windows, Linux and cuBLAS say
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -14,3 +19,9 @@ class UserError(Exception):
 def is_out_of_memory(error: RuntimeError) -> bool:
     """torch.OutOfMemoryError is a RuntimeError, and only some devices raise it."""
     return any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing if nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

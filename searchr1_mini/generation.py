@@ -18,51 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.kv_cache import RowCache
-
-
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others for code points from 256 up."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """The bytes of every id: byte-level BPE through its alphabet, added tokens as they are written.
-
-    Raises:
-        UserError: the tokenizer is not a byte-level BPE, as those of Qwen2.5, Llama 3 and GPT-2 are.
-    """
-    alphabet = byte_alphabet()
-    added = {id_: text for text, id_ in tokenizer.get_added_vocab().items()}
-    table = [b""] * len(tokenizer)
-    for token, id_ in tokenizer.get_vocab().items():
-        if id_ in added:
-            table[id_] = added[id_].encode()
-        elif all(char in alphabet for char in token):
-            table[id_] = bytes(alphabet[char] for char in token)
-        else:
-            raise UserError(
-                f"the tokenizer of this model is not a byte-level BPE (token {token!r}); stop strings are matched on "
-                "bytes, so use a model of the Qwen2, Qwen2.5, Qwen3 or Llama 3 families"
-            )
-    return table
-
-
-class StopMatcher:
-    """Finds the first stop string in a stream of bytes at the token that completes it, in bounded work a token."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = [stop.encode() for stop in stops]
-        self.keep = max((len(stop) for stop in self.stops), default=1) - 1
-        self.seen = bytearray()
-
-    def feed(self, piece: bytes) -> int | None:
-        """Takes the bytes of one token; the length of the text up to and including a stop, once there is one."""
-        start = max(0, len(self.seen) - self.keep)
-        self.seen += piece
-        ends = [at + len(stop) for stop in self.stops if (at := self.seen.find(stop, start)) >= 0]
-        return min(ends) if ends else None
+from searchr1_mini.stops import StopMatcher, eos_ids, token_bytes
 
 
 @dataclass
@@ -107,8 +63,12 @@ class Decoder:
         n_rows: conversations at a time.
         max_length: tokens that a row may hold.
         temperature: 0 is greedy; the log-probs are then those of temperature 1.
+        device, dtype: of the cache.
         seed: of the sampling; each row draws from a stream of its own, by seed and key, whichever rows share its batch.
         chunk_tokens: most ids of one prefill forward, padding included.
+
+    Raises:
+        UserError: the tokenizer or the attention of the model is not supported.
     """
 
     def __init__(
@@ -128,9 +88,10 @@ class Decoder:
     ) -> None:
         self.backbone, self.lm_head, self.temperature, self.seed = backbone, lm_head, temperature, seed
         self.device, self.n_rows, self.chunk_tokens = device, n_rows, chunk_tokens
+        _check_window(config, max_length)
         self.cache = RowCache(config, n_rows, max_length, device, dtype)
         self.bytes_of = token_bytes(tokenizer)
-        self.eos_ids = _eos_ids(tokenizer, config)
+        self.eos_ids = eos_ids(tokenizer, config)
         self.rows: list[_Row] = []  # in the order of the cache's rows
         self.where: dict[int, int] = {}  # key -> index in `rows`
         self.shared: dict[tuple[int, ...], tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
@@ -147,6 +108,7 @@ class Decoder:
         """Announces the prompts to come, so that one that comes several times is kept until its last use."""
         self.waiting.update(tuple(prompt) for prompt in prompts)
 
+    @torch.no_grad()
     def start(self, key: int, prompt: Sequence[int]) -> None:
         """Opens a row named `key`; its prompt, less the last id, comes from the shared store or is prefilled now."""
         row, prefix, index = _Row(key, random.Random(f"{self.seed}/{key}")), tuple(prompt), len(self.rows)
@@ -263,8 +225,8 @@ class Decoder:
 
     def _forward(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor) -> Tensor:
         self.tokens_fed += int(is_real.sum())
-        rows, ids, positions, is_real = (tensor.to(self.device) for tensor in (rows, ids, positions, is_real))
         mask = self.cache.place(rows, positions, is_real)
+        ids, positions = ids.to(self.device), positions.to(self.device)
         return self.backbone(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache)
 
     def _sample(self, logits: Tensor, uniform: list[float]) -> tuple[list[int], list[float]]:
@@ -311,7 +273,11 @@ class Decoder:
         return turn
 
 
-def _eos_ids(tokenizer: PreTrainedTokenizerBase, config) -> set[int]:
-    """Every id that ends a turn: the tokenizer's EOS and those of the model's config."""
-    from_config = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return {id_ for id_ in (tokenizer.eos_token_id, *from_config) if id_ is not None}
+def _check_window(config, max_length: int) -> None:
+    """Refuses a model whose attention sees less than a whole row; the cache shows it all of one."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window and window < max_length and (kinds is None or "sliding_attention" in kinds):
+        raise UserError(
+            f"layers of this model see the last {window} tokens only, and rollouts would show them all; take "
+            f"--max-total-tokens {window}, or another --model"
+        )

@@ -24,7 +24,8 @@ class RowCache(Cache):
         shape = (n_rows, heads, 0, self.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.rows = self.token_rows = self.token_columns = self.positions = torch.empty(0, dtype=torch.long)
+        self.rows = self.token_rows = self.token_columns = self.token_slots = torch.empty(0, dtype=torch.long)
+        self.positions = torch.empty(0, dtype=torch.long)
         self.span, self.is_prefix = 0, True
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -32,18 +33,27 @@ class RowCache(Cache):
         return self.span
 
     def place(self, rows: Tensor, positions: Tensor, is_real: Tensor) -> Tensor:
-        """Announces a forward of ids (n, t): row of each, position of each id, which ids are no padding.
+        """Tells the cache what the next forward feeds.
+
+        Args:
+            rows: (n,) the cache's row of each row of the batch; on the CPU, as the others, so that no device waits.
+            positions: (n, t) the position of each id.
+            is_real: (n, t) which ids are no padding.
 
         Returns:
-            The attention mask (n, 1, t, span), True where a query may look: every position up to its own.
+            The attention mask (n, 1, t, span) on the cache's device, True where a query may look: every position up
+            to its own.
         """
-        self.rows, self.span = rows, int(positions[is_real].max()) + 1
-        self.token_rows, self.token_columns = is_real.nonzero(as_tuple=True)
-        self.positions = positions[is_real]
-        self.is_prefix = bool((rows == torch.arange(len(rows), device=rows.device)).all())
+        device = self.keys[0].device
+        token_rows, token_columns = is_real.nonzero(as_tuple=True)
+        placed = (rows, token_rows, token_columns, rows[token_rows], positions[is_real])
+        self.rows, self.token_rows, self.token_columns, self.token_slots, self.positions = (
+            indices.to(device) for indices in placed
+        )
+        self.span = int(positions[is_real].max()) + 1
+        self.is_prefix = bool((rows == torch.arange(len(rows))).all())
         self._reserve(self.span)
-        keys = torch.arange(self.span, device=positions.device)
-        return (keys <= positions[:, :, None])[:, None]
+        return (torch.arange(self.span, device=device) <= positions.to(device)[:, :, None])[:, None]
 
     def _reserve(self, length: int) -> None:
         capacity = self.keys[0].shape[2]
@@ -59,7 +69,7 @@ class RowCache(Cache):
         """Writes states (n, kv_heads, t, head_dim) where `place` said; returns all of these rows up to the span."""
         for store, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
             real = states[self.token_rows, :, self.token_columns]
-            store[self.rows[self.token_rows], :, self.positions] = real.to(store.dtype)
+            store[self.token_slots, :, self.positions] = real.to(store.dtype)
         return self._read(self.keys[layer_idx]), self._read(self.values[layer_idx])
 
     def _read(self, store: Tensor) -> Tensor:

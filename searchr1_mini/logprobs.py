@@ -23,8 +23,8 @@ def token_logprobs(
     """log pi(target) = logit_target - logsumexp(logits), with logits / temperature as in sampling.
 
     Only masked-in positions are computed, a chunk at a time, and a few copies of one chunk of logits are the most that
-    is ever held. With a frozen head the gradient is taken with the logits, see `FrozenHead`; where the head is trained
-    too, or entropies carry a gradient, each chunk's logits are computed again in the backward pass.
+    is ever held. With a frozen head the gradient is computed together with the logits, see `FrozenHead`; where
+    the head is trained too, or entropies carry a gradient, each chunk's logits are computed again in the backward pass.
 
     Args:
         hidden: (B, T, H) last hidden states.

@@ -1,4 +1,4 @@
-"""One base in memory, (4-bit or not), and the policy on it: LoRA adapters or full fine-tuning, with its reference."""
+"""One base in memory (4-bit or not), and the policy on it: LoRA adapters or full fine-tuning, with its reference."""
 
 from __future__ import annotations
 
@@ -94,23 +94,42 @@ class Policy:
             with self.model.disable_adapter():
                 yield
         else:
-            trained, self.model = self.model, self.frozen
-            try:
+            with self.standing_in(self.frozen):
                 yield
-            finally:
-                self.model = trained
+
+    @contextmanager
+    def standing_in(self, model: nn.Module) -> Iterator[None]:
+        """Inside, another model computes in place of the policy's own."""
+        own, self.model = self.model, model
+        try:
+            yield
+        finally:
+            self.model = own
 
     @contextmanager
     def for_rollouts(self) -> Iterator[None]:
-        """Inside, the same policy with weights that are quicker to decode with; afterwards the base is what it was.
+        """Inside, the same policy with weights that are quicker to decode with; afterwards all are what they were.
 
         Where `dequantise` is set, each 4-bit matrix is there in `dtype` too: the very numbers that its product is
-        computed from, unpacked once a rollout and not once a token. Where the base is in float32 (then), the adapter is
-        added into it: one matrix product a layer instead of three. In 16 bits that would round what is added, so that
-        the rollouts would be another policy's. Gradients do not reach the adapter. Matrices are held twice meanwhile.
+        computed from, unpacked once per rollout and not once per token. Where the base is in float32, or was unpacked
+        to it, the adapter is added into it: one matrix product per layer instead of three. In 16 bits that would round
+        what is added, so that the rollouts would be another policy's; there the adapter is cast, as autocast would at
+        every token. Gradients do not reach the adapter. Meanwhile a matrix may be in memory twice.
         """
-        with self._dequantised() if self.dequantise else nullcontext(), self._merged():
+        with self._dequantised() if self.dequantise else nullcontext(), self._merged(), self._adapter_cast():
             yield
+
+    @contextmanager
+    def _adapter_cast(self) -> Iterator[None]:
+        parameters = self.trainable() if self.has_adapter and self.dtype != torch.float32 else []
+        trained = [parameter.data for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.data = parameter.data.to(self.dtype)
+            yield
+        finally:
+            for parameter, weight in zip(parameters, trained, strict=True):
+                parameter.data = weight
 
     @contextmanager
     def _dequantised(self) -> Iterator[None]:
@@ -166,7 +185,7 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Writes the adapter, or the whole model in full fine-tuning, the tokenizer, and what base they belong to."""
         if self.has_adapter:
-            self.model.save_pretrained(folder, selected_adapters=[ADAPTER])
+            self.model.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
         else:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -241,8 +260,6 @@ def load_policy(
         torch.manual_seed(seed)
         lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         policy.model = get_peft_model(base, lora, adapter_name=ADAPTER)
-    for parameter in policy.trainable():
-        parameter.data = parameter.data.float()
     policy.model.eval()
     return policy
 
@@ -262,7 +279,8 @@ def _load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
     try:
         model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True)
         with safe_open(folder / ADAPTER_FILE, "pt") as file:
-            odd = set(file.keys()) ^ set(get_peft_model_state_dict(model, adapter_name=ADAPTER))
+            own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+            odd = set(file.keys()) ^ set(own)
         if odd:  # peft would leave these as they are
             raise ValueError(f"{len(odd)} tensors have no counterpart, {min(odd)} among them")
         return model

@@ -56,7 +56,7 @@ REASON_IN_DOCUMENTS = (
 )
 
 SHORT_TEMPLATE = "Question: {question}\n"
-# what the tiny base was pre-trained on holds no instructions: a method shows in how its turn begins
+# the tiny base has never seen instructions: the first words of the turn tell it which method it follows
 SHORT = {
     "direct": SHORT_TEMPLATE + "<think> I know this. </think>\n<answer>",
     "cot": SHORT_TEMPLATE + "<think>",
@@ -124,7 +124,7 @@ def template_of(method: str, kind: str) -> str:
 
 
 def opening_of(template: str) -> str:
-    """The tag in which the template has already begun the policy's turn, or nothing."""
+    """The tag that the template has already opened for the policy, or nothing."""
     return next((tag for tag in ("<answer>", "<think>") if template.endswith(tag)), "")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from searchr1_mini.config import TrainConfig, flag_of, suggest
+from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.defaults import (
     CRITIC_LEARNING_RATES,
     DATASETS,
@@ -22,7 +22,7 @@ from searchr1_mini.defaults import (
     TINY,
     WORLD_DIFFICULTY,
 )
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
 

@@ -235,7 +235,7 @@ class HTTPRetriever:
         """See `Retriever.search`.
 
         Raises:
-            UserError: the server does not answer after `retries` tries, or not in the agreed form.
+            UserError: the server does not answer, `retries` repeats included, or not in the agreed form.
         """
         body = json.dumps({"queries": list(queries), "topk": topk, "return_scores": True}).encode()
         reply = self._post(body)

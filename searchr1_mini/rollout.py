@@ -113,10 +113,10 @@ class _Engine:
         while True:
             match conversation.method.send(value):
                 case methods.Generate(stop, max_new_tokens):
-                    room = self.limits.max_total_tokens - self.decoder.length(key)
-                    if room < 1:
+                    left = self.limits.max_total_tokens - self.decoder.length(key)
+                    if left < 1:
                         return self.finish(key, None, "length")
-                    return self.decoder.generate(key, stop, min(max_new_tokens, room))
+                    return self.decoder.generate(key, stop, min(max_new_tokens, left))
                 case methods.Search() as search:
                     return self.searches.append((key, search))
                 case methods.Observe() as observe:
@@ -127,7 +127,8 @@ class _Engine:
                     return self.step_aside(key, aside)
                 case methods.Finish(answer, reason, is_invalid):
                     conversation.trajectory.invalid_actions += is_invalid
-                    return self.finish(key, answer, reason)
+                    is_full = self.decoder.length(key) >= self.limits.max_total_tokens
+                    return self.finish(key, answer, "length" if is_full and answer is None else reason)
 
     def room(self, key: int) -> int:
         """Tokens that the context has left for an observation, with one to spare for the policy."""
@@ -168,8 +169,8 @@ class _Engine:
         ids = cut[0] + instruction
         conversation.trajectory.asides.append(Segment("observation", ids, text=cut[1] + aside.text))
         self.decoder.append(key, ids)
-        room = self.limits.max_total_tokens - self.decoder.length(key)
-        self.decoder.generate(key, aside.stop, min(aside.max_new_tokens, room))
+        left = self.limits.max_total_tokens - self.decoder.length(key)
+        self.decoder.generate(key, aside.stop, min(aside.max_new_tokens, left))
 
     def receive(self, key: int, turn: Turn) -> None:
         """Records a finished turn, token for token, and resumes the method with its text."""
@@ -278,7 +279,8 @@ def rollout(
                 engine.start(*waiting.popleft())
             if engine.searches and asked is None:
                 asked = engine.ask_retriever(pool)
-            if asked and (not limits.overlap_search or asked[1].done() or len(asked[0]) == len(engine.live)):
+            is_idle = asked and len(asked[0]) + len(engine.searches) == len(engine.live)
+            if asked and (not limits.overlap_search or asked[1].done() or is_idle):
                 (keys, found), asked = asked, None
                 engine.receive_hits(keys, found.result())
             for key, turn in decoder.step():

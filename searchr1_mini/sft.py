@@ -121,4 +121,4 @@ def imitation_update(run: Session, batch: Batch, is_first: bool) -> dict[str, fl
     with run.policy.training(run.config.gradient_checkpointing):
         logs = over_micro_batches(run, batch, backward, may_stop=is_first)
     totals = dict(zip(("loss", "entropy"), map(sum, zip(*gather(logs), strict=True)), strict=True))
-    return totals | apply_gradients(run, totals["loss"]) | {"learning_rate": run.optimizer.param_groups[0]["lr"]}
+    return totals | apply_gradients(run, totals["loss"])

@@ -64,17 +64,17 @@ def _train(config: TrainConfig, scratch: Path | None) -> Path:
 
 
 def run_steps(run: Session) -> None:
-    """Every step that is left, each whole or as if it had not begun."""
+    """Runs the remaining steps; one that is broken off leaves the weights as if it had not begun."""
     config = run.config
     measure_before(run)
-    shown = demonstrations(run) if imitates(config.algorithm) else []
+    to_imitate = demonstrations(run) if imitates(config.algorithm) else []
     if run.unlogged is not None:
         unlogged, run.unlogged = run.unlogged, None
         end_step(run, run.first_step - 1, unlogged)
     for step in range(run.first_step, config.steps + 1):
         with saved_if_broken_off(run, step - 1):
-            if shown:
-                metrics = imitation_step(run, slice_of_step(shown, step, config.questions_per_step, config.seed))
+            if to_imitate:
+                metrics = imitation_step(run, slice_of_step(to_imitate, step, config.questions_per_step, config.seed))
             else:
                 metrics = train_step(run, step)
         run.train_seconds += metrics["seconds"]
@@ -106,7 +106,7 @@ def end_step(run: Session, step: int, metrics: dict[str, float]) -> None:
 
 @contextmanager
 def saved_if_broken_off(run: Session, step: int, unlogged: dict[str, float] | None = None) -> Iterator[None]:
-    """Inside, whatever breaks off (a signal, a server that stays down) costs no finished step: it is saved first.
+    """If what is inside is broken off (a signal, a server that stays down), the last finished step is saved first.
 
     What breaks off has moved no weight: a signal is heeded before the first update of a step, and rollouts are the part
     that can fail. Several processes, of which one may have failed alone, go back to their last checkpoint instead.
@@ -145,7 +145,7 @@ def stop_if_diverged(run: Session, step: int) -> None:
 
 @dataclass
 class Rollouts:
-    """A step's rollouts, a group after the other; `group_ids` are unique within the step."""
+    """All rollouts of a step, group after group; `group_ids` are unique within the step."""
 
     trajectories: list[Trajectory]
     examples: list[Example]
@@ -267,11 +267,12 @@ def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: i
 
     A resumed run draws the same. Each round of dynamic sampling has an order of its own.
     """
-    chosen = []
+    chosen: list[T] = []
+    orders: dict[int, list[int]] = {}
     for position in range((step - 1) * n, step * n):
         epoch, index = divmod(position, len(examples))
-        order = random.Random(f"{seed}/{epoch}" + f"/{round_}" * (round_ > 0)).sample(
-            range(len(examples)), len(examples)
-        )
-        chosen.append(examples[order[index]])
+        if epoch not in orders:
+            rng = random.Random(f"{seed}/{epoch}" + f"/{round_}" * (round_ > 0))
+            orders[epoch] = rng.sample(range(len(examples)), len(examples))
+        chosen.append(examples[orders[epoch][index]])
     return chosen

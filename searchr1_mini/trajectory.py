@@ -34,10 +34,10 @@ class Trajectory:
     Attributes:
         example_id: unique id of the question; together with the step it keys the group.
         segments: in order; the concatenated ids are the sequence that is trained on, token in, token out.
-        finish_reason: "answer", "eos" (ended without an answer), "turns" (action budget spent) or "length".
+        finish_reason: "answer", "eos" (the last turn held no answer), "turns" (action budget spent) or "length".
         answer: content of the `<answer>` that ended the episode, or None. Read from policy tokens only.
         queries: the search queries that were executed, in order.
-        retrieved: for each query, the text of the observation that came back.
+        retrieved: the text of each observation of passages; none for a search whose result no longer fitted.
         titles: for each query, the titles of the passages that came back.
         asides: what was read and written beside the context, by turns (Search-o1); never trained on.
         invalid_actions: number of turns that were neither a search nor an answer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from statistics import fmean
 
@@ -59,7 +60,7 @@ class Experience:
 
 @torch.no_grad()
 def prepare(run: Session, batch: Batch, group_advantages: Tensor | None) -> tuple[Experience, dict[str, float]]:
-    """Log-probs under the reference, and for PPO values, rewards a token, GAE and whitening.
+    """Log-probs under the reference, and for PPO values, per-token rewards, GAE and whitening.
 
     Args:
         batch: N trajectories.
@@ -109,7 +110,7 @@ def update(run: Session, experience: Experience) -> dict[str, float]:
                 logs.append(optimiser_step(run, experience.select(rows), is_first=not logs))
     keys = dict.fromkeys(key for log in logs for key in log)
     metrics = {key: fmean(log[key] for log in logs if key in log) for key in keys}
-    return metrics | {"learning_rate": run.optimizer.param_groups[0]["lr"]}
+    return metrics | {"learning_rate": logs[-1]["learning_rate"]}
 
 
 def step_weights(config: TrainConfig, loss_mask: Tensor) -> Tensor:
@@ -130,29 +131,29 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
     """
     config, batch = run.config, experience.batch
     weights = step_weights(config, batch.loss_mask)
-    value_weights = loss_weights(batch.loss_mask, "token")
+    value_weights = loss_weights(batch.loss_mask, "token") if run.critic else None
 
     def backward(rows: list[int]) -> tuple[dict[str, float], Tensor]:
         part = experience.select(rows)
         width = part.advantages.shape[1]
-        stats, change = policy_backward(run, part, weights[rows, :width])
+        stats, log_ratio = policy_backward(run, part, weights[rows, :width])
         if run.critic:
             stats["value_loss"] = critic_backward(run, part, value_weights[rows, :width])
         wanted = part.batch.loss_mask if is_first else part.batch.loss_mask & (part.batch.rewards[:, None] > 0)
-        return stats, change[wanted].cpu()
+        return stats, log_ratio[wanted].cpu()
 
     with run.policy.training(config.gradient_checkpointing):
         logs = over_micro_batches(run, batch, backward, may_stop=is_first)
-    parts, changes = zip(*gather(logs), strict=True)
+    parts, log_ratios = zip(*gather(logs), strict=True)
     totals = {key: sum(part[key] for part in parts) for key in parts[0]}
     totals["ratio_max"] = max(part["ratio_max"] for part in parts)
     if run.critic:
         totals.pop("kl")  # inside the reward; measured once, before the update
-    change = torch.cat(changes)
+    log_ratio = torch.cat(log_ratios)
     if is_first:
-        totals |= {"logprob_diff_max": change.abs().max().item(), "logprob_diff_mean": change.abs().mean().item()}
-    elif len(change):
-        totals["correct_loglik_change"] = change.mean().item()
+        totals |= {"logprob_diff_max": log_ratio.abs().max().item(), "logprob_diff_mean": log_ratio.abs().mean().item()}
+    elif len(log_ratio):
+        totals["correct_loglik_change"] = log_ratio.mean().item()
     return totals | apply_gradients(run, totals["loss"])
 
 
@@ -205,11 +206,12 @@ def apply_gradients(run: Session, loss: float) -> dict[str, float]:
         run.scaler.step(run.optimizer)
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
+    learning_rate = run.optimizer.param_groups[0]["lr"]
     run.scheduler.step()
     run.updates += 1
     run.skipped_in_a_row = 0 if is_finite else run.skipped_in_a_row + 1
     named = dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))
-    return named | {"skipped_updates": float(not is_finite)}
+    return named | {"skipped_updates": float(not is_finite), "learning_rate": learning_rate}
 
 
 def forward(policy: Policy, batch: Batch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
@@ -220,28 +222,25 @@ def forward(policy: Policy, batch: Batch, temperature: float, entropy_gradient: 
     )
 
 
-@torch.no_grad()
-def all_logprobs(run: Session, batch: Batch) -> Tensor:
+def all_logprobs(run: Session, batch: Batch, may_stop: bool = True) -> Tensor:
     """Log-probs (N, T-1) of a whole batch under the weights as they are now, in micro-batches."""
-    out = torch.zeros_like(batch.old_logprobs)
-
-    def fill(rows: list[int]) -> None:
-        part = batch.select(rows)
-        out[rows, : part.targets.shape[1]] = forward(run.policy, part, run.config.temperature)[0]
-
-    over_micro_batches(run, batch, fill)
-    return sum_over_processes(out)
+    return of_whole_batch(run, batch, lambda part: forward(run.policy, part, run.config.temperature)[0], may_stop)
 
 
-@torch.no_grad()
 def all_values(run: Session, batch: Batch) -> Tensor:
     """V (N, T-1) of a whole batch under the critic as it is now, in micro-batches."""
+    with run.critic.active():
+        return of_whole_batch(run, batch, lambda part: run.critic.values(part.input_ids, part.position_ids))
+
+
+@torch.no_grad()
+def of_whole_batch(run: Session, batch: Batch, of: Callable[[Batch], Tensor], may_stop: bool = True) -> Tensor:
+    """What `of` gives (n, t-1) for each micro-batch, put together (N, T-1), those of other processes too."""
     out = torch.zeros_like(batch.old_logprobs)
 
     def fill(rows: list[int]) -> None:
         part = batch.select(rows)
-        out[rows, : part.targets.shape[1]] = run.critic.values(part.input_ids, part.position_ids)
+        out[rows, : part.targets.shape[1]] = of(part)
 
-    with run.critic.active():
-        over_micro_batches(run, batch, fill)
+    over_micro_batches(run, batch, fill, may_stop)
     return sum_over_processes(out)

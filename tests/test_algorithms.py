@@ -201,3 +201,10 @@ def test_llds_acts_only_on_good_trajectories_that_lost_likelihood():
     assert penalty.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]  # bad advantage; more likely as a whole
     penalty.sum().backward()
     assert new.grad.tolist() == [[-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+@given(st.floats(-2, 2, width=32), st.integers(2, 8), st.sampled_from(["group", "leave-one-out"]))
+def test_equal_rewards_teach_nothing_whatever_they_are(value, size, baseline):
+    """Their mean is rounded, and what is left over must not be divided by a std of 0."""
+    advantages = group_advantages(torch.full((size,), value), torch.zeros(size), baseline)
+    assert advantages.tolist() == [0.0] * size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import CPU
 
@@ -101,3 +102,28 @@ def test_a_critic_survives_saving(random_qwen2, tmp_path):
         loaded = Critic(again, seed=1, weights=folder)
         torch.testing.assert_close(values(loaded), values(critic))
         torch.testing.assert_close(again.hidden(input_ids=IDS), policy.hidden(input_ids=IDS))
+
+
+def test_the_critics_copy_is_checkpointed_as_the_policy_is(random_qwen2):
+    """Full fine-tuning: what autograd keeps of a forward of the copy is what it keeps of the policy's."""
+    policy, critic = make(random_qwen2, lora_rank=0, checkpointing=True)
+
+    def kept(forward) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            forward()
+        return sum(sizes)
+
+    with policy.training(True):
+        of_policy = kept(lambda: policy.hidden(input_ids=IDS))
+        of_critic = kept(lambda: values(critic))
+    assert of_critic < 2 * of_policy < kept(lambda: policy.hidden(input_ids=IDS))
+    assert not critic.copy.training
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_adapters_are_trained_in_float32_on_a_base_in_16_bits(random_qwen2, load_in_4bit):
+    policy = load_policy(
+        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=load_in_4bit, dtype=torch.bfloat16, device=CPU
+    )
+    assert {p.dtype for p in [*policy.trainable(), *Critic(policy, seed=0).parameters()]} == {torch.float32}

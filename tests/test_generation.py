@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import Qwen2Config
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.generation import Decoder, StopMatcher, token_bytes
+from searchr1_mini.generation import Decoder
+from searchr1_mini.stops import StopMatcher, eos_ids, token_bytes
 
 
 def make_decoder(policy, *, n_rows=16, max_length=512, temperature=0.0, seed=0, chunk_tokens=8192) -> Decoder:
@@ -223,3 +226,22 @@ def test_a_tokenizer_without_bytes_is_refused():
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(UserError, match="byte-level"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=plain))
+
+
+def test_the_end_of_a_chat_turn_ends_a_turn(qwen_tokenizer):
+    """A base model's EOS is another token than the one that its chat template writes after an answer."""
+    config = Qwen2Config(eos_token_id=qwen_tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    ends = qwen_tokenizer.convert_ids_to_tokens(sorted(eos_ids(qwen_tokenizer, config)))
+    assert set(ends) == {"<|endoftext|>", "<|im_end|>"}
+
+
+def test_without_a_chat_template_eos_alone_ends_a_turn(tokenizer):
+    assert eos_ids(tokenizer, Qwen2Config(eos_token_id=None)) == {tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize(("window", "is_used", "fits"), [(32, True, False), (64, True, True), (32, False, True)])
+def test_a_model_that_sees_a_part_of_its_context_only_is_refused(tiny_policy, tokenizer, window, is_used, fits):
+    config = Qwen2Config(sliding_window=window, use_sliding_window=is_used, max_window_layers=0, num_hidden_layers=2)
+    arguments = dict(n_rows=1, max_length=64, temperature=0, seed=0, device=tiny_policy.device, dtype=torch.float32)
+    with nullcontext() if fits else pytest.raises(UserError, match="--max-total-tokens 32"):
+        Decoder(tiny_policy.hidden, tiny_policy.lm_head, config, tokenizer, **arguments)

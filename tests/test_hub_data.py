@@ -92,3 +92,9 @@ def test_the_hotpotqa_corpus_is_the_union_of_both_splits_and_is_kept(hub, monkey
 def test_bamboogle_is_refused_for_training():
     with pytest.raises(UserError, match="evaluation only"):
         load_examples("bamboogle", None, "train")
+
+
+def test_all_of_a_hub_data_set_is_its_evaluation_split(hub):
+    """Where nothing is trained, as by the retrieval figures; a split for evaluation is there in every set."""
+    for name, (_, held_out) in data.FLASHRAG.items():
+        assert [e.id for e in load_examples(name, None, "all")] == [f"{name}/{held_out}_0"]

@@ -59,14 +59,14 @@ def test_files_are_short_enough_to_read():
 
 
 def test_the_method_can_be_read_in_an_afternoon():
-    """The reading list of docs/architecture.md: its modules exist, and their lines are as many as it says."""
+    """The reading list of docs/architecture.md: its modules exist, and their lines are about as many as it says."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     section = page.split("## The method, in an afternoon")[1].split("## All modules")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     modules = re.findall(r"`(\w+\.py)`", "\n".join(rows))
     n_lines = sum(len((PACKAGE / module).read_text().splitlines()) for module in modules)
-    assert len(modules) == 19 and f"{n_lines:,} lines" in section
-    assert n_lines < 4000
+    assert len(modules) == 20 and n_lines < 4000
+    assert f"about {round(n_lines, -2):,} lines" in section
 
 
 def test_every_module_is_in_the_table_of_modules_once():

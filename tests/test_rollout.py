@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -202,3 +203,41 @@ def test_a_question_that_does_not_fit_is_named(tiny_policy):
     make = methods.make_method("search-r1", template="short", max_turns=1, max_new_tokens=5, topk=1)
     with pytest.raises(UserError, match=r"hotpotqa/17 is .* tokens long"):
         rollout([example], make, tiny_policy, EmptyRetriever(), LIMITS, temperature=0, seed=0)
+
+
+def test_when_every_row_waits_for_the_retriever_the_loop_waits_too(tiny_policy, monkeypatch):
+    """The retriever answers once somebody waits for its result, not if it only asks whether it is there."""
+    is_waited_for, result = threading.Event(), Future.result
+
+    def seen_result(future, *arguments):
+        is_waited_for.set()
+        return result(future, *arguments)
+
+    class Slow(EmptyRetriever):
+        def search(self, queries, topk):
+            assert is_waited_for.wait(10), "the loop turned over while there was nothing to decode"
+            return super().search(queries, topk)
+
+    def make(question):
+        yield methods.Prompt("a b c")
+        if question == "late":
+            yield methods.Generate(("never",), 3)
+        yield methods.Search("x", 1)
+        yield methods.Finish(None, "turns")
+
+    monkeypatch.setattr(Future, "result", seen_result)
+    examples = [Example("1", "early", (), "s"), Example("2", "late", (), "s")]
+    limits = RolloutLimits(2, 200, 50, overlap_search=True)
+    trajectories, _ = rollout(examples, make, tiny_policy, Slow(), limits, temperature=0.0, seed=0)
+    assert [t.finish_reason for t in trajectories] == ["turns", "turns"]
+
+
+@pytest.mark.parametrize("name", ["search-r1", "direct"])
+def test_a_last_turn_that_the_context_cut_is_a_matter_of_length(tokenizer, name):
+    """Nobody wrote too much: the context was full."""
+    turns = ["<search> Oslo </search>", "<answer> " + "Norway " * 30]
+    policy = scripted(tokenizer, turns if name == "search-r1" else turns[1:])
+    make = methods.make_method(name, template="short", max_turns=1, max_new_tokens=200, topk=1)
+    limits = RolloutLimits(n_rows=1, max_total_tokens=60, max_observation_tokens=20)
+    (cut,), _ = rollout([Example("q", "Who?", (), "s")], make, policy, OneAnswer(OSLO), limits, temperature=0, seed=0)
+    assert (len(cut.token_ids), cut.answer, cut.finish_reason) == (60, None, "length")

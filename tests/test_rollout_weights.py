@@ -8,6 +8,7 @@ from conftest import CPU
 
 from searchr1_mini import methods
 from searchr1_mini.data import Example
+from searchr1_mini.generation import Decoder
 from searchr1_mini.models import load_policy
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.rollout import RolloutLimits, rollout
@@ -82,3 +83,48 @@ def test_a_compiled_decode_step_samples_the_same_before_and_after_training(rando
     after = roll()
     policy._decode_step = None
     assert after == roll() != before
+
+
+def in_16_bits(random_qwen2, load_in_4bit: bool = False):
+    policy = load_policy(
+        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=load_in_4bit, dtype=torch.bfloat16, device=CPU
+    )
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    return policy
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_an_adapter_in_16_bits_is_cast_once_a_rollout_and_computes_the_same(random_qwen2, load_in_4bit):
+    policy = in_16_bits(random_qwen2, load_in_4bit)
+    before = [parameter.clone() for parameter in policy.trainable()]
+    ids = torch.arange(1, 41).view(2, 20)
+    with torch.no_grad():
+        apart = policy.hidden(input_ids=ids)
+        with pytest.raises(KeyboardInterrupt), policy.for_rollouts():
+            cast = policy.hidden(input_ids=ids)
+            assert {parameter.dtype for parameter in policy.trainable()} == {torch.bfloat16}
+            raise KeyboardInterrupt
+    assert torch.equal(apart, cast)
+    assert all(map(torch.equal, before, policy.trainable()))
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_rollout_keeps_nothing_for_a_backward(random_qwen2, lora_rank, monkeypatch):
+    """In full fine-tuning and in 16 bits too, where no merged adapter rules gradients out by itself."""
+    policy = load_policy(
+        str(random_qwen2), lora_rank=lora_rank, lora_alpha=8, load_in_4bit=False, dtype=torch.bfloat16, device=CPU
+    )
+    graphs, start = [], Decoder.start
+
+    def seen(decoder, *arguments):
+        start(decoder, *arguments)
+        graphs.append(any(tensor.requires_grad for tensor in decoder.cache.keys))
+
+    monkeypatch.setattr(Decoder, "start", seen)
+    make = methods.make_method("direct", template="short", max_turns=1, max_new_tokens=4, topk=1)
+    rollout(
+        [Example("q", "Who is it?", ("x",), "s")] * 3, make, policy, EmptyRetriever(), LIMITS, temperature=1, seed=0
+    )
+    assert graphs == [False] * 3

@@ -20,6 +20,7 @@ from encoders import save_bert, save_word_vectors
 from serving import ROOT, ROWS, start
 
 from searchr1_mini.checkpoint import latest_checkpoint, save_checkpoint
+from searchr1_mini.critic import Critic
 from searchr1_mini.errors import UserError
 from searchr1_mini.models import load_policy
 from searchr1_mini.retrievers.dense import load_model
@@ -241,3 +242,21 @@ def test_a_pickled_adapter_of_a_checkpoint_is_refused(run_folder, tmp_path, monk
     flags = ["--resume", "--output-dir", folder, *ONE_STEP, "--steps", 2]
     assert "has no adapter_model.safetensors" in refusal("train.py", *flags, **tools)
     assert not sign.exists()
+
+
+def test_saving_adapters_asks_nobody(random_qwen2, tmp_path, monkeypatch):
+    """peft would ask the hub of a base with a hub id, at every checkpoint, whether its embeddings were resized."""
+
+    def asked(*_):
+        raise AssertionError("the hub was asked")
+
+    policy = load_policy(
+        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=False, dtype=torch.float32, device=CPU
+    )
+    critic = Critic(policy, seed=0)
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", asked)
+    for config in policy.model.peft_config.values():
+        config.base_model_name_or_path = "Qwen/Qwen2.5-3B"
+    policy.save(tmp_path / "policy")
+    critic.save(tmp_path / "critic")
+    assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 2

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from searchr1_mini.config import TrainConfig, flag_of, suggest
+from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.data import Split
 from searchr1_mini.defaults import DATASETS, WORLD_DIFFICULTY
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import name_file, resolve, world_hops_list
 

@@ -154,7 +154,7 @@ def pieces_of(run_dir: Path, config: dict[str, Any]) -> Pieces:
     if folder is None:
         return lambda segment: None
     from searchr1_mini.bases import load_tokenizer  # a second, which --help does not wait for
-    from searchr1_mini.generation import token_bytes
+    from searchr1_mini.stops import token_bytes
 
     try:
         table = token_bytes(load_tokenizer(str(folder)))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from searchr1_mini.accumulation import over_micro_batches
-from searchr1_mini.distributed import sum_over_processes
 from searchr1_mini.session import Session
-from searchr1_mini.update import Experience, forward
+from searchr1_mini.update import Experience, all_logprobs
 
 TokenValues = dict[str, list["float | None"]]
 
@@ -30,16 +28,10 @@ def token_values(run: Session, experience: Experience, with_ratios: bool) -> lis
         return [{}] * len(batch.lengths)
     columns = {"advantages": experience.advantages} if run.critic else {}
     if with_ratios:
-        logprobs = torch.zeros_like(batch.old_logprobs)
-
-        def fill(rows: list[int]) -> None:
-            part = batch.select(rows)
-            logprobs[rows, : part.targets.shape[1]] = forward(run.policy, part, run.config.temperature)[0]
-
-        over_micro_batches(run, batch, fill, may_stop=False)  # the weights have moved: the step must end
-        columns["ratios"] = (sum_over_processes(logprobs) - batch.old_logprobs).exp()
+        now = all_logprobs(run, batch, may_stop=False)  # the weights have moved: the step must end
+        columns["ratios"] = (now - batch.old_logprobs).exp()
     masked = ~batch.loss_mask
-    listed = {name: values.double().masked_fill(masked, torch.nan).tolist() for name, values in columns.items()}
+    listed = {name: values.masked_fill(masked, torch.nan).tolist() for name, values in columns.items()}
     return [
         {name: [None if value != value else value for value in rows[row]] for name, rows in listed.items()}
         for row in range(len(masked))
