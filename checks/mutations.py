@@ -75,8 +75,8 @@ BUGS = [
     Bug("EOS goes on", "generation", "if id_ in self.eos_ids:", "if id_ == -1:", "generation rollout"),
     Bug("sampled without temperature", "generation", "logits.float() / (self.temperature or 1.0)", "logits.float()",
         "generation"),
-    Bug("a rollout keeps a graph", "generation", "@torch.no_grad()\n    def start", "@torch.enable_grad()\n    def start",
-        "rollout_weights"),
+    Bug("a rollout keeps a graph", "generation", "@torch.no_grad()\n    def start",
+        "@torch.enable_grad()\n    def start", "rollout_weights"),
     Bug("a position too far", "generation", "positions[indices, 0] = torch.tensor([row.length for row in rows])",
         "positions[indices, 0] = torch.tensor([row.length + 1 for row in rows])", "generation"),
     # protocol and rewards

@@ -78,7 +78,7 @@ print(f"exact match {summary['em']:.3f}, searches a question {summary['searches'
 # answer after normalisation, else 0.
 #
 # Sampled at temperature 1 the base searches now and then. That is enough to see what search changes. We put four
-# engines behind it (`task.py:load_task`, `probes.py`):
+# engines behind it (`task.py:load_task`, `retrievers/probes.py`):
 #
 # * **none**: there is no engine; a search is an invalid action,
 # * **empty**: the engine finds nothing,
@@ -127,7 +127,7 @@ assert right["did not search"] == 0
 # %% [markdown]
 # ## A few steps of reinforcement learning
 #
-# Nothing tells the model to search. A reward of 1 for a right answer does it, since only those that searched get one.
+# Nothing tells the model to search. A reward of 1 for a right answer is enough, because only rollouts that searched can be right.
 # Four steps of GRPO on a LoRA adapter, with questions of one hop on the *training* world, which shares no name with the
 # questions above. [Notebook 6](06_grpo.ipynb) builds this step by hand; `training.py:train` is the loop. A full
 # run is `python train.py`: 40 steps, both hops.

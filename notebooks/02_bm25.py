@@ -41,7 +41,7 @@ for passage in ten:
 # %% [markdown]
 # ## Terms
 #
-# BM25 sees a bag of terms: lower-cased words of title and text, without English function words (`terms.py:tokenize`,
+# BM25 sees a bag of terms: lower-cased words of title and text, without English function words (`retrievers/terms.py:tokenize`,
 # `retrieval.py:index_terms`). Order and meaning are gone; what is left is how often a term stands in a passage (tf), how
 # many passages hold it (n), and how long the passage is (|d|).
 
@@ -157,7 +157,7 @@ first, last = index.scores["indptr"][column : column + 2]
 print(f"'mayor' is in {last - first} passages; a query touches these and no others")
 
 # %% [markdown]
-# Below 2,000 passages `--retriever auto` takes rank-bm25, from there on bm25s (`engines.py:build_retriever`);
+# Below 2,000 passages `--retriever auto` takes rank-bm25, from there on bm25s (`retrievers/engines.py:build_retriever`);
 # [Performance](../docs/performance.md) has both timed on corpora of several sizes.
 #
 # ## What it finds

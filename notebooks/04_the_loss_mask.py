@@ -187,7 +187,7 @@ assert row.loss_mask[0].sum() - by_pad_id.sum() == 1
 # %% [markdown]
 # **From the text, encoded again.** Decode each turn, cut it at its stop string, strip it, encode it again. The ids are then
 # others than those that were sampled, so that the log-probs of sampling belong to no token any more
-# (`bugs.py:retokenised`; `python -m searchr1_mini.ablate bugs` trains with it).
+# (`comparison/bugs.py:retokenised`; `python -m searchr1_mini.ablate bugs` trains with it).
 
 # %%
 from searchr1_mini.comparison.bugs import retokenised

@@ -108,7 +108,7 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
 # spell our tags ([notebook 3](03_a_rollout.ipynb)).
 #
 # How much would a leak pay? Real rollouts of the base, paid by EM, and by a reward that looks for the gold answer anywhere in
-# the text (`bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).
+# the text (`comparison/bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).
 
 # %%
 from searchr1_mini.comparison.bugs import whole_text_reward

@@ -164,8 +164,9 @@ assert abs(sum(k3) / len(k3) - ours.mean()) < 1e-4
 #
 # $$L = -\frac{1}{\sum_t I(y_t)} \sum_t I(y_t) \Bigl[\min(\rho_t A, \mathrm{clip}(\rho_t) A) - \beta\, \mathrm{k3}_t\Bigr]$$
 #
-# Search-R1, equation 3; `algorithms.py:policy_loss`. $I(y_t)$ is 1 where the policy wrote the token (notebook 4), and the
-# sum over its tokens is taken for the whole step at once: `loss_weights`. A loop over plain numbers:
+# Search-R1, equation 3, but for the mean: there each rollout has its own (`--loss-aggregation sequence`), here it runs over all
+# policy tokens of the optimiser step. `algorithms.py:policy_loss`, `loss_weights`. $I(y_t)$ is 1 where the policy wrote the
+# token (notebook 4). A loop over plain numbers:
 
 # %%
 eps, beta, n_tokens = config.clip_eps, config.kl_coef, int(mask.sum())
@@ -211,7 +212,8 @@ _ = axis.legend()
 #
 # ## The loop
 #
-# The first step is done. `train_step` is what was done here by hand, and nothing more:
+# The first step is done. `train_step` does what was done here by hand; around it are checks, the log, and the file of the
+# rollouts:
 
 # %%
 print(inspect.getsource(train_step))

@@ -131,7 +131,7 @@ assert n_hacked > 0
 #
 # ## The museum of bugs
 #
-# `bugs.py` brings back more faults, each one line in public code and none of them a crash. What each does to the batch
+# `comparison/bugs.py` brings back more faults, each one line in public code and none of them a crash. What each does to the batch
 # that was just sampled:
 #
 # **Turns encoded again** (`--bug-retokenise`). The text of a turn is decoded, cut at its stop string, stripped and tokenised
@@ -193,8 +193,8 @@ assert abs(ways["token"].sum() - 1) < 1e-5 and ways["token, bug"].sum() < 0.5
 #
 # ## The signs
 #
-# `watch.py` warns, with the likely cause and the flag to try, and never changes a run. Most signs must last five steps. A
-# log that looks healthy by its reward alone:
+# `robust/watch.py` warns, with the likely cause and the flag to try, and never changes a run. Most signs are read off the mean
+# of five steps. A log that looks healthy by its reward alone:
 
 # %%
 watch = Watch()

@@ -44,7 +44,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 # ## Four shapes
 #
 # The numbers of Qwen2.5's `config.json`. `shape_of` builds the model on torch's meta device, which takes no memory, and
-# counts (`memory.py:shape_of`).
+# counts (`robust/memory.py:shape_of`).
 
 # %%
 NAMES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size".split()
@@ -217,7 +217,7 @@ else:
 # - A base model often answers at once at first, or breaks the format: `searches` near 0, `valid_actions` low. The prompt
 #   (`prompts.py`) explains the tags, and the reward does the rest.
 # - The paper trains 500 steps of 512 questions on eight H100 GPUs; `--preset paper` holds its numbers. The defaults here take 8
-#   questions x 5 rollouts a step: expect another curve. Nobody has run the 3B model with them here, so there is no figure.
+#   questions x 5 rollouts a step: expect another curve. No run of the 3B model with them has been made, so there is no figure.
 # - Watch `searches`, `em` and `valid_actions` rise; `kl` small; `zero_variance_groups` below .9. The signs of trouble are in
 #   notebook 8.
 #

@@ -64,7 +64,7 @@ print((WORK / "texts" / f"{sorted(pages)[0]}.txt").read_text(encoding="utf-8"))
 #
 # The unit of search is a passage: a paragraph or a few, about 100 words, with the title of its page, since a paragraph alone
 # often does not say whom it is about. One JSON object a line, `id`, `title` and `text`; [Data](../docs/data.md) has the
-# other forms.
+# other forms. `--corpus texts` would cut the folder for you; here it is done by hand, to be seen.
 
 
 # %%
@@ -194,7 +194,7 @@ print("right:", held_out[index].golden_answers)
 #     python eval.py --run runs/mine
 #     python eval.py --run runs/mine --ask "Who signed the lease of 1987?"
 #
-# More documents than memory: `--corpus` may be a folder of `.jsonl.gz`, which is indexed on disk. Words that do not match:
+# More documents than memory: `--corpus` may be a folder of `.jsonl.gz`; from 64 MB on it is indexed on disk. Words that do not match:
 # `--retriever hybrid` adds vectors ([Retrieval](../docs/retrieval.md)). Several trainers: `python -m searchr1_mini.server
 # --corpus passages.jsonl`. [Recipes](../docs/recipes.md) has more.
 #
