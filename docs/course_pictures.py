@@ -186,7 +186,7 @@ def architecture() -> str:
         "examples": (20, 60, "questions", "data.py, world.py", "prompt"),
         "engine": (210, 60, "engine and methods", "rollout.py, methods.py", "policy"),
         "decoder": (400, 20, "decoder", "generation.py", "policy"),
-        "retriever": (400, 100, "retriever", "engines.py, retrieval.py", "observation"),
+        "retriever": (400, 100, "retriever", "retrieval.py", "observation"),
         "trajectory": (210, 180, "trajectories", "trajectory.py", "prompt"),
         "reward": (20, 180, "rewards", "rewards.py", "prompt"),
         "batch": (20, 260, "batch and loss mask", "batch.py", "prompt"),
