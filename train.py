@@ -11,12 +11,16 @@ from pathlib import Path
 
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.resolve import options_of_run, resolve, resolve_model
 
 
 def main() -> None:
     """Parses, resolves what is left open for the model, and trains."""
-    config = resolve(parse(TrainConfig, "train.py", __doc__.splitlines()[0]))
+    about = __doc__.splitlines()[0]
+    config = parse(TrainConfig, "train.py", about)
+    if config.resume and config.output_dir:
+        config = parse(TrainConfig, "train.py", about, base=options_of_run(Path(config.output_dir)))
+    config = resolve(config)
     resolve_model(config.model)
     if config.output_dir is None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}-{config.algorithm}"

@@ -20,9 +20,12 @@ T = TypeVar("T")
 def own_micro_batches(batch: Batch, tokens: int) -> list[list[int]]:
     """The micro-batches of at most `tokens` that are this process's; with several processes each has some."""
     lengths = batch.lengths.tolist()
-    if n_processes() > 1:
-        tokens = min(tokens, sum(lengths) // n_processes())
-    return micro_batches(lengths, tokens)[rank() :: n_processes()]
+    return micro_batches(lengths, at_most_a_share(lengths, tokens))[rank() :: n_processes()]
+
+
+def at_most_a_share(lengths: Sequence[int], tokens: int) -> int:
+    """The tokens of a micro-batch, of which with several processes each shall have one."""
+    return tokens if n_processes() == 1 else min(tokens, sum(lengths) // n_processes())
 
 
 def over_micro_batches(run: Session, batch: Batch, work: Callable[[list[int]], T], may_stop: bool = True) -> list[T]:
@@ -70,6 +73,6 @@ def over_micro_batches(run: Session, batch: Batch, work: Callable[[list[int]], T
 
 def half_as_many(lengths: Sequence[int], tokens: int) -> int | None:
     """Half of the tokens that a micro-batch of these trajectories may hold; None if each stands alone already."""
-    tokens = min(tokens, max(lengths) * len(lengths))
+    tokens = min(at_most_a_share(lengths, tokens), max(lengths) * len(lengths))
     is_single = all(len(rows) == 1 for rows in micro_batches(lengths, tokens))
     return None if is_single else tokens // 2

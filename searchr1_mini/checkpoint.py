@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import FULL_DISK, UserError
 from searchr1_mini.robust.files import read_json
 from searchr1_mini.tracking import read_jsonl, write_json_atomic
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"
 OF_ANOTHER_VERSION = (
     "is of another form than this version writes; go on with the version that began the run (`versions` in its "
@@ -75,7 +74,8 @@ def is_full_disk(error: BaseException, folder: Path) -> bool:
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True
     words = ("No space left", "File too large", "quota exceeded", "unexpected pos", "write failed", "file write failed")
-    return any(word in str(error) for word in words) or shutil.disk_usage(folder).free < 1 << 20
+    is_told = any(word in str(error) for word in words)
+    return is_told or (folder.exists() and shutil.disk_usage(folder).free < 1 << 20)
 
 
 def _checksum(path: Path) -> dict[str, Any]:
@@ -126,17 +126,22 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The whole checkpoint whose step has the highest held-out exact match in metrics.jsonl, the newest of equals."""
     em = {row["step"]: row["eval/em"] for row in read_jsonl(run_dir / "metrics.jsonl") if "eval/em" in row}
-    scored = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) in em and is_whole(path)]
-    return max(scored, key=lambda path: em[checkpoint_step(path)], default=None)
+    scored = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) in em]
+    scored.sort(key=lambda path: em[checkpoint_step(path)], reverse=True)
+    return next(filter(is_whole, scored), None)
 
 
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Removes all but the best and the newest `keep` checkpoints that are whole, and broken ones older than these."""
-    whole = [path for path in list_checkpoints(run_dir) if is_whole(path)]
-    if len(whole) > keep:
-        kept = {*whole[:keep], best_checkpoint(run_dir)}
-        for path in list_checkpoints(run_dir):
-            if path not in kept and checkpoint_step(path) < checkpoint_step(whole[keep - 1]):
+    """Removes what is older than the newest `keep` whole checkpoints, broken ones too, but for the best.
+
+    To know that one is whole is to read all of it, so no more of them are looked at than must be.
+    """
+    newest = list(islice(filter(is_whole, list_checkpoints(run_dir)), keep))
+    older = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) < checkpoint_step(newest[-1])]
+    if len(newest) == keep and older:
+        best = best_checkpoint(run_dir)
+        for path in older:
+            if path != best:
                 shutil.rmtree(path)
 
 
@@ -171,11 +176,10 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
-def save_training_state(path: Path, *, step: int, optimizer, scheduler, scaler, rng: dict) -> None:
+def save_training_state(path: Path, *, optimizer, scheduler, scaler, rng: dict) -> None:
     """Optimiser, schedule and random state; the optimiser is 2 of the 3 copies of what is trained."""
     torch.save(
         {
-            "step": step,
             "optimizer": optimizer.state_dict(),
             "scheduler": _plain_state(scheduler),
             "scaler": scaler.state_dict(),
@@ -190,7 +194,7 @@ def _plain_state(scheduler) -> dict:
 
 
 def load_training_state(path: Path, optimizer, scheduler, scaler) -> dict[str, Any]:
-    """Restores what `save_training_state` wrote; returns it (for `step` and `rng`).
+    """Restores what `save_training_state` wrote; returns the state of the random generators.
 
     Raises:
         UserError: another version of this program, or of torch, wrote it in another form.
@@ -200,7 +204,7 @@ def load_training_state(path: Path, optimizer, scheduler, scaler) -> dict[str, A
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
         scaler.load_state_dict(state["scaler"])
-        return {name: state[name] for name in ("step", "rng")}
+        return state["rng"]
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:

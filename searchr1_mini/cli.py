@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from searchr1_mini.config import flag_of
 from searchr1_mini.defaults import PRESETS
-from searchr1_mini.errors import UserError, is_out_of_memory, suggest
+from searchr1_mini.errors import FULL_DISK, UserError, is_out_of_memory, suggest
 from searchr1_mini.pages.printable import plain
 
 Config = TypeVar("Config")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def parse(config_class: type[Config], prog: str, description: str, argv: Sequence[str] | None = None) -> Config:
-    """Reads a config: defaults, then --preset, then --config file.yaml, then flags, each over the one before.
+def parse(
+    config_class: type[Config],
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Config:
+    """Reads a config: defaults, `base`, --preset, --config file.yaml, then flags, each over the one before.
 
     Raises:
         UserError: an unknown flag, preset or yaml key (with the closest known one), a wrong value, an unreadable file.
@@ -35,7 +41,7 @@ def parse(config_class: type[Config], prog: str, description: str, argv: Sequenc
     hints = get_type_hints(config_class)
     argv = _spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
     _check_words(argv, hints)
-    defaults = _preset_values(preset, known) | _yaml_values(file, hints)
+    defaults = dict(base or {}) | _preset_values(preset, known) | _yaml_values(file, hints)
     grouped = _grouped_class(known, hints, defaults, tyro)
     epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
     parsed = tyro.cli(
@@ -146,7 +152,7 @@ def _yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(file).read_text()) or {}
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read --config {file}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -169,6 +175,9 @@ def run_command(command: Callable[[], None]) -> None:
         _leave(str(error), 2)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:
         if error.errno not in FULL_DISK + UNWRITABLE:
             raise

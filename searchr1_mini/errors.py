@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what CUDA and MPS, Windows, Linux and cuBLAS say
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 

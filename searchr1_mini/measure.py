@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 
 import torch
 
@@ -12,6 +11,7 @@ from searchr1_mini.distributed import is_main
 from searchr1_mini.evaluation import evaluate
 from searchr1_mini.report import write_report
 from searchr1_mini.retrievers.probes import EmptyRetriever
+from searchr1_mini.rewards import exact_match
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import render_trajectory, summary_table, write_json_atomic
 
@@ -32,10 +32,10 @@ def measure_before(run: Session) -> None:
         run.samples_before = run.samples[:20]
 
 
-def finish(run: Session, began: float) -> None:
+def finish(run: Session) -> None:
     """Measures the trained policy, writes summary.json and report.html, and prints both and one question twice."""
     after = measure(run)
-    total_seconds = time.perf_counter() - began
+    total_seconds = run.total_seconds
     emptied = measure(run, is_empty=True) if run.config.method == "search-r1" else None
     if not is_main():
         return
@@ -62,11 +62,10 @@ def finish(run: Session, began: float) -> None:
 
 def _most_telling(run: Session) -> int:
     """The kept question whose trajectory after training searched most, right answers first."""
-    answers = [example.golden_answers for example in run.held_out.examples]
 
-    def key(index: int) -> tuple[bool, int]:
-        sample = run.samples[index]
-        return sample.answer in answers[index], len(sample.queries)
+    def key(index: int) -> tuple[float, int]:
+        sample, example = run.samples[index], run.held_out.examples[index]
+        return exact_match(sample.answer, example.golden_answers), len(sample.queries)
 
     return max(range(len(run.samples_before)), key=key)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.defaults import (
@@ -25,6 +26,7 @@ from searchr1_mini.defaults import (
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.robust.files import read_json
 
 
 def is_tiny(config: TrainConfig) -> bool:
@@ -49,6 +51,19 @@ def resolve_model(name: str) -> str:
     raise UserError(
         f"unknown model {name!r}{suggest(name, ['tiny', *HUB_MODELS])}; any hub id or local folder works too"
     )
+
+
+def options_of_run(folder: Path) -> dict[str, Any]:
+    """The options that a run began with, for `--resume`; an older version had fewer.
+
+    Raises:
+        UserError: the folder holds no run, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"--resume: {folder} holds no run (no config.json); check --output-dir or leave out --resume")
+    saved = read_json(path)
+    return {f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved} | {"resume": True}
 
 
 def world_hops_list(config: TrainConfig) -> list[int]:

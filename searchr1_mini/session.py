@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +30,10 @@ from searchr1_mini.task import Library, Task, load_task
 from searchr1_mini.tracking import Tracker, truncate_metrics, write_json_atomic
 from searchr1_mini.trajectory import Trajectory
 
-MUST_MATCH = (
-    "model method algorithm dataset data_path corpus world_difficulty world_hops world_noise template topk max_turns "
-    "seed questions_per_step group_size lora_rank lora_alpha load_in_4bit temperature demonstration_questions"
+MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
+    "output_dir resume steps decay_steps eval_every save_every keep_checkpoints tensorboard wandb check device dtype "
+    "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
+    "compile_decode fused_kernels max_skipped_updates retriever_url"
 ).split()
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -40,6 +43,7 @@ class Session:
     """The state of a run. `updates` counts optimiser steps; `samples` are the last evaluation's trajectories.
 
     Attributes:
+        began, earlier_seconds: when this process began (`time.perf_counter`), and how long those before it took.
         micro_batch_tokens: as configured, or fewer once memory ran out.
         frozen_digest: of the weights that nothing trains, with `--check`.
         unlogged: metrics of the step before `first_step`, whose evaluation was broken off.
@@ -65,9 +69,16 @@ class Session:
     updates: int = 0
     skipped_in_a_row: int = 0
     train_seconds: float = 0.0
+    began: float = 0.0
+    earlier_seconds: float = 0.0
     before: dict | None = None
     samples_before: list[Trajectory] = field(default_factory=list)
     samples: list[Trajectory] = field(default_factory=list)
+
+    @property
+    def total_seconds(self) -> float:
+        """How long the run has taken so far, in all of its processes."""
+        return self.earlier_seconds + time.perf_counter() - self.began
 
 
 def start(config: TrainConfig, scratch: Path | None = None) -> Session:
@@ -75,6 +86,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
 
     A process that is not the first of its run writes into `scratch` instead of the run's folder.
     """
+    began = time.perf_counter()
     folder = on_main(lambda: Path(config.output_dir))  # one name, though each process made up one by its clock
     checkpoint.seed_rng(config.seed)
     device = pick_device(config.device)
@@ -88,7 +100,8 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     config = on_main(lambda: checked)
     data_hashes = data_identity(train.examples, train.corpus_hash if config.retriever != "http" else "")
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
-    on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, MUST_MATCH))
+    must_match = [f.name for f in fields(config) if f.name not in MAY_CHANGE]
+    on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, must_match))
     newest = on_main(lambda: checkpoint_to_resume(folder, data_hashes)) if config.resume else None
     folder = scratch or folder
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
@@ -126,6 +139,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         critic,
         Watch(),
         micro_batch_tokens=config.tokens_per_micro_batch,
+        began=began,
     )
     if newest:
         _restore(run, newest)
@@ -224,7 +238,10 @@ def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
 
 def _describe(config: TrainConfig, source: str, device: torch.device, dtype: torch.dtype) -> dict:
     """config.json: every resolved value, and what it ran on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    repository, git = Path(__file__).parent.parent, shutil.which("git")
+    commit = ""
+    if git and (repository / ".git").exists():  # an installed package may lie in somebody else's repository
+        commit = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=repository).stdout
     return {
         **asdict(config),
         "resolved_model": source,
@@ -233,18 +250,19 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
         "processes": n_processes(),
         "python": sys.version.split()[0],
         "versions": {"searchr1_mini": __version__, **{name: version(name) for name in PACKAGES if find_spec(name)}},
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit.strip() or None,
     }
 
 
 def _restore(run: Session, folder: Path) -> None:
     """Goes on exactly where the checkpoint was written: optimiser, schedule, random state, metrics."""
-    state = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
-    checkpoint.restore_rng(state["rng"])
+    rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
+    checkpoint.restore_rng(rng)
     progress = read_json(folder / "progress.json")
     try:
         run.first_step, run.updates = progress["step"] + 1, progress["updates"]
         run.before, run.train_seconds = progress["before"], progress["train_seconds"]
+        run.earlier_seconds = progress["total_seconds"]
         run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
         if progress["tokens_per_micro_batch"] == run.config.tokens_per_micro_batch:
             run.micro_batch_tokens = progress["micro_batch_tokens"]
@@ -266,7 +284,6 @@ def save_step(run: Session, step: int) -> Path:
             run.critic.save(folder / "critic")
         checkpoint.save_training_state(
             folder / "state.pt",
-            step=step,
             optimizer=run.optimizer,
             scheduler=run.scheduler,
             scaler=run.scaler,
@@ -277,6 +294,7 @@ def save_step(run: Session, step: int) -> Path:
             "updates": run.updates,
             "before": run.before,
             "train_seconds": run.train_seconds,
+            "total_seconds": run.total_seconds,
             "skipped_in_a_row": run.skipped_in_a_row,
             "unlogged": run.unlogged,
             "tokens_per_micro_batch": run.config.tokens_per_micro_batch,

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -64,7 +65,7 @@ class Tracker:
         self.bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not sys.stderr.isatty())
         self.board = self.wandb = None
         with self._optional("board"):
-            self.board = _open_tensorboard(run_dir) if tensorboard else None
+            self.board = _open_tensorboard(run_dir, first_step) if tensorboard else None
         with self._optional("wandb"):
             self.wandb = _open_wandb(run_name, config, run_dir) if wandb else None
 
@@ -122,7 +123,7 @@ class Tracker:
             append_jsonl(self.warnings, [{"step": step, "warning": warning}])
 
 
-def _open_tensorboard(run_dir: Path):
+def _open_tensorboard(run_dir: Path, first_step: int):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -131,7 +132,7 @@ def _open_tensorboard(run_dir: Path):
             "TensorBoard is not installed; run `pip install tensorboard`, or add --no-tensorboard"
         ) from error
     _silence(threads_of="tensorboard.")
-    return SummaryWriter(str(run_dir / "tensorboard"))
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step if first_step > 1 else None)
 
 
 def _silence(threads_of: str) -> None:
@@ -150,7 +151,12 @@ def _open_wandb(name: str, config: dict, run_dir: Path):
         import wandb
     except ImportError as error:
         raise UserError("Weights & Biases is not installed; run `pip install wandb`, or leave out --wandb") from error
-    return wandb.init(project="searchr1-mini", name=name, config=config, dir=str(run_dir), resume="allow")
+    kept = run_dir / "wandb_id"  # by which a resumed run goes on with its curves
+    if not kept.exists():
+        write_text_atomic(kept, uuid4().hex)
+    return wandb.init(
+        project="searchr1-mini", id=kept.read_text(), name=name, config=config, dir=str(run_dir), resume="allow"
+    )
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -51,12 +51,11 @@ def train(config: TrainConfig) -> Path:
 
 
 def _train(config: TrainConfig, scratch: Path | None) -> Path:
-    began = time.perf_counter()
     run = start(config, scratch)
     with run.tracker, first_signal():
         try:
             run_steps(run)
-            finish(run, began)
+            finish(run)
         except Stopped:
             print(f"go on with: python train.py --resume --output-dir {run.folder}", flush=True)
             raise KeyboardInterrupt from None

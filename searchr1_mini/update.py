@@ -238,9 +238,9 @@ def of_whole_batch(run: Session, batch: Batch, of: Callable[[Batch], Tensor], ma
     """What `of` gives (n, t-1) for each micro-batch, put together (N, T-1), those of other processes too."""
     out = torch.zeros_like(batch.old_logprobs)
 
-    def fill(rows: list[int]) -> None:
-        part = batch.select(rows)
-        out[rows, : part.targets.shape[1]] = of(part)
+    def of_rows(rows: list[int]) -> tuple[list[int], Tensor]:
+        return rows, of(batch.select(rows))
 
-    over_micro_batches(run, batch, fill, may_stop)
+    for rows, values in over_micro_batches(run, batch, of_rows, may_stop):  # only now: rows may change their process
+        out[rows, : values.shape[1]] = values
     return sum_over_processes(out)

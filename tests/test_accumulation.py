@@ -10,7 +10,7 @@ import pytest
 import torch
 from sessions import session_of, step_of
 
-from searchr1_mini import update
+from searchr1_mini import accumulation, update
 from searchr1_mini.accumulation import half_as_many, over_micro_batches
 from searchr1_mini.batch import micro_batches
 from searchr1_mini.errors import UserError, is_out_of_memory
@@ -99,3 +99,26 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_was_used(tmp_path):
     run = session_of(tmp_path, steps=1, decay_steps=1, warmup_steps=0, learning_rate=0.01)
     logged = update.update(run, step_of(run)[1])
     assert logged["learning_rate"] == 0.01 and run.optimizer.param_groups[0]["lr"] == 0
+
+
+def test_a_row_that_changes_its_process_is_counted_once(tmp_path, monkeypatch):
+    """Two processes, one after the other: memory runs out in the first try, so that micro-batches are made anew."""
+    run = session_of(tmp_path, questions_per_step=2)
+    batch = step_of(run)[1].batch
+    monkeypatch.setattr(accumulation, "n_processes", lambda: 2)
+    monkeypatch.setattr(update, "sum_over_processes", lambda values: values)
+    total = torch.zeros_like(batch.old_logprobs)
+    for process in (0, 1):
+        tries = iter([True, False])
+        monkeypatch.setattr(accumulation, "rank", lambda process=process: process)
+        monkeypatch.setattr(accumulation, "any_of", lambda failed, tries=tries: next(tries))
+        run.micro_batch_tokens = 10**9
+        total += update.of_whole_batch(run, batch, lambda part: torch.ones_like(part.old_logprobs))
+    for row, length in enumerate(batch.lengths.tolist()):
+        assert total[row, : length - 1].tolist() == [1.0] * (length - 1)
+
+
+def test_half_of_a_share_is_less_than_a_share(monkeypatch):
+    monkeypatch.setattr(accumulation, "n_processes", lambda: 2)
+    lengths = [10, 10, 10, 10]
+    assert half_as_many(lengths, 10**9) == sum(lengths) // 2 // 2

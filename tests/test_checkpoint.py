@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import write_lines
+from sessions import session_of
 
 from searchr1_mini.checkpoint import (
     best_checkpoint,
     capture_rng,
     checkpoint_step,
+    is_full_disk,
     is_whole,
     latest_checkpoint,
     load_training_state,
@@ -28,6 +32,7 @@ from searchr1_mini.checkpoint import (
 from searchr1_mini.comparison.plan import checkpoint_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.session import save_step, start
 
 
 def write_some(folder, size=1000):
@@ -165,16 +170,14 @@ def test_a_resumed_optimiser_takes_bit_equal_steps(tmp_path):
         take_step(layer, optimizer, scheduler)
     weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     save_training_state(
-        tmp_path / "state.pt", step=3, optimizer=optimizer, scheduler=scheduler, scaler=scaler, rng=capture_rng()
+        tmp_path / "state.pt", optimizer=optimizer, scheduler=scheduler, scaler=scaler, rng=capture_rng()
     )
     for _ in range(3):
         take_step(layer, optimizer, scheduler)
     other, optimizer, scheduler, scaler = new_training()
     other.load_state_dict(weights)
     torch.randn(100)
-    state = load_training_state(tmp_path / "state.pt", optimizer, scheduler, scaler)
-    restore_rng(state["rng"])
-    assert state["step"] == 3
+    restore_rng(load_training_state(tmp_path / "state.pt", optimizer, scheduler, scaler))
     for _ in range(3):
         take_step(other, optimizer, scheduler)
     assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
@@ -190,3 +193,21 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
         prepare_run_dir(tmp_path / "a", True, config | {"seed": 1}, ["model", "seed"])
     with pytest.raises(UserError, match="holds no run"):
         prepare_run_dir(tmp_path / "b", True, config, ["model"])
+
+
+def test_a_run_begins_where_there_is_no_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    run = session_of(tmp_path / "run")
+    assert json.loads((run.folder / "config.json").read_text())["git_commit"] is None
+
+
+def test_the_seconds_of_all_processes_of_a_run_are_counted(tmp_path):
+    run = session_of(tmp_path / "run")
+    run.before, run.earlier_seconds = {"n": 0}, 1000.0
+    save_step(run, 1)
+    assert 1000 < start(replace(run.config, resume=True)).total_seconds < 2000
+
+
+def test_a_disk_whose_folder_is_not_there_is_not_called_full(tmp_path):
+    assert not is_full_disk(PermissionError("no"), tmp_path / "nowhere")
+    assert is_full_disk(RuntimeError("file write failed"), tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,9 @@ from searchr1_mini.defaults import PRESETS, REAL, TINY
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.export import ExportConfig
-from searchr1_mini.resolve import resolve, resolve_model, world_hops_list
+from searchr1_mini.resolve import options_of_run, resolve, resolve_model, world_hops_list
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.tracking import write_json_atomic
 
 ROOT = Path(__file__).parent.parent
 
@@ -312,3 +313,22 @@ def test_the_manual_names_every_option_and_preset():
         for name, value in values.items():
             told = f"`--no-{name}`" if value is False else f"`--{name} {value}`"
             assert told.replace("_", "-") in row, (preset, name)
+
+
+def test_a_run_goes_on_with_its_own_options_under_flags(tmp_path):
+    """Whatever was asked for when it began, `--resume` without a flag asks for the same."""
+    began = resolve(parsed("--reward", "f1", "--learning-rate", "1e-4", "--no-mask-observations", "--kl-coef", "0.05"))
+    write_json_atomic(tmp_path / "config.json", asdict(began) | {"git_commit": None, "output_dir": "elsewhere"})
+    words = ["--resume", "--output-dir", str(tmp_path), "--steps", "50"]
+    base = options_of_run(tmp_path)
+    config = resolve(parse(TrainConfig, "train.py", "", words, base=base))
+    assert config == replace(began, resume=True, output_dir=str(tmp_path), steps=50)
+    with pytest.raises(UserError, match="holds no run"):
+        options_of_run(tmp_path / "nowhere")
+
+
+def test_a_reader_that_leaves_gets_no_traceback():
+    code = "from searchr1_mini.cli import run_command; run_command(lambda: [print('x' * 9999) for _ in range(999)])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141

@@ -99,7 +99,15 @@ def test_ctrl_c_and_sigterm_save_and_tell_how_to_go_on(tmp_path, number):
     assert f"--resume --output-dir {folder}" in out and "Traceback" not in err
     (saved,) = (folder / "checkpoints").iterdir()
     assert f"saved step {int(saved.name.removeprefix('step-'))}" in out
-    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")][-1] == int(saved.name.removeprefix("step-"))
+    last = int(saved.name.removeprefix("step-"))
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")][-1] == last
+    (told,) = [line for line in out.splitlines() if line.startswith("go on with: python ")]
+    command = told.removeprefix("go on with: python ").split()
+    refused = run(*command, "--learning-rate", 0.5)
+    assert refused.returncode == 2 and "has learning_rate 0.003, not 0.5" in refused.stderr
+    went_on = run(*command, "--steps", last + 1)
+    assert went_on.returncode == 0, went_on.stderr
+    assert len(read_jsonl(folder / "rollouts" / f"step-{last + 1:06d}.jsonl")) == 16, "not with the run's own options"
 
 
 def test_a_finished_run_is_evaluated_on_a_fresh_world(whole_run, tmp_path):

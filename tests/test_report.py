@@ -184,3 +184,15 @@ def test_the_table_lines_up():
     lines = summary_table({"before": SUMMARY, "after": SUMMARY}).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "world-2hop (10)" in lines[5] and lines[5].split()[-2:] == ["0.250", "0.250"]
+
+
+def test_tensorboard_shows_a_resumed_run_once(tmp_path):
+    """What was logged after the checkpoint that the run went on from is no longer shown."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, values in ((1, [0.1, 0.2, 0.9]), (2, [0.3, 0.4])):
+        with Tracker(tmp_path, 3, first, True, False, {}, "r") as tracker:
+            for step, value in enumerate(values, start=first):
+                tracker.log(step, {"reward": value})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("reward")] == [(1, 0.1), (2, 0.3), (3, 0.4)]
