@@ -117,12 +117,17 @@ def open_study(out: Path, settings: dict[str, Any]) -> None:
 
 
 def make_warm_base(folder: Path) -> None:
-    """A base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens of pre-training."""
+    """A base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens of pre-training.
+
+    Raises:
+        UserError: the pre-training failed.
+    """
     aside = folder.with_name(".warm_base")
     command = [sys.executable, "-m", "searchr1_mini.pretrain", "--init", resolve_model("tiny"), "--warm-start"]
     command += ["--output", str(aside), "--tokens", "4e5", "--muon-lr", "0.004", "--adam-lr", "1e-3", "--no-compile"]
     shutil.rmtree(aside, ignore_errors=True)
-    subprocess.run(command, check=True)
+    if code := subprocess.run(command).returncode:
+        raise UserError(f"the pre-training of the warmed-up base ended with exit code {code}; it says why above")
     aside.rename(folder)
 
 
