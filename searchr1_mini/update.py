@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 
@@ -108,6 +108,11 @@ def update(run: Session, experience: Experience) -> dict[str, float]:
         for rows in mini_batches(groups, config.mini_batches, shuffle):
             if rows:
                 logs.append(optimiser_step(run, experience.select(rows), is_first=not logs))
+    return means_over_updates(logs)
+
+
+def means_over_updates(logs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of a step's optimiser steps the mean of each metric over those that logged it, and the last learning rate."""
     keys = dict.fromkeys(key for log in logs for key in log)
     metrics = {key: fmean(log[key] for log in logs if key in log) for key in keys}
     return metrics | {"learning_rate": logs[-1]["learning_rate"]}
