@@ -186,14 +186,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, quantile * stdev(values) / len(values) ** 0.5
 
 
-def measures(folder: Path) -> dict[str, float]:
-    """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps."""
+def measures(folder: Path) -> dict[str, float | None]:
+    """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps.
+
+    None is what it never measured, as the KL of a run without a KL term.
+    """
     after = read_json(folder / "summary.json")["after"]
     rows = read_jsonl(folder / "metrics.jsonl")
 
-    def last(key: str) -> float:
-        values = [row[key] for row in rows if row.get(key) is not None][-LAST_STEPS:]
-        return fmean(values) if values else 0.0
+    def logged(key: str) -> list[float]:
+        return [row[key] for row in rows if row.get(key) is not None]
+
+    def last(key: str) -> float | None:
+        return fmean(values[-LAST_STEPS:]) if (values := logged(key)) else None
 
     by_source = {f"EM {name.removeprefix('world-')}": part["em"] for name, part in sorted(after["by_source"].items())}
     return by_source | {
@@ -202,7 +207,7 @@ def measures(folder: Path) -> dict[str, float]:
         "reward": last("reward"),
         "KL": last("kl"),
         "entropy": last("entropy"),
-        "largest KL": max((row["kl"] for row in rows if row.get("kl") is not None), default=0.0),
+        "largest KL": max(logged("kl"), default=None),
     }
 
 
@@ -215,19 +220,20 @@ def write_study(study: Study, name: str, out: Path, runs: dict[str, list[Path]])
     text = (
         f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} --seeds {n_seeds}`; mean and 95 % interval over "
         f"{n_seeds} seeds. EM, searches and tokens are greedy, on held-out questions; the rest are means over the last "
-        f"{LAST_STEPS} training steps.\n\n{table(results)}\n\n![curves](curves.svg)\n\nThe paper: {study.paper} "
-        f"Here: {finding(results, study.against)}"
+        f"{LAST_STEPS} training steps, `-` where a run measures none.\n\n{table(results)}\n\n"
+        f"![curves](curves.svg)\n\nThe paper: {study.paper} Here: {finding(results, study.against)}"
     )
     write_text_atomic(out / "report.md", text + "\n")
     return text
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """A markdown table, an arm a line."""
+def table(results: dict[str, list[dict[str, float | None]]]) -> str:
+    """A markdown table, an arm a line; `-` is what none of its runs measured."""
     names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, runs in results.items():
-        cells = ["{:.3g} ± {:.2g}".format(*interval([run[key] for run in runs])) for key in names]
+        measured = [[run[key] for run in runs if run.get(key) is not None] for key in names]
+        cells = ["{:.3g} ± {:.2g}".format(*interval(values)) if values else "-" for values in measured]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -252,12 +258,12 @@ def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
     """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
     logs = {arm: [read_jsonl(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
     drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
-    charts = [(series, title, "", bands) for series, bands, title in drawn if series]
+    charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]
     write_text_atomic(path, picture(charts, "Arms of the study", width=500))
 
 
 def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:
-    """Mean over seeds of a metric at each step, and its lowest and highest value there."""
+    """Mean over seeds of a metric at each step, and its lowest and highest value; no points where an arm has none."""
     series: Series = {}
     bands: Bands = {}
     for arm, seeds in logs.items():
@@ -266,9 +272,8 @@ def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:
             for row in rows:
                 if row.get(key) is not None:
                     by_step.setdefault(row["step"], []).append(row[key])
-        if by_step:
-            series[arm] = [(step, fmean(values)) for step, values in sorted(by_step.items())]
-            bands[arm] = [(step, min(values), max(values)) for step, values in sorted(by_step.items())]
+        series[arm] = [(step, fmean(values)) for step, values in sorted(by_step.items())]
+        bands[arm] = [(step, min(values), max(values)) for step, values in sorted(by_step.items())]
     return series, bands
 
 

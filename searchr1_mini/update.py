@@ -152,8 +152,6 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
     parts, log_ratios = zip(*gather(logs), strict=True)
     totals = {key: sum(part[key] for part in parts) for key in parts[0]}
     totals["ratio_max"] = max(part["ratio_max"] for part in parts)
-    if run.critic:
-        totals.pop("kl")  # inside the reward; measured once, before the update
     log_ratio = torch.cat(log_ratios)
     if is_first:
         totals |= {"logprob_diff_max": log_ratio.abs().max().item(), "logprob_diff_mean": log_ratio.abs().mean().item()}

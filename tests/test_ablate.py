@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_lines
 
-from searchr1_mini.ablate import config_of, finding, interval
+from searchr1_mini.ablate import config_of, finding, interval, write_study
 from searchr1_mini.comparison.studies import STUDIES
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.tracking import read_jsonl
@@ -94,6 +96,27 @@ def test_each_arm_is_compared_with_its_own_reference_over_seeds():
     assert "a reached exact match 0.850 ± " in told
     assert "b -0.400 ± 0 against a (a difference)" in told  # both seeds by as much: the interval has no width
     assert "c +0.000 ± 1.3 against b (no difference that these seeds can tell)" in told
+
+
+def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
+    """The arm without one is the second, so that the third must keep its colour."""
+    runs = {}
+    for arm, kl in (("k3", 0.2), ("none", None), ("k2", 0.4)):
+        runs[arm] = [tmp_path / arm / f"seed-{seed}" for seed in range(2)]
+        for folder in runs[arm]:
+            folder.mkdir(parents=True)
+            after = {"searches": 1.5, "response_tokens": 50.0, "by_source": {"world-1hop": {"em": 0.9}}}
+            (folder / "summary.json").write_text(json.dumps({"after": after}))
+            rows = [{"step": 1, "reward": 0.5, "entropy": 0.1} | ({"kl": kl} if kl else {})]
+            write_lines(folder / "metrics.jsonl", rows)
+    text = write_study(STUDIES["kl"], "kl", tmp_path, runs)
+    assert "| none | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | - | 0.1 ± 0 | - |" in text
+    assert "| k2 | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.1 ± 0 | 0.4 ± 0 |" in text
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["none"][0]["KL"] is None
+    curves = (tmp_path / "curves.svg").read_text()
+    lines = {title: re.findall('<polyline .* stroke="(#[0-9a-f]+)"', chart) for title, chart in
+             re.findall(r'class="title"[^>]*>(\w+)(.*?)</g>', curves, re.DOTALL)}  # fmt: skip
+    assert lines["KL"] == [lines["Entropy"][0], lines["Entropy"][2]] and len(lines["Entropy"]) == 3
 
 
 def test_intervals_are_students():
