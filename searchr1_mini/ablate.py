@@ -177,13 +177,19 @@ def train_one(config: TrainConfig) -> float:
     return read_json(folder / "summary.json")["after"]["em"]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval (Student's t over seeds); 0 for a single value."""
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half-width of its 95 % interval (Student's t over seeds); None for a single value, which has none."""
     mean = fmean(values)
     if len(values) < 2:
-        return mean, 0.0
+        return mean, None
     quantile = STUDENT_T[min(len(values) - 2, len(STUDENT_T) - 1)]
     return mean, quantile * stdev(values) / len(values) ** 0.5
+
+
+def with_interval(values: Sequence[float], form: str) -> str:
+    """`0.927 ± 0.19`, or the mean alone where there is no interval; `form` is the mean's format."""
+    mean, width = interval(values)
+    return format(mean, form) if width is None else f"{mean:{form}} ± {width:.2g}"
 
 
 def measures(folder: Path) -> dict[str, float | None]:
@@ -217,10 +223,11 @@ def write_study(study: Study, name: str, out: Path, runs: dict[str, list[Path]])
     write_json_atomic(out / "results.json", {"settings": asdict(study), "results": results})
     curves_svg(runs, out / "curves.svg")
     n_seeds = len(next(iter(runs.values())))
+    over = f"mean and 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "one seed, which gives no interval"
     text = (
-        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} --seeds {n_seeds}`; mean and 95 % interval over "
-        f"{n_seeds} seeds. EM, searches and tokens are greedy, on held-out questions; the rest are means over the last "
-        f"{LAST_STEPS} training steps, `-` where a run measures none.\n\n{table(results)}\n\n"
+        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} --seeds {n_seeds}`; {over}. "
+        f"EM, searches and tokens are greedy, on held-out questions; the rest are means over the last {LAST_STEPS} "
+        f"training steps, `-` where a run measures none.\n\n{table(results)}\n\n"
         f"![curves](curves.svg)\n\nThe paper: {study.paper} Here: {finding(results, study.against)}"
     )
     write_text_atomic(out / "report.md", text + "\n")
@@ -233,7 +240,7 @@ def table(results: dict[str, list[dict[str, float | None]]]) -> str:
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, runs in results.items():
         measured = [[run[key] for run in runs if run.get(key) is not None] for key in names]
-        cells = ["{:.3g} ± {:.2g}".format(*interval(values)) if values else "-" for values in measured]
+        cells = [with_interval(values, ".3g") if values else "-" for values in measured]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -245,12 +252,16 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
         arm: [fmean(value for key, value in run.items() if key.startswith("EM ")) for run in runs]
         for arm, runs in results.items()
     }
-    sentences = ["{} reached exact match {:.3f} ± {:.2g}".format(first, *interval(em[first]))]
+    sentences = [f"{first} reached exact match {with_interval(em[first], '.3f')}"]
     for arm in others:
         reference = against.get(arm, first)
-        difference, width = interval([one - two for one, two in zip(em[arm], em[reference], strict=True)])
-        verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
-        sentences.append(f"{arm} {difference:+.3f} ± {width:.2g} against {reference} ({verdict})")
+        differences = [one - two for one, two in zip(em[arm], em[reference], strict=True)]
+        difference, width = interval(differences)
+        if width is None:
+            verdict = "one seed tells no difference from chance"
+        else:
+            verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
+        sentences.append(f"{arm} {with_interval(differences, '+.3f')} against {reference} ({verdict})")
     return "; ".join(sentences) + "."
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import write_lines
 
-from searchr1_mini.ablate import config_of, finding, interval, write_study
+from searchr1_mini.ablate import config_of, finding, interval, table, write_study
 from searchr1_mini.comparison.studies import STUDIES
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.tracking import read_jsonl
@@ -122,4 +122,11 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
 def test_intervals_are_students():
     mean, width = interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and width == pytest.approx(4.30 / 3**0.5)
-    assert interval([5.0]) == (5.0, 0.0)
+    assert interval([5.0]) == (5.0, None)
+
+
+def test_one_seed_has_no_interval_and_tells_no_difference():
+    results = {arm: [{"EM 1hop": em, "KL": None}] for arm, em in (("a", 0.9), ("b", 0.2))}
+    told = finding(results, {})
+    assert told == "a reached exact match 0.900; b -0.700 against a (one seed tells no difference from chance)."
+    assert table(results).splitlines()[2:] == ["| a | 0.9 | - |", "| b | 0.2 | - |"]
