@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
     train_all(configs, args.jobs)
-    text = write_study(study, args.study, out, {arm: [folder_of(out, arm, s) for s in seeds] for arm in study.arms})
+    runs = {arm: [folder_of(out, arm, seed) for seed in seeds] for arm in study.arms}
+    text = write_study(study, args.study, out, runs, args.steps, args.model)
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
 
 
@@ -217,15 +219,22 @@ def measures(folder: Path) -> dict[str, float | None]:
     }
 
 
-def write_study(study: Study, name: str, out: Path, runs: dict[str, list[Path]]) -> str:
-    """Writes report.md, results.json and curves.svg; returns the report's text."""
-    results = {arm: [measures(folder) for folder in folders] for arm, folders in runs.items()}
-    write_json_atomic(out / "results.json", {"settings": asdict(study), "results": results})
-    curves_svg(runs, out / "curves.svg")
+def write_study(
+    study: Study, name: str, out: Path, runs: dict[str, list[Path]], steps: int | None = None, model: str = "tiny"
+) -> str:
+    """Writes report.md, results.json and curves.svg; returns the report's text. `steps`, `model`: as they were run."""
     n_seeds = len(next(iter(runs.values())))
+    if steps is not None:
+        study = replace(study, common=study.common | {"steps": steps})
+    settings = asdict(study) | {"model": model, "seeds": n_seeds}
+    given = {"seeds": n_seeds, "steps": steps, "model": None if model == "tiny" else shlex.quote(model)}
+    flags = " ".join(f"--{flag} {value}" for flag, value in given.items() if value is not None)
+    results = {arm: [measures(folder) for folder in folders] for arm, folders in runs.items()}
+    write_json_atomic(out / "results.json", {"settings": settings, "results": results})
+    curves_svg(runs, out / "curves.svg")
     over = f"mean and 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "one seed, which gives no interval"
     text = (
-        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} --seeds {n_seeds}`; {over}. "
+        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} {flags}`; {over}. "
         f"EM, searches and tokens are greedy, on held-out questions; the rest are means over the last {LAST_STEPS} "
         f"training steps, `-` where a run measures none.\n\n{table(results)}\n\n"
         f"![curves](curves.svg)\n\nThe paper: {study.paper} Here: {finding(results, study.against)}"

@@ -48,7 +48,10 @@ def test_a_study_runs_resumes_and_reports(tmp_path):
     report = (out / "report.md").read_text()
     assert report.count("±") >= 3 * 6 and "curves.svg" in report
     assert "<polyline" in (out / "curves.svg").read_text()
-    results = json.loads((out / "results.json").read_text())["results"]
+    assert "`python -m searchr1_mini.ablate max-turns --seeds 2 --steps 1`" in report
+    written = json.loads((out / "results.json").read_text())
+    results, settings = written["results"], written["settings"]
+    assert (settings["common"]["steps"], settings["seeds"], settings["model"]) == (1, 2, "tiny")
     assert {arm: len(runs) for arm, runs in results.items()} == {"4": 2, "2": 2, "1": 2}
     assert json.loads((out / "1" / "seed-1" / "config.json").read_text())["max_turns"] == 1
 
@@ -109,7 +112,11 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
             (folder / "summary.json").write_text(json.dumps({"after": after}))
             rows = [{"step": 1, "reward": 0.5, "entropy": 0.1} | ({"kl": kl} if kl else {})]
             write_lines(folder / "metrics.jsonl", rows)
-    text = write_study(STUDIES["kl"], "kl", tmp_path, runs)
+    text = write_study(STUDIES["kl"], "kl", tmp_path, runs, model="my base")
+    assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`" in text
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 50
+    write_study(STUDIES["kl"], "kl", tmp_path, runs, steps=7)
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7
     assert "| none | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | - | 0.1 ± 0 | - |" in text
     assert "| k2 | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.1 ± 0 | 0.4 ± 0 |" in text
     assert json.loads((tmp_path / "results.json").read_text())["results"]["none"][0]["KL"] is None
