@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import WORLD_DIFFICULTY
@@ -34,7 +34,6 @@ from searchr1_mini.world_text import (
 
 Split = Literal["train", "eval"]
 Difficulty = Literal["infobox", "simple", "natural"]
-DIFFICULTIES: tuple[str, ...] = get_args(Difficulty)
 
 COUNTS = {PERSON: 240, CITY: 80, COMPANY: 60, COUNTRY: 16}
 
