@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
     train_all(configs, args.jobs)
-    text = write_study(study, args.study, out, {arm: [folder_of(out, arm, s) for s in seeds] for arm in study.arms})
+    runs = {arm: [folder_of(out, arm, seed) for seed in seeds] for arm in study.arms}
+    text = write_study(study, args.study, out, runs, args.steps, args.model)
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
 
 
@@ -117,12 +119,17 @@ def open_study(out: Path, settings: dict[str, Any]) -> None:
 
 
 def make_warm_base(folder: Path) -> None:
-    """A base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens of pre-training."""
+    """A base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens of pre-training.
+
+    Raises:
+        UserError: the pre-training failed.
+    """
     aside = folder.with_name(".warm_base")
     command = [sys.executable, "-m", "searchr1_mini.pretrain", "--init", resolve_model("tiny"), "--warm-start"]
     command += ["--output", str(aside), "--tokens", "4e5", "--muon-lr", "0.004", "--adam-lr", "1e-3", "--no-compile"]
     shutil.rmtree(aside, ignore_errors=True)
-    subprocess.run(command, check=True)
+    if code := subprocess.run(command).returncode:
+        raise UserError(f"the pre-training of the warmed-up base ended with exit code {code}; it says why above")
     aside.rename(folder)
 
 
@@ -172,23 +179,34 @@ def train_one(config: TrainConfig) -> float:
     return read_json(folder / "summary.json")["after"]["em"]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval (Student's t over seeds); 0 for a single value."""
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half-width of its 95 % interval (Student's t over seeds); None for a single value, which has none."""
     mean = fmean(values)
     if len(values) < 2:
-        return mean, 0.0
+        return mean, None
     quantile = STUDENT_T[min(len(values) - 2, len(STUDENT_T) - 1)]
     return mean, quantile * stdev(values) / len(values) ** 0.5
 
 
-def measures(folder: Path) -> dict[str, float]:
-    """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps."""
+def with_interval(values: Sequence[float], form: str) -> str:
+    """`0.927 ± 0.19`, or the mean alone where there is no interval; `form` is the mean's format."""
+    mean, width = interval(values)
+    return format(mean, form) if width is None else f"{mean:{form}} ± {width:.2g}"
+
+
+def measures(folder: Path) -> dict[str, float | None]:
+    """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps.
+
+    None is what it never measured, as the KL of a run without a KL term.
+    """
     after = read_json(folder / "summary.json")["after"]
     rows = read_jsonl(folder / "metrics.jsonl")
 
-    def last(key: str) -> float:
-        values = [row[key] for row in rows if row.get(key) is not None][-LAST_STEPS:]
-        return fmean(values) if values else 0.0
+    def logged(key: str) -> list[float]:
+        return [row[key] for row in rows if row.get(key) is not None]
+
+    def last(key: str) -> float | None:
+        return fmean(values[-LAST_STEPS:]) if (values := logged(key)) else None
 
     by_source = {f"EM {name.removeprefix('world-')}": part["em"] for name, part in sorted(after["by_source"].items())}
     return by_source | {
@@ -197,32 +215,41 @@ def measures(folder: Path) -> dict[str, float]:
         "reward": last("reward"),
         "KL": last("kl"),
         "entropy": last("entropy"),
-        "largest KL": max((row["kl"] for row in rows if row.get("kl") is not None), default=0.0),
+        "largest KL": max(logged("kl"), default=None),
     }
 
 
-def write_study(study: Study, name: str, out: Path, runs: dict[str, list[Path]]) -> str:
-    """Writes report.md, results.json and curves.svg; returns the report's text."""
-    results = {arm: [measures(folder) for folder in folders] for arm, folders in runs.items()}
-    write_json_atomic(out / "results.json", {"settings": asdict(study), "results": results})
-    curves_svg(runs, out / "curves.svg")
+def write_study(
+    study: Study, name: str, out: Path, runs: dict[str, list[Path]], steps: int | None = None, model: str = "tiny"
+) -> str:
+    """Writes report.md, results.json and curves.svg; returns the report's text. `steps`, `model`: as they were run."""
     n_seeds = len(next(iter(runs.values())))
+    if steps is not None:
+        study = replace(study, common=study.common | {"steps": steps})
+    settings = asdict(study) | {"model": model, "seeds": n_seeds}
+    given = {"seeds": n_seeds, "steps": steps, "model": None if model == "tiny" else shlex.quote(model)}
+    flags = " ".join(f"--{flag} {value}" for flag, value in given.items() if value is not None)
+    results = {arm: [measures(folder) for folder in folders] for arm, folders in runs.items()}
+    write_json_atomic(out / "results.json", {"settings": settings, "results": results})
+    curves_svg(runs, out / "curves.svg")
+    over = f"mean and 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "one seed, which gives no interval"
     text = (
-        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} --seeds {n_seeds}`; mean and 95 % interval over "
-        f"{n_seeds} seeds. EM, searches and tokens are greedy, on held-out questions; the rest are means over the last "
-        f"{LAST_STEPS} training steps.\n\n{table(results)}\n\n![curves](curves.svg)\n\nThe paper: {study.paper} "
-        f"Here: {finding(results, study.against)}"
+        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} {flags}`; {over}. "
+        f"EM, searches and tokens are greedy, on held-out questions; the rest are means over the last {LAST_STEPS} "
+        f"training steps, `-` where a run measures none.\n\n{table(results)}\n\n"
+        f"![curves](curves.svg)\n\nThe paper: {study.paper} Here: {finding(results, study.against)}"
     )
     write_text_atomic(out / "report.md", text + "\n")
     return text
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """A markdown table, an arm a line."""
+def table(results: dict[str, list[dict[str, float | None]]]) -> str:
+    """A markdown table, an arm a line; `-` is what none of its runs measured."""
     names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, runs in results.items():
-        cells = ["{:.3g} ± {:.2g}".format(*interval([run[key] for run in runs])) for key in names]
+        measured = [[run[key] for run in runs if run.get(key) is not None] for key in names]
+        cells = [with_interval(values, ".3g") if values else "-" for values in measured]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -234,12 +261,16 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
         arm: [fmean(value for key, value in run.items() if key.startswith("EM ")) for run in runs]
         for arm, runs in results.items()
     }
-    sentences = ["{} reached exact match {:.3f} ± {:.2g}".format(first, *interval(em[first]))]
+    sentences = [f"{first} reached exact match {with_interval(em[first], '.3f')}"]
     for arm in others:
         reference = against.get(arm, first)
-        difference, width = interval([one - two for one, two in zip(em[arm], em[reference], strict=True)])
-        verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
-        sentences.append(f"{arm} {difference:+.3f} ± {width:.2g} against {reference} ({verdict})")
+        differences = [one - two for one, two in zip(em[arm], em[reference], strict=True)]
+        difference, width = interval(differences)
+        if width is None:
+            verdict = "one seed tells no difference from chance"
+        else:
+            verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
+        sentences.append(f"{arm} {with_interval(differences, '+.3f')} against {reference} ({verdict})")
     return "; ".join(sentences) + "."
 
 
@@ -247,12 +278,12 @@ def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
     """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
     logs = {arm: [read_jsonl(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
     drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
-    charts = [(series, title, "", bands) for series, bands, title in drawn if series]
+    charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]
     write_text_atomic(path, picture(charts, "Arms of the study", width=500))
 
 
 def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:
-    """Mean over seeds of a metric at each step, and its lowest and highest value there."""
+    """Mean over seeds of a metric at each step, and its lowest and highest value; no points where an arm has none."""
     series: Series = {}
     bands: Bands = {}
     for arm, seeds in logs.items():
@@ -261,9 +292,8 @@ def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:
             for row in rows:
                 if row.get(key) is not None:
                     by_step.setdefault(row["step"], []).append(row[key])
-        if by_step:
-            series[arm] = [(step, fmean(values)) for step, values in sorted(by_step.items())]
-            bands[arm] = [(step, min(values), max(values)) for step, values in sorted(by_step.items())]
+        series[arm] = [(step, fmean(values)) for step, values in sorted(by_step.items())]
+        bands[arm] = [(step, min(values), max(values)) for step, values in sorted(by_step.items())]
     return series, bands
 
 

@@ -247,9 +247,9 @@ def policy_loss(
         entropy: (B, T) nats.
 
     Returns:
-        The loss, and weighted sums for the log: `policy_loss`, `clip_fraction`, `kl` (to the reference), `approx_kl`
-        (to the policy that sampled), `llds`, and the largest ratio `ratio_max`. Tokens of weight 0 are taken out before
-        any arithmetic: they get a gradient of exactly 0 even where their values are not finite.
+        The loss, and weighted sums for the log: `policy_loss`, `clip_fraction`, `kl` (to the reference, if there is
+        one), `approx_kl` (to the policy that sampled), `llds`, and the largest ratio `ratio_max`. Tokens of weight 0
+        are taken out before any arithmetic: they get a gradient of exactly 0 even where their values are not finite.
     """
     is_in = weights > 0
     zero = torch.zeros_like(weights)
@@ -270,12 +270,13 @@ def policy_loss(
         loss = loss + llds_coef * llds
     stats = {
         "policy_loss": surrogate,
-        "kl": kl,
         "llds": llds,
         "clip_fraction": (weights * is_clipped).sum(),
         "approx_kl": (weights * kl_penalty(old, new, "k3")).sum(),
         "ratio_max": torch.where(is_in, ratios.exp(), zero).max(),
     }
+    if ref_logprobs is not None:  # a KL that nobody measured is not 0
+        stats["kl"] = kl
     return loss, {name: value.detach() for name, value in stats.items()}
 
 

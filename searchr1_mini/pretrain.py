@@ -8,17 +8,22 @@ base model, whose likeliest behaviour is to answer at once (traces.py). Reinforc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
+import queue
 import random
 import time
-from multiprocessing import get_context
+from collections.abc import Sequence
+from multiprocessing import Process, get_context
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from searchr1_mini.cli import run_command
+from searchr1_mini.errors import UserError
 from searchr1_mini.prompts import INVALID_ACTION, SEARCH_TEMPLATE
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
@@ -29,6 +34,7 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 EOS = "<|endoftext|>"
+SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers still live
 
 
 def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -80,7 +86,7 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, trace: traces.Trace) -> tuple[l
     return [*ids, tokenizer.eos_token_id], [*targets, tokenizer.eos_token_id]
 
 
-def write_batches(tokenizer_folder: str, stage: Stage, seed: int, tokens: int, max_length: int, queue) -> None:
+def write_batches(tokenizer_folder: str, stage: Stage, seed: int, tokens: int, max_length: int, batches) -> None:
     """A worker: puts padded (ids, targets) batches of about `tokens` tokens, rows of like length together."""
     torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
@@ -91,16 +97,16 @@ def write_batches(tokenizer_folder: str, stage: Stage, seed: int, tokens: int, m
             row for trace in itertools.islice(stream, 1024) if len((row := tokenise(tokenizer, trace))[0]) <= max_length
         ]
         rows.sort(key=lambda row: len(row[0]))
-        batches, first = [], 0
+        groups, first = [], 0
         while first < len(rows):
             last = first + 1
             while last < len(rows) and len(rows[last][0]) * (last + 1 - first) <= tokens:
                 last += 1
-            batches.append(rows[first:last])
+            groups.append(rows[first:last])
             first = last
-        rng.shuffle(batches)
-        for batch in batches:
-            queue.put(pad(batch))
+        rng.shuffle(groups)
+        for group in groups:
+            batches.put(pad(group))
 
 
 def pad(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +127,7 @@ def reading_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast
     for trace in rows:
         last = len(tokenizer(trace[-1][1])["input_ids"]) + 1
         ids = torch.tensor([tokenise(tokenizer, trace)[0]])
-        guess = model(input_ids=ids).logits[0, -last - 1 : -1].argmax(-1)
+        guess = model(input_ids=ids.to(model.device)).logits[0, -last - 1 : -1].argmax(-1).cpu()
         right += int(torch.equal(guess, ids[0, -last:]))
     return right / len(rows)
 
@@ -182,7 +188,7 @@ def pretrain(args: argparse.Namespace) -> None:
         until /= sum(s.share_of_tokens for s in stages)
         batches, workers = start_workers(args, output, stage, 10 * number + 1)
         while seen < until:
-            ids, targets = batches.get()
+            ids, targets = next_batch(batches, workers)
             for opt, lr in zip(opts, base_lrs, strict=True):
                 opt.param_groups[0]["lr"] = lr * learning_rate(seen / args.tokens)
             loss = loss_of(model, ids, targets)
@@ -206,7 +212,7 @@ def pretrain(args: argparse.Namespace) -> None:
 def start_workers(args: argparse.Namespace, tokenizer_folder: Path, stage: Stage, seed: int):
     """A bounded queue and the processes that fill it."""
     context = get_context("spawn")
-    queue = context.Queue(maxsize=64)
+    batches = context.Queue(maxsize=64)
     workers = []
     for index in range(args.workers):
         arguments = (
@@ -215,11 +221,28 @@ def start_workers(args: argparse.Namespace, tokenizer_folder: Path, stage: Stage
             args.seed * 100 + seed + index,
             args.batch_tokens,
             args.max_length,
-            queue,
+            batches,
         )
         workers.append(context.Process(target=write_batches, args=arguments, daemon=True))
         workers[-1].start()
-    return queue, workers
+    return batches, workers
+
+
+def next_batch(batches, workers: Sequence[Process]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next (ids, targets) of the queue.
+
+    Raises:
+        UserError: a worker has ended, which none does by itself.
+    """
+    while True:
+        ended = next((worker for worker in workers if not worker.is_alive()), None)
+        if ended is not None:
+            raise UserError(
+                f"a process that writes demonstrations ended with exit code {ended.exitcode} (a negative one is the "
+                "signal that killed it); free some memory, or see above what it said, and run the command again"
+            )
+        with contextlib.suppress(queue.Empty):
+            return batches.get(timeout=SECONDS_BETWEEN_LOOKS)
 
 
 def save(model: Qwen2ForCausalLM, output: Path) -> None:
@@ -254,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -34,7 +34,7 @@ METRICS = {  # key -> (title, unit, what it tells)
     "observation_tokens": ("Observations", "tokens", "tokens that the engine returned in a rollout; masked out of the loss"),
     "invalid_actions": ("Invalid actions", "a question", "turns that were neither a search nor an answer"),
     "zero_variance_groups": ("Zero-variance rollouts", "share", "rollouts whose group all got the same reward: no signal"),
-    "kl": ("KL to the reference", "nats a token", "k3 estimate against the model before training"),
+    "kl": ("KL to the reference", "nats a token", "to the model before training, as --kl-estimator says"),
     "entropy": ("Entropy", "nats a token", "of the policy's distribution over its own tokens; a collapse shows here first"),
     "explained_variance": ("Explained variance", "of the critic", "1 is a perfect critic, 0 one that knows only the mean"),
     "value_loss": ("Value loss", "of the critic", "half the squared error of the values, clipped"),

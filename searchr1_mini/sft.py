@@ -28,7 +28,7 @@ from searchr1_mini.rollout import rollout
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.trajectory import Segment, Trajectory
-from searchr1_mini.update import apply_gradients, forward
+from searchr1_mini.update import apply_gradients, forward, means_over_updates
 
 CHUNK = 64  # questions that are sampled, and kept, at a time
 
@@ -91,19 +91,20 @@ def sample_chunks(run: Session, examples: Sequence[Example], first: int) -> Iter
 
 
 def imitation_step(run: Session, chosen: Sequence[Trajectory]) -> dict[str, float]:
-    """`epochs` passes over some demonstrations in `mini_batches` optimiser steps each."""
+    """`epochs` passes over some demonstrations in `mini_batches` optimiser steps each; returns means of their logs."""
     config = run.config
     began = time.perf_counter()
     batch = build_batch(chosen, [1.0] * len(chosen), range(len(chosen)), run.policy.tokenizer.pad_token_id)
     check_batch(batch, chosen, mask_observations=True)
     batch = batch.to(run.policy.device)
     shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.seed)
-    metrics: dict[str, float] = {}
+    logs: list[dict[str, float]] = []
     for _ in range(config.epochs):
         for rows in mini_batches(range(len(chosen)), config.mini_batches, shuffle):
-            metrics = imitation_update(run, batch.select(rows), is_first=not metrics) if rows else metrics
+            if rows:
+                logs.append(imitation_update(run, batch.select(rows), is_first=not logs))
     seconds = time.perf_counter() - began
-    return metrics | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}
+    return means_over_updates(logs) | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}
 
 
 def imitation_update(run: Session, batch: Batch, is_first: bool) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 
@@ -108,6 +108,11 @@ def update(run: Session, experience: Experience) -> dict[str, float]:
         for rows in mini_batches(groups, config.mini_batches, shuffle):
             if rows:
                 logs.append(optimiser_step(run, experience.select(rows), is_first=not logs))
+    return means_over_updates(logs)
+
+
+def means_over_updates(logs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of a step's optimiser steps the mean of each metric over those that logged it, and the last learning rate."""
     keys = dict.fromkeys(key for log in logs for key in log)
     metrics = {key: fmean(log[key] for log in logs if key in log) for key in keys}
     return metrics | {"learning_rate": logs[-1]["learning_rate"]}
@@ -147,8 +152,6 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
     parts, log_ratios = zip(*gather(logs), strict=True)
     totals = {key: sum(part[key] for part in parts) for key in parts[0]}
     totals["ratio_max"] = max(part["ratio_max"] for part in parts)
-    if run.critic:
-        totals.pop("kl")  # inside the reward; measured once, before the update
     log_ratio = torch.cat(log_ratios)
     if is_first:
         totals |= {"logprob_diff_max": log_ratio.abs().max().item(), "logprob_diff_mean": log_ratio.abs().mean().item()}

@@ -14,10 +14,11 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import WORLD_DIFFICULTY
+from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.world_text import (
     CITY,
@@ -33,7 +34,6 @@ from searchr1_mini.world_text import (
 
 Split = Literal["train", "eval"]
 Difficulty = Literal["infobox", "simple", "natural"]
-DIFFICULTIES: tuple[str, ...] = get_args(Difficulty)
 
 COUNTS = {PERSON: 240, CITY: 80, COMPANY: 60, COUNTRY: 16}
 
@@ -157,6 +157,15 @@ def make_questions(world: World, hops: int, n: int, seed: int) -> list[Question]
     Raises:
         ValueError: the world does not hold that many different questions.
     """
+    chains = fair_chains(world, hops)
+    if n > len(chains):
+        raise ValueError(f"{n} questions of {hops} hops asked of a world that has {len(chains)}")
+    rng = random.Random(f"{seed}/{hops}")
+    return [Question(ask(chain, rng), chain) for chain in rng.sample(chains, n)]
+
+
+def fair_chains(world: World, hops: int) -> list[tuple[Fact, ...]]:
+    """Every chain of `hops` facts, each about the object of the one before, that comes by no entity twice."""
     chains = [(fact,) for fact in world.facts.values()]
     for _ in range(hops - 1):
         chains = [
@@ -165,11 +174,7 @@ def make_questions(world: World, hops: int, n: int, seed: int) -> list[Question]
             for relation in RELATIONS
             if (chain[-1].object, relation) in world.facts
         ]
-    chains = [chain for chain in chains if _is_fair(chain)]
-    if n > len(chains):
-        raise ValueError(f"{n} questions of {hops} hops asked of a world that has {len(chains)}")
-    rng = random.Random(f"{seed}/{hops}")
-    return [Question(ask(chain, rng), chain) for chain in rng.sample(chains, n)]
+    return [chain for chain in chains if _is_fair(chain)]
 
 
 def _is_fair(chain: tuple[Fact, ...]) -> bool:
@@ -186,8 +191,19 @@ def ask(chain: tuple[Fact, ...], rng: random.Random) -> str:
 
 
 def world_examples(world: World, hops: list[int], n: int | None, seed: int) -> list[Example]:
-    """`n` questions in equal shares of the given hops, as `Example`s with source `world-1hop`, `world-2hop`, ..."""
+    """`n` questions in equal shares of the given hops, as `Example`s with source `world-1hop`, `world-2hop`, ...
+
+    Raises:
+        UserError: the world does not hold that many different questions.
+    """
     n = 400 * len(hops) if n is None else n
+    held = [len(fair_chains(world, hop)) for hop in hops]
+    most = len(hops) * min(held) + held.index(min(held))
+    if n > most:
+        raise UserError(
+            f"{n} questions are more than this synthetic world has for --world-hops {','.join(map(str, hops))}; take "
+            f"{most} at most, with --eval-questions in train.py and --limit in eval.py"
+        )
     shares = {hop: n // len(hops) + (index < n % len(hops)) for index, hop in enumerate(hops)}
     examples = [
         Example(

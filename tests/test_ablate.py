@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_lines
 
-from searchr1_mini.ablate import config_of, finding, interval
+from searchr1_mini.ablate import config_of, finding, interval, table, write_study
 from searchr1_mini.comparison.studies import STUDIES
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.tracking import read_jsonl
@@ -46,7 +48,10 @@ def test_a_study_runs_resumes_and_reports(tmp_path):
     report = (out / "report.md").read_text()
     assert report.count("±") >= 3 * 6 and "curves.svg" in report
     assert "<polyline" in (out / "curves.svg").read_text()
-    results = json.loads((out / "results.json").read_text())["results"]
+    assert "`python -m searchr1_mini.ablate max-turns --seeds 2 --steps 1`" in report
+    written = json.loads((out / "results.json").read_text())
+    results, settings = written["results"], written["settings"]
+    assert (settings["common"]["steps"], settings["seeds"], settings["model"]) == (1, 2, "tiny")
     assert {arm: len(runs) for arm, runs in results.items()} == {"4": 2, "2": 2, "1": 2}
     assert json.loads((out / "1" / "seed-1" / "config.json").read_text())["max_turns"] == 1
 
@@ -96,7 +101,39 @@ def test_each_arm_is_compared_with_its_own_reference_over_seeds():
     assert "c +0.000 ± 1.3 against b (no difference that these seeds can tell)" in told
 
 
+def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
+    """The arm without one is the second, so that the third must keep its colour."""
+    runs = {}
+    for arm, kl in (("k3", 0.2), ("none", None), ("k2", 0.4)):
+        runs[arm] = [tmp_path / arm / f"seed-{seed}" for seed in range(2)]
+        for folder in runs[arm]:
+            folder.mkdir(parents=True)
+            after = {"searches": 1.5, "response_tokens": 50.0, "by_source": {"world-1hop": {"em": 0.9}}}
+            (folder / "summary.json").write_text(json.dumps({"after": after}))
+            rows = [{"step": 1, "reward": 0.5, "entropy": 0.1} | ({"kl": kl} if kl else {})]
+            write_lines(folder / "metrics.jsonl", rows)
+    text = write_study(STUDIES["kl"], "kl", tmp_path, runs, model="my base")
+    assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`" in text
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 50
+    write_study(STUDIES["kl"], "kl", tmp_path, runs, steps=7)
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7
+    assert "| none | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | - | 0.1 ± 0 | - |" in text
+    assert "| k2 | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.1 ± 0 | 0.4 ± 0 |" in text
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["none"][0]["KL"] is None
+    curves = (tmp_path / "curves.svg").read_text()
+    lines = {title: re.findall('<polyline .* stroke="(#[0-9a-f]+)"', chart) for title, chart in
+             re.findall(r'class="title"[^>]*>(\w+)(.*?)</g>', curves, re.DOTALL)}  # fmt: skip
+    assert lines["KL"] == [lines["Entropy"][0], lines["Entropy"][2]] and len(lines["Entropy"]) == 3
+
+
 def test_intervals_are_students():
     mean, width = interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and width == pytest.approx(4.30 / 3**0.5)
-    assert interval([5.0]) == (5.0, 0.0)
+    assert interval([5.0]) == (5.0, None)
+
+
+def test_one_seed_has_no_interval_and_tells_no_difference():
+    results = {arm: [{"EM 1hop": em, "KL": None}] for arm, em in (("a", 0.9), ("b", 0.2))}
+    told = finding(results, {})
+    assert told == "a reached exact match 0.900; b -0.700 against a (one seed tells no difference from chance)."
+    assert table(results).splitlines()[2:] == ["| a | 0.9 | - |", "| b | 0.2 | - |"]

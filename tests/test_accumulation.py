@@ -25,6 +25,13 @@ def test_what_this_system_says_when_memory_runs_out_is_known():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+@pytest.mark.parametrize(("settings", "is_measured"), [({}, True), ({"kl_coef": 0.0}, False)])
+def test_an_update_tells_a_kl_only_where_it_measured_one(tmp_path, settings, is_measured):
+    run = session_of(tmp_path, **settings)
+    metrics = update.update(run, step_of(run)[1])
+    assert ("kl" in metrics) is is_measured and "approx_kl" in metrics
+
+
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_a_step_that_ran_out_of_memory_has_the_gradient_of_one_that_did_not(tmp_path, algorithm, monkeypatch, capsys):
     """It runs out once the gradient of the first large micro-batch is there already, which must not count twice."""

@@ -113,6 +113,12 @@ def test_policy_loss_by_hand():
     assert stats["clip_fraction"].item() == 0
 
 
+def test_without_a_reference_no_kl_is_told():
+    new, weights = torch.tensor([[-0.9, -1.0]]), torch.full((1, 2), 0.5)
+    _, stats = policy_loss(new, new - 0.1, torch.ones(1, 2), weights, **SETTINGS)
+    assert "kl" not in stats and "approx_kl" in stats
+
+
 def test_micro_batch_gradients_add_up_to_the_gradient_of_the_step():
     torch.manual_seed(0)
     new = torch.randn(5, 7).clamp(-2, 0).requires_grad_()

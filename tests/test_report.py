@@ -126,6 +126,7 @@ def test_the_report_holds_the_run_and_asks_for_nothing(tmp_path):
     assert [dict(pairs)["href"] for tag, pairs in tags.tags if tag == "a"] == ["#trajectories"]
     assert "world-2hop (10)" in tags.text and "0.250" in tags.text
     assert all(METRICS[key][2] in tags.text for key in METRICS if key != "kl")
+    assert "k3" not in METRICS["kl"][2]  # k1 and k2 stand in the same log
 
 
 def test_a_report_of_a_young_run_is_written(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from searchr1_mini.batch import build_batch
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.resolve import resolve
 from searchr1_mini.session import start
-from searchr1_mini.sft import demonstrations, imitation_update
+from searchr1_mini.sft import demonstrations, imitation_step, imitation_update
 from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.update import forward
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--steps 3 --demonstration-questions 130 --eval-questions 4 --questions-per-step 8 --no-tensorboard".split()
@@ -72,6 +74,31 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(t
     assert metrics["loss"] == pytest.approx(total / n, rel=1e-5)
     assert any(not torch.equal(old, new) for old, new in zip(before, run.policy.trainable(), strict=True))
     assert imitation_update(run, batch, is_first=False)["loss"] < metrics["loss"]
+    run.tracker.__exit__()
+
+
+def test_a_step_logs_the_means_of_its_updates_so_that_one_thrown_away_shows(tmp_path, monkeypatch):
+    """The first of two mini-batches has a loss that is not finite; the second is sound."""
+    run = session_of(tmp_path / "run", "sft")
+    run.config = replace(run.config, mini_batches=2, epochs=1)
+    shown = demonstrations(run)
+    told = []
+
+    def update(run, batch, is_first):
+        told.append(imitation_update(run, batch, is_first))
+        return told[-1]
+
+    def poisoned(policy, batch, temperature):
+        logprobs, entropy = forward(policy, batch, temperature)
+        return logprobs * (float("nan") if not told else 1.0), entropy
+
+    monkeypatch.setattr("searchr1_mini.sft.imitation_update", update)
+    monkeypatch.setattr("searchr1_mini.sft.forward", poisoned)
+    metrics = imitation_step(run, shown)
+    assert [log["skipped_updates"] for log in told] == [1.0, 0.0]
+    assert metrics["skipped_updates"] == 0.5
+    assert metrics["entropy"] == pytest.approx(fmean(log["entropy"] for log in told))
+    assert metrics["learning_rate"] == told[-1]["learning_rate"] != told[0]["learning_rate"]
     run.tracker.__exit__()
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from searchr1_mini.errors import UserError
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny.traces import BASE, RIGHT, agent_trace, copy_drill, page_trace, reading_trace
-from searchr1_mini.world import DIFFICULTIES, make_questions, make_world, split_of, world_examples
+from searchr1_mini.world import Difficulty, make_questions, make_world, split_of, world_examples
 from searchr1_mini.world_text import RELATIONS, all_names
 
 
-@pytest.fixture(scope="module", params=DIFFICULTIES)
+@pytest.fixture(scope="module", params=get_args(Difficulty))
 def world(request):
     return make_world(0, "eval", request.param)
 
@@ -62,6 +68,28 @@ def test_500_questions_a_cell_fit_into_a_world(world):
     examples = world_examples(world, [1, 2], 1000, seed=0)
     assert len({example.id for example in examples}) == 1000
     assert sum(example.source == "world-2hop" for example in examples) == 500
+
+
+@pytest.mark.parametrize("hops", [[1], [2, 1], [1, 2]])
+def test_the_last_question_is_asked_and_one_more_is_refused_in_a_sentence(world, hops):
+    with pytest.raises(UserError, match=r"take (\d+) at most, with --eval-questions .* --limit ") as told:
+        world_examples(world, hops, 10**6, seed=0)
+    most = int(re.search(r"take (\d+)", str(told.value))[1])
+    assert len({example.id for example in world_examples(world, hops, most, seed=0)}) == most > 1000
+    with pytest.raises(UserError, match=f"^{most + 1} questions .* take {most} at most"):
+        world_examples(world, hops, most + 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "command", ["train.py --eval-questions 2066", "eval.py --model tiny --methods direct --no-train --limit 3000"]
+)
+def test_more_questions_than_the_world_has_are_bad_input(command, tmp_path):
+    result = subprocess.run(
+        [sys.executable, *command.split(), "--output-dir", str(tmp_path / "out")],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert "take 2064 at most" in result.stderr
 
 
 def test_a_plain_query_finds_the_page(world):

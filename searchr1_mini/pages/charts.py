@@ -42,11 +42,13 @@ def line_chart(
     """A `<g>` with one chart: grid, axes with units, and each line named at its end.
 
     Args:
-        series: name -> points (x, y), x ascending.
+        series: name -> points (x, y), x ascending; a name without points is not drawn but keeps its colour.
         at: where its left upper corner goes.
         bands: name -> (x, low, high), shaded behind the line of that name.
     """
     bands = bands or {}
+    colours = dict(zip(series, COLOURS * len(series), strict=False))
+    series = {name: line for name, line in series.items() if line}
     points = [point for line in series.values() for point in line]
     points += [(x, y) for band in bands.values() for x, *ends in band for y in ends]
     xs = ticks(min(x for x, _ in points), max(x for x, _ in points))
@@ -76,7 +78,8 @@ def line_chart(
         f'<text transform="translate(14,{MARGIN_TOP + inner_height / 2}) rotate(-90)" text-anchor="middle">{html_text(y_label)}</text>'
     )
     heights = spread([py(line[-1][1]) for line in series.values()])
-    for (name, line), label_y, colour in zip(series.items(), heights, COLOURS * len(series), strict=False):
+    for (name, line), label_y in zip(series.items(), heights, strict=True):
+        colour = colours[name]
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line)
         out.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>'

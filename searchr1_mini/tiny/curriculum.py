@@ -48,7 +48,7 @@ WARM_START = Stage(
 
 
 def draw_traces(stage: Stage, seed: int, n_worlds: int = 24) -> Iterator[traces.Trace]:
-    """An endless stream of demonstrations from `n_worlds` worlds at a time, each replaced after its 300 questions."""
+    """An endless stream of demonstrations from `n_worlds` worlds at a time, each replaced after 30 to 300 questions."""
     rng = random.Random(seed)
     numbers = itertools.count(1_000_000 * (seed + 1))
     streams = [_world_traces(stage, next(numbers), rng) for _ in range(n_worlds)]
