@@ -12,10 +12,12 @@ import pytest
 from searchr1_mini import checkpoint
 from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation
 from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import load_examples
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import fingerprint, task_of
 from searchr1_mini.resolve import resolve
+from searchr1_mini.robust.identity import data_identity
 from searchr1_mini.task import Library
 
 PASSAGE = {"id": "1", "title": "Oslo", "text": "Oslo is in Norway."}
@@ -125,6 +127,21 @@ def test_a_file_is_held_out_from_whatever_was_trained_on_it(tmp_path, file, corp
     plan = plan_evaluation(EvalConfig(run=run, datasets=other, corpus=corpus))
     assert [column.split for column in plan.columns] == ["all"]
     assert plan_evaluation(EvalConfig(model="tiny", datasets=file, corpus=corpus)).columns[0].split == "all"
+
+
+def test_a_copy_is_held_out_too_wherever_eval_is_started(tmp_path, file, corpus, monkeypatch):
+    """The run knows its file by a relative path, which means nothing in another folder; its hash still does."""
+    monkeypatch.chdir(tmp_path)
+    run = Path(save_run(tmp_path / "a", dataset="q.jsonl", corpus=corpus))
+    hashes = data_identity(load_examples("jsonl", file, "train"), "")
+    saved = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(saved | {"data_hashes": hashes}))
+    copy = shutil.copy(file, tmp_path / "copy.jsonl")
+    other = write_rows(tmp_path / "other.jsonl", question(1))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = EvalConfig(run=str(run), datasets=f"{file},{copy},{other}", corpus=corpus)
+    assert [column.split for column in plan_evaluation(config).columns] == ["eval", "eval", "all"]
 
 
 def test_each_data_set_gets_the_passages_that_belong_to_it(tmp_path, file, corpus):

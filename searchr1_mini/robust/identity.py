@@ -13,6 +13,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.robust.files import read_json
 
 BASE_FILE = "base.json"
+TRAINING_QUESTIONS = "training questions"
 SIZES = (
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
 ).split()
@@ -86,7 +87,7 @@ def weights_hash(folder: Path) -> str | None:
 def data_identity(examples: Sequence[Example], corpus_hash: str) -> dict[str, str]:
     """Hashes of the training questions with their answers, and of the passages; "" where these are not at hand."""
     rows = [[example.question, example.golden_answers] for example in examples]
-    return {"training questions": _digest(json.dumps(rows).encode()), "passages": corpus_hash}
+    return {TRAINING_QUESTIONS: _digest(json.dumps(rows).encode()), "passages": corpus_hash}
 
 
 def check_data(run_dir: Path, identity: dict[str, str]) -> None:
