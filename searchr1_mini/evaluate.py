@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from searchr1_mini import __version__, checkpoint
-from searchr1_mini.comparison.columns import Column, own_data
+from searchr1_mini.comparison.columns import Column
 from searchr1_mini.comparison.plan import (
     OF_A_SEARCH,
     OF_AN_ENGINE,
@@ -25,8 +25,6 @@ from searchr1_mini.comparison.plan import (
     Row,
     cell_settings,
     plan_evaluation,
-    run_folders,
-    saved_config,
     slug,
     train_row,
 )
@@ -94,9 +92,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     for row in plan.rows:  # what cannot be read is told before any work
         for column in plan.columns:
             tasks[row.label, column.name] = task_of(config, row, column, library, tasks)
-    folders = run_folders(config)
-    own = own_data(config, saved_config(folders[0]) if folders else None)
-    rows = [train_row(config, row, own, out) if row.must_train else row for row in plan.rows]
+    rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
     for (_, model), of_weights in groupby(rows, key=lambda row: (row.weights, row.settings.model)):
         policy: Policy | None = None
         for row in of_weights:

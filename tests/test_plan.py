@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini import checkpoint
-from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation
+from searchr1_mini import checkpoint, training
+from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation, train_row
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import load_examples
 from searchr1_mini.errors import UserError
@@ -106,6 +106,41 @@ def test_baselines_that_no_run_brings_are_trained_or_left_out(tmp_path):
     assert not any(row.must_train for row in plan.rows) and len(plan.notes) == 3
     plan = plan_evaluation(EvalConfig(model="Qwen2.5-3B", methods="all"))
     assert len(plan.rows) == 5 and "--model Qwen2.5-3B --algorithm rejection-sampling" in plan.notes[2]
+
+
+@pytest.mark.parametrize("dataset", ["nq", "q.jsonl", "world"])
+def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_with(tmp_path, monkeypatch, dataset):
+    """Probes are put to the weights of an engine; on the world there is no server."""
+    wanted = []
+
+    def stand_in(config: TrainConfig) -> None:
+        wanted.append(config)
+        save_run(Path(config.output_dir), **vars(config))
+        (Path(config.output_dir) / "summary.json").write_text("{}")
+
+    monkeypatch.setattr(training, "train", stand_in)
+    run = save_run(tmp_path / "run", algorithm="sft", dataset=dataset)
+    what = {"run": run, "methods": "sft,r1,search-r1", "train": True, "corpus": "c.jsonl", "datasets": "nq"}
+    engines = {"retriever": "auto,http,oracle,empty", "retriever_url": "http://x:1", "stemming": True, "topk": 2}
+    config = EvalConfig(**what, **engines)
+    rows = [train_row(config, row, tmp_path) for row in plan_evaluation(config).rows if row.must_train]
+    on_auto, on_http, *on_probes = [row.weights for row in rows[1:]]
+    assert on_probes == [on_auto, on_auto] and on_http != on_auto
+    found = [(made.retriever, made.retriever_url, made.stemming, made.topk, made.corpus) for made in wanted]
+    corpus, remote = (None, ("auto", None)) if dataset == "world" else ("c.jsonl", ("http", "http://x:1"))
+    without_search = ("auto", None, False, 3, None)
+    assert found == [without_search, ("auto", None, True, 2, corpus), (*remote, False, 2, corpus)]
+
+
+@pytest.mark.parametrize(("dataset", "corpus"), [("nq", "hotpotqa"), ("world", None)])
+def test_without_a_corpus_it_is_the_one_of_the_table(tmp_path, monkeypatch, dataset, corpus):
+    wanted = []
+    monkeypatch.setattr(training, "train", lambda config: wanted.append(config) or save_run(Path(config.output_dir)))
+    run = save_run(tmp_path / "run", algorithm="sft", dataset=dataset)
+    config = EvalConfig(run=run, methods="sft,search-r1", train=True, retriever="bm25s")
+    plan = plan_evaluation(config)
+    train_row(config, plan.rows[1], tmp_path)
+    assert wanted[0].corpus == plan.columns[0].data["corpus"] == corpus and wanted[0].retriever == "bm25s"
 
 
 def test_a_baseline_of_other_settings_is_trained_anew(tmp_path):

@@ -98,14 +98,17 @@ def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Pat
         data |= {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
         world_hops_list(TrainConfig(world_hops=data["world_hops"]))
     else:
-        brings_passages = data["data_path"] or data["dataset"] == "hotpotqa"
-        data |= {
-            "corpus": config.corpus or data["corpus"] or (None if brings_passages else "hotpotqa"),
-            "world_noise": 0,
-        }
+        data |= {"corpus": corpus_of(config, data), "world_noise": 0}
     data["seed"] = own["seed"] if config.world_seed is None else config.world_seed
     is_held_out = not data["data_path"] or was_trained_on(data, paths, hashes)
     return Column(name, data, "eval" if is_held_out else "all")
+
+
+def corpus_of(config: EvalConfig, data: dict[str, Any]) -> str | None:
+    """What a data set is answered from: --corpus, or its run's, or else HotpotQA's paragraphs; None is its own."""
+    brings_passages = data["data_path"] or data["dataset"] in ("hotpotqa", "world")
+    given = config.corpus if data["dataset"] != "world" else None
+    return given or data["corpus"] or (None if brings_passages else "hotpotqa")
 
 
 def was_trained_on(data: dict[str, Any], paths: set[Path], hashes: set[str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini import checkpoint
-from searchr1_mini.comparison.columns import OF_THE_WORLD, Column, chosen, listed, own_data, plan_columns
+from searchr1_mini.comparison.columns import OF_THE_WORLD, Column, chosen, corpus_of, listed, own_data, plan_columns
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.defaults import ENGINES, PROMPTED, READ_BY, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError, suggest
@@ -232,16 +232,28 @@ def cell_settings(config: EvalConfig, row: Row, column: Column) -> TrainConfig:
     return replace(settings, retriever="auto", retriever_url=None) if is_remote_world else settings
 
 
-def train_row(config: EvalConfig, row: Row, own: dict[str, Any], out: Path) -> Row:
-    """Trains a baseline on the first run's data, or the model's own, or goes on with it; the row with its weights."""
+def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
+    """Trains a baseline on the first run's data, or the model's own, or goes on with it; the row with its weights.
+
+    One that searches is trained with the engine and the corpus that it is evaluated with.
+    """
     from searchr1_mini.training import train
 
-    searches = row.method in SEARCHING
-    values = {name: getattr(row.settings, name) for name in (*OF_THE_MODEL, *(OF_A_SEARCH if searches else ()))}
+    saved = next(map(saved_config, run_folders(config)), None)
+    own = own_data(config, saved)
+    values = {name: getattr(row.settings, name) for name in OF_THE_MODEL}
     values |= own | {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
-    values |= {"device": config.device, "dtype": config.dtype, "tensorboard": False} | TRAIN_AS.get(row.method, {})
-    if not searches:
-        values["corpus"] = None
+    values |= {"device": config.device, "dtype": config.dtype, "tensorboard": False, "corpus": None}
+    values |= TRAIN_AS.get(row.method, {})
+    if row.method in SEARCHING:
+        engine = row.settings
+        if engine.retriever in PROBES:  # all of them are put to the same weights, of an engine
+            engine = replace(settings_of(config, saved), retriever="auto")
+        elif engine.retriever == "http" and own["dataset"] == "world":
+            engine = replace(engine, retriever="auto")
+        engine = only_what_is_read(engine)
+        values |= {name: getattr(engine, name) for name in ("retriever", *OF_AN_ENGINE, *OF_A_SEARCH)}
+        values["corpus"] = corpus_of(config, own)
     wanted = resolve(TrainConfig(**values))
     folder = folder_for(wanted, out / "runs" / row.method)
     if not (folder / "summary.json").exists():
