@@ -34,13 +34,13 @@ def base_identity(source: str, tokenizer: Any, config: Any) -> dict[str, Any]:
 
 
 def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
-    """Refuses a base that saved weights do not belong to; weights without `BASE_FILE` pass.
+    """Refuses a base that saved weights do not belong to; weights without `BASE_FILE` pass, as exported ones.
 
     Raises:
         UserError: names what differs.
     """
-    path = weights / BASE_FILE
-    saved = read_json(path) if path.is_file() else {}
+    paths = [folder / BASE_FILE for folder in (weights, weights.parent)]  # an adapter by itself lies one deeper
+    saved = next((read_json(path) for path in paths if path.is_file()), {})
     for name, value in identity.items():
         if None in (value, saved.get(name)) or saved[name] == value:
             continue
