@@ -256,7 +256,7 @@ def test_a_run_does_not_count_the_questions_it_was_trained_on(tmp_path, short_tr
     assert result.returncode == 0, result.stderr
     copy = shutil.copy(file, tmp_path / "copy.jsonl")  # under another name, as after a move to another machine
     evaluate(tmp_path / "own", "--run", tmp_path / "run", "--datasets", f"{file},{copy}")
-    evaluate(tmp_path / "whole", "--model", "tiny", "--methods", "direct", "--datasets", file, "--retriever", "empty")
+    evaluate(tmp_path / "whole", "--model", "tiny", "--methods", "direct", "--datasets", file)
     own = rows_of(tmp_path / "own")["sft"]["by_source"]
     assert own["q"]["n"] == own["copy"]["n"] == 4
     assert rows_of(tmp_path / "whole")["direct"]["by_source"]["q"]["n"] == 40

@@ -275,6 +275,17 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
         ({"retriever_url": "http://localhost:1"}, "it needs --retriever http or milvus"),
         ({"methods": "rag,cot", "against": "rga"}, "did you mean rag"),
         ({"checkpoint": 3}, "name the run with --run"),
+        ({"methods": "direct,cot", "topk": 7}, r"no row searches \(direct, cot\); leave out --topk"),
+        ({"methods": "direct", "max_turns": 2}, "leave out --max-turns"),
+        ({"methods": "direct", "corpus": "c.jsonl", "datasets": "nq"}, "leave out --corpus"),
+        ({"methods": "direct", "retriever": "bm25"}, "leave out --retriever"),
+        ({"methods": "cot", "max_observation_tokens": 64}, "leave out --max-observation-tokens"),
+        ({"methods": "direct,search-r1", "train": False, "topk": 7}, "leave out --topk.* search-r1 is left out"),
+        ({"methods": "direct", "train": True}, "--train: no row is left to train"),
+        ({"adapter": "a", "train": True}, "--train: no row is left to train"),
+        ({"run": " , "}, "--run ' , ' names nothing"),
+        ({"methods": ""}, "--methods '' names nothing"),
+        ({"retriever": ","}, "--retriever ',' names nothing"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_any_work(options, told):

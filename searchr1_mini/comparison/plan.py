@@ -59,6 +59,9 @@ def plan_evaluation(config: EvalConfig) -> Plan:
     Raises:
         UserError: a name, run, file or combination of flags that makes no sense.
     """
+    for name in ("run", "methods", "retriever"):
+        if getattr(config, name) is not None and not listed(getattr(config, name)):
+            raise UserError(f"{flag_of(name)} {getattr(config, name)!r} names nothing; give a name, or leave it out")
     if config.run and (config.model or config.adapter):
         raise UserError("--run brings its own model and adapter; leave out --model and --adapter")
     runs = {folder: saved_config(folder) for folder in run_folders(config)}
@@ -68,6 +71,7 @@ def plan_evaluation(config: EvalConfig) -> Plan:
     rows, notes = plan_rows(config, runs, own)
     if not rows:
         raise UserError(" ".join(notes))
+    refuse_idle(config, rows, notes)
     return Plan(rows, plan_columns(config, own, list(runs.values())), notes)
 
 
@@ -217,6 +221,22 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
             out.append(replace(row, label=label, settings=settings))
     refuse_unread(config, list(dict.fromkeys(row.settings.retriever for row in out if row.method in SEARCHING)))
     return out
+
+
+def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
+    """Refuses a flag that no row reads, rather than letting it do nothing.
+
+    Raises:
+        UserError: names the flag, the remedy, and what was left out.
+    """
+    of_search = ("corpus", "retriever", *OF_A_SEARCH, "max_observation_tokens")
+    given = [flag_of(name) for name in of_search if getattr(config, name) is not None]
+    if given and not any(row.method in SEARCHING for row in rows):
+        methods = ", ".join(dict.fromkeys(row.method for row in rows))
+        told = f"no row searches ({methods}); leave out {', '.join(given)}, or add a method with a search"
+        raise UserError(". ".join([told, *notes]))
+    if config.train and not any(row.must_train for row in rows):
+        raise UserError("--train: no row is left to train; leave it out, or add one of " + ", ".join(TRAINED))
 
 
 def only_what_is_read(settings: TrainConfig) -> TrainConfig:
