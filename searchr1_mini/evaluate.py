@@ -137,7 +137,7 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task)
         "settings": {name: getattr(settings, name) for name in names if name != "rollout_batch_size"},
         "base": state_of(Path(resolve_model(settings.model))),
         "weights": state_of(row.weights) if row.weights else None,
-        "dtype": config.dtype,
+        "dtype": str(pick_dtype(config.dtype, pick_device(config.device))),  # auto is another on another device
         "temperature": [config.temperature, config.seed if config.temperature else 0],
         "questions": [asdict(example) for example in task.examples],
         "passages": task.corpus_hash,

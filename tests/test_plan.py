@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from searchr1_mini import checkpoint, training
 from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation, train_row
@@ -235,7 +236,7 @@ def mark(config: EvalConfig) -> str:
 
 
 def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
-    config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus)
+    config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus, device="cpu")
     first = mark(config)
     assert first == mark(config) == mark(replace(config, rollout_batch_size=3, seed=4, against="rag"))
     seen = {first}
@@ -258,6 +259,17 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
     shutil.rmtree(Path(run) / "checkpoints")
     checkpoint.save_checkpoint(Path(run), 5, lambda path: (path / "model").write_text("other weights"))
     assert mark(EvalConfig(run=run, limit=4)) != before
+
+
+def test_a_kept_cell_is_of_the_precision_that_was_computed_in(monkeypatch, file, corpus):
+    """`auto` is float32 on the CPU and bfloat16 on a GPU that has it."""
+    config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus, device="cpu")
+    on_cpu = mark(config)
+    assert on_cpu == mark(replace(config, dtype="float32"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert mark(config) == on_cpu != mark(replace(config, device="auto"))
+    assert mark(replace(config, device="auto")) == mark(replace(config, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(
