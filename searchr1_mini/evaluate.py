@@ -33,6 +33,7 @@ from searchr1_mini.config import TrainConfig
 from searchr1_mini.corpus import is_text
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import SEARCHING
+from searchr1_mini.distributed import refuse_several
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluation import score
@@ -59,6 +60,7 @@ def evaluate_command(config: EvalConfig) -> None:
     Raises:
         UserError: anything that the user can mend.
     """
+    refuse_several("eval.py")
     if config.ask is not None or config.chat or config.web:
         answer_live(config)
         return
