@@ -74,7 +74,7 @@ def load_examples(dataset: str, data_path: str | None, split: Split, limit: int 
     if data_path:
         name = Path(data_path).name.split(".")[0] if dataset == "jsonl" else dataset
         rows = [_example(name, row, where) for row, where in read_rows(Path(data_path))]
-        examples = _unique(rows) if split == "all" else _own_split(_unique(rows), split)
+        examples = _unique(rows) if split == "all" else own_split(_unique(rows), split)
     else:
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
@@ -231,7 +231,7 @@ def _unique(examples: list[Example]) -> list[Example]:
     return out
 
 
-def _own_split(examples: list[Example], split: Split) -> list[Example]:
+def own_split(examples: list[Example], split: Split) -> list[Example]:
     """A stable tenth is held out: chosen by a hash of the question, so equal questions stay on one side."""
     if not examples:
         return []

@@ -67,6 +67,18 @@ def processes(device: str) -> Iterator[Path | None]:
         dist.destroy_process_group()
 
 
+def refuse_several(command: str) -> None:
+    """Refuses a command that is not made for torchrun: each process would do all of it, and write the same files.
+
+    Raises:
+        UserError: torchrun started more than one process.
+    """
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"{command} runs in one process, and {os.environ['WORLD_SIZE']} were started; call it by python"
+        )
+
+
 def n_processes() -> int:
     """1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from searchr1_mini import __version__, checkpoint
-from searchr1_mini.comparison.columns import Column, own_data
+from searchr1_mini.comparison.columns import Column
 from searchr1_mini.comparison.plan import (
     OF_A_SEARCH,
     OF_AN_ENGINE,
@@ -25,8 +25,6 @@ from searchr1_mini.comparison.plan import (
     Row,
     cell_settings,
     plan_evaluation,
-    run_folders,
-    saved_config,
     slug,
     train_row,
 )
@@ -35,6 +33,7 @@ from searchr1_mini.config import TrainConfig
 from searchr1_mini.corpus import is_text
 from searchr1_mini.data import Example
 from searchr1_mini.defaults import SEARCHING
+from searchr1_mini.distributed import refuse_several
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluation import score
@@ -61,6 +60,7 @@ def evaluate_command(config: EvalConfig) -> None:
     Raises:
         UserError: anything that the user can mend.
     """
+    refuse_several("eval.py")
     if config.ask is not None or config.chat or config.web:
         answer_live(config)
         return
@@ -94,9 +94,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     for row in plan.rows:  # what cannot be read is told before any work
         for column in plan.columns:
             tasks[row.label, column.name] = task_of(config, row, column, library, tasks)
-    folders = run_folders(config)
-    own = own_data(config, saved_config(folders[0]) if folders else None)
-    rows = [train_row(config, row, own, out) if row.must_train else row for row in plan.rows]
+    rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
     for (_, model), of_weights in groupby(rows, key=lambda row: (row.weights, row.settings.model)):
         policy: Policy | None = None
         for row in of_weights:
@@ -141,7 +139,7 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task)
         "settings": {name: getattr(settings, name) for name in names if name != "rollout_batch_size"},
         "base": state_of(Path(resolve_model(settings.model))),
         "weights": state_of(row.weights) if row.weights else None,
-        "dtype": config.dtype,
+        "dtype": str(pick_dtype(config.dtype, pick_device(config.device))),  # auto is another on another device
         "temperature": [config.temperature, config.seed if config.temperature else 0],
         "questions": [asdict(example) for example in task.examples],
         "passages": task.corpus_hash,

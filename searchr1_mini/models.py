@@ -19,9 +19,7 @@ from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
 from searchr1_mini.robust.identity import BASE_FILE, base_identity, check_base
 from searchr1_mini.tracking import write_json_atomic
-from searchr1_mini.weights import ADAPTER_FILE, adapter_folder
-
-ADAPTER = "policy"
+from searchr1_mini.weights import ADAPTER, ADAPTER_FILE, adapter_folder, find_adapter
 
 
 class Policy:
@@ -236,7 +234,7 @@ def load_policy(
         load_in_4bit: quantise the base to NF4 with double quantisation (QLoRA, arXiv 2305.14314).
         fused_kernels: take Liger's kernels for norms, rotary positions and SwiGLU.
         dtype: what matrices are multiplied in; trained weights are kept in float32.
-        weights: a saved adapter (or model, with rank 0) to go on from.
+        weights: a folder with an adapter (or model, with rank 0) to go on from, see `find_adapter`.
         seed: initialises the adapter.
 
     Raises:
@@ -255,7 +253,7 @@ def load_policy(
     _prepare(base, gradient_checkpointing)
     policy = _identified(Policy(base, tokenizer, dtype), source, weights)
     if weights:
-        policy.model = _load_adapter(base, weights / ADAPTER, source)
+        policy.model = _load_adapter(base, find_adapter(weights), source)
     else:
         torch.manual_seed(seed)
         lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -273,8 +271,6 @@ def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
 
 
 def _load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
-    if not folder.is_dir():  # peft would ask the hub
-        raise UserError(f"there is no adapter in {folder}; name a folder that a run saved, with {ADAPTER}/ in it")
     folder = adapter_folder(folder)
     try:
         model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True)

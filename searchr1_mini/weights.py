@@ -6,7 +6,8 @@ from pathlib import Path
 
 from searchr1_mini.errors import UserError
 
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER = "policy"
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 INSTEAD = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_FILE}
 REMEDY = (
     "is not opened, since a pickle can run code: save the model as safetensors where you trust it "
@@ -28,6 +29,22 @@ def refuse_pickles(folder: Path, what: str) -> None:
         for pickled, instead in INSTEAD.items():
             if any(part.glob(pickled)) and not any(part.glob(instead)):
                 raise UserError(f"{what}: {min(part.glob(pickled))} {REMEDY}")
+
+
+def find_adapter(weights: Path) -> Path:
+    """The folder of the policy's adapter: within one that a run saved, or itself one as the export and peft write it.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (weights / ADAPTER).is_dir():
+        return weights / ADAPTER
+    if not (weights / ADAPTER_CONFIG).is_file():  # peft would ask the hub
+        raise UserError(
+            f"there is no adapter in {weights}; name a folder that a run saved, with {ADAPTER}/ in it, or one with "
+            f"{ADAPTER_CONFIG}"
+        )
+    return weights
 
 
 def adapter_folder(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.data import DATASETS, Example, _own_split, _unique, load_corpus, load_examples, subset
+from searchr1_mini.data import DATASETS, Example, _unique, load_corpus, load_examples, own_split, subset
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import Passage
 
@@ -64,18 +64,18 @@ def test_the_papers_parquet(tmp_path):
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=60))
 def test_the_held_out_tenth_is_disjoint_and_does_not_depend_on_the_order(numbers):
     examples = _unique([Example(str(n), f"question {n}?", ("x",), "s") for n in numbers])
-    train, held_out = _own_split(examples, "train"), _own_split(examples, "eval")
+    train, held_out = own_split(examples, "train"), own_split(examples, "eval")
     assert sorted(e.id for e in train + held_out) == sorted(e.id for e in examples)
     assert not {e.question for e in train} & {e.question for e in held_out}
-    again = _own_split(list(reversed(examples)), "eval")
+    again = own_split(list(reversed(examples)), "eval")
     assert {e.question for e in again} == {e.question for e in held_out}
 
 
 def test_a_tenth_is_held_out_but_never_more_than_500():
     for n, n_held_out in ((2, 1), (19, 1), (20, 2), (4_999, 499), (8_000, 500)):
         examples = [Example(str(i), f"{i}?", ("x",), "s") for i in range(n)]
-        assert len(_own_split(examples, "eval")) == n_held_out
-        assert len(_own_split(examples, "train")) == n - n_held_out
+        assert len(own_split(examples, "eval")) == n_held_out
+        assert len(own_split(examples, "train")) == n - n_held_out
 
 
 @given(numbers=st.permutations(list(range(30))), limit=st.integers(1, 29))

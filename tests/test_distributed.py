@@ -31,12 +31,13 @@ RATE_OF_CRITIC = {"grpo": (), "ppo": ("--critic-learning-rate", "1e-5")}
 def torchrun(folder: Path, *flags: str, **changes) -> subprocess.CompletedProcess:
     settings = {name: value for name, value in (SMALL | changes).items() if value not in (None, False)}
     values = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     words = [word for pair in values.items() for word in pair]
-    return subprocess.run(
-        [*command, *words, "--no-tensorboard", "--output-dir", str(folder), *flags],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
+    return in_two_processes("train.py", *words, "--no-tensorboard", "--output-dir", str(folder), *flags)
+
+
+def in_two_processes(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 def in_one_process(folder: Path, algorithm: str, resume: bool = False) -> Path:
@@ -119,6 +120,12 @@ def test_questions_that_are_not_there_are_said_by_every_process(tmp_path):
     flags = "--dataset", "hotpotqa", "--data-path", str(tmp_path / "none.json"), "--device", "cpu"
     done = torchrun(tmp_path / "run", *flags, world_difficulty=None)
     assert_told(done, "there is no file")
+
+
+def test_an_evaluation_is_not_done_twice(tmp_path):
+    done = in_two_processes("eval.py", "--methods", "direct", "--limit", "2", "--output-dir", str(tmp_path / "out"))
+    assert_told(done, "eval.py runs in one process, and 2 were started")
+    assert not (tmp_path / "out").exists()
 
 
 def assert_told(done: subprocess.CompletedProcess, sentence: str) -> None:

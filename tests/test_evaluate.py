@@ -210,9 +210,8 @@ def test_every_method_on_the_hotpotqa_sample_with_a_random_model(shared, qwen_to
     result = run("train.py", *small, *budget, "--algorithm", "rejection-sampling", "--dataset", data,
                  "--demonstration-questions", 4, "--output-dir", tmp_path / "rs")  # fmt: skip
     assert result.returncode == 2 and "so that there is nothing to imitate" in result.stderr
-    again = shutil.copy(
-        data, tmp_path / "again.json"
-    )  # of the file that they were trained on a tenth would be held out
+    other = json.loads(data.read_text())[::-1]  # of the file that they were trained on a tenth would be held out
+    (again := tmp_path / "again.json").write_text(json.dumps(other))
     flags = ["--run", ",".join(str(tmp_path / name) for name in runs), "--datasets", again, "--limit", 100]
     methods = "direct,cot,ircot,search-o1,rag,sft,r1,search-r1"
     evaluate(tmp_path / "out", *flags, "--methods", methods, "--max-turns", 1)
@@ -221,7 +220,7 @@ def test_every_method_on_the_hotpotqa_sample_with_a_random_model(shared, qwen_to
     assert list(rows) == methods.split(",")
     for row in rows.values():
         assert sum(row[f"finish/{reason}"] for reason in ("answer", "eos", "turns", "length")) == pytest.approx(1)
-    examples, find = load_examples("hotpotqa", str(data), "all"), titles_by_formula(data)
+    examples, find = load_examples("hotpotqa", str(again), "all"), titles_by_formula(again)
     found = [(find(example.question, 3), {title for title, _ in example.supporting}) for example in examples]
     assert rows["rag"]["support_retrieved"] == sum(bool(ours & wanted) for ours, wanted in found) / 100 >= 0.93
     assert rows["rag"]["all_support_retrieved"] == sum(wanted <= ours for ours, wanted in found) / 100
@@ -255,9 +254,11 @@ def test_a_run_does_not_count_the_questions_it_was_trained_on(tmp_path, short_tr
     result = run("train.py", "--algorithm", "sft", "--dataset", file, "--steps", 1, "--output-dir", tmp_path / "run",
                  "--eval-questions", 4, "--no-tensorboard")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    evaluate(tmp_path / "own", "--run", tmp_path / "run")
-    evaluate(tmp_path / "whole", "--model", "tiny", "--methods", "direct", "--datasets", file, "--retriever", "empty")
-    assert rows_of(tmp_path / "own")["sft"]["by_source"]["q"]["n"] == 4
+    copy = shutil.copy(file, tmp_path / "copy.jsonl")  # under another name, as after a move to another machine
+    evaluate(tmp_path / "own", "--run", tmp_path / "run", "--datasets", f"{file},{copy}")
+    evaluate(tmp_path / "whole", "--model", "tiny", "--methods", "direct", "--datasets", file)
+    own = rows_of(tmp_path / "own")["sft"]["by_source"]
+    assert own["q"]["n"] == own["copy"]["n"] == 4
     assert rows_of(tmp_path / "whole")["direct"]["by_source"]["q"]["n"] == 40
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="no whole checkpoint"):

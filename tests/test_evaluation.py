@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from searchr1_mini.comparison import paper
 from searchr1_mini.comparison.plan import Row
-from searchr1_mini.comparison.tables import Grid, Results, latex, markdown, terminal, write_tables
+from searchr1_mini.comparison.tables import Grid, Results, latex, markdown, subset_name, terminal, write_tables
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.evaluation import FAILURES, bootstrap_interval, failure, mcnemar, score, summarise
 from searchr1_mini.resolve import resolve
 from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.world import make_world, world_examples
 
 EXAMPLE = Example("q/1", "Where is Oslo?", ("Norway",), "q", (("Oslo", ""), ("Norway", "")))
 FOUND, OTHER = "Doc 1(Title: Oslo) Oslo is in Norway.", "Doc 1(Title: Bern) Bern is in Switzerland."
@@ -99,6 +100,12 @@ def test_mcnemar_by_hand():
     assert mcnemar([1] * 8 + [0] * 2, [0] * 8 + [1] * 2) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
 
 
+def line_of(example: Example, answered: Trajectory) -> dict:
+    """What a table reads of a line of a cell's file."""
+    asked = {"source": example.source, "example_id": example.id, "question": example.question}
+    return asked | {"scores": score(example, answered)}
+
+
 def results_of(**answers) -> Results:
     """label -> answers to two questions of nq and one of hotpotqa, all with the gold answer `Norway`."""
     settings = replace(resolve(TrainConfig(model="Qwen2.5-3B")), corpus="passages.jsonl")
@@ -107,7 +114,7 @@ def results_of(**answers) -> Results:
         rows = []
         for number, (text, source) in enumerate(zip(texts, ("nq", "nq", "hotpotqa"), strict=True)):
             example = Example(f"{source}/{number}", "?", ("Norway",), source)
-            rows.append({"source": source, "example_id": example.id, "scores": score(example, trajectory(text))})
+            rows.append(line_of(example, trajectory(text)))
         for part in (rows[:2], rows[2:]):
             method = "search-r1" if label == "ours" else label
             results.add(Row(label, method, settings), part[0]["source"], settings, part)
@@ -142,6 +149,20 @@ def test_the_papers_rows_stand_beneath_ours_and_are_told_apart(tmp_path):
     assert "paper" not in write_tables(results, tmp_path, False, None, [])
 
 
+def test_equal_names_of_subsets_mean_equal_questions():
+    """Worlds of one seed and another difficulty share ids, and no question."""
+
+    def name_of(difficulty: str, labels: str = "a", seed: int = 3) -> str:
+        results, world = Results(), make_world(seed, "eval", difficulty)
+        lines = [line_of(example, trajectory()) for example in world_examples(world, [1], 5, seed)]
+        for label in labels:
+            results.add(Row(label, "rag", resolve(TrainConfig())), "world", resolve(TrainConfig()), lines)
+        return subset_name(results, "world-1hop")
+
+    assert name_of("infobox") == name_of("infobox", "ab") and name_of("infobox").startswith("5 of world-1hop (subset ")
+    assert len({name_of("infobox"), name_of("natural"), name_of("infobox", seed=4)}) == 3
+
+
 AVERAGES = {
     "direct inference": (0.181, 0.134), "CoT": (0.106, 0.015), "IRCoT": (0.226, 0.181), "Search-o1": (0.206, 0.255),
     "RAG": (0.304, 0.270), "SFT": (0.207, 0.176), "R1-base": (0.276, 0.229), "R1-instruct": (0.271, 0.224),
@@ -169,8 +190,7 @@ def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the
     row = Row("rag", "rag", settings)
     for dataset, source, answer in (("nq", "nq", "Norway"), ("nq_hotpotqa", "nq", "x"), ("world", "world-1hop", "x")):
         example = Example("nq/0", "?", ("Norway",), source)
-        line = {"source": source, "example_id": example.id, "scores": score(example, trajectory(answer))}
-        results.add(row, dataset, settings, [line])
+        results.add(row, dataset, settings, [line_of(example, trajectory(answer))])
     assert results.sources == ["nq", "nq_hotpotqa: nq", "world-1hop"]
     assert [results.values("rag", source) for source in results.sources] == [[1], [0], [0]]
     assert results.mean("rag") == 0.5

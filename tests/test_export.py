@@ -21,9 +21,13 @@ from searchr1_mini.comparison.plan import saved_config
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import load_examples
 from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main
 from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.robust.identity import BASE_FILE
 from searchr1_mini.task import load_task
+from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.training import train
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +92,24 @@ def test_the_adapter_is_the_one_of_the_checkpoint_and_names_its_base(exported, g
     assert (exported / "adapter" / "adapter_model.safetensors").read_bytes() == weights.read_bytes()
     named = AutoPeftModelForCausalLM.from_pretrained(exported / "adapter", dtype=torch.float32)
     torch.testing.assert_close(logits(named), logits(PeftModel.from_pretrained(base(), exported / "adapter")))
+
+
+def test_our_own_eval_takes_the_exported_adapter(exported, grpo, tmp_path):
+    """As peft finds it in OUT/adapter, and in a checkpoint with the folder above or without: the same answers."""
+    saved = grpo / "checkpoints" / "step-000002" / "model"
+    found = []
+    for number, folder in enumerate((saved, saved / "policy", exported / "adapter")):
+        out = tmp_path / str(number)
+        evaluate_command(EvalConfig(model="tiny", adapter=str(folder), limit=4, output_dir=str(out)))
+        (cell,) = (out / "cells").glob("*.jsonl")
+        found.append([row["segments"] for row in read_jsonl(cell)])
+    assert found[0] == found[1] == found[2]
+    copied = Path(shutil.copytree(saved, tmp_path / "copied"))
+    about = json.loads((copied / BASE_FILE).read_text())
+    (copied / BASE_FILE).write_text(json.dumps(about | {"weights": "of another"}))
+    for folder, told in ((copied / "policy", "was trained on another base"), (exported, "there is no adapter in")):
+        with pytest.raises(UserError, match=told):
+            evaluate_command(EvalConfig(model="tiny", adapter=str(folder), limit=4, output_dir=str(tmp_path / "none")))
 
 
 def test_the_card_tells_how_the_weights_came_to_be(exported, grpo):

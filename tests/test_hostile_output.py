@@ -100,8 +100,9 @@ def results_of(name: str) -> Results:
     """Results in which the source of the questions and the label of a row are called `name`."""
     results, settings = Results(), resolve(TrainConfig())
     example = Example(f"{name}/0", name, ("x",), name)
-    line = {"source": name, "example_id": example.id, "scores": score(example, Trajectory("q", [], answer="x"))}
-    results.add(Row(name, "rag", settings), name, settings, [line])
+    asked = {"source": name, "example_id": example.id, "question": name}
+    scores = score(example, Trajectory("q", [], answer="x"))
+    results.add(Row(name, "rag", settings), name, settings, [asked | {"scores": scores}])
     return results
 
 

@@ -84,6 +84,7 @@ def test_a_method_without_search_needs_no_passages(monkeypatch):
         ({"corpus": "c", "world_seed": 3}, "--world-seed does nothing with passages of your own"),
         ({"corpus": "c", "data_path": "q.jsonl"}, "--data-path does nothing"),
         ({"corpus": "c", "methods": "direct"}, "--corpus does nothing with direct, without a search"),
+        ({"methods": "direct", "topk": 2}, "leave out --topk"),
         ({"corpus": "c", "retriever": "empty"}, "--corpus does nothing with --retriever empty"),
         ({"corpus": "c", "retriever": "http", "retriever_url": "http://x:1"}, "--corpus does nothing with --retr"),
     ],
@@ -93,9 +94,10 @@ def test_a_flag_that_does_nothing_is_refused(options, told):
         plan_live(EvalConfig(model="tiny", chat=True, **options), "--chat")
 
 
-def test_a_port_without_the_page_is_refused():
-    with pytest.raises(UserError, match="add --web"):
-        evaluate_command(EvalConfig(model="tiny", port=80))
+@pytest.mark.parametrize(("options", "told"), [({"port": 80}, "add --web"), ({"colour": "always"}, "add --ask or")])
+def test_what_a_table_does_not_read_is_refused(options, told):
+    with pytest.raises(UserError, match=told):
+        evaluate_command(EvalConfig(model="tiny", **options))
 
 
 @pytest.mark.parametrize(("options", "told"), [({"colour": "never"}, "--colour"), ({"host": "0.0.0.0"}, "ssh -L")])

@@ -8,14 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from searchr1_mini import checkpoint
-from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation
+from searchr1_mini import checkpoint, training
+from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation, train_row
 from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import load_examples
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import fingerprint, task_of
 from searchr1_mini.resolve import resolve
+from searchr1_mini.robust.identity import data_identity
 from searchr1_mini.task import Library
 
 PASSAGE = {"id": "1", "title": "Oslo", "text": "Oslo is in Norway."}
@@ -106,6 +109,41 @@ def test_baselines_that_no_run_brings_are_trained_or_left_out(tmp_path):
     assert len(plan.rows) == 5 and "--model Qwen2.5-3B --algorithm rejection-sampling" in plan.notes[2]
 
 
+@pytest.mark.parametrize("dataset", ["nq", "q.jsonl", "world"])
+def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_with(tmp_path, monkeypatch, dataset):
+    """Probes are put to the weights of an engine; on the world there is no server."""
+    wanted = []
+
+    def stand_in(config: TrainConfig) -> None:
+        wanted.append(config)
+        save_run(Path(config.output_dir), **vars(config))
+        (Path(config.output_dir) / "summary.json").write_text("{}")
+
+    monkeypatch.setattr(training, "train", stand_in)
+    run = save_run(tmp_path / "run", algorithm="sft", dataset=dataset)
+    what = {"run": run, "methods": "sft,r1,search-r1", "train": True, "corpus": "c.jsonl", "datasets": "nq"}
+    engines = {"retriever": "auto,http,oracle,empty", "retriever_url": "http://x:1", "stemming": True, "topk": 2}
+    config = EvalConfig(**what, **engines)
+    rows = [train_row(config, row, tmp_path) for row in plan_evaluation(config).rows if row.must_train]
+    on_auto, on_http, *on_probes = [row.weights for row in rows[1:]]
+    assert on_probes == [on_auto, on_auto] and on_http != on_auto
+    found = [(made.retriever, made.retriever_url, made.stemming, made.topk, made.corpus) for made in wanted]
+    corpus, remote = (None, ("auto", None)) if dataset == "world" else ("c.jsonl", ("http", "http://x:1"))
+    without_search = ("auto", None, False, 3, None)
+    assert found == [without_search, ("auto", None, True, 2, corpus), (*remote, False, 2, corpus)]
+
+
+@pytest.mark.parametrize(("dataset", "corpus"), [("nq", "hotpotqa"), ("world", None)])
+def test_without_a_corpus_it_is_the_one_of_the_table(tmp_path, monkeypatch, dataset, corpus):
+    wanted = []
+    monkeypatch.setattr(training, "train", lambda config: wanted.append(config) or save_run(Path(config.output_dir)))
+    run = save_run(tmp_path / "run", algorithm="sft", dataset=dataset)
+    config = EvalConfig(run=run, methods="sft,search-r1", train=True, retriever="bm25s")
+    plan = plan_evaluation(config)
+    train_row(config, plan.rows[1], tmp_path)
+    assert wanted[0].corpus == plan.columns[0].data["corpus"] == corpus and wanted[0].retriever == "bm25s"
+
+
 def test_a_baseline_of_other_settings_is_trained_anew(tmp_path):
     wanted = resolve(TrainConfig(algorithm="sft"))
     assert folder_for(wanted, tmp_path / "sft") == tmp_path / "sft"
@@ -125,6 +163,21 @@ def test_a_file_is_held_out_from_whatever_was_trained_on_it(tmp_path, file, corp
     plan = plan_evaluation(EvalConfig(run=run, datasets=other, corpus=corpus))
     assert [column.split for column in plan.columns] == ["all"]
     assert plan_evaluation(EvalConfig(model="tiny", datasets=file, corpus=corpus)).columns[0].split == "all"
+
+
+def test_a_copy_is_held_out_too_wherever_eval_is_started(tmp_path, file, corpus, monkeypatch):
+    """The run knows its file by a relative path, which means nothing in another folder; its hash still does."""
+    monkeypatch.chdir(tmp_path)
+    run = Path(save_run(tmp_path / "a", dataset="q.jsonl", corpus=corpus))
+    hashes = data_identity(load_examples("jsonl", file, "train"), "")
+    saved = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(saved | {"data_hashes": hashes}))
+    copy = shutil.copy(file, tmp_path / "copy.jsonl")
+    other = write_rows(tmp_path / "other.jsonl", question(1))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = EvalConfig(run=str(run), datasets=f"{file},{copy},{other}", corpus=corpus)
+    assert [column.split for column in plan_evaluation(config).columns] == ["eval", "eval", "all"]
 
 
 def test_each_data_set_gets_the_passages_that_belong_to_it(tmp_path, file, corpus):
@@ -183,7 +236,7 @@ def mark(config: EvalConfig) -> str:
 
 
 def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
-    config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus)
+    config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus, device="cpu")
     first = mark(config)
     assert first == mark(config) == mark(replace(config, rollout_batch_size=3, seed=4, against="rag"))
     seen = {first}
@@ -208,6 +261,17 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
     assert mark(EvalConfig(run=run, limit=4)) != before
 
 
+def test_a_kept_cell_is_of_the_precision_that_was_computed_in(monkeypatch, file, corpus):
+    """`auto` is float32 on the CPU and bfloat16 on a GPU that has it."""
+    config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus, device="cpu")
+    on_cpu = mark(config)
+    assert on_cpu == mark(replace(config, dtype="float32"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert mark(config) == on_cpu != mark(replace(config, device="auto"))
+    assert mark(replace(config, device="auto")) == mark(replace(config, dtype="bfloat16"))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -223,6 +287,17 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
         ({"retriever_url": "http://localhost:1"}, "it needs --retriever http or milvus"),
         ({"methods": "rag,cot", "against": "rga"}, "did you mean rag"),
         ({"checkpoint": 3}, "name the run with --run"),
+        ({"methods": "direct,cot", "topk": 7}, r"no row searches \(direct, cot\); leave out --topk"),
+        ({"methods": "direct", "max_turns": 2}, "leave out --max-turns"),
+        ({"methods": "direct", "corpus": "c.jsonl", "datasets": "nq"}, "leave out --corpus"),
+        ({"methods": "direct", "retriever": "bm25"}, "leave out --retriever"),
+        ({"methods": "cot", "max_observation_tokens": 64}, "leave out --max-observation-tokens"),
+        ({"methods": "direct,search-r1", "train": False, "topk": 7}, "leave out --topk.* search-r1 is left out"),
+        ({"methods": "direct", "train": True}, "--train: no row is left to train"),
+        ({"adapter": "a", "train": True}, "--train: no row is left to train"),
+        ({"run": " , "}, "--run ' , ' names nothing"),
+        ({"methods": ""}, "--methods '' names nothing"),
+        ({"retriever": ","}, "--retriever ',' names nothing"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_any_work(options, told):

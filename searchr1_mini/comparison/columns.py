@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.config import TrainConfig, flag_of
-from searchr1_mini.data import Split
+from searchr1_mini.data import Split, load_examples, own_split
 from searchr1_mini.defaults import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import name_file, resolve, world_hops_list
+from searchr1_mini.robust.identity import TRAINING_QUESTIONS, data_identity
 
 ALL_DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "world")
 OF_THE_WORLD = ("world_difficulty", "world_hops", "world_noise")
@@ -58,7 +59,7 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
     """The data sets that were asked for, by name or file; by default the first run's or the model's own.
 
     Raises:
-        UserError: an unknown data set, or flags that belong to none of them.
+        UserError: an unknown data set, flags that belong to none of them, or a file that cannot be read.
     """
     names = listed(config.datasets) if config.datasets is not None else [own["dataset"]]
     files = [name for name in names if name_file(TrainConfig(dataset=name)).data_path]
@@ -74,12 +75,19 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
         raise UserError(f"{', '.join(given)}: the synthetic world is not among --datasets; add world, or leave it out")
     if config.corpus and names == ["world"]:
         raise UserError("--corpus does not go with the synthetic world, which brings its own passages")
-    trained_on = {Path(saved["data_path"]).resolve() for saved in runs if saved["data_path"]}
-    return [column_of(config, own, name, trained_on) for name in names]
+    paths = {Path(saved["data_path"]).resolve() for saved in runs if saved["data_path"]}
+    hashes = {(saved.get("data_hashes") or {}).get(TRAINING_QUESTIONS) for saved in runs} - {None}
+    return [column_of(config, own, name, paths, hashes) for name in names]
 
 
-def column_of(config: EvalConfig, own: dict[str, Any], name: str, trained_on: set[Path]) -> Column:
-    """One data set: the run's own as it was trained on, any other from its defaults; flags given now go over both."""
+def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Path], hashes: set[str]) -> Column:
+    """One data set: the run's own as it was trained on, any other from its defaults; flags given now go over both.
+
+    Args:
+        config, own: the flags, and the first run's or the model's own data.
+        name: of the data set, or a file.
+        paths, hashes: the files that the runs were trained on, and the hashes of their training questions.
+    """
     file = name_file(TrainConfig(dataset=name))
     path = file.data_path or config.data_path
     is_own_file = bool(path and own["data_path"]) and Path(path).resolve() == Path(own["data_path"]).resolve()
@@ -90,11 +98,28 @@ def column_of(config: EvalConfig, own: dict[str, Any], name: str, trained_on: se
         data |= {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
         world_hops_list(TrainConfig(world_hops=data["world_hops"]))
     else:
-        brings_passages = data["data_path"] or data["dataset"] == "hotpotqa"
-        data |= {
-            "corpus": config.corpus or data["corpus"] or (None if brings_passages else "hotpotqa"),
-            "world_noise": 0,
-        }
+        data |= {"corpus": corpus_of(config, data), "world_noise": 0}
     data["seed"] = own["seed"] if config.world_seed is None else config.world_seed
-    is_held_out = not data["data_path"] or Path(data["data_path"]).resolve() in trained_on
+    is_held_out = not data["data_path"] or was_trained_on(data, paths, hashes)
     return Column(name, data, "eval" if is_held_out else "all")
+
+
+def corpus_of(config: EvalConfig, data: dict[str, Any]) -> str | None:
+    """What a data set is answered from: --corpus, or its run's, or else HotpotQA's paragraphs; None is its own."""
+    brings_passages = data["data_path"] or data["dataset"] in ("hotpotqa", "world")
+    given = config.corpus if data["dataset"] != "world" else None
+    return given or data["corpus"] or (None if brings_passages else "hotpotqa")
+
+
+def was_trained_on(data: dict[str, Any], paths: set[Path], hashes: set[str]) -> bool:
+    """Whether a run was trained on a file, or on a copy of it: its relative path may mean another folder by now.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if Path(data["data_path"]).resolve() in paths:
+        return True
+    if not hashes:
+        return False
+    examples = own_split(load_examples(data["dataset"], data["data_path"], "all"), "train")
+    return data_identity(examples, "")[TRAINING_QUESTIONS] in hashes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini import checkpoint
-from searchr1_mini.comparison.columns import OF_THE_WORLD, Column, chosen, listed, own_data, plan_columns
+from searchr1_mini.comparison.columns import OF_THE_WORLD, Column, chosen, corpus_of, listed, own_data, plan_columns
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.defaults import ENGINES, PROMPTED, READ_BY, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError, suggest
@@ -59,6 +59,9 @@ def plan_evaluation(config: EvalConfig) -> Plan:
     Raises:
         UserError: a name, run, file or combination of flags that makes no sense.
     """
+    for name in ("run", "methods", "retriever"):
+        if getattr(config, name) is not None and not listed(getattr(config, name)):
+            raise UserError(f"{flag_of(name)} {getattr(config, name)!r} names nothing; give a name, or leave it out")
     if config.run and (config.model or config.adapter):
         raise UserError("--run brings its own model and adapter; leave out --model and --adapter")
     runs = {folder: saved_config(folder) for folder in run_folders(config)}
@@ -68,6 +71,7 @@ def plan_evaluation(config: EvalConfig) -> Plan:
     rows, notes = plan_rows(config, runs, own)
     if not rows:
         raise UserError(" ".join(notes))
+    refuse_idle(config, rows, notes)
     return Plan(rows, plan_columns(config, own, list(runs.values())), notes)
 
 
@@ -219,6 +223,22 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
     return out
 
 
+def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
+    """Refuses a flag that no row reads, rather than letting it do nothing.
+
+    Raises:
+        UserError: names the flag, the remedy, and what was left out.
+    """
+    of_search = ("corpus", "retriever", *OF_A_SEARCH, "max_observation_tokens")
+    given = [flag_of(name) for name in of_search if getattr(config, name) is not None]
+    if given and not any(row.method in SEARCHING for row in rows):
+        methods = ", ".join(dict.fromkeys(row.method for row in rows))
+        told = f"no row searches ({methods}); leave out {', '.join(given)}, or add a method with a search"
+        raise UserError(". ".join([told, *notes]))
+    if config.train and not any(row.must_train for row in rows):
+        raise UserError("--train: no row is left to train; leave it out, or add one of " + ", ".join(TRAINED))
+
+
 def only_what_is_read(settings: TrainConfig) -> TrainConfig:
     """The settings with options that their retriever does not read at their defaults."""
     unread = [name for name, readers in READ_BY.items() if settings.retriever not in readers]
@@ -232,16 +252,28 @@ def cell_settings(config: EvalConfig, row: Row, column: Column) -> TrainConfig:
     return replace(settings, retriever="auto", retriever_url=None) if is_remote_world else settings
 
 
-def train_row(config: EvalConfig, row: Row, own: dict[str, Any], out: Path) -> Row:
-    """Trains a baseline on the first run's data, or the model's own, or goes on with it; the row with its weights."""
+def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
+    """Trains a baseline on the first run's data, or the model's own, or goes on with it; the row with its weights.
+
+    One that searches is trained with the engine and the corpus that it is evaluated with.
+    """
     from searchr1_mini.training import train
 
-    searches = row.method in SEARCHING
-    values = {name: getattr(row.settings, name) for name in (*OF_THE_MODEL, *(OF_A_SEARCH if searches else ()))}
+    saved = next(map(saved_config, run_folders(config)), None)
+    own = own_data(config, saved)
+    values = {name: getattr(row.settings, name) for name in OF_THE_MODEL}
     values |= own | {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
-    values |= {"device": config.device, "dtype": config.dtype, "tensorboard": False} | TRAIN_AS.get(row.method, {})
-    if not searches:
-        values["corpus"] = None
+    values |= {"device": config.device, "dtype": config.dtype, "tensorboard": False, "corpus": None}
+    values |= TRAIN_AS.get(row.method, {})
+    if row.method in SEARCHING:
+        engine = row.settings
+        if engine.retriever in PROBES:  # all of them are put to the same weights, of an engine
+            engine = replace(settings_of(config, saved), retriever="auto")
+        elif engine.retriever == "http" and own["dataset"] == "world":
+            engine = replace(engine, retriever="auto")
+        engine = only_what_is_read(engine)
+        values |= {name: getattr(engine, name) for name in ("retriever", *OF_AN_ENGINE, *OF_A_SEARCH)}
+        values["corpus"] = corpus_of(config, own)
     wanted = resolve(TrainConfig(**values))
     folder = folder_for(wanted, out / "runs" / row.method)
     if not (folder / "summary.json").exists():

@@ -33,11 +33,15 @@ MEASURES = {
 
 @dataclass
 class Results:
-    """What was found: label -> source -> id -> scores of one answer; sources in the order of their data sets."""
+    """What was found: label -> source -> id -> scores of one answer; sources in the order of their data sets.
+
+    `questions` has what was asked, source -> (id, question): an id of the world is another question in another world.
+    """
 
     scores: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     dataset_of: dict[str, str] = field(default_factory=dict)
+    questions: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     corpora: dict[str, None] = field(default_factory=dict)
 
     def add(self, row: Row, dataset: str, settings: TrainConfig, lines: Sequence[dict]) -> None:
@@ -51,6 +55,7 @@ class Results:
                 source = f"{dataset}: {source}"
                 self.dataset_of.setdefault(source, dataset)
             self.scores.setdefault(row.label, {}).setdefault(source, {})[line["example_id"]] = line["scores"]
+            self.questions.setdefault(source, set()).add((line["example_id"], line["question"]))
 
     @property
     def sources(self) -> list[str]:
@@ -181,8 +186,8 @@ def setup(results: Results) -> list[str]:
 
 def subset_name(results: Results, source: str) -> str:
     """`500 of nq (subset 1f0c2a)`: two evaluations with the same name were of the same questions."""
-    ids = sorted({id_ for by_source in results.scores.values() for id_ in by_source.get(source, ())})
-    return f"{len(ids)} of {source} (subset {hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:6]})"
+    asked = sorted(results.questions[source])
+    return f"{len(asked)} of {source} (subset {hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]})"
 
 
 def corpus_name(settings: TrainConfig) -> str:

@@ -26,6 +26,8 @@ def check_live(config: EvalConfig, flag: str | None) -> None:
     if flag is None:
         if config.host is not None or config.port is not None:
             raise UserError("--host and --port are about the --web page; add --web, or leave them out")
+        if config.colour != EvalConfig.colour:
+            raise UserError("--colour is about trajectories in the terminal; add --ask or --chat, or leave it out")
         return
     of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_of(name) != flag]
     of_tables = ("train", "limit", "compare", "against", "output_dir")

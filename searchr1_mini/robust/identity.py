@@ -13,6 +13,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.robust.files import read_json
 
 BASE_FILE = "base.json"
+TRAINING_QUESTIONS = "training questions"
 SIZES = (
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
 ).split()
@@ -33,13 +34,13 @@ def base_identity(source: str, tokenizer: Any, config: Any) -> dict[str, Any]:
 
 
 def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
-    """Refuses a base that saved weights do not belong to; weights without `BASE_FILE` pass.
+    """Refuses a base that saved weights do not belong to; weights without `BASE_FILE` pass, as exported ones.
 
     Raises:
         UserError: names what differs.
     """
-    path = weights / BASE_FILE
-    saved = read_json(path) if path.is_file() else {}
+    paths = [folder / BASE_FILE for folder in (weights, weights.parent)]  # an adapter by itself lies one deeper
+    saved = next((read_json(path) for path in paths if path.is_file()), {})
     for name, value in identity.items():
         if None in (value, saved.get(name)) or saved[name] == value:
             continue
@@ -86,7 +87,7 @@ def weights_hash(folder: Path) -> str | None:
 def data_identity(examples: Sequence[Example], corpus_hash: str) -> dict[str, str]:
     """Hashes of the training questions with their answers, and of the passages; "" where these are not at hand."""
     rows = [[example.question, example.golden_answers] for example in examples]
-    return {"training questions": _digest(json.dumps(rows).encode()), "passages": corpus_hash}
+    return {TRAINING_QUESTIONS: _digest(json.dumps(rows).encode()), "passages": corpus_hash}
 
 
 def check_data(run_dir: Path, identity: dict[str, str]) -> None:
