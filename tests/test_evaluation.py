@@ -201,6 +201,8 @@ def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the
     [
         ("Qwen2.5-7B", "7B"),
         ("Qwen/Qwen2.5-14B-Instruct", "7B"),
+        ("unsloth/Qwen2.5-7B-Instruct-bnb-4bit", "7B"),
+        ("Qwen2.5-3B-Instruct-GPTQ-8bit", "3B"),
         ("Qwen3-1.7B", "3B"),
         ("Qwen2.5-0.5B", "3B"),
         ("tiny", "3B"),
