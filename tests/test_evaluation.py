@@ -212,6 +212,16 @@ def test_a_model_is_compared_with_the_nearer_size(model, size):
     assert paper.size_of(model) == size
 
 
+def test_a_wide_table_is_shown_whole():
+    """Eight data sets and a long reference, or a name of wide characters: no cell is cut, no column left out."""
+    header = ["exact match", *(f"data-set-{n}-{'x' * 30}" for n in range(8)), "mean", "against " + "東京" * 20]
+    rows = [["a row of a long name " * 4, *(f"0.{n}00" for n in range(8)), "0.350", "-0.120 (p = 0.001)"]]
+    drawn = terminal(Grid("Exact match", header, rows)).splitlines()
+    assert drawn[0] == "Exact match" and len(drawn) == 5
+    for line, cells in ((drawn[2], header), (drawn[4], rows[0])):
+        assert line.split() == " ".join(cells).split()
+
+
 @given(st.text(max_size=30))
 def test_names_from_outside_are_text_in_every_form(name):
     """Neither markup nor escape codes nor a broken table: a run's folder may be called anything."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +256,7 @@ def _escape_latex(text: str) -> str:
 
 
 def terminal(grid: Grid) -> str:
-    """A table drawn by rich, as plain text; names from outside cannot send markup or escape codes."""
+    """A table drawn by rich, as plain text, as wide as it must be; names from outside send no markup."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -267,5 +268,6 @@ def terminal(grid: Grid) -> str:
     for row in grid.rows:
         table.add_row(*(Text(plain(cell).replace("\n", " ")) for cell in row))
     text = io.StringIO()
-    Console(file=text, width=240, color_system=None).print(table)
+    console = Console(file=text, width=sys.maxsize, color_system=None)
+    console.print(table, width=console.measure(table).maximum)  # in less room rich would cut cells
     return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").split("\n"))
