@@ -194,6 +194,9 @@ def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the
     assert results.sources == ["nq", "nq_hotpotqa: nq", "world-1hop"]
     assert [results.values("rag", source) for source in results.sources] == [[1], [0], [0]]
     assert results.mean("rag") == 0.5
+    example = Example("world-capitals/0", "?", ("Norway",), "world-capitals")  # a file of the user's, for all its name
+    results.add(row, "world-capitals.jsonl", settings, [line_of(example, trajectory("Norway"))])
+    assert results.mean("rag") == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
