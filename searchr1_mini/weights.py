@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.files import read_json
 
 ADAPTER = "policy"
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -45,6 +46,20 @@ def find_adapter(weights: Path) -> Path:
             f"{ADAPTER_CONFIG}"
         )
     return weights
+
+
+def adapter_settings(weights: Path) -> dict[str, float]:
+    """`lora_rank` and `lora_alpha` as the adapter itself has them, by the options' names.
+
+    Raises:
+        UserError: there is no adapter, it is no LoRA, or its config is damaged.
+    """
+    path = find_adapter(weights) / ADAPTER_CONFIG
+    saved = read_json(path)
+    rank, alpha = saved.get("r"), saved.get("lora_alpha")
+    if not (isinstance(rank, int) and isinstance(alpha, int | float) and rank > 0):
+        raise UserError(f"{path} names no rank (r) and lora_alpha; --adapter takes a LoRA adapter")
+    return {"lora_rank": rank, "lora_alpha": alpha}
 
 
 def adapter_folder(folder: Path) -> Path:

@@ -194,6 +194,9 @@ def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the
     assert results.sources == ["nq", "nq_hotpotqa: nq", "world-1hop"]
     assert [results.values("rag", source) for source in results.sources] == [[1], [0], [0]]
     assert results.mean("rag") == 0.5
+    example = Example("world-capitals/0", "?", ("Norway",), "world-capitals")  # a file of the user's, for all its name
+    results.add(row, "world-capitals.jsonl", settings, [line_of(example, trajectory("Norway"))])
+    assert results.mean("rag") == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +204,8 @@ def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the
     [
         ("Qwen2.5-7B", "7B"),
         ("Qwen/Qwen2.5-14B-Instruct", "7B"),
+        ("unsloth/Qwen2.5-7B-Instruct-bnb-4bit", "7B"),
+        ("Qwen2.5-3B-Instruct-GPTQ-8bit", "3B"),
         ("Qwen3-1.7B", "3B"),
         ("Qwen2.5-0.5B", "3B"),
         ("tiny", "3B"),
@@ -208,6 +213,16 @@ def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the
 )
 def test_a_model_is_compared_with_the_nearer_size(model, size):
     assert paper.size_of(model) == size
+
+
+def test_a_wide_table_is_shown_whole():
+    """Eight data sets and a long reference, or a name of wide characters: no cell is cut, no column left out."""
+    header = ["exact match", *(f"data-set-{n}-{'x' * 30}" for n in range(8)), "mean", "against " + "東京" * 20]
+    rows = [["a row of a long name " * 4, *(f"0.{n}00" for n in range(8)), "0.350", "-0.120 (p = 0.001)"]]
+    drawn = terminal(Grid("Exact match", header, rows)).splitlines()
+    assert drawn[0] == "Exact match" and len(drawn) == 5
+    for line, cells in ((drawn[2], header), (drawn[4], rows[0])):
+        assert line.split() == " ".join(cells).split()
 
 
 @given(st.text(max_size=30))

@@ -12,6 +12,7 @@ import torch
 
 from searchr1_mini import checkpoint, training
 from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation, train_row
+from searchr1_mini.comparison.tables import Results, setup
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import load_examples
 from searchr1_mini.errors import UserError
@@ -204,6 +205,9 @@ def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
     ]  # fmt: skip
     asked = [cell_settings(config, plan.rows[5], column).retriever for column in plan.columns]
     assert dict(zip([column.name for column in plan.columns], asked, strict=True)) == {"world": "auto", "nq": "http"}
+    results, world = Results(), plan.columns[0]
+    results.add(plan.rows[5], "world", cell_settings(config, plan.rows[5], world), [])
+    assert "Retrievers: auto, 3 passages a search. Corpora: the synthetic world" in setup(results)[0]
     run = save_run(
         tmp_path / "a", dataset="nq", retriever="http", retriever_url="http://localhost:1", model="Qwen2.5-3B"
     )
@@ -226,6 +230,22 @@ def test_a_row_carries_only_what_its_retriever_reads(tmp_path):
     assert plan_evaluation(EvalConfig(run=run, retriever="random")).rows[0].settings.stemming is False
     with pytest.raises(UserError, match="--stemming does nothing"):
         plan_evaluation(EvalConfig(model="tiny", methods="direct", stemming=True))
+
+
+def test_an_adapters_rank_is_its_own(tmp_path):
+    """As peft writes it, and as a run does, with a folder above; a model's default is another."""
+    config = tmp_path / "policy" / "adapter_config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"r": 5, "lora_alpha": 7}))
+    for folder in (tmp_path, config.parent):
+        (row,) = plan_evaluation(EvalConfig(model="tiny", adapter=str(folder))).rows
+        assert (row.settings.lora_rank, row.settings.lora_alpha, row.weights) == (5, 7, folder)
+    results, column = Results(), plan_evaluation(EvalConfig(model="tiny")).columns[0]
+    results.add(row, "world", cell_settings(EvalConfig(), row, column), [])
+    assert "tiny (LoRA rank 5)" in setup(results)[0]
+    config.write_text('{"peft_type": "IA3"}')
+    with pytest.raises(UserError, match="takes a LoRA adapter"):
+        plan_evaluation(EvalConfig(model="tiny", adapter=str(tmp_path)))
 
 
 def mark(config: EvalConfig) -> str:
@@ -294,7 +314,7 @@ def test_a_kept_cell_is_of_the_precision_that_was_computed_in(monkeypatch, file,
         ({"methods": "cot", "max_observation_tokens": 64}, "leave out --max-observation-tokens"),
         ({"methods": "direct,search-r1", "train": False, "topk": 7}, "leave out --topk.* search-r1 is left out"),
         ({"methods": "direct", "train": True}, "--train: no row is left to train"),
-        ({"adapter": "a", "train": True}, "--train: no row is left to train"),
+        ({"adapter": "nowhere"}, "there is no adapter in nowhere"),
         ({"run": " , "}, "--run ' , ' names nothing"),
         ({"methods": ""}, "--methods '' names nothing"),
         ({"retriever": ","}, "--retriever ',' names nothing"),

@@ -33,8 +33,8 @@ RESULTS: dict[str, dict[str, dict[str, str]]] = {
 
 
 def size_of(model: str) -> str:
-    """The size to compare with, by the number before the B in the model's name: 7B from 5 on, else 3B."""
-    sizes = re.findall(r"(\d+(?:\.\d+)?)B", Path(model).name.upper())
+    """The size to compare with, by the number before the B (not of 4bit) in a model's name: 7B from 5 on, else 3B."""
+    sizes = re.findall(r"(\d+(?:\.\d+)?)B(?![A-Z])", Path(model).name.upper())
     return "7B" if sizes and float(sizes[-1]) >= 5 else "3B"
 
 

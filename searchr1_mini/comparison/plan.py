@@ -16,6 +16,7 @@ from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import check_retriever, refuse_unread, resolve
 from searchr1_mini.retrievers.probes import PROBES
 from searchr1_mini.robust.files import read_json
+from searchr1_mini.weights import adapter_settings
 
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
 GENERATORS = {"sft": "direct", "rejection-sampling": "search-r1"}  # others are called as their method
@@ -122,7 +123,7 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
     """The rows that were asked for, and what was left out.
 
     Raises:
-        UserError: an unknown method or retriever, or a run or adapter that no row uses.
+        UserError: an unknown method or retriever, or a run or adapter that no row uses, or no adapter.
     """
     base = settings_of(config, next(iter(runs.values()), None))
     methods = chosen(listed(config.methods), METHODS, "--methods")
@@ -138,7 +139,8 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
         elif method in PROMPTED:
             rows.append(Row(method, method, settings))
         elif method == "search-r1" and config.adapter:
-            rows.append(Row(method, method, settings, Path(config.adapter)))
+            folder = Path(config.adapter)
+            rows.append(Row(method, method, replace(settings, **adapter_settings(folder)), folder))
         elif trains:
             rows.append(Row(method, method, settings, must_train=True))
         elif methods == ["search-r1"] and not runs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,12 +44,14 @@ class Results:
     dataset_of: dict[str, str] = field(default_factory=dict)
     questions: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     corpora: dict[str, None] = field(default_factory=dict)
+    retrievers: dict[str, None] = field(default_factory=dict)
 
     def add(self, row: Row, dataset: str, settings: TrainConfig, lines: Sequence[dict]) -> None:
         """Takes the lines of one finished cell; a source that two data sets share is told apart by theirs."""
         self.rows[row.label] = row
         if row.method in SEARCHING:
-            self.corpora[corpus_name(settings)] = None
+            self.corpora[corpus_name(settings)] = None  # of the cell, whose retriever may be another than the row's
+            self.retrievers[f"{described(engine_of(settings))}, {settings.topk} passages a search"] = None
         for line in sorted(lines, key=lambda line: line["source"]):
             source = line["source"]
             if self.dataset_of.setdefault(source, dataset) != dataset:
@@ -68,7 +71,7 @@ class Results:
 
     def mean(self, label: str) -> float:
         """Exact match as a mean over sources, as in the paper: without the synthetic world where there are others."""
-        real = [source for source in self.sources if not source.startswith("world-")] or self.sources
+        real = [source for source, dataset in self.dataset_of.items() if dataset != "world"] or self.sources
         return fmean(fmean(values) for source in real if (values := self.values(label, source)))
 
 
@@ -168,7 +171,7 @@ def _figure(value: float | None, key: str) -> str:
 def setup(results: Results) -> list[str]:
     """What the figures rest on: model, retriever, corpus, bounds, questions."""
     questions = ", ".join(subset_name(results, source) for source in results.sources)
-    models, bounds, retrievers = {}, {}, {}
+    models, bounds = {}, {}
     for row in results.rows.values():
         settings = row.settings
         adapter = "full fine-tuning" if settings.lora_rank == 0 else f"LoRA rank {settings.lora_rank}"
@@ -176,11 +179,10 @@ def setup(results: Results) -> list[str]:
         models[f"{settings.model} ({adapter if row.weights else 'as it is'}{bits})"] = None
         tokens = f"{settings.max_new_tokens} tokens a turn, {settings.max_total_tokens} in all"
         bounds[f"at most {settings.max_turns} actions, {tokens}"] = None
-        if row.method in SEARCHING:
-            retrievers[f"{described(engine_of(settings))}, {settings.topk} passages a search"] = None
+    retrievers = "; ".join(results.retrievers) or "none, as no row searches"
     return [
-        f"Models: {'; '.join(models)}. Retrievers: {'; '.join(retrievers) or 'none, as no row searches'}. Corpora: "
-        f"{'; '.join(results.corpora) or 'none'}. Bounds: {'; '.join(bounds)}. Questions: {questions}.",
+        f"Models: {'; '.join(models)}. Retrievers: {retrievers}. Corpora: {'; '.join(results.corpora) or 'none'}. "
+        f"Bounds: {'; '.join(bounds)}. Questions: {questions}.",
     ]
 
 
@@ -255,7 +257,7 @@ def _escape_latex(text: str) -> str:
 
 
 def terminal(grid: Grid) -> str:
-    """A table drawn by rich, as plain text; names from outside cannot send markup or escape codes."""
+    """A table drawn by rich, as plain text, as wide as it must be; names from outside send no markup."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -267,5 +269,6 @@ def terminal(grid: Grid) -> str:
     for row in grid.rows:
         table.add_row(*(Text(plain(cell).replace("\n", " ")) for cell in row))
     text = io.StringIO()
-    Console(file=text, width=240, color_system=None).print(table)
+    console = Console(file=text, width=sys.maxsize, color_system=None)
+    console.print(table, width=console.measure(table).maximum)  # in less room rich would cut cells
     return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").split("\n"))
