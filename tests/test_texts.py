@@ -61,6 +61,8 @@ def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
     store = load_corpus(str(tmp_path / "t"), "hotpotqa", None)
     assert not isinstance(store, list) and len(store) == 12 and index.__name__ in type(store).__module__
     assert {passage.title for passage in store} == {"a", "b"}
+    (tmp_path / "t" / "b.txt").rename(tmp_path / "t" / "c.txt")  # a title is the file's name
+    assert {passage.title for passage in load_corpus(str(tmp_path / "t"), "hotpotqa", None)} == {"a", "c"}
 
 
 @pytest.mark.parametrize(
