@@ -23,6 +23,7 @@ from searchr1_mini.resolve import check_ranges, check_retriever
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.limits import LimitBody, bounded_protocol
+from searchr1_mini.retrievers.listening import in_address, listen
 from searchr1_mini.retrievers.retrieval_config import ServerConfig
 
 MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100
@@ -38,22 +39,17 @@ def main() -> None:
     config = parse(ServerConfig, "python -m searchr1_mini.server", __doc__.splitlines()[0])
     check_ranges(config)
     check_retriever(config, [config.retriever])
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise UserError(
-            'the server needs two more packages; run `pip install -e ".[server]" -c constraints.txt`'
-        ) from error
+    listener = listen(config.host, config.port)  # before an hour of indexing
+    import uvicorn
+
     engine = engine_of(config)
     passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)
     retriever = build_retriever(engine, passages)
     app = make_app(retriever, len(passages), config.retriever, config.max_body_mb, config.body_timeout)
-    print(f"serving on http://{config.host}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
-    uvicorn.run(
+    print(f"serving on http://{in_address(config.host)}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
+    settings = uvicorn.Config(
         app,
-        host=config.host,
-        port=config.port,
         http=bounded_protocol(config.body_timeout, config.max_connections),
         ws="none",
         limit_concurrency=config.max_connections + 1,  # uvicorn refuses at its limit, not above it
@@ -62,6 +58,7 @@ def main() -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=10,
     )
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
 def make_app(

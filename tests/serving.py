@@ -32,7 +32,8 @@ def start(corpus: Path, *flags: str, env: dict[str, str] | None = None) -> tuple
     for line in process.stdout:
         if line.startswith("serving on"):
             break
-    HTTPRetriever(f"http://127.0.0.1:{port}", retries=6).search(["up?"], 1)
+    process.told = line
+    HTTPRetriever(line.removeprefix("serving on ").split(";")[0], retries=6).search(["up?"], 1)
     return process, port
 
 

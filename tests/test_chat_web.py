@@ -23,6 +23,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.pages import chat_web
 from searchr1_mini.pages.chat import MAX_QUESTION
 from searchr1_mini.retrieval import Passage
+from searchr1_mini.retrievers.listening import listen
 from searchr1_mini.rollout import RolloutLimits
 
 ROOT = Path(__file__).parent.parent
@@ -189,10 +190,10 @@ def test_a_client_that_goes_away_stops_its_answer(tokenizer):
 
 
 def test_a_port_that_is_taken_is_told():
-    with chat_web.listen(None, free_port()) as taken, pytest.raises(UserError, match="name another --port"):
-        chat_web.listen(None, taken.getsockname()[1])
+    with listen("127.0.0.1", free_port()) as taken, pytest.raises(UserError, match="name another --port"):
+        listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="name another --port"):
-        chat_web.listen(None, 70_000)
+        listen("127.0.0.1", 70_000)
 
 
 def test_the_command_serves_until_ctrl_c(tmp_path):
@@ -222,7 +223,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def served(chat):
     """The page on a port of its own; gives its address."""
-    listener = chat_web.listen(None, free_port())
+    listener = listen("127.0.0.1", free_port())
     server = chat_web.make_server(chat_web.make_chat_app(chat, "a <b>run</b> \u202e"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

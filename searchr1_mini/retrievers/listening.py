@@ -1,0 +1,30 @@
+"""Where the servers of this package listen."""
+
+from __future__ import annotations
+
+import socket
+
+from searchr1_mini.errors import UserError
+from searchr1_mini.retrievers.extras import require
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A server's socket, taken before anything is loaded, so that what stands in the way is told at once.
+
+    Raises:
+        UserError: the address cannot be had, or the packages of the extra `server` are missing.
+    """
+    for package in ("fastapi", "uvicorn"):
+        require(package, "server")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); name another --port, or --host") from error
+
+
+def in_address(host: str) -> str:
+    """The host as an address spells it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
