@@ -33,7 +33,7 @@ from searchr1_mini.world import make_world
 ROOT = Path(__file__).parent.parent
 BODY_TIMEOUT_S, MAX_BODY_MB = 1.0, 1
 LEAK_MB = 24  # of the server's memory after the first fifth; a leak of 1 kB a request shows in a minute
-HEAD = b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 HUNG_UP = 0  # in place of a status
 
 Question = tuple[bytes, list]  # the body of a valid request, and the result that it must get

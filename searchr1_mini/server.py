@@ -14,6 +14,7 @@ docs/trust.md.
 import json
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from searchr1_mini.cli import parse, run_command
@@ -23,7 +24,7 @@ from searchr1_mini.resolve import check_ranges, check_retriever
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.limits import LimitBody, bounded_protocol
-from searchr1_mini.retrievers.listening import in_address, listen
+from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
 from searchr1_mini.retrievers.retrieval_config import ServerConfig
 
 MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100
@@ -46,7 +47,8 @@ def main() -> None:
     passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)
     retriever = build_retriever(engine, passages)
-    app = make_app(retriever, len(passages), config.retriever, config.max_body_mb, config.body_timeout)
+    limits = config.max_body_mb, config.body_timeout
+    app = make_app(retriever, len(passages), config.retriever, *limits, loopback_names(listener))
     print(f"serving on http://{in_address(config.host)}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
     settings = uvicorn.Config(
         app,
@@ -62,16 +64,26 @@ def main() -> None:
 
 
 def make_app(
-    retriever: Retriever, n_passages: int, name: str, max_body_mb: float = 8.0, body_timeout: float = 10.0
+    retriever: Retriever,
+    n_passages: int,
+    name: str,
+    max_body_mb: float = 8.0,
+    body_timeout: float = 10.0,
+    hosts: Sequence[str] | None = None,
 ) -> Any:
     """The server as an ASGI application with its OpenAPI description under /openapi.json.
 
     A request of another form is answered with 400 or 422, one that is too large with 413, one that takes too long with
     408; none repeats what was sent.
+
+    Args:
+        hosts: the names that a request may call this server by [default: any]; a page elsewhere whose name was pointed
+            here (DNS rebinding) is refused with 400.
     """
     from fastapi import FastAPI, Response
     from fastapi.exceptions import RequestValidationError
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     Query = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS)]
 
@@ -160,7 +172,8 @@ def make_app(
             result.append(scored if request.return_scores else documents)
         return reply({"result": result})
 
-    return LimitBody(app, int(max_body_mb * 2**20), body_timeout)
+    trusted = TrustedHostMiddleware(app, allowed_hosts=list(hosts or "*"), www_redirect=False)
+    return LimitBody(trusted, int(max_body_mb * 2**20), body_timeout)
 
 
 def _whole(value: Any) -> Any:

@@ -18,7 +18,7 @@ from serving import PASSAGES, ROOT, ROWS, ask, start
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import BM25S, Hit, HTTPRetriever, Passage
-from searchr1_mini.retrievers.listening import listen
+from searchr1_mini.retrievers.listening import listen, loopback_names
 from searchr1_mini.retrievers.probes import RandomRetriever
 from searchr1_mini.server import make_app
 
@@ -125,6 +125,24 @@ def test_other_paths_and_verbs_are_refused(port):
     connection.request("HEAD", "/health")
     assert connection.getresponse().status == 405
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 400), ("127.0.0.1.evil.example:8000", 400), ("", 400), ("localhost", 200), ("[::1]:8000", 200)],
+)
+def test_a_name_that_was_pointed_here_is_refused(port, host, status):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/health", headers={"Host": host})
+    reply = connection.getresponse()
+    assert reply.status == status and b"evil" not in reply.read()
+    connection.close()
+
+
+def test_a_server_for_other_machines_is_called_by_any_name():
+    for address, names in (("0.0.0.0", None), ("127.0.0.2", ("127.0.0.1", "localhost", "[::1]", "127.0.0.2"))):
+        with listen(address, 0) as listener:
+            assert loopback_names(listener) == names
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "\xff"])

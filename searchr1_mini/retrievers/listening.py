@@ -1,7 +1,8 @@
-"""Where the servers of this package listen."""
+"""Where the servers of this package listen, and the names that requests may call them by."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from searchr1_mini.errors import UserError
@@ -28,3 +29,11 @@ def listen(host: str, port: int) -> socket.socket:
 def in_address(host: str) -> str:
     """The host as an address spells it: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def loopback_names(listener: socket.socket) -> tuple[str, ...] | None:
+    """The names of a server that only this machine reaches; None where other machines reach it, by whatever name."""
+    address = listener.getsockname()[0]
+    if not ipaddress.ip_address(address).is_loopback:
+        return None
+    return tuple(dict.fromkeys([*LOOPBACK, in_address(address)]))
