@@ -27,7 +27,8 @@ import numpy as np
 import psutil
 
 from searchr1_mini.data import load_corpus
-from searchr1_mini.retrieval import BM25S, HTTPRetriever, Passage
+from searchr1_mini.retrieval import BM25S, Passage
+from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.world import make_world
 
 ROOT = Path(__file__).parent.parent

@@ -23,11 +23,10 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.resolve import check_ranges, check_retriever
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
-from searchr1_mini.retrievers.limits import LimitBody, bounded_protocol
+from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol
 from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
 from searchr1_mini.retrievers.retrieval_config import ServerConfig
 
-MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100
 EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from searchr1_mini.corpus import parse_passage
-from searchr1_mini.retrieval import HTTPRetriever
+from searchr1_mini.retrievers.http_client import HTTPRetriever
 
 ROOT = Path(__file__).parent.parent
 ROWS = [

@@ -17,7 +17,8 @@ from hypothesis import settings
 from serving import PASSAGES, ROOT, ROWS, ask, start
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import BM25S, Hit, HTTPRetriever, Passage
+from searchr1_mini.retrieval import BM25S, Hit, Passage
+from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.retrievers.listening import listen, loopback_names
 from searchr1_mini.retrievers.probes import RandomRetriever
 from searchr1_mini.server import make_app
