@@ -189,6 +189,33 @@ def test_a_client_that_goes_away_stops_its_answer(tokenizer):
     assert not said.startswith("<think>")  # it goes on where the first broke off
 
 
+def test_clients_that_go_away_while_they_wait_leave_the_line(tokenizer):
+    chat = answering(tokenizer, times=2)
+    chat.retriever = gate = Gated()
+    app = chat_web.make_chat_app(chat, "x")
+
+    async def scene() -> tuple[Request, Request]:
+        first, *gone = (ask(app, f"Question {n}?") for n in range(chat_web.MAX_WAITING))
+        tasks = [asyncio.create_task(first.run())]
+        await asyncio.to_thread(gate.waits.wait, 60)
+        for request in gone:
+            tasks.append(asyncio.create_task(request.run()))
+            while not request.parts:
+                await asyncio.sleep(0)
+            request.leaves.set()
+        await asyncio.gather(*tasks[1:])
+        tasks.append(asyncio.create_task((late := ask(app, "Late?")).run()))
+        while not late.parts:
+            await asyncio.sleep(0)
+        gate.goes_on.set()
+        await asyncio.gather(*tasks)
+        return first, late
+
+    first, late = asyncio.run(scene())
+    assert late.status == 200 and late.pieces[0] == ("waiting", "1 before this one")
+    assert first.pieces[-1] == late.pieces[-1] == ("answer", "Norway")
+
+
 def test_a_port_that_is_taken_is_told():
     with listen("127.0.0.1", free_port()) as taken, pytest.raises(UserError, match="name another --port"):
         listen("127.0.0.1", taken.getsockname()[1])

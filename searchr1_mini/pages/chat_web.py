@@ -18,7 +18,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +84,7 @@ def make_chat_app(chat: Chat, about: str, hosts: Sequence[str] = LOOPBACK) -> An
     page = PAGE.read_text(encoding="utf-8")
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     worker = ThreadPoolExecutor(1)  # the model answers one question at a time; others wait in line
-    line: set[asyncio.Future] = set()
+    line: set[Future] = set()
 
     def refuse(detail: str, status: int) -> Response:
         return JSONResponse({"detail": detail}, status, HEADERS)
@@ -116,15 +116,16 @@ def make_chat_app(chat: Chat, about: str, hosts: Sequence[str] = LOOPBACK) -> An
 
         if line:
             queue.put_nowait(("waiting", f"{len(line)} before this one"))
-        work = loop.run_in_executor(worker, answer, chat, question, tell, stop)
+        work = worker.submit(answer, chat, question, tell, stop)
         line.add(work)
         work.add_done_callback(line.discard)
         try:
             while (piece := await queue.get())[0] != "end":
                 yield json.dumps(dict(zip(("kind", "text"), piece, strict=True))) + "\n"
-            await work
+            await asyncio.wrap_future(work)
         finally:
             stop.set()  # the client may have gone
+            work.cancel()  # where it was still waiting, its place in the line is free again
 
     return LimitBody(TrustedHostMiddleware(app, allowed_hosts=list(hosts), www_redirect=False), MAX_BODY, TIMEOUT_S)
 
