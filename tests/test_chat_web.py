@@ -291,7 +291,7 @@ def test_the_page_shows_hostile_text_as_text(page, tokenizer):
     chat = answering(tokenizer, OSLO, limits=WIDE)
     with served(chat) as address:
         page.goto(address)
-        page.wait_for_function("document.getElementById('about').textContent")
+        page.locator("#about:not(:empty)").wait_for()
         assert page.locator("#about").text_content() == r"a <b>run</b> \u202e"
         short = [fragment[:150] for fragment in FRAGMENTS.values()]
         for number, start in enumerate(range(0, len(short), 10)):
