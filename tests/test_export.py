@@ -96,6 +96,8 @@ def test_the_card_tells_how_the_weights_came_to_be(exported, grpo):
         card = (exported / part / "README.md").read_text()
         assert card.startswith("---\n") and f"library_name: {library}" in card
         assert "grpo, step 2" in card and "2 of 4 questions x 4 rollouts" in card and "Question: {question}\n" in card
+        fences = [line for line in card.splitlines() if "```" in line]
+        assert fences == ["```text", "```", "```python", "```"]
         assert f"| exact match | {summary['after']['em']:.3f} on 4 held-out questions" in card
 
 
