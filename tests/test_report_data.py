@@ -133,6 +133,12 @@ def test_rows_hold_what_the_update_made_of_each_token(tmp_path, algorithm):
                 assert lengths == [len(s.token_ids) * (s.kind == "policy") for s in trajectory.segments]
 
 
+def test_a_folder_is_no_file_to_write_to(tmp_path, tokenizer):
+    run = write_run(tmp_path / "r", tokenizer)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        main([str(run), "--output", str(tmp_path)])
+
+
 def test_the_command_writes_one_run_or_several(tmp_path, tokenizer, capsys):
     runs = [str(write_run(tmp_path / name, tokenizer)) for name in ("a", "b")]
     done = subprocess.run(

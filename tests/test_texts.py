@@ -7,7 +7,7 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.corpus import LEAST_WORDS, MOST_LINE, MOST_WORDS, text_passages
+from searchr1_mini.corpus import LEAST_WORDS, MOST_LINE, MOST_WORDS, read_rows, text_passages
 from searchr1_mini.data import load_corpus
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrievers import index
@@ -48,6 +48,11 @@ def test_a_folder_of_texts_is_a_corpus_by_file_names(tmp_path):
     assert load_corpus(str(tmp_path / "b.txt"), "hotpotqa", None)[0].text == "Bern is old."
     write_lines(tmp_path / "c.jsonl", [{"id": "1", "contents": "Rome\nx"}])  # passages go before texts
     assert [passage.id for passage in load_corpus(str(tmp_path), "hotpotqa", None)] == ["1"]
+
+
+def test_a_folder_is_no_file_of_questions(tmp_path):
+    with pytest.raises(UserError, match="is a folder; --data-path names a file"):
+        list(read_rows(tmp_path))
 
 
 def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
