@@ -316,6 +316,16 @@ def test_the_page_shows_hostile_text_as_text(page, tokenizer):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_a_refusal_of_the_web_servers_own_is_shown(page, tokenizer):
+    with served(answering(tokenizer)) as address:
+        page.goto(address)
+        page.evaluate("window.fetch = async () => new Response('Service Unavailable', { status: 503 })")
+        page.fill("#question", "Who?")
+        page.press("#question", "Enter")
+        page.locator("article .error").wait_for()
+        assert "Service Unavailable" in page.locator("article .error").text_content()
+
+
 def test_a_picture_of_the_page_is_taken_as_for_the_manual(browser, tokenizer, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     from screenshots_chat import shoot_chat
