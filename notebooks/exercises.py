@@ -78,14 +78,18 @@ def check_code(
     if function is ...:
         return _unanswered(name)
     for number, case in enumerate(cases, start=1):
-        expected = reference(*deepcopy(case))  # before the reader's function, which may change its arguments
+        expected = reference(*map(_copy, case))  # before the reader's function, which may change its arguments
         try:
-            result = function(*deepcopy(case))
+            result = function(*map(_copy, case))
         except Exception as error:  # the reader's code may raise anything
             return _verdict(name, False, f"case {number} raised {type(error).__name__}: {error}")
         if not _is_close(result, expected, tolerance):
             return _verdict(name, False, f"case {number} of {len(cases)} differs; {hint}")
     return _verdict(name, True, "")
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if hasattr(value, "clone") else deepcopy(value)  # a tensor may be part of a graph
 
 
 def _spell(answer: Any) -> str:

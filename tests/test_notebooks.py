@@ -182,6 +182,8 @@ def test_an_answer_may_be_a_tensor_and_a_function_may_not_change_what_it_is_comp
         assert check_code("9.9", lambda x, make=make: make(x), lambda x: x, cases, "h")
     assert not check_code("9.9", lambda x: x.clear() or [], lambda x: list(x), cases, "h")
     assert cases == [([1, 2, 3],)]
+    of_a_graph = torch.ones(2, requires_grad=True) * 2
+    assert check_code("9.9", lambda x: x + x, lambda x: 2 * x, [(of_a_graph,)], "h")
 
 
 def test_the_guard_knows_a_path_and_leaves_a_flag_alone():
