@@ -133,7 +133,7 @@ def copy_bandwidth(device: torch.device) -> float:
 def print_phases(run: Session, args: argparse.Namespace) -> None:
     """Rollout, log-probs and update of one step, after one to warm up."""
     config = run.config
-    for is_warm in (False, True):
+    for _ in range(2):
         phases: dict[str, tuple[float, float]] = {}
         trajectories, stats = phase(phases, "rollout", lambda: roll(run, args))
         rewards = [float(index % 2) for index in range(len(trajectories))]
@@ -142,8 +142,6 @@ def print_phases(run: Session, args: argparse.Namespace) -> None:
         advantages = batch.rewards * 2 - 1
         experience, _ = phase(phases, "log-probs", lambda batch=batch, a=advantages: prepare(run, batch, a))
         phase(phases, "update", lambda experience=experience: update(run, experience))
-        if is_warm:
-            break
     total = sum(seconds for seconds, _ in phases.values())
     lengths = batch.lengths.float()
     print(f"{len(lengths)} trajectories of {lengths.mean():.0f} tokens, {stats.tokens_sampled} of them sampled")

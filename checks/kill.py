@@ -59,13 +59,21 @@ def steps_done(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def is_saving(folder: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    try:
+        return any((folder / "checkpoints").glob(".step-*/*"))
+    except FileNotFoundError:  # it was renamed between the two looks
+        return False
+
+
 def kill(process: subprocess.Popen, folder: Path, step: int, seconds: float, in_a_save: bool) -> bool:
     """Kills the run some time after a step, or in the save that comes next; False if it ended before."""
     while steps_done(folder) < step and process.poll() is None:
         time.sleep(0.001)
     due = time.monotonic() + seconds
     while process.poll() is None:
-        if any((folder / "checkpoints").glob(".step-*/*")) if in_a_save else time.monotonic() >= due:
+        if is_saving(folder) if in_a_save else time.monotonic() >= due:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return True

@@ -111,13 +111,24 @@ def put(bug: Bug, root: Path) -> None:
     path.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
 
 
-def is_caught(bug: Bug, root: Path) -> tuple[bool, str]:
-    """Whether a test fails with the bug in, and the name of the first that does."""
-    files = [f"tests/test_{name}.py" for name in bug.tests.split()]
-    done = subprocess.run(
+def copied(scratch: Path) -> Path:
+    """A copy of the repository in this folder."""
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__")
+    return Path(shutil.copytree(ROOT, scratch / "copy", ignore=ignored))
+
+
+def run_tests(names: list[str], root: Path) -> subprocess.CompletedProcess[str]:
+    """Runs test files by their names, up to the first failure, with the package under `root`."""
+    files = [f"tests/test_{name}.py" for name in names]
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files], cwd=root, text=True,
         capture_output=True, env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
+
+
+def is_caught(bug: Bug, root: Path) -> tuple[bool, str]:
+    """Whether a test fails with the bug in, and the name of the first that does."""
+    done = run_tests(bug.tests.split(), root)
     failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return done.returncode == 1 and bool(failed), failed[0] if failed else done.stdout[-300:]
 
@@ -126,13 +137,16 @@ def main() -> None:
     """Tries the bugs that were named, or all; one line each."""
     wanted = sys.argv[1:]
     bugs = [bug for bug in BUGS if not wanted or any(word in bug.name for word in wanted)]
+    with tempfile.TemporaryDirectory() as scratch:  # the control: a test that fails without a bug catches nothing
+        root = copied(Path(scratch))
+        for name in dict.fromkeys(name for bug in bugs for name in bug.tests.split()):
+            if (done := run_tests([name], root)).returncode:
+                sys.exit(f"tests/test_{name}.py fails without a bug; mend it first:\n{done.stdout[-300:]}")
     escaped = []
     for number, bug in enumerate(bugs, start=1):
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
-            root = Path(scratch) / "copy"
-            shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__"))
-            put(bug, root)
+            put(bug, root := copied(Path(scratch)))
             caught, told = is_caught(bug, root)
         escaped += [] if caught else [bug.name]
         seconds = time.monotonic() - began

@@ -10,6 +10,7 @@ Prints one row of a table; exits with 1 where a bar is missed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import random
@@ -27,13 +28,14 @@ import numpy as np
 import psutil
 
 from searchr1_mini.data import load_corpus
-from searchr1_mini.retrieval import BM25S, HTTPRetriever, Passage
+from searchr1_mini.retrieval import BM25S, Passage
+from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.world import make_world
 
 ROOT = Path(__file__).parent.parent
 BODY_TIMEOUT_S, MAX_BODY_MB = 1.0, 1
 LEAK_MB = 24  # of the server's memory after the first fifth; a leak of 1 kB a request shows in a minute
-HEAD = b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 HUNG_UP = 0  # in place of a status
 
 Question = tuple[bytes, list]  # the body of a valid request, and the result that it must get
@@ -99,7 +101,13 @@ def start_server(corpus: str) -> tuple[subprocess.Popen, int]:
     process = subprocess.Popen(
         [*command, *bounds], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    HTTPRetriever(f"http://127.0.0.1:{port}", retries=9).search(["up?"], 1)
+    for _ in range(600):
+        if process.poll() is not None:
+            sys.exit(f"the server ended with code {process.returncode}: {process.communicate()[1][-2000:]}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.1)
+    HTTPRetriever(f"http://127.0.0.1:{port}").search(["up?"], 1)
     return process, port
 
 
@@ -111,6 +119,7 @@ class Load:
         self.statuses: Counter[tuple[str, int]] = Counter()  # (kind, status), the kind of a valid request is "valid"
         self.latencies: list[float] = []  # of valid requests, in seconds
         self.wrong: list[str] = []
+        self.counting = threading.Lock()
 
     def run(self, server: psutil.Process, seconds: float, clients: int, seed: int) -> tuple[dict[str, str], list[str]]:
         """A row of the table, and the bars that were missed."""
@@ -158,7 +167,8 @@ class Load:
                 is_right = status in (HUNG_UP, 400, 404, 405, 408, 413, 422)
             else:
                 kind, status, is_right = "valid", *self._ask(connection, *rng.choice(self.questions))
-            self.statuses[kind, status] += 1
+            with self.counting:
+                self.statuses[kind, status] += 1
             if not is_right:
                 self.wrong.append(f"a {kind} request: status {status}, or another answer than in this process")
         connection.close()

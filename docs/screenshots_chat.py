@@ -30,7 +30,7 @@ def shoot_chat(browser, address: str, question: str, path: Path, width: int, hei
     """
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.goto(address)
-    page.wait_for_function("document.getElementById('about').textContent")
+    page.locator("#about:not(:empty)").wait_for()
     page.fill("#question", question)
     page.press("#question", "Enter")
     page.locator(".answer").wait_for()

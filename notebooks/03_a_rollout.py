@@ -84,7 +84,7 @@ for id_ in ids:
 print("the turn's text:", bytes(matcher.seen[:end]))
 
 # %% [markdown]
-# `generation.py:StopMatcher` works on bytes and keeps just as many as a stop string could still need. The token that
+# `stops.py:StopMatcher` works on bytes and searches just as many as a stop string could still need. The token that
 # completes the stop stays whole and belongs to the policy; the parser (`prompts.py:parse_action`) ignores what follows the
 # stop inside it. EOS, where a turn ends with it, is kept and trained on too: otherwise stopping is never learnt.
 #
@@ -254,6 +254,7 @@ cases = [
     ("a closing tag alone </search>",),
     ("<search>   </search>",),
     ("<answer> 42",),
+    ("<answer> 42 </search>",),
     ("</search> <search> after it </search>",),
 ]
 check_code("3.3", answer, lambda text: parse_action(text).kind, cases, hint="find the first closing tag of both kinds")

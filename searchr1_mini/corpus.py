@@ -29,6 +29,8 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     Raises:
         UserError: there is no such file, it cannot be read, or a line is no JSON object.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; --data-path names a file")
     if not path.is_file():
         raise UserError(f"there is no file {path}; check --data-path and --corpus")
     where = str(path)

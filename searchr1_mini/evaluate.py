@@ -44,6 +44,7 @@ from searchr1_mini.pages.live import check_live, live_retriever, plan_live
 from searchr1_mini.pages.printable import one_line
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.retrievers.engines import described, engine_of
+from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
@@ -217,7 +218,7 @@ def answer_live(config: EvalConfig) -> None:
     row, column = plan_live(config, flag)
     if config.ask is not None and not is_text(config.ask):
         raise UserError("--ask is blank or broken Unicode; ask a question in UTF-8")
-    listener = chat_web.listen(config.host, config.port) if config.web else None
+    listener = listen(config.host or LOOPBACK[0], config.port or chat_web.PORT) if config.web else None
     settings = cell_settings(config, row, column)
     retriever = live_retriever(row, settings, column)
     policy = load(config, settings, settings.model, row.weights)

@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(runs) > len(ascii_uppercase):
         raise UserError(f"{len(runs)} runs do not fit a page; name {len(ascii_uppercase)} at most")
     output = None if config.output is None else Path(config.output)
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file, as in {output / 'report.html'}")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
     print(f"written to {write_report(*runs, output=output)}", flush=True)

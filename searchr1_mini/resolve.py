@@ -25,6 +25,7 @@ from searchr1_mini.defaults import (
 )
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.robust.files import read_json
 
@@ -129,7 +130,7 @@ def name_file(config: TrainConfig) -> TrainConfig:
 
 
 def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
-    """Refuses an option that none of these retrievers reads, and a retriever without its address.
+    """Refuses an option that none of these retrievers reads, a missing address, and a --topk that no server gives.
 
     Raises:
         UserError: names the flag and the remedy.
@@ -139,6 +140,9 @@ def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: S
     if remote and not config.retriever_url:
         form = "http://host:port" if remote == ["http"] else "http://host:19530, or a path that ends in .db"
         raise UserError(f"--retriever {remote[0]} needs the address of a server; add --retriever-url {form}")
+    wanted = str(getattr(config, "topk", "")).split(",")  # the server has none, the metrics several
+    if "http" in names and any(k.strip().isdecimal() and int(k) > MAX_TOPK for k in wanted):
+        raise UserError(f"--topk {config.topk}: a retrieval server gives at most {MAX_TOPK} passages a query")
 
 
 def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:

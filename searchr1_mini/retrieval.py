@@ -1,22 +1,15 @@
-"""One protocol, `search(queries, topk)`: BM25 in process, the client of a retrieval server, and a cache in front."""
+"""One protocol, `search(queries, topk)`: BM25 in process, and a cache in front."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import json
 import os
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,7 +19,6 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms, tokenize
 
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
-LARGEST_REPLY = 2**28  # bytes of a server's answer
 K1, B = 1.5, 0.75
 
 
@@ -224,79 +216,9 @@ class CachedRetriever:
         return [list(hits) for hits in out]
 
 
-class HTTPRetriever:
-    """Client of the paper's retrieval server: `POST /retrieve {"queries", "topk", "return_scores"}`."""
-
-    def __init__(self, url: str, timeout_s: float = 60.0, retries: int = 3) -> None:
-        self.url = _retrieve_url(url)
-        self.timeout_s, self.retries = timeout_s, retries
-
-    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`.
-
-        Raises:
-            UserError: the server does not answer, `retries` repeats included, or not in the agreed form.
-        """
-        body = json.dumps({"queries": list(queries), "topk": topk, "return_scores": True}).encode()
-        reply = self._post(body)
-        try:
-            if len(reply) > LARGEST_REPLY:
-                raise ValueError(f"more than {LARGEST_REPLY} bytes")
-            results = json.loads(reply)["result"]
-            if len(results) != len(queries):
-                raise ValueError(f"{len(results)} results for {len(queries)} queries")
-            return [[_parse_hit(item) for item in items[:topk]] for items in results]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f'the retrieval server at {self.url} answered in another form than {{"result": [[{{"document": '
-                f'{{"id", "contents"}}, "score"}}]]}} ({error!r}); check --retriever-url'
-            ) from error
-
-    def _post(self, body: bytes) -> bytes:
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        for attempt in count():
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    reply = response.read(LARGEST_REPLY + 1)
-                    if response.length and len(reply) <= LARGEST_REPLY:  # bytes that were promised and did not come
-                        raise http.client.IncompleteRead(reply, response.length)
-                    return reply
-            except (OSError, http.client.HTTPException) as error:  # the second: a reply that is cut, or no HTTP
-                is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if is_refusal or attempt == self.retries:
-                    raise UserError(
-                        f"the retrieval server at {self.url} does not answer ({error}); start it, or check "
-                        "--retriever-url"
-                    ) from error
-                time.sleep(0.2 * 2**attempt)
-
-
-def _retrieve_url(url: str) -> str:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or len(url.split()) != 1:
-            raise ValueError("needs http or https, a host, no spaces")
-    except ValueError as error:  # `parts.port` raises it too
-        raise UserError(
-            f"--retriever-url {url!r} is no address of a server ({error}); write it as http://host:port"
-        ) from error
-    return parts._replace(path="/retrieve").geturl() if parts.path in ("", "/") else url
-
-
 def split_contents(contents: str) -> tuple[str, str]:
     """Title and text of the paper's corpus format, `"Title"\\ntext`; quotes inside the title stay."""
     title, _, text = contents.partition("\n")
     title = title.strip()
     is_quoted = len(title) > 1 and title[0] == title[-1] == '"'
     return title[1:-1] if is_quoted else title, text.strip()
-
-
-def _parse_hit(item: dict) -> Hit:
-    document = item.get("document", item)
-    title, text = split_contents(_whole(document["contents"]))
-    return Hit(Passage(_whole(str(document.get("id", ""))), title, text), float(item.get("score", 0.0)))
-
-
-def _whole(text: str) -> str:
-    """The text with `?` for halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()

@@ -14,6 +14,7 @@ docs/trust.md.
 import json
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from searchr1_mini.cli import parse, run_command
@@ -22,10 +23,10 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.resolve import check_ranges, check_retriever
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
-from searchr1_mini.retrievers.limits import LimitBody, bounded_protocol
+from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol
+from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
 from searchr1_mini.retrievers.retrieval_config import ServerConfig
 
-MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100
 EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 
 
@@ -38,22 +39,18 @@ def main() -> None:
     config = parse(ServerConfig, "python -m searchr1_mini.server", __doc__.splitlines()[0])
     check_ranges(config)
     check_retriever(config, [config.retriever])
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise UserError(
-            'the server needs two more packages; run `pip install -e ".[server]" -c constraints.txt`'
-        ) from error
+    listener = listen(config.host, config.port)  # before an hour of indexing
+    import uvicorn
+
     engine = engine_of(config)
     passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)
     retriever = build_retriever(engine, passages)
-    app = make_app(retriever, len(passages), config.retriever, config.max_body_mb, config.body_timeout)
-    print(f"serving on http://{config.host}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
-    uvicorn.run(
+    limits = config.max_body_mb, config.body_timeout
+    app = make_app(retriever, len(passages), config.retriever, *limits, loopback_names(listener))
+    print(f"serving on http://{in_address(config.host)}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
+    settings = uvicorn.Config(
         app,
-        host=config.host,
-        port=config.port,
         http=bounded_protocol(config.body_timeout, config.max_connections),
         ws="none",
         limit_concurrency=config.max_connections + 1,  # uvicorn refuses at its limit, not above it
@@ -62,19 +59,30 @@ def main() -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=10,
     )
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
 def make_app(
-    retriever: Retriever, n_passages: int, name: str, max_body_mb: float = 8.0, body_timeout: float = 10.0
+    retriever: Retriever,
+    n_passages: int,
+    name: str,
+    max_body_mb: float = 8.0,
+    body_timeout: float = 10.0,
+    hosts: Sequence[str] | None = None,
 ) -> Any:
     """The server as an ASGI application with its OpenAPI description under /openapi.json.
 
     A request of another form is answered with 400 or 422, one that is too large with 413, one that takes too long with
     408; none repeats what was sent.
+
+    Args:
+        hosts: the names that a request may call this server by [default: any]; a page elsewhere whose name was pointed
+            here (DNS rebinding) is refused with 400.
     """
     from fastapi import FastAPI, Response
     from fastapi.exceptions import RequestValidationError
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     Query = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS)]
 
@@ -163,7 +171,8 @@ def make_app(
             result.append(scored if request.return_scores else documents)
         return reply({"result": result})
 
-    return LimitBody(app, int(max_body_mb * 2**20), body_timeout)
+    trusted = TrustedHostMiddleware(app, allowed_hosts=list(hosts or "*"), www_redirect=False)
+    return LimitBody(trusted, int(max_body_mb * 2**20), body_timeout)
 
 
 def _whole(value: Any) -> Any:

@@ -257,8 +257,8 @@ def rollout_rows(rollouts: Rollouts, advantages: Tensor | None, of_tokens: dict[
     """Lines of rollouts/step-N.jsonl; `of_tokens` has the rows of the update, see `token_values`."""
     values = [None] * len(rollouts.rewards) if advantages is None else advantages.tolist()
     columns = zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, values, strict=True)
-    for row, column in enumerate(columns):
-        yield trajectory_row(*column, of_tokens.get(row)) | {"in_update": row in of_tokens}
+    for row, (column, group) in enumerate(zip(columns, rollouts.group_ids, strict=True)):
+        yield trajectory_row(*column, of_tokens.get(row)) | {"group": group, "in_update": row in of_tokens}
 
 
 def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0) -> list[T]:

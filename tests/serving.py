@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from searchr1_mini.corpus import parse_passage
-from searchr1_mini.retrieval import HTTPRetriever
+from searchr1_mini.retrievers.http_client import HTTPRetriever
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
@@ -32,7 +32,8 @@ def start(corpus: Path, *flags: str, env: dict[str, str] | None = None) -> tuple
     for line in process.stdout:
         if line.startswith("serving on"):
             break
-    HTTPRetriever(f"http://127.0.0.1:{port}", retries=6).search(["up?"], 1)
+    process.told = line
+    HTTPRetriever(line.removeprefix("serving on ").split(";")[0], retries=6).search(["up?"], 1)
     return process, port
 
 

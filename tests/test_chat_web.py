@@ -23,6 +23,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.pages import chat_web
 from searchr1_mini.pages.chat import MAX_QUESTION
 from searchr1_mini.retrieval import Passage
+from searchr1_mini.retrievers.listening import listen
 from searchr1_mini.rollout import RolloutLimits
 
 ROOT = Path(__file__).parent.parent
@@ -188,11 +189,38 @@ def test_a_client_that_goes_away_stops_its_answer(tokenizer):
     assert not said.startswith("<think>")  # it goes on where the first broke off
 
 
+def test_clients_that_go_away_while_they_wait_leave_the_line(tokenizer):
+    chat = answering(tokenizer, times=2)
+    chat.retriever = gate = Gated()
+    app = chat_web.make_chat_app(chat, "x")
+
+    async def scene() -> tuple[Request, Request]:
+        first, *gone = (ask(app, f"Question {n}?") for n in range(chat_web.MAX_WAITING))
+        tasks = [asyncio.create_task(first.run())]
+        await asyncio.to_thread(gate.waits.wait, 60)
+        for request in gone:
+            tasks.append(asyncio.create_task(request.run()))
+            while not request.parts:
+                await asyncio.sleep(0)
+            request.leaves.set()
+        await asyncio.gather(*tasks[1:])
+        tasks.append(asyncio.create_task((late := ask(app, "Late?")).run()))
+        while not late.parts:
+            await asyncio.sleep(0)
+        gate.goes_on.set()
+        await asyncio.gather(*tasks)
+        return first, late
+
+    first, late = asyncio.run(scene())
+    assert late.status == 200 and late.pieces[0] == ("waiting", "1 before this one")
+    assert first.pieces[-1] == late.pieces[-1] == ("answer", "Norway")
+
+
 def test_a_port_that_is_taken_is_told():
-    with chat_web.listen(None, free_port()) as taken, pytest.raises(UserError, match="name another --port"):
-        chat_web.listen(None, taken.getsockname()[1])
+    with listen("127.0.0.1", free_port()) as taken, pytest.raises(UserError, match="name another --port"):
+        listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="name another --port"):
-        chat_web.listen(None, 70_000)
+        listen("127.0.0.1", 70_000)
 
 
 def test_the_command_serves_until_ctrl_c(tmp_path):
@@ -222,7 +250,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def served(chat):
     """The page on a port of its own; gives its address."""
-    listener = chat_web.listen(None, free_port())
+    listener = listen("127.0.0.1", free_port())
     server = chat_web.make_server(chat_web.make_chat_app(chat, "a <b>run</b> \u202e"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -263,7 +291,7 @@ def test_the_page_shows_hostile_text_as_text(page, tokenizer):
     chat = answering(tokenizer, OSLO, limits=WIDE)
     with served(chat) as address:
         page.goto(address)
-        page.wait_for_function("document.getElementById('about').textContent")
+        page.locator("#about:not(:empty)").wait_for()
         assert page.locator("#about").text_content() == r"a <b>run</b> \u202e"
         short = [fragment[:150] for fragment in FRAGMENTS.values()]
         for number, start in enumerate(range(0, len(short), 10)):
@@ -286,6 +314,16 @@ def test_the_page_shows_hostile_text_as_text(page, tokenizer):
         assert sorted(tags) == ["ARTICLE", "B", "H2", "P", "PRE", "SECTION"]
         assert not unsafe(page.locator("main").text_content())
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_refusal_of_the_web_servers_own_is_shown(page, tokenizer):
+    with served(answering(tokenizer)) as address:
+        page.goto(address)
+        page.evaluate("window.fetch = async () => new Response('Service Unavailable', { status: 503 })")
+        page.fill("#question", "Who?")
+        page.press("#question", "Enter")
+        page.locator("article .error").wait_for()
+        assert page.locator("article .error").text_content() == "Service Unavailable"
 
 
 def test_a_picture_of_the_page_is_taken_as_for_the_manual(browser, tokenizer, tmp_path, monkeypatch):

@@ -115,6 +115,12 @@ def test_vectors_are_computed_once_for_each_corpus_and_model(cache, words, bert,
     assert DenseRetriever(PASSAGES, words).search(QUERIES, 2) == asked
 
 
+def test_a_graph_that_was_built_is_not_read_again(cache, words, monkeypatch):
+    monkeypatch.setattr("faiss.read_index", None)
+    DenseRetriever(PASSAGES, words, "hnsw")
+    assert len(list(cache.glob("dense/*/hnsw-*.faiss"))) == 1
+
+
 def test_a_folder_with_other_weights_is_another_model(cache, tmp_path):
     model = save_word_vectors(tmp_path / "m", TEXTS.values(), {}, seed=0)
     DenseRetriever(PASSAGES, model)

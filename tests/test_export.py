@@ -24,6 +24,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main
+from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.resolve import resolve, resolve_model
 from searchr1_mini.robust.identity import BASE_FILE
 from searchr1_mini.task import load_task
@@ -119,6 +120,13 @@ def test_the_card_tells_how_the_weights_came_to_be(exported, grpo):
         assert card.startswith("---\n") and f"library_name: {library}" in card
         assert "grpo, step 2" in card and "2 of 4 questions x 4 rollouts" in card and "Question: {question}\n" in card
         assert f"| exact match | {summary['after']['em']:.3f} on 4 held-out questions" in card
+
+
+@pytest.mark.parametrize("method", ["direct", "r1", "search-r1"])
+def test_the_cards_fences_stand_alone(method, tmp_path):
+    card = model_card(resolve(TrainConfig(method=method)), tmp_path, 1, is_adapter=False)
+    fences = [line for line in card.splitlines() if "```" in line]
+    assert fences == ["```text", "```", "```python", "```"]
 
 
 def test_questions_come_back_as_they_were(exported, grpo):

@@ -21,7 +21,8 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.methods import make_method
 from searchr1_mini.metrics import empty_think
 from searchr1_mini.prompts import neutralise_tags, parse_action
-from searchr1_mini.retrieval import BM25S, HTTPRetriever, Passage, fingerprint
+from searchr1_mini.retrieval import BM25S, Passage, fingerprint
+from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.rewards import contains_gold, is_well_formed, normalise_answer, reward
 from searchr1_mini.trajectory import Segment, Trajectory
 

@@ -170,6 +170,22 @@ def test_a_function_is_checked_against_the_packages_own():
     assert not check_code("9.9", ..., lambda x: x, cases, "h")
 
 
+def test_an_answer_may_be_a_tensor_and_a_function_may_not_change_what_it_is_compared_with():
+    import numpy as np
+    import torch
+
+    for answer in (torch.tensor(42), torch.tensor(42.0), np.int64(42), np.array(42)):
+        assert check("9.9", answer, digest("9.9", 42), "h")
+    assert check("9.9", torch.tensor([1, 2]), digest("9.9", [1, 2]), "h")
+    cases = [([1, 2, 3],)]
+    for make in (np.array, torch.tensor):
+        assert check_code("9.9", lambda x, make=make: make(x), lambda x: x, cases, "h")
+    assert not check_code("9.9", lambda x: x.clear() or [], lambda x: list(x), cases, "h")
+    assert cases == [([1, 2, 3],)]
+    of_a_graph = torch.ones(2, requires_grad=True) * 2
+    assert check_code("9.9", lambda x: x + x, lambda x: 2 * x, [(of_a_graph,)], "h")
+
+
 def test_the_guard_knows_a_path_and_leaves_a_flag_alone():
     for text in ("saved to /home/ada/runs", "in C:\\Users", "<Line2D at 0x7fab12cd90>"):
         assert OF_A_MACHINE.search(text)

@@ -177,8 +177,12 @@ def test_ticks_cover_the_range(low, span):
 
 
 def test_labels_do_not_overlap():
-    moved = spread([10.0, 11.0, 10.5])
+    moved = spread([10.0, 11.0, 10.5], 240)
     assert sorted(b - a for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False))[0] >= 14
+
+
+def test_labels_of_low_lines_stay_in_the_picture():
+    assert spread([100.0, 239.0, 240.0, 238.0], 240) == [100, 226, 240, 212]
 
 
 def test_the_table_lines_up():

@@ -199,6 +199,18 @@ def luminance(colour: str) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+def test_a_click_counts_after_typing_and_leaves_one_tab_stop_a_rollout(opened, report):
+    watched = opened(report)
+    page = watched.page
+    page.locator("#least").click()
+    page.keyboard.type("0.5")
+    token = page.locator(".card:first-child .policy .token").nth(3)
+    token.click()  # which takes the focus from the field
+    assert token.evaluate("node => node === document.activeElement")
+    page.locator(".card:first-child .policy .token").nth(5).click()
+    assert page.locator('.card:first-child .token[tabindex="0"]').count() == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1200])
 def test_it_is_readable_on_a_phone_and_in_the_dark(opened, both, width, scheme):

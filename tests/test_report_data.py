@@ -49,6 +49,17 @@ def long_run(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
+def test_a_question_that_a_step_draws_twice_is_two_groups(tmp_path, tokenizer):
+    folder = write_run(tmp_path / "r", tokenizer)
+    drawn = [("q", 0), ("q", 0), ("q", 1), ("q", 1), ("other", 2), ("q", 3)]
+    rows = [row(tokenizer, name, "a", "b", 1.0, "answer", "a") | {"group": group} for name, group in drawn]
+    write_rollouts(folder, 1, rows)
+    groups = data_of(write_report(folder))["runs"][0]["steps"][0]["groups"]
+    assert [(group["id"], len(group["rollouts"])) for group in groups] == [
+        ("q", 2), ("q (2)", 2), ("other", 1), ("q (3)", 1),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("budget", "steps", "n_groups"),
     [
@@ -111,6 +122,7 @@ def test_rows_hold_what_the_update_made_of_each_token(tmp_path, algorithm):
     assert ("advantages" in values[0]) == (algorithm == "ppo")
     assert token_values(run, experience, with_ratios=False)[0].keys() == values[0].keys() - {"ratios"}
     assert [line["in_update"] for line in rollout_rows(rollouts, None, {1: values[1]})][:3] == [False, True, False]
+    assert [line["group"] for line in rollout_rows(rollouts, None, {})] == rollouts.group_ids
     for n, (trajectory, example) in enumerate(zip(rollouts.trajectories, rollouts.examples, strict=True)):
         segments = trajectory_row(trajectory, example, 0.0, None, values[n])["segments"]
         for name, expected in (("ratios", by_hand), ("advantages", experience.advantages)):
@@ -119,6 +131,12 @@ def test_rows_hold_what_the_update_made_of_each_token(tmp_path, algorithm):
                 assert ours == pytest.approx(expected[n][is_ours[n]].tolist(), abs=1e-4)
                 lengths = [len(segment.get(name, ())) for segment in segments]
                 assert lengths == [len(s.token_ids) * (s.kind == "policy") for s in trajectory.segments]
+
+
+def test_a_folder_is_no_file_to_write_to(tmp_path, tokenizer):
+    run = write_run(tmp_path / "r", tokenizer)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        main([str(run), "--output", str(tmp_path)])
 
 
 def test_the_command_writes_one_run_or_several(tmp_path, tokenizer, capsys):

@@ -11,11 +11,14 @@ from socketserver import StreamRequestHandler, TCPServer
 import pytest
 from conftest import write_lines
 
-from searchr1_mini import retrieval
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import resolve
-from searchr1_mini.retrieval import HTTPRetriever, Passage
+from searchr1_mini.resolve import check_retriever, resolve
+from searchr1_mini.retrieval import Passage
+from searchr1_mini.retrievers import http_client
+from searchr1_mini.retrievers.http_client import HTTPRetriever
+from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS
+from searchr1_mini.retrievers.retrieval_config import MetricsConfig
 from searchr1_mini.training import train
 from searchr1_mini.world import make_world, world_examples
 
@@ -73,7 +76,7 @@ def test_a_malformed_reply_is_said(server, body):
 
 def test_a_reply_without_an_end_is_not_read_to_the_end(server, monkeypatch):
     url, replies, _ = server
-    monkeypatch.setattr(retrieval, "LARGEST_REPLY", 1000)
+    monkeypatch.setattr(http_client, "LARGEST_REPLY", 1000)
     replies.append((200, '{"result": [[]], "more": "' + "x" * 2000 + '"}'))
     with pytest.raises(UserError, match="more than 1000 bytes"):
         HTTPRetriever(url).search(["a"], 3)
@@ -91,6 +94,41 @@ def test_a_reply_that_breaks_off_is_said(reply):
         with pytest.raises(UserError, match="does not answer"):
             HTTPRetriever(f"http://127.0.0.1:{tcp.server_address[1]}", retries=0).search(["a"], 3)
         tcp.shutdown()
+
+
+def test_more_than_a_server_takes_at_once_is_sent_in_parts(server):
+    url, replies, seen = server
+    documents = [{"id": str(n), "contents": f"t\n{n}"} for n in range(MAX_QUERIES + 1)]
+    parts = [documents[:MAX_QUERIES], documents[MAX_QUERIES:]]
+    replies += [(200, json.dumps({"result": [[document] for document in part]})) for part in parts]
+    found = HTTPRetriever(url).search(["x" * (MAX_QUERY_CHARACTERS + 1)] * len(documents), 3)
+    assert [hit.passage.text for (hit,) in found] == [document["contents"][2:] for document in documents]
+    assert [len(body["queries"]) for _, body in seen] == [MAX_QUERIES, 1]
+    assert {len(query) for _, body in seen for query in body["queries"]} == {MAX_QUERY_CHARACTERS}
+
+
+def test_no_query_is_no_request(server):
+    assert HTTPRetriever(server[0]).search([], 3) == []
+
+
+def test_what_a_server_refuses_is_told_in_its_words_and_not_asked_again(server):
+    url, replies, seen = server
+    replies.append((422, '{"detail": "topk \x1b[31m"}' + "x" * 1000))
+    with pytest.raises(UserError, match=r"refuses the request \(HTTP Error 422") as told:
+        HTTPRetriever(url).search(["a"], 3)
+    assert r'"topk \x1b[31m"' in str(told.value) and len(str(told.value)) < 700 and len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: resolve(TrainConfig(dataset="hotpotqa", retriever="http", retriever_url="http://h:1", topk=101)),
+        lambda: check_retriever(MetricsConfig(retriever="http", retriever_url="http://h:1", topk="1,101"), ["http"]),
+    ],
+)
+def test_more_passages_than_a_server_gives_are_refused_before_it_is_asked(refused):
+    with pytest.raises(UserError, match=r"--topk .*101: a retrieval server gives at most 100"):
+        refused()
 
 
 @pytest.mark.parametrize("url", ["host", "host:8000", "localhost:9/retrieve", "http://h:abc", "http://", "http://a b"])
@@ -151,7 +189,7 @@ def test_a_server_that_stays_down_costs_no_finished_step(flaky_server, tmp_path)
         template="short", output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     state["off_after"] = 8
-    with pytest.raises(UserError, match=r"does not answer.*step \d is saved, go on with: python train.py --resume"):
+    with pytest.raises(UserError, match=r"refuses the request.*step \d is saved, go on with: python train.py --resume"):
         train(resolve(config))
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     done = int(saved.name[-1])

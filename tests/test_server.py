@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,9 @@ from hypothesis import settings
 from serving import PASSAGES, ROOT, ROWS, ask, start
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import BM25S, Hit, HTTPRetriever, Passage
+from searchr1_mini.retrieval import BM25S, Hit, Passage
+from searchr1_mini.retrievers.http_client import HTTPRetriever
+from searchr1_mini.retrievers.listening import listen, loopback_names
 from searchr1_mini.retrievers.probes import RandomRetriever
 from searchr1_mini.server import make_app
 
@@ -126,6 +129,24 @@ def test_other_paths_and_verbs_are_refused(port):
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 400), ("127.0.0.1.evil.example:8000", 400), ("", 400), ("localhost", 200), ("[::1]:8000", 200)],
+)
+def test_a_name_that_was_pointed_here_is_refused(port, host, status):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/health", headers={"Host": host})
+    reply = connection.getresponse()
+    assert reply.status == status and b"evil" not in reply.read()
+    connection.close()
+
+
+def test_a_server_for_other_machines_is_called_by_any_name():
+    for address, names in (("0.0.0.0", None), ("127.0.0.2", ("127.0.0.1", "localhost", "[::1]", "127.0.0.2"))):
+        with listen(address, 0) as listener:
+            assert loopback_names(listener) == names
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "\xff"])
 def test_a_body_of_another_type_is_refused(port, kind):
     status, reply = ask(port, b'{"queries": ["Oslo"]}', headers={"Content-Type": kind})
@@ -185,6 +206,30 @@ def test_it_stops_when_it_is_told_and_an_evaluation_against_it_says_so(corpus, t
     assert dead.returncode == 2 and "does not answer" in dead.stderr and "Traceback" not in dead.stderr
 
 
+def test_a_port_that_is_taken_is_told_before_the_corpus_is_read():
+    with listen("127.0.0.1", 0) as taken:
+        command = [sys.executable, "-m", "searchr1_mini.server", "--corpus", "nowhere.jsonl"]
+        command += ["--port", port := str(taken.getsockname()[1])]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"port {port} (" in done.stderr and "name another --port" in done.stderr
+    assert done.stdout == ""
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement():
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_an_ipv6_address_is_told_in_brackets(corpus):
+    process, port = start(corpus, "--host", "::1")
+    assert process.told == f"serving on http://[::1]:{port}/retrieve; stop with Ctrl-C\n"
+    assert HTTPRetriever(f"http://[::1]:{port}").search(["Oslo"], 1)[0]
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[1] == ""
+
+
 def test_it_serves_bm25_by_stems_and_an_encoder_in_one(corpus, tmp_path, monkeypatch):
     encoder = save_word_vectors(tmp_path / "m", [f"{row['title']} {row['text']}" for row in ROWS], {"rhine": "bern"})
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
@@ -204,6 +249,7 @@ def test_it_serves_bm25_by_stems_and_an_encoder_in_one(corpus, tmp_path, monkeyp
         (["--retriever", "bm25s", "--retriever-url", "m.db"], "it needs --retriever http or milvus"),
         (["--corpus", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--port", "0"], "must be at least 1"),
+        (["--port", "70000", "--corpus", "nowhere.jsonl"], "cannot listen on 127.0.0.1, port 70000"),
         (["--retriever", "http"], "must be one of"),
     ],
 )

@@ -7,7 +7,7 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.corpus import LEAST_WORDS, MOST_LINE, MOST_WORDS, text_passages
+from searchr1_mini.corpus import LEAST_WORDS, MOST_LINE, MOST_WORDS, read_rows, text_passages
 from searchr1_mini.data import load_corpus
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrievers import index
@@ -50,6 +50,11 @@ def test_a_folder_of_texts_is_a_corpus_by_file_names(tmp_path):
     assert [passage.id for passage in load_corpus(str(tmp_path), "hotpotqa", None)] == ["1"]
 
 
+def test_a_folder_is_no_file_of_questions(tmp_path):
+    with pytest.raises(UserError, match="is a folder; --data-path names a file"):
+        list(read_rows(tmp_path))
+
+
 def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
     from searchr1_mini import data
 
@@ -61,6 +66,8 @@ def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
     store = load_corpus(str(tmp_path / "t"), "hotpotqa", None)
     assert not isinstance(store, list) and len(store) == 12 and index.__name__ in type(store).__module__
     assert {passage.title for passage in store} == {"a", "b"}
+    (tmp_path / "t" / "b.txt").rename(tmp_path / "t" / "c.txt")  # a title is the file's name
+    assert {passage.title for passage in load_corpus(str(tmp_path / "t"), "hotpotqa", None)} == {"a", "c"}
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def line_chart(
     out.append(
         f'<text transform="translate(14,{MARGIN_TOP + inner_height / 2}) rotate(-90)" text-anchor="middle">{html_text(y_label)}</text>'
     )
-    heights = spread([py(line[-1][1]) for line in series.values()])
+    heights = spread([py(line[-1][1]) for line in series.values()], height - MARGIN_BOTTOM)
     for (name, line), label_y in zip(series.items(), heights, strict=True):
         colour = colours[name]
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line)
@@ -97,12 +97,15 @@ def line_chart(
     return "\n".join([*out, "</g>"])
 
 
-def spread(heights: list[float], gap: float = 14.0) -> list[float]:
-    """The same heights, moved apart where labels would overlap."""
+def spread(heights: list[float], lowest: float, gap: float = 14.0) -> list[float]:
+    """The same heights, moved apart where labels would overlap: down, and up again from `lowest` (y grows down)."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + gap)
+    for index in reversed(order):
+        moved[index] = min(moved[index], lowest)
+        lowest = moved[index] - gap
     return moved
 
 

@@ -18,38 +18,22 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.pages.chat import MAX_QUESTION, Chat, Tell, verdict
 from searchr1_mini.pages.printable import one_line, plain
-from searchr1_mini.retrievers.extras import require
 from searchr1_mini.retrievers.limits import LimitBody, bounded_protocol
+from searchr1_mini.retrievers.listening import LOOPBACK, in_address
 from searchr1_mini.robust.interrupt import Stopped
 
 PAGE = Path(__file__).parent / "chat_page" / "index.html"
-PORT, LOOPBACK = 8765, ("127.0.0.1", "localhost", "[::1]")
+PORT = 8765
 MAX_WAITING = 8  # questions at a time, the one that is being answered included
 MAX_BODY, TIMEOUT_S, MAX_CONNECTIONS = 64 * 1024, 10.0, 32
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-
-
-def listen(host: str | None, port: int | None) -> socket.socket:
-    """The page's socket, taken before a model is loaded, so that what stands in the way is told at once.
-
-    Raises:
-        UserError: the address cannot be had, or the packages of the extra `server` are missing.
-    """
-    for package in ("fastapi", "uvicorn"):
-        require(package, "server")
-    host, port = host or LOOPBACK[0], port or PORT
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on {host}, port {port} ({error}); name another --port, or --host") from error
 
 
 def serve(chat: Chat, about: str, host: str | None, listener: socket.socket) -> None:
@@ -58,11 +42,6 @@ def serve(chat: Chat, about: str, host: str | None, listener: socket.socket) -> 
     app = make_chat_app(chat, about, LOOPBACK if name in LOOPBACK else (name,))
     print(f"open http://{name}:{listener.getsockname()[1]}/ in a browser; stop with Ctrl-C", flush=True)
     make_server(app).run(sockets=[listener])
-
-
-def in_address(host: str) -> str:
-    """The host as an address spells it: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
 
 
 def make_server(app: Any) -> Any:
@@ -105,7 +84,7 @@ def make_chat_app(chat: Chat, about: str, hosts: Sequence[str] = LOOPBACK) -> An
     page = PAGE.read_text(encoding="utf-8")
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     worker = ThreadPoolExecutor(1)  # the model answers one question at a time; others wait in line
-    line: set[asyncio.Future] = set()
+    line: set[Future] = set()
 
     def refuse(detail: str, status: int) -> Response:
         return JSONResponse({"detail": detail}, status, HEADERS)
@@ -137,15 +116,16 @@ def make_chat_app(chat: Chat, about: str, hosts: Sequence[str] = LOOPBACK) -> An
 
         if line:
             queue.put_nowait(("waiting", f"{len(line)} before this one"))
-        work = loop.run_in_executor(worker, answer, chat, question, tell, stop)
+        work = worker.submit(answer, chat, question, tell, stop)
         line.add(work)
         work.add_done_callback(line.discard)
         try:
             while (piece := await queue.get())[0] != "end":
                 yield json.dumps(dict(zip(("kind", "text"), piece, strict=True))) + "\n"
-            await work
+            await asyncio.wrap_future(work)
         finally:
             stop.set()  # the client may have gone
+            work.cancel()  # where it was still waiting, its place in the line is free again
 
     return LimitBody(TrustedHostMiddleware(app, allowed_hosts=list(hosts), www_redirect=False), MAX_BODY, TIMEOUT_S)
 

@@ -68,7 +68,7 @@ def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) ->
         what=f"A LoRA adapter for {named}" if is_adapter else whole,
         version=__version__,
         table="\n".join(f"| {key} | {markdown_text(value)} |" for key, value in facts(settings, run, step).items()),
-        prompt=template_of(settings.method, settings.template),
+        prompt=template_of(settings.method, settings.template).rstrip("\n") + "\n",  # the fence needs a line of its own
         protocol=PROTOCOL if settings.method == "search-r1" else "",
         usage=USE_ADAPTER if is_adapter else USE_MERGED,
     )

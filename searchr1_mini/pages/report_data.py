@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -79,10 +80,13 @@ def steps_of(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces)
     steps, sizes = [], []
     for path in files:
         rows = read_jsonl(path)
-        groups = [list(rows_) for _, rows_ in groupby(rows, key=lambda row: row["example_id"])]
-        kept, size = [], 0
+        groups = [list(rows_) for _, rows_ in groupby(rows, key=lambda row: (row["example_id"], row.get("group")))]
+        kept, size, times = [], 0, Counter()
         for group in groups:
             packed = pack_group(group, vocabulary, pieces)
+            times[packed["id"]] += 1
+            if (n := times[packed["id"]]) > 1:  # a step may draw a question twice; the page knows groups by their ids
+                packed["id"] += f" ({n})"
             n_bytes = len(as_json(packed).encode())
             if kept and size + n_bytes > budget / len(files):
                 break

@@ -69,14 +69,15 @@ class DenseRetriever:
     def _graph(self, folder: Path) -> Any:
         """The HNSW graph over the vectors, from disk or built now."""
         path = folder / f"hnsw-{HNSW_LINKS}-{HNSW_BUILD}.faiss"
-        if not path.is_file():
-            graph = self.faiss.IndexHNSWFlat(self.vectors.shape[1], HNSW_LINKS, self.faiss.METRIC_INNER_PRODUCT)
-            graph.hnsw.efConstruction = HNSW_BUILD
-            for start in _starts(len(self.vectors), "linking"):
-                graph.add(self.vectors[start : start + CHUNK])
-            with kept_at(path) as aside:
-                self.faiss.write_index(graph, str(aside))
-        return _opened(path, lambda: self.faiss.read_index(str(path)))
+        if path.is_file():
+            return _opened(path, lambda: self.faiss.read_index(str(path)))
+        graph = self.faiss.IndexHNSWFlat(self.vectors.shape[1], HNSW_LINKS, self.faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = HNSW_BUILD
+        for start in _starts(len(self.vectors), "linking"):
+            graph.add(self.vectors[start : start + CHUNK])
+        with kept_at(path) as aside:
+            self.faiss.write_index(graph, str(aside))
+        return graph
 
 
 def encode_corpus(encoder: Any, prompt: str, passages: Sequence[Passage], path: Path) -> None:

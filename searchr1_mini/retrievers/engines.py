@@ -8,9 +8,10 @@ from typing import Any
 
 from searchr1_mini.defaults import DENSE_MODEL, ENGINES, READ_BY
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import BM25S, CachedRetriever, HTTPRetriever, Passage, RankBM25, Retriever
+from searchr1_mini.retrieval import BM25S, CachedRetriever, Passage, RankBM25, Retriever
 from searchr1_mini.retrievers.dense import DenseRetriever
 from searchr1_mini.retrievers.fusion import FusedRetriever, Reranker
+from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.retrievers.milvus import MilvusRetriever
 from searchr1_mini.retrievers.terms import Terms
 

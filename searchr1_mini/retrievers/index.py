@@ -61,7 +61,7 @@ class PassageStore(Sequence):
 
 
 def open_store(files: Sequence[Path], passages: Iterable[Passage], terms: Terms = DEFAULT_TERMS) -> PassageStore:
-    """The store of these files, in the cache folder under a hash of their bytes, and the terms; built if not there.
+    """The store of these files, in the cache folder under a hash of them, and the terms; built if not there.
 
     Args:
         files: the corpus.
@@ -182,9 +182,10 @@ def write_scores(folder: Path, n_batches: int, lengths: np.ndarray, n_terms: int
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
-    """A hash of the files' bytes and of how they are indexed."""
-    digest = hashlib.blake2b(f"store-1 {K1} {B}".encode(), digest_size=12)
+    """A hash of the files' names (a text's is its title), sizes and bytes, and of how they are indexed."""
+    digest = hashlib.blake2b(f"store-2 {K1} {B}".encode(), digest_size=12)
     for path in files:
+        digest.update(b"\0%s\0%d\0" % (os.fsencode(path.name), path.stat().st_size))
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

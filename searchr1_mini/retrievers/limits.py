@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK = 1024, 10_000, 100  # of a request, to which our client keeps
+
 
 class LimitBody:
     """Reads a request's body before the application sees it; refuses one that is too large or takes too long.

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from unicodedata import normalize
 
 from searchr1_mini.retrievers.extras import require
 
@@ -31,15 +32,16 @@ class Terms:
 
     @property
     def suffix(self) -> str:
-        """What names of indexes on disk end in, so that none serves another setting; nothing for the defaults.
+        """What names of indexes on disk end in, so that none serves another setting.
 
-        It holds the version of the stemmer, whose rules change now and then.
+        `nfc` tells that texts are normalised, as they were not in earlier versions; with stems goes the version of the
+        stemmer, whose rules change now and then.
 
         Raises:
             UserError: stemming is asked for, and PyStemmer is not installed.
         """
         stems = f"-snowball{require('Stemmer', 'stem').version()}" if self.stemming else ""
-        return stems + ("" if self.stop_words else "-allwords")
+        return stems + ("" if self.stop_words else "-allwords") + "-nfc"
 
 
 DEFAULT_TERMS = Terms()
@@ -51,6 +53,7 @@ def tokenize(text: str, terms: Terms = DEFAULT_TERMS) -> list[str]:
     Raises:
         UserError: stemming is asked for, and PyStemmer is not installed.
     """
+    text = text if text.isascii() else normalize("NFC", text)  # macOS decomposes the names of files
     words = _WORD.findall(text.lower())
     if terms.stop_words:
         words = [word for word in words if word not in STOP_WORDS]

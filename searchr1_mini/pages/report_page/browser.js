@@ -213,15 +213,19 @@ function onKey(event) {
   }[event.key];
   if (!tokens[there]) return;
   event.preventDefault();
-  event.target.tabIndex = -1;
-  tokens[there].tabIndex = 0;
   tokens[there].focus();
+}
+
+function beOnlyTabStop(token) { // of its rollout
+  for (const other of token.closest(".tokens").querySelectorAll('.token[tabindex="0"]')) other.tabIndex = -1;
+  token.tabIndex = 0;
 }
 
 for (const name of ["pointerover", "focusin"]) {
   panes.addEventListener(name, (event) => {
     const token = event.target.closest(".token");
     if (token) tell(token);
+    if (token && name === "focusin") beOnlyTabStop(token);
   });
 }
 panes.addEventListener("click", (event) => event.target.closest(".token")?.focus());
@@ -229,7 +233,7 @@ panes.addEventListener("keydown", onKey);
 for (const button of document.querySelectorAll("button[data-moves]")) {
   button.addEventListener("click", () => move(document.getElementById(button.dataset.moves), Number(button.dataset.by)));
 }
-for (const control of [least, most, finish]) control.addEventListener("change", fillSteps);
+finish.addEventListener("change", fillSteps);
 for (const control of [least, most]) control.addEventListener("input", fillSteps);
 step.addEventListener("change", fillQuestions);
 question.addEventListener("change", show);
