@@ -23,7 +23,7 @@ from searchr1_mini.retrieval import K1, B, Passage, cache_dir, index_terms, kept
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
 
 BATCH = 50_000  # passages whose terms are held at a time
-TERMS_FILE = "terms.txt"  # their suffix; a store of the default terms has none
+TERMS_FILE = "terms.txt"  # a line with their suffix
 EMPTY = "\0"  # the term of a passage that has none; no query holds it
 
 
@@ -40,9 +40,10 @@ class PassageStore(Sequence):
             UserError: one of them is missing or was cut.
         """
         self.folder = folder
-        suffix = folder / TERMS_FILE
-        self.suffix = suffix.read_text(encoding="utf-8") if suffix.is_file() else DEFAULT_TERMS.suffix
         try:
+            self.suffix, is_whole, _ = (folder / TERMS_FILE).read_text(encoding="utf-8").partition("\n")
+            if not is_whole:
+                raise ValueError(f"{TERMS_FILE} was cut")
             self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
             self.file = (folder / "passages.jsonl").open("rb")
             if os.fstat(self.file.fileno()).st_size != self.offsets[-1]:
@@ -102,8 +103,7 @@ def build_store(passages: Iterable[Passage], folder: Path, terms: Terms = DEFAUL
         np.save(aside / "offsets.npy", np.frombuffer(offsets, dtype=np.uint64))
         write_scores(aside, batches, np.frombuffer(lengths, dtype=np.uint32), len(vocabulary))
         (aside / "vocab.index.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        if terms.suffix:
-            (aside / TERMS_FILE).write_text(terms.suffix, encoding="utf-8")
+        (aside / TERMS_FILE).write_text(terms.suffix + "\n", encoding="utf-8")
         for number in range(1, batches + 1):
             (aside / f"terms-{number}.npz").unlink()
 
