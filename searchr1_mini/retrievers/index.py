@@ -183,7 +183,7 @@ def write_scores(folder: Path, n_batches: int, lengths: np.ndarray, n_terms: int
 
 def files_fingerprint(files: Sequence[Path]) -> str:
     """A hash of the files' names (a text's is its title), sizes and bytes, and of how they are indexed."""
-    digest = hashlib.blake2b(f"store-2 {K1} {B}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"store-3 {K1} {B}".encode(), digest_size=12)
     for path in files:
         digest.update(b"\0%s\0%d\0" % (os.fsencode(path.name), path.stat().st_size))
         with path.open("rb") as file:
