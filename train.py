@@ -11,15 +11,15 @@ from pathlib import Path
 
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import options_of_run, resolve, resolve_model
+from searchr1_mini.resolve import resolve, resolve_model, saved_config
 
 
 def main() -> None:
     """Parses, resolves what is left open for the model, and trains."""
     about = __doc__.splitlines()[0]
     config = parse(TrainConfig, "train.py", about)
-    if config.resume and config.output_dir:
-        config = parse(TrainConfig, "train.py", about, base=options_of_run(Path(config.output_dir)))
+    if config.resume and config.output_dir:  # with the run's own options, where no flag says otherwise
+        config = parse(TrainConfig, "train.py", about, base=saved_config(Path(config.output_dir)))
     config = resolve(config)
     resolve_model(config.model)
     if config.output_dir is None:

@@ -18,8 +18,8 @@ import torch
 
 from searchr1_mini.algorithms import zero_variance
 from searchr1_mini.batch import micro_batches, mini_batches
-from searchr1_mini.comparison.plan import saved_config
 from searchr1_mini.config import TrainConfig
+from searchr1_mini.resolve import saved_config
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.training import Rollouts, rows_to_train_on
 

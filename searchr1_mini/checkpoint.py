@@ -137,12 +137,13 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
     To know that one is whole is to read all of it, so no more of them are looked at than must be.
     """
     newest = list(islice(filter(is_whole, list_checkpoints(run_dir)), keep))
+    if len(newest) < keep:
+        return
     older = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) < checkpoint_step(newest[-1])]
-    if len(newest) == keep and older:
-        best = best_checkpoint(run_dir)
-        for path in older:
-            if path != best:
-                shutil.rmtree(path)
+    best = best_checkpoint(run_dir) if older else None
+    for path in older:
+        if path != best:
+            shutil.rmtree(path)
 
 
 def seed_rng(seed: int) -> None:

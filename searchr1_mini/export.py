@@ -21,7 +21,7 @@ from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import TrainConfig, option
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.resolve import check_ranges, resolve_model
+from searchr1_mini.resolve import check_ranges, resolve_model, saved_config
 
 if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once
     from searchr1_mini.data import Example
@@ -65,7 +65,7 @@ def export_run(config: ExportConfig) -> Path:
         UserError: no run or checkpoint, a part that the run does not have, a folder in use, a full disk.
     """
     from searchr1_mini.checkpoint import checkpoint_step
-    from searchr1_mini.comparison.plan import checkpoint_of, saved_config
+    from searchr1_mini.comparison.plan import checkpoint_of
     from searchr1_mini.pages.model_card import model_card
 
     if config.run is None:

@@ -54,17 +54,20 @@ def resolve_model(name: str) -> str:
     )
 
 
-def options_of_run(folder: Path) -> dict[str, Any]:
-    """The options that a run began with, for `--resume`; an older version had fewer.
+def saved_config(folder: Path) -> dict[str, Any]:
+    """What a run was trained with.
 
     Raises:
         UserError: the folder holds no run, or its config.json is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"--resume: {folder} holds no run (no config.json); check --output-dir or leave out --resume")
+        raise UserError(f"{folder} holds no run (no config.json); name a folder that train.py wrote")
     saved = read_json(path)
-    return {f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved} | {"resume": True}
+    missing = [name for name in ("model", "method", "algorithm", "dataset") if name not in saved]
+    if missing:
+        raise UserError(f"{path} is damaged: it names no {missing[0]}; put back a copy of it, or name another run")
+    return {f.name: getattr(TrainConfig, f.name) for f in fields(TrainConfig)} | saved  # an older version had fewer
 
 
 def world_hops_list(config: TrainConfig) -> list[int]:

@@ -19,7 +19,7 @@ from searchr1_mini.defaults import PRESETS, REAL, TINY
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.export import ExportConfig
-from searchr1_mini.resolve import options_of_run, resolve, resolve_model, world_hops_list
+from searchr1_mini.resolve import resolve, resolve_model, saved_config, world_hops_list
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.tracking import write_json_atomic
 
@@ -320,11 +320,11 @@ def test_a_run_goes_on_with_its_own_options_under_flags(tmp_path):
     began = resolve(parsed("--reward", "f1", "--learning-rate", "1e-4", "--no-mask-observations", "--kl-coef", "0.05"))
     write_json_atomic(tmp_path / "config.json", asdict(began) | {"git_commit": None, "output_dir": "elsewhere"})
     words = ["--resume", "--output-dir", str(tmp_path), "--steps", "50"]
-    base = options_of_run(tmp_path)
+    base = saved_config(tmp_path)
     config = resolve(parse(TrainConfig, "train.py", "", words, base=base))
     assert config == replace(began, resume=True, output_dir=str(tmp_path), steps=50)
     with pytest.raises(UserError, match="holds no run"):
-        options_of_run(tmp_path / "nowhere")
+        saved_config(tmp_path / "nowhere")
 
 
 def test_a_reader_that_leaves_gets_no_traceback():

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from searchr1_mini.cli import parse
-from searchr1_mini.comparison.plan import saved_config
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import load_examples
 from searchr1_mini.errors import UserError
@@ -25,7 +24,7 @@ from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main
 from searchr1_mini.pages.model_card import model_card
-from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.robust.identity import BASE_FILE
 from searchr1_mini.task import load_task
 from searchr1_mini.tracking import read_jsonl

@@ -13,9 +13,8 @@ from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.defaults import ENGINES, PROMPTED, READ_BY, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.resolve import check_retriever, refuse_unread, resolve
+from searchr1_mini.resolve import check_retriever, refuse_unread, resolve, saved_config
 from searchr1_mini.retrievers.probes import PROBES
-from searchr1_mini.robust.files import read_json
 from searchr1_mini.weights import adapter_settings
 
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
@@ -84,22 +83,6 @@ def slug(text: str) -> str:
 def run_folders(config: EvalConfig) -> list[Path]:
     """The folders that --run names."""
     return [Path(part) for part in listed(config.run)]
-
-
-def saved_config(folder: Path) -> dict[str, Any]:
-    """What a run was trained with.
-
-    Raises:
-        UserError: the folder holds no run, or its config.json is damaged.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no run (no config.json); name a folder that train.py wrote")
-    saved = read_json(path)
-    missing = [name for name in ("model", "method", "algorithm", "dataset") if name not in saved]
-    if missing:
-        raise UserError(f"{path} is damaged: it names no {missing[0]}; put back a copy of it, or name another run")
-    return {f.name: getattr(TrainConfig, f.name) for f in fields(TrainConfig)} | saved  # an older version had fewer
 
 
 def run_method(saved: dict[str, Any]) -> str:
