@@ -19,7 +19,7 @@ from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
 from searchr1_mini.robust.identity import BASE_FILE, base_identity, check_base
 from searchr1_mini.tracking import write_json_atomic
-from searchr1_mini.weights import ADAPTER, ADAPTER_FILE, adapter_folder, find_adapter
+from searchr1_mini.weights import ADAPTER, ADAPTER_FILE, REFERENCE, adapter_folder, find_adapter
 
 
 class Policy:
@@ -29,6 +29,7 @@ class Policy:
         model: the transformers model, wrapped by peft when it has an adapter.
         tokenizer: its tokenizer, with a pad token.
         frozen: the reference of full fine-tuning; an adapter needs none.
+        has_own_reference: whether the reference is no longer the base, see reference.py.
         device, dtype: where it runs and what it computes in.
         base_identity: what tells its base from another, see identity.py; saved beside the weights.
         dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
@@ -40,6 +41,7 @@ class Policy:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.device = next(model.parameters()).device
         self.frozen = frozen
+        self.has_own_reference = False
         self.dequantise = False
         self.base_identity: dict = {}
         self._decode_step: Callable | None = None
@@ -87,13 +89,19 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model is pi_ref: the adapter switched off, or the frozen copy in full fine-tuning."""
-        if self.has_adapter:
+        """Inside, the model is pi_ref: the adapter switched off, or its frozen twin; in full fine-tuning a copy."""
+        if not self.has_adapter:
+            with self.standing_in(self.frozen):
+                yield
+        elif not self.has_own_reference:
             with self.model.disable_adapter():
                 yield
         else:
-            with self.standing_in(self.frozen):
+            self.model.set_adapter(REFERENCE, inference_mode=True)
+            try:
                 yield
+            finally:
+                self.activate(ADAPTER)
 
     @contextmanager
     def standing_in(self, model: nn.Module) -> Iterator[None]:

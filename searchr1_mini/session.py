@@ -21,6 +21,7 @@ from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
+from searchr1_mini.reference import load_reference, save_reference
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.robust.files import read_json
 from searchr1_mini.robust.identity import check_data, data_identity
@@ -255,7 +256,8 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
 
 
 def _restore(run: Session, folder: Path) -> None:
-    """Goes on exactly where the checkpoint was written: optimiser, schedule, random state, metrics."""
+    """Goes on exactly where the checkpoint was written: reference, optimiser, schedule, random state, metrics."""
+    load_reference(run.policy, folder / "model")
     rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
     checkpoint.restore_rng(rng)
     progress = read_json(folder / "progress.json")
@@ -280,6 +282,7 @@ def save_step(run: Session, step: int) -> Path:
 
     def write_files(folder: Path) -> None:
         run.policy.save(folder / "model")
+        save_reference(run.policy, folder / "model")
         if run.critic:
             run.critic.save(folder / "critic")
         checkpoint.save_training_state(

@@ -8,6 +8,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.robust.files import read_json
 
 ADAPTER = "policy"
+REFERENCE = "reference"  # an adapter, or a folder, that holds the reference
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 INSTEAD = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_FILE}
 REMEDY = (
