@@ -83,8 +83,8 @@ BUGS = [
     Bug("the last action decides", "prompts", "end, kind = min(ends)", "end, kind = max(ends)", "prompts"),
     Bug("tags of passages stay", "prompts", '[f"({inside})" for inside', '[f"<{inside}>" for inside', "prompts"),
     Bug("an answer that contains the gold", "rewards",
-        "float(normalise_answer(answer) in {normalise_answer(gold) for gold in golden_answers})",
-        "float(any(normalise_answer(gold) in normalise_answer(answer) for gold in golden_answers))", "rewards"),
+        "float(compared(answer) in {compared(gold) for gold in golden_answers})",
+        "float(any(compared(gold) in compared(answer) for gold in golden_answers))", "rewards"),
     Bug("articles count", "rewards", '_ARTICLES.sub(" ", ', '(lambda _, t: t)(" ", ', "rewards"),
     # resume
     Bug("moments forgotten", "checkpoint", 'optimizer.load_state_dict(state["optimizer"])', "pass", "checkpoint"),

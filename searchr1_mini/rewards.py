@@ -19,11 +19,23 @@ def normalise_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+def compared(text: str) -> str:
+    """What is compared: the normalised text, or where nothing is left of it (`A`, `The`, `+`) what is before that.
+
+    An article stays if there is nothing else, and so does punctuation; else gold `A` would equal the answer `the`.
+    """
+    return (
+        normalise_answer(text)
+        or " ".join(text.lower().translate(_PUNCTUATION).split())
+        or " ".join(text.lower().split())
+    )
+
+
 def exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
     """1.0 if the answer equals any gold answer after normalisation, else 0.0; no answer scores 0.0."""
     if answer is None:
         return 0.0
-    return float(normalise_answer(answer) in {normalise_answer(gold) for gold in golden_answers})
+    return float(compared(answer) in {compared(gold) for gold in golden_answers})
 
 
 def sub_exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
@@ -34,9 +46,13 @@ def sub_exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
 
 
 def contains_gold(text: str, golden_answers: Sequence[str]) -> bool:
-    """Whether any gold answer stands in the text, as whole words after normalisation of both."""
+    """Whether any gold answer stands in the text, as whole words after normalisation of both, or is all of it.
+
+    A gold answer of which normalisation leaves nothing must be all of it: an article stands in nearly every text.
+    """
     words = f" {normalise_answer(text)} "
-    return any(f" {gold} " in words for gold in map(normalise_answer, golden_answers) if gold)
+    stands = any(f" {gold} " in words for gold in map(normalise_answer, golden_answers) if gold)
+    return stands or bool(exact_match(text, golden_answers))
 
 
 def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
@@ -46,7 +62,7 @@ def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
     """
     if answer is None:
         return 0.0
-    return max((_token_f1(normalise_answer(answer), normalise_answer(gold)) for gold in golden_answers), default=0.0)
+    return max((_token_f1(compared(answer), compared(gold)) for gold in golden_answers), default=0.0)
 
 
 def _token_f1(answer: str, gold: str) -> float:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.rewards import exact_match, f1_score, normalise_answer, reward
+from searchr1_mini.rewards import exact_match, f1_score, normalise_answer, reward, sub_exact_match
 from searchr1_mini.trajectory import Segment, Trajectory
 
 
@@ -22,7 +22,16 @@ from searchr1_mini.trajectory import Segment, Trajectory
         ("Rome", ["Paris", "rome."], 1.0, 1.0),
         ("", ["Paris"], 0.0, 0.0),
         (None, ["Paris"], 0.0, 0.0),
-        ("a an the", ["the"], 1.0, 1.0),
+        ("the", ["A"], 0.0, 0.0),
+        ("a", ["A"], 1.0, 1.0),
+        (" A. ", ["The Who", "A"], 1.0, 1.0),
+        ("a an the", ["the"], 0.0, 0.5),
+        ("The", ["The Who"], 0.0, 0.0),
+        ("!", ["?"], 0.0, 0.0),
+        ("+", ["+"], 1.0, 1.0),
+        ("C++", ["c"], 1.0, 1.0),  # SQuAD's own: something is left
+        ("。", ["，"], 0.0, 0.0),
+        ("\U0001f600", ["\U0001f601"], 0.0, 0.0),
     ],
 )
 def test_scores_by_hand(answer, golds, em, f1):
@@ -52,7 +61,6 @@ HARD = [  # answer, gold answers, EM and F1 of the official scripts of SQuAD 1.1
     ("to be or to be", ["to be"], 0, 4 / 7),
     ("Paris\tFrance\n", ["paris  france"], 1, 1.0),
     ("", [""], 1, 1.0),
-    ("the", [""], 1, 1.0),
 ]
 
 
@@ -88,10 +96,27 @@ def official_f1(answer, gold):
 
 
 @given(st.text(), st.text(min_size=1))
-def test_any_answer_scores_as_in_the_official_scripts(answer, gold):
-    assert exact_match(answer, [gold]) == official_em(answer, gold)
+def test_any_answer_of_which_something_is_left_scores_as_in_the_official_scripts(answer, gold):
     if official_normalise(answer) or official_normalise(gold):
+        assert exact_match(answer, [gold]) == official_em(answer, gold)
+    if official_normalise(answer) and official_normalise(gold):
         assert f1_score(answer, [gold]) == pytest.approx(official_f1(answer, gold))
+
+
+emptied = st.lists(st.sampled_from(["a", "The", "an", ".", "!", "+", "-", " "]), max_size=4).map("".join)
+phrase = st.lists(st.sampled_from(["the", "A", "Who", "who", "C++", ".", "+", "yes", "东京", "?"]), max_size=4)
+answers = st.one_of(emptied, phrase.map(" ".join), st.text(max_size=8))
+
+
+@given(answers, st.lists(answers.filter(str.strip), min_size=1, max_size=3))
+def test_sub_em_is_at_least_em_and_an_emptied_answer_equals_itself_only(answer, golds):
+    em = exact_match(answer, golds)
+    assert sub_exact_match(answer, golds) >= em
+    assert f1_score(answer, golds) == pytest.approx(1) or not em
+    assert exact_match(golds[0].swapcase(), golds) == 1.0 or golds[0].swapcase().lower() != golds[0].lower()
+    if not official_normalise(answer) and em:
+        letters = [re.sub(r"[\W_]", "", text.lower()) for text in (answer, *golds)]
+        assert letters[0] in letters[1:]
 
 
 @given(st.text())
