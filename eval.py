@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.resolve import check_ranges
+from searchr1_mini.options import check_ranges
 
 
 def main() -> None:

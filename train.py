@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from searchr1_mini.cli import parse, run_command
+from searchr1_mini.cli import parse_asked, run_command
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.resolve import resolve, resolve_model, saved_config
 
@@ -17,10 +17,10 @@ from searchr1_mini.resolve import resolve, resolve_model, saved_config
 def main() -> None:
     """Parses, resolves what is left open for the model, and trains."""
     about = __doc__.splitlines()[0]
-    config = parse(TrainConfig, "train.py", about)
+    config, unasked = parse_asked(TrainConfig, "train.py", about)
     if config.resume and config.output_dir:  # with the run's own options, where no flag says otherwise
-        config = parse(TrainConfig, "train.py", about, base=saved_config(Path(config.output_dir)))
-    config = resolve(config)
+        config, unasked = parse_asked(TrainConfig, "train.py", about, base=saved_config(Path(config.output_dir)))
+    config = resolve(config, unasked)
     resolve_model(config.model)
     if config.output_dir is None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}-{config.algorithm}"

@@ -5,19 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from searchr1_mini.config import flag_of
 from searchr1_mini.defaults import PRESETS
 from searchr1_mini.errors import FULL_DISK, UserError, is_out_of_memory, suggest
+from searchr1_mini.options import SHOWN, convert, shown
 from searchr1_mini.pages.printable import plain
+from searchr1_mini.robust.option_files import read_options
 
 Config = TypeVar("Config")
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
-WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
 def parse(
@@ -27,7 +29,21 @@ def parse(
     argv: Sequence[str] | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> Config:
+    """Reads a config, see `parse_asked`."""
+    return parse_asked(config_class, prog, description, argv, base)[0]
+
+
+def parse_asked(
+    config_class: type[Config],
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> tuple[Config, set[str]]:
     """Reads a config: defaults, `base`, --preset, --config file.yaml, then flags, each over the one before.
+
+    Returns:
+        The config, and the options whose values come from `base` or the preset: nobody asked for them by name.
 
     Raises:
         UserError: an unknown flag, preset or yaml key (with the closest known one), a wrong value, an unreadable file.
@@ -40,16 +56,25 @@ def parse(
     known = {option.name: option for option in fields(config_class)}
     hints = get_type_hints(config_class)
     argv = _spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
-    _check_words(argv, hints)
-    defaults = dict(base or {}) | _preset_values(preset, known) | _yaml_values(file, hints)
+    flags = _check_words(argv, hints)
+    unasked = dict(base or {}) | _preset_values(preset, known)
+    of_file = _yaml_values(file, hints)
+    defaults = unasked | of_file
     grouped = _grouped_class(known, hints, defaults, tyro)
     epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
     parsed = tyro.cli(
         grouped, prog=prog, description=description + epilogue, args=argv, config=(tyro.conf.OmitArgPrefixes,)
     )
-    return config_class(
-        **{name: getattr(getattr(parsed, option.metadata["group"]), name) for name, option in known.items()}
-    )
+    values = {name: getattr(getattr(parsed, option.metadata["group"]), name) for name, option in known.items()}
+    values = {name: at_home(value) if name != "ask" else value for name, value in values.items()}
+    return config_class(**values), set(unasked) - set(of_file) - flags
+
+
+def at_home(value: Any) -> Any:
+    """`~/runs` spelled out, as a shell does where it stands alone; other values as they are."""
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    return os.path.expanduser(value)
 
 
 def _grouped_class(known: dict[str, Field], hints: dict[str, Any], defaults: dict[str, Any], tyro: Any) -> type:
@@ -94,21 +119,28 @@ def _spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     return spelled
 
 
-def _check_words(argv: Sequence[str], hints: dict[str, Any]) -> None:
-    """Refuses an unknown flag, a missing value or a wrong one in one sentence, where tyro would draw a box."""
+def _check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
+    """Refuses an unknown flag, a missing value or a wrong one in one sentence, where tyro would draw a box.
+
+    Returns:
+        The names of the options that are given.
+    """
     flags = {flag_of(name): hint for name, hint in hints.items()}
     switches = {"--no-" + name.replace("_", "-"): bool for name, hint in hints.items() if hint is bool}
     names = [*flags, *switches, "--preset", "--config", "--help"]
-    words = iter(argv)
+    words, given = iter(argv), set()
     for word in words:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
         if flag in ("--help", "-h"):
             continue
         if not flag.startswith("--"):
-            raise UserError(f"unexpected argument {word!r}; options are --name VALUE, switches --name or --no-name")
+            raise UserError(
+                f"unexpected argument {shown(repr(word))}; options are --name VALUE, switches --name or --no-name"
+            )
         if flag not in flags and flag not in switches:
-            raise UserError(f"unknown option {flag}{suggest(flag, names)}; see --help")
+            raise UserError(f"unknown option {shown(flag)}{suggest(flag[:SHOWN], names)}; see --help")
+        given.add(_name_of(flag, switches))
         hint = flags.get(flag, bool)
         if hint is bool and equals:
             raise UserError(f"{flag} is a switch and takes no value; leave out {word[len(flag) :]}")
@@ -116,55 +148,33 @@ def _check_words(argv: Sequence[str], hints: dict[str, Any]) -> None:
             value = next(words, "")
             value = "" if value[:1] == "-" and not value[1:2].isdigit() else value  # the next flag, not a number
         if hint is not bool:
-            _convert(flag, value, hint)
+            convert(flag, value, hint)
+    return given
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """The word after a flag, or a yaml value, as the type of its option; `name` is how the error calls it."""
-    kinds = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
-    if value in (None, "None") and type(None) in kinds:
-        return None
-    if value in (None, ""):
-        raise UserError(f"{name} needs a value")
-    choices = get_args(kinds[0])
-    if choices:
-        if value not in choices:
-            known = ", ".join(choices)
-            raise UserError(f"{name} {value}: it must be one of {known}{suggest(str(value), choices)}")
-        return value
-    try:
-        return {"True": True, "False": False}[str(value)] if kinds[0] is bool else kinds[0](str(value))
-    except (ValueError, KeyError):
-        raise UserError(f"{name} {value}: it must be {WANTED[kinds[0]]}") from None
+def _name_of(flag: str, switches: Collection[str]) -> str:
+    return flag.removeprefix("--no-" if flag in switches else "--").replace("-", "_")
 
 
 def _preset_values(preset: str | None, known: dict[str, Field]) -> dict[str, Any]:
     if preset is None:
         return {}
     if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}{suggest(preset, PRESETS)}; known: {', '.join(PRESETS)}")
+        known_ones = ", ".join(PRESETS)
+        raise UserError(f"unknown preset {shown(preset)!r}{suggest(preset[:SHOWN], PRESETS)}; known: {known_ones}")
     return {name: value for name, value in PRESETS[preset].items() if name in known}
 
 
 def _yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
     if file is None:
         return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read --config {file}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {file} must hold `option: value` lines")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = {key.replace("-", "_"): value for key, value in read_options(Path(file)).items()}
     for key, value in values.items():
         if key not in hints:
-            raise UserError(f"--config {file}: unknown option {key}{suggest(key, hints)}")
-        if isinstance(value, (dict, list)):
-            raise UserError(f"--config {file}: {key} must be a single value, not {value!r}")
-    # yaml reads 3e-5 as text, and 2 as a number where the option is text
-    return {key: _convert(f"--config {file}: {key}", value, hints[key]) for key, value in values.items()}
+            raise UserError(f"--config {file}: unknown option {shown(key)}{suggest(key[:SHOWN], hints)}")
+        if not isinstance(value, (str, bool, NoneType)):
+            raise UserError(f"--config {file}: {key} must be a single value, not a {type(value).__name__}")
+    return {key: convert(f"--config {file}: {key}", value, hints[key]) for key, value in values.items()}
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from searchr1_mini.defaults import DATASETS, DENSE_MODEL, REAL, TINY
 
 
-def option(group: str, default: Any, help_text: str, least: float | None = None, above: float | None = None):
-    """A field with its group in --help, its meaning and unit, and its range: at least `least`, or above `above`."""
-    return field(default=default, metadata={"group": group, "help": help_text, "least": least, "above": above})
+def option(group: str, default: Any, help_text: str, **bounds: float):
+    """A field with its group in --help, its meaning and unit, and its `least` (or `above`) and `most`."""
+    range_ = {"least": None, "above": None, "most": None} | bounds
+    return field(default=default, metadata={"group": group, "help": help_text} | range_)
 
 
 def flag_of(name: str) -> str:
@@ -21,6 +22,10 @@ def flag_of(name: str) -> str:
 def _auto(name: str) -> str:
     return f" [default: {TINY[name]} for tiny, else {REAL[name]}]"
 
+
+MOST_STEPS, MOST_TOKENS, MOST_QUESTIONS = 10**6, 2**20, 10**7
+MOST_SEED = 2**32 - 1  # seeds of steps, rounds and updates are made of it, and torch takes 64 bits
+NEVER = 10**9  # steps between evaluations, or checkpoints to keep
 
 CORPUS_HELP = "passages: a jsonl file, a folder of such or of texts (.txt, .md), or hotpotqa"
 RETRIEVER_URL_HELP = "address of a /retrieve server, for --retriever http, or of Milvus (a path is milvus-lite)"
@@ -47,18 +52,22 @@ class TrainConfig:
     )
     output_dir: str | None = option("run", None, "folder of the run [default: runs/<time>-<model>-<algorithm>]")
     resume: bool = option("run", False, "go on from the newest checkpoint in --output-dir")
-    seed: int = option("run", 0, "of the world, the order of questions, sampling and the adapter", least=0)
+    seed: int = option(
+        "run", 0, "of the world, the order of questions, sampling and the adapter", least=0, most=MOST_SEED
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = option("run", "auto", "where to compute")
 
     dataset: str | None = option("data", None, f"a file, or one of {', '.join(DATASETS)}" + _auto("dataset"))
     data_path: str | None = option("data", None, "local file with the questions, instead of the hub")
     corpus: str | None = option("data", None, CORPUS_HELP + " [default: the data set's own]")
-    eval_questions: int | None = option("data", None, "held-out questions" + _auto("eval_questions"), least=1)
+    eval_questions: int | None = option(
+        "data", None, "held-out questions" + _auto("eval_questions"), least=1, most=MOST_QUESTIONS
+    )
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option(
         "data", None, "how the synthetic world's passages are written [default: natural]"
     )
     world_hops: str | None = option("data", None, "hops of the synthetic questions, in equal shares [default: 1,2]")
-    world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0)
+    world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0, most=1000)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template" + _auto("template"))
 
     retriever: Literal[
@@ -70,78 +79,94 @@ class TrainConfig:
         "any passages (random), the supporting ones (oracle)",
     )
     retriever_url: str | None = option("retrieval", None, RETRIEVER_URL_HELP)
-    topk: int = option("retrieval", 3, "passages a search", least=1)
+    topk: int = option("retrieval", 3, "passages a search", least=1, most=1000)
     stemming: bool = option("retrieval", False, STEMMING_HELP)
     stop_words: bool = option("retrieval", True, STOP_WORDS_HELP)
     dense_model: str = option("retrieval", DENSE_MODEL, DENSE_MODEL_HELP)
     dense_index: Literal["flat", "hnsw"] = option("retrieval", "flat", DENSE_INDEX_HELP)
     reranker: str | None = option("retrieval", None, RERANKER_HELP)
 
-    max_turns: int = option("rollout", 4, "actions a question; then one last turn without search", least=1)
-    max_new_tokens: int | None = option("rollout", None, "tokens a turn" + _auto("max_new_tokens"), least=1)
+    max_turns: int = option("rollout", 4, "actions a question; then one last turn without search", least=1, most=1000)
+    max_new_tokens: int | None = option(
+        "rollout", None, "tokens a turn" + _auto("max_new_tokens"), least=1, most=MOST_TOKENS
+    )
     max_total_tokens: int | None = option(
-        "rollout", None, "tokens a trajectory, prompt included" + _auto("max_total_tokens"), least=16
+        "rollout", None, "tokens a trajectory, prompt included" + _auto("max_total_tokens"), least=16, most=MOST_TOKENS
     )
     max_observation_tokens: int | None = option(
-        "rollout", None, "tokens an observation" + _auto("max_observation_tokens"), least=16
+        "rollout", None, "tokens an observation" + _auto("max_observation_tokens"), least=16, most=MOST_TOKENS
     )
-    temperature: float = option("rollout", 1.0, "of sampling, in rollouts and in the loss alike", above=0)
+    temperature: float = option("rollout", 1.0, "of sampling, in rollouts and in the loss alike", above=0, most=100)
     rollout_batch_size: int | None = option(
         "rollout",
         None,
         "conversations decoded at a time; lower it to save memory" + _auto("rollout_batch_size"),
         least=1,
+        most=10**6,
     )
 
-    steps: int | None = option("optimisation", None, "training steps" + _auto("steps"), least=1)
+    steps: int | None = option("optimisation", None, "training steps" + _auto("steps"), least=1, most=MOST_STEPS)
     questions_per_step: int | None = option(
-        "optimisation", None, "questions a step" + _auto("questions_per_step"), least=1
+        "optimisation", None, "questions a step" + _auto("questions_per_step"), least=1, most=10**6
     )
     group_size: int | None = option(
-        "optimisation", None, "rollouts a question (G); 1 is REINFORCE" + _auto("group_size"), least=1
+        "optimisation", None, "rollouts a question (G); 1 is REINFORCE" + _auto("group_size"), least=1, most=10_000
     )
     demonstration_questions: int | None = option(
         "optimisation",
         None,
         "training questions that sft and rejection-sampling learn from [default: 800 for tiny, else 10000]",
         least=1,
+        most=MOST_QUESTIONS,
     )
-    mini_batches: int = option("optimisation", 2, "optimiser steps a pass over the rollouts", least=1)
-    epochs: int = option("optimisation", 1, "passes over the rollouts of a step", least=1)
+    mini_batches: int = option("optimisation", 2, "optimiser steps a pass over the rollouts", least=1, most=10**6)
+    epochs: int = option("optimisation", 1, "passes over the rollouts of a step", least=1, most=1000)
     learning_rate: float | None = option(
         "optimisation",
         None,
         "[default: LoRA 3e-3 for tiny, else 2e-5; full fine-tuning 5e-4 for tiny, else 1e-6]",
         above=0,
+        most=10,
     )
     warmup_steps: int | None = option(
-        "optimisation", None, "steps of linear warm-up, then constant" + _auto("warmup_steps"), least=0
+        "optimisation", None, "steps of linear warm-up, then constant" + _auto("warmup_steps"), least=0, most=MOST_STEPS
     )
     decay_steps: int | None = option(
-        "optimisation", None, "last steps, over which the learning rate falls to 0" + _auto("decay_steps"), least=0
+        "optimisation",
+        None,
+        "last steps, over which the learning rate falls to 0" + _auto("decay_steps"),
+        least=0,
+        most=MOST_STEPS,
     )
-    weight_decay: float = option("optimisation", 0.0, "of AdamW", least=0)
-    grad_clip: float = option("optimisation", 1.0, "largest norm of the gradient", above=0)
+    weight_decay: float = option("optimisation", 0.0, "of AdamW", least=0, most=10)
+    grad_clip: float = option("optimisation", 1.0, "largest norm of the gradient", above=0, most=1e9)
     tokens_per_micro_batch: int | None = option(
         "optimisation",
         None,
         "tokens a forward and backward; lower it to save memory" + _auto("tokens_per_micro_batch"),
         least=1,
+        most=2**24,
     )
     max_skipped_updates: int = option(
-        "optimisation", 10, "stop after so many updates in a row whose loss or gradient was not finite", least=1
+        "optimisation",
+        10,
+        "stop after so many updates in a row whose loss or gradient was not finite",
+        least=1,
+        most=MOST_STEPS,
     )
 
     reward: Literal["em", "sub-em", "f1", "format"] = option(
         "reward", "em", "format: exact match with the public code's partial credit for a well-formed trajectory"
     )
     retrieval_bonus: float = option(
-        "reward", 0.0, "added to a wrong answer's reward if a passage held the right one", least=0
+        "reward", 0.0, "added to a wrong answer's reward if a passage held the right one", least=0, most=10
     )
     overlong: Literal["keep", "drop", "penalise"] = option(
         "reward", "keep", "trajectories cut by --max-total-tokens: keep, drop from the loss, or penalise softly (DAPO)"
     )
-    overlong_buffer: int = option("reward", 64, "tokens before the limit over which the penalty grows to 1", least=1)
+    overlong_buffer: int = option(
+        "reward", 64, "tokens before the limit over which the penalty grows to 1", least=1, most=MOST_TOKENS
+    )
 
     baseline: Literal["group", "leave-one-out", "none"] = option(
         "objective",
@@ -159,6 +184,7 @@ class TrainConfig:
         1,
         "rounds of rollouts a step at most, to replace groups whose rewards are all equal (DAPO)",
         least=1,
+        most=100,
     )
     loss_aggregation: Literal["token", "sequence", "constant"] = option(
         "objective",
@@ -168,29 +194,39 @@ class TrainConfig:
     ratio: Literal["token", "sequence"] = option(
         "objective", "token", "importance ratio of each token, or of the whole trajectory (GSPO)"
     )
-    clip_eps: float = option("objective", 0.2, "the ratio is clipped below at 1 - this", above=0)
+    clip_eps: float = option("objective", 0.2, "the ratio is clipped below at 1 - this", above=0, most=1)
     clip_eps_high: float | None = option(
-        "objective", None, "and above at 1 + this; more is DAPO's clip-higher [default: --clip-eps]", above=0
+        "objective", None, "and above at 1 + this; more is DAPO's clip-higher [default: --clip-eps]", above=0, most=1000
     )
-    kl_coef: float = option("objective", 0.001, "beta, weight of the KL to the reference; 0 does without", least=0)
+    kl_coef: float = option(
+        "objective", 0.001, "beta, weight of the KL to the reference; 0 does without", least=0, most=1000
+    )
     kl_estimator: Literal["k1", "k2", "k3"] | None = option(
         "objective", None, "of the KL [default: k3, in the loss, for grpo; k1, in the reward, for ppo]"
     )
-    entropy_coef: float = option("objective", 0.0, "weight of an entropy bonus", least=0)
+    entropy_coef: float = option("objective", 0.0, "weight of an entropy bonus", least=0, most=1000)
     importance_cap: float | None = option(
-        "objective", None, "weigh tokens by trainer / sampler probability, at most this [default: no weights]", above=0
+        "objective",
+        None,
+        "weigh tokens by trainer / sampler probability, at most this [default: no weights]",
+        above=0,
+        most=10_000,
     )
     llds_coef: float = option(
-        "objective", 0.0, "weight of the likelihood-preserving regulariser LLDS (arXiv 2512.04220)", least=0
+        "objective", 0.0, "weight of the likelihood-preserving regulariser LLDS (arXiv 2512.04220)", least=0, most=1000
     )
 
     critic_learning_rate: float | None = option(
-        "PPO", None, "of the critic's adapter and value head [default: 3e-3 for tiny, else 1e-4]", above=0
+        "PPO", None, "of the critic's adapter and value head [default: 3e-3 for tiny, else 1e-4]", above=0, most=10
     )
-    critic_warmup_steps: int = option("PPO", 2, "steps of the critic's linear warm-up, then constant", least=0)
-    gamma: float = option("PPO", 1.0, "discount a policy token", least=0)
-    gae_lambda: float = option("PPO", 1.0, "lambda of GAE; 1 is the return less the value", least=0)
-    value_clip: float = option("PPO", 0.5, "a value moves at most this far from its old one in a step's loss", above=0)
+    critic_warmup_steps: int = option(
+        "PPO", 2, "steps of the critic's linear warm-up, then constant", least=0, most=MOST_STEPS
+    )
+    gamma: float = option("PPO", 1.0, "discount a policy token", least=0, most=1)
+    gae_lambda: float = option("PPO", 1.0, "lambda of GAE; 1 is the return less the value", least=0, most=1)
+    value_clip: float = option(
+        "PPO", 0.5, "a value moves at most this far from its old one in a step's loss", above=0, most=1e6
+    )
 
     mask_observations: bool = option(
         "museum", True, "keep what the engine returned out of the loss (paper, section 5.4)"
@@ -212,8 +248,10 @@ class TrainConfig:
         "museum", False, "pay for a gold answer anywhere in the text, passages included"
     )
 
-    lora_rank: int | None = option("model", None, "0 is full fine-tuning" + _auto("lora_rank"), least=0)
-    lora_alpha: int | None = option("model", None, "scale of the adapter [default: twice the rank]", least=1)
+    lora_rank: int | None = option("model", None, "0 is full fine-tuning" + _auto("lora_rank"), least=0, most=4096)
+    lora_alpha: int | None = option(
+        "model", None, "scale of the adapter [default: twice the rank]", least=1, most=10**6
+    )
     load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes" + _auto("load_in_4bit"))
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "model", "auto", "auto: bfloat16 where the GPU has it, else float16; float32 on other devices"
@@ -227,7 +265,11 @@ class TrainConfig:
     )
     memory_check: bool = option("model", True, "predict peak memory before loading, and refuse what does not fit")
     memory_limit: float | None = option(
-        "model", None, "GB that the run may take, where others share the device [default: what is free]", above=0
+        "model",
+        None,
+        "GB that the run may take, where others share the device [default: what is free]",
+        above=0,
+        most=10**6,
     )
     rollout_weights: Literal["auto", "base", "dequantised"] = option(
         "model",
@@ -238,9 +280,15 @@ class TrainConfig:
     compile_decode: bool = option("model", False, "torch.compile the decode step: faster after a minute or two")
     fused_kernels: bool = option("model", False, "Liger's kernels in the model; a GPU and liger-kernel")
 
-    eval_every: int | None = option("logging", None, "steps between evaluations" + _auto("eval_every"), least=1)
-    save_every: int | None = option("logging", None, "steps between checkpoints" + _auto("save_every"), least=1)
-    keep_checkpoints: int = option("logging", 2, "newest checkpoints to keep; the best is kept besides", least=1)
+    eval_every: int | None = option(
+        "logging", None, "steps between evaluations" + _auto("eval_every"), least=1, most=NEVER
+    )
+    save_every: int | None = option(
+        "logging", None, "steps between checkpoints" + _auto("save_every"), least=1, most=NEVER
+    )
+    keep_checkpoints: int = option(
+        "logging", 2, "newest checkpoints to keep; the best is kept besides", least=1, most=NEVER
+    )
     tensorboard: bool = option("logging", True, "write TensorBoard event files")
     wandb: bool = option("logging", False, "log to Weights & Biases")
 

@@ -21,7 +21,8 @@ from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import TrainConfig, option
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.resolve import check_ranges, resolve_model, saved_config
+from searchr1_mini.options import check_ranges
+from searchr1_mini.resolve import resolve_model, saved_config
 
 if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once
     from searchr1_mini.data import Example

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from searchr1_mini.cli import parse, run_command
+from searchr1_mini.cli import parse_asked, run_command
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.distributed import n_processes
 from searchr1_mini.errors import UserError
@@ -203,9 +203,8 @@ def cgroup_room(folder: Path) -> float:
 
 def main() -> None:
     """Prints the table of a run on a GPU (or `--device cpu`), and refuses it beyond `--memory-limit`."""
-    config = resolve(
-        parse(TrainConfig, "python -m searchr1_mini.preflight", "Predicts a run's memory: options of train.py.")
-    )
+    about = "Predicts a run's memory: options of train.py."
+    config = resolve(*parse_asked(TrainConfig, "python -m searchr1_mini.preflight", about))
     shape = load_shape(resolve_model(config.model))
     is_cpu = config.device == "cpu"
     width = {"auto": 4 if is_cpu else 2, "float32": 4}.get(config.dtype, 2)

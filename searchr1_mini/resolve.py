@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,13 @@ from searchr1_mini.defaults import (
 )
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.options import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.robust.files import read_json
+
+LEAST_TEMPERATURE = 0.001  # below it logits overflow
+MOST_ROLLOUTS = 10**6
 
 
 def is_tiny(config: TrainConfig) -> bool:
@@ -64,9 +67,16 @@ def saved_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no run (no config.json); name a folder that train.py wrote")
     saved = read_json(path)
-    missing = [name for name in ("model", "method", "algorithm", "dataset") if name not in saved]
+    missing = [name for name in ("model", "method", "algorithm", "dataset") if saved.get(name) is None]
     if missing:
         raise UserError(f"{path} is damaged: it names no {missing[0]}; put back a copy of it, or name another run")
+    check_saved(path, saved, TrainConfig)
+    empty = [name for name in TINY if name != "drop_zero_variance" and name in saved and saved[name] is None]
+    wrong = [name for name in ("data_hashes", "versions") if not isinstance(saved.get(name) or {}, dict)]
+    for name in empty + wrong:
+        raise UserError(
+            f"{path} is damaged: {name} is {shown(saved[name])}; put back a copy of it, or name another run"
+        )
     return {f.name: getattr(TrainConfig, f.name) for f in fields(TrainConfig)} | saved  # an older version had fewer
 
 
@@ -85,16 +95,27 @@ def world_hops_list(config: TrainConfig) -> list[int]:
     return hops
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
+def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     """Fills every open value for the model at hand and refuses what does not fit together.
+
+    Args:
+        unasked: names of options whose values come from a preset or an earlier run, and not from the user: where such
+            a value does nothing, that is no fault.
 
     Raises:
         UserError: one sentence that names the flag, its value and the remedy.
     """
     check_ranges(config)
-    config = name_file(config)
-    _check_given(config)
-    _check_algorithm(config)
+    given = name_file(config)
+    _check_given(given, unasked)
+    config = _filled(given)
+    _check_resolved(config)
+    refuse_idle(given, config, _filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
+    return config
+
+
+def _filled(config: TrainConfig) -> TrainConfig:
+    """The config with every open value filled in for its model and algorithm."""
     size = "tiny" if is_tiny(config) else "real"
     values = dict(TINY if size == "tiny" else REAL)
     imitates = config.algorithm in ("sft", "rejection-sampling")
@@ -121,14 +142,20 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if values["dataset"] == "world":
         values.setdefault("world_difficulty", WORLD_DIFFICULTY)
         values.setdefault("world_hops", "1,2")
-    config = replace(config, **values)
-    _check_resolved(config)
-    return config
+    return replace(config, **values)
 
 
 def name_file(config: TrainConfig) -> TrainConfig:
-    """`--dataset questions.parquet` is `--dataset jsonl --data-path questions.parquet`."""
+    """`--dataset questions.parquet` is `--dataset jsonl --data-path questions.parquet`.
+
+    Raises:
+        UserError: both name a file.
+    """
     is_file = config.dataset is not None and config.dataset.endswith((".json", ".jsonl", ".jsonl.gz", ".parquet"))
+    if is_file and config.data_path not in (None, config.dataset):
+        raise UserError(
+            f"--dataset {config.dataset} and --data-path {config.data_path} both name a file of questions; name one"
+        )
     return replace(config, dataset="jsonl", data_path=config.dataset) if is_file else config
 
 
@@ -163,24 +190,7 @@ def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfi
         raise UserError("--retriever-url is the address of one server, http or milvus; leave the other out")
 
 
-def check_ranges(config: TrainConfig | EvalConfig) -> None:
-    """Refuses a number outside of its range.
-
-    Raises:
-        UserError: names the flag, its value and the range.
-    """
-    for option_ in fields(config):
-        value, least, above = getattr(config, option_.name), option_.metadata["least"], option_.metadata["above"]
-        flag = flag_of(option_.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag} {value}: it must be a finite number")
-        if value is not None and least is not None and not value >= least:
-            raise UserError(f"{flag} {value}: it must be at least {least}")
-        if value is not None and above is not None and not value > above:
-            raise UserError(f"{flag} {value}: it must be above {above}")
-
-
-def _check_given(config: TrainConfig) -> None:
+def _check_given(config: TrainConfig, unasked: Collection[str]) -> None:
     if config.dataset is not None and config.dataset not in DATASETS:
         raise UserError(
             f"unknown data set {config.dataset!r}{suggest(config.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
@@ -190,39 +200,15 @@ def _check_given(config: TrainConfig) -> None:
     check_retriever(config, [config.retriever])
     has_search = config.method not in ("r1", "direct") and config.algorithm != "sft"
     of_search = [f.name for f in fields(config) if f.metadata["group"] == "retrieval" or f.name == "corpus"]
-    given = [flag_of(name) for name in of_search if getattr(config, name) != getattr(TrainConfig, name)]
+    asked = [name for name in of_search if name not in unasked]
+    given = [flag_of(name) for name in asked if getattr(config, name) != getattr(TrainConfig, name)]
     if not has_search and given:
         name = "--algorithm sft" if config.algorithm == "sft" else f"--method {config.method}"
         raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
-    if not has_search and config.max_turns != TrainConfig.max_turns:
-        raise UserError("--max-turns: without a search engine there is one turn; leave it out")
-    if config.algorithm == "sft" and (config.temperature != 1 or config.group_size not in (None, 1)):
-        raise UserError("--temperature and --group-size do nothing with --algorithm sft, which samples nothing")
     if config.method not in (None, "direct") and config.algorithm == "sft":
         raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
     if config.method not in (None, "search-r1") and config.algorithm == "rejection-sampling":
         raise UserError("--algorithm rejection-sampling learns from rollouts with search; leave out --method")
-
-
-def _check_algorithm(config: TrainConfig) -> None:
-    """Refuses a flag that the algorithm does not read, rather than letting it do nothing."""
-    default = TrainConfig()
-    if config.algorithm in ("sft", "rejection-sampling"):
-        for option_ in fields(config):
-            is_of_rl = option_.metadata["group"] in ("reward", "objective", "PPO", "museum")
-            if is_of_rl and getattr(config, option_.name) != option_.default:
-                flag = flag_of(option_.name)
-                raise UserError(f"{flag} does nothing with --algorithm {config.algorithm}; leave it out")
-        return
-    if config.demonstration_questions is not None:
-        raise UserError("--demonstration-questions needs --algorithm sft or rejection-sampling")
-    only_grpo = ("baseline", "normalize_std", "dynamic_sampling", "bug_colliding_groups")
-    only_ppo = ("critic_learning_rate", "critic_warmup_steps", "gamma", "gae_lambda", "value_clip")
-    for name in only_grpo if config.algorithm == "ppo" else only_ppo:
-        if getattr(config, name) != getattr(default, name):
-            raise UserError(f"{flag_of(name)} does nothing with --algorithm {config.algorithm}; leave it out")
-    if config.algorithm == "ppo" and config.llds_coef:
-        raise UserError("--llds-coef preserves what a group's advantage calls good; it needs --algorithm grpo")
 
 
 def _check_resolved(config: TrainConfig) -> None:
@@ -235,26 +221,27 @@ def _check_resolved(config: TrainConfig) -> None:
          f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {config.dataset}"),
         (config.load_in_4bit and config.lora_rank == 0,
          "--load-in-4bit needs an adapter; set --lora-rank above 0, or --no-load-in-4bit for full fine-tuning"),
-        (config.rollout_weights != "auto" and not config.load_in_4bit,
-         f"--rollout-weights {config.rollout_weights} is about a 4-bit base; add --load-in-4bit, or leave it out"),
         (config.max_new_tokens >= config.max_total_tokens,
          f"--max-new-tokens {config.max_new_tokens} must be below --max-total-tokens {config.max_total_tokens}"),
         (config.max_observation_tokens >= config.max_total_tokens,
          f"--max-observation-tokens {config.max_observation_tokens} must be below --max-total-tokens "
          f"{config.max_total_tokens}"),
-        (config.check and (config.has_bug or config.algorithm in ("sft", "rejection-sampling")),
-         "--check is about steps of grpo and ppo without a bug of the museum; leave it out"),
-        (config.memory_limit and not config.memory_check, "--memory-limit does nothing with --no-memory-check"),
+        (config.check and config.has_bug, "--check is about steps without a bug of the museum; leave it out"),
         (config.mini_batches > config.questions_per_step,
          f"--mini-batches {config.mini_batches} is more than --questions-per-step {config.questions_per_step}"),
         (config.clip_eps >= 1, f"--clip-eps {config.clip_eps}: it must be below 1"),
         ((config.clip_eps_high or config.clip_eps) < config.clip_eps,
          f"--clip-eps-high {config.clip_eps_high} must not be below --clip-eps {config.clip_eps}"),
-        (config.gamma > 1 or config.gae_lambda > 1,
-         f"--gamma {config.gamma} and --gae-lambda {config.gae_lambda} must be at most 1"),
         (config.dynamic_sampling > 1 and config.group_size == 1,
          "--dynamic-sampling replaces groups whose rewards are all equal, and a group of 1 has one reward; raise "
          "--group-size"),
+        (config.temperature < LEAST_TEMPERATURE,
+         f"--temperature {config.temperature}: it must be at least {LEAST_TEMPERATURE}"),
+        (config.questions_per_step * config.group_size * config.dynamic_sampling > MOST_ROLLOUTS,
+         f"--questions-per-step {config.questions_per_step} times --group-size {config.group_size} (times "
+         f"--dynamic-sampling) are more than {MOST_ROLLOUTS} rollouts a step; lower one of them"),
+        (config.overlong == "penalise" and config.bug_reward_from_whole_text,
+         "--overlong penalise does nothing with --bug-reward-from-whole-text; leave one out"),
         (config.overlong == "penalise" and config.overlong_buffer >= config.max_total_tokens,
          f"--overlong-buffer {config.overlong_buffer} must be below --max-total-tokens {config.max_total_tokens}"),
         (config.baseline == "leave-one-out" and config.group_size == 1 and config.algorithm == "grpo",

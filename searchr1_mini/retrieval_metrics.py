@@ -18,7 +18,8 @@ from searchr1_mini.comparison.columns import chosen, listed
 from searchr1_mini.data import Example, load_corpus, load_examples
 from searchr1_mini.defaults import ENGINES
 from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import check_ranges, check_retriever, name_file
+from searchr1_mini.options import check_ranges
+from searchr1_mini.resolve import check_retriever, name_file
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig

@@ -20,7 +20,8 @@ from typing import Annotated, Any
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.data import load_corpus
 from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import check_ranges, check_retriever
+from searchr1_mini.options import check_ranges
+from searchr1_mini.resolve import check_retriever
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol

@@ -92,7 +92,7 @@ def parser_of(script: str) -> tuple[type | None, frozenset[str]]:
     config, flags = None, set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
-        if name == "parse" and node.args and isinstance(node.args[0], ast.Name):
+        if name in ("parse", "parse_asked") and node.args and isinstance(node.args[0], ast.Name):
             config = _config_class(source, node.args[0].id)
         elif name == "add_argument":
             given = {word.value for word in node.args if isinstance(word, ast.Constant) and word.value[:2] == "--"}

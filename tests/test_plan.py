@@ -33,7 +33,7 @@ def write_weights(folder: Path) -> None:
 def save_run(folder: Path, **options) -> str:
     """A run's folder as train.py leaves it, but for what is in the files of its checkpoint."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(asdict(resolve(TrainConfig(**options)))))
+    (folder / "config.json").write_text(json.dumps(asdict(resolve(TrainConfig(**options), unasked=options))))
     checkpoint.save_checkpoint(folder, 5, write_weights)
     return str(folder)
 

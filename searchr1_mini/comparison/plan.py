@@ -95,7 +95,7 @@ def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig
     values = {name: saved[name] for name in (*OF_THE_MODEL, *OF_A_SEARCH)} if saved else {}
     given = {name: getattr(config, name) for name in (*OF_THE_MODEL, *OF_A_SEARCH) if hasattr(config, name)}
     values |= {name: value for name, value in given.items() if value is not None}
-    settings = resolve(TrainConfig(**values))
+    settings = resolve(TrainConfig(**values), unasked=values)
     engine = saved["retriever"] if saved and saved["retriever"] not in PROBES else "auto"
     of_engine = {name: (saved or {}).get(name, getattr(TrainConfig, name)) for name in OF_AN_ENGINE}
     of_engine |= {name: value for name in OF_AN_ENGINE if (value := getattr(config, name)) is not None}
@@ -259,7 +259,7 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
         engine = only_what_is_read(engine)
         values |= {name: getattr(engine, name) for name in ("retriever", *OF_AN_ENGINE, *OF_A_SEARCH)}
         values["corpus"] = corpus_of(config, own)
-    wanted = resolve(TrainConfig(**values))
+    wanted = resolve(TrainConfig(**values), unasked=values)
     folder = folder_for(wanted, out / "runs" / row.method)
     if not (folder / "summary.json").exists():
         print(f"\ntraining {row.method} in {folder}", flush=True)

@@ -74,7 +74,7 @@ STUDIES = {
         {
             "5": {"group_size": 5, "questions_per_step": 12},
             "3": {"group_size": 3, "questions_per_step": 20},
-            "1": {"group_size": 1, "questions_per_step": 60, "drop_zero_variance": False},
+            "1": {"group_size": 1, "questions_per_step": 60},
         },
     ),
     "topk": Study(

@@ -9,6 +9,7 @@ from searchr1_mini.config import (
     CORPUS_HELP,
     DENSE_INDEX_HELP,
     DENSE_MODEL_HELP,
+    MOST_QUESTIONS,
     RERANKER_HELP,
     RETRIEVER_URL_HELP,
     STEMMING_HELP,
@@ -36,10 +37,12 @@ class ServerConfig:
     reranker: str | None = option("index", None, RERANKER_HELP)
 
     host: str = option("network", "127.0.0.1", "address to listen on; 0.0.0.0 is every network, without a password")
-    port: int = option("network", 8000, "port to listen on", least=1)
-    max_body_mb: float = option("network", 8.0, "largest body of a request, in MiB", above=0)
-    body_timeout: float = option("network", 10.0, "seconds for a client to send, or to take an answer", above=0)
-    max_connections: int = option("network", 128, "at the same time; to more the answer is 503", least=1)
+    port: int = option("network", 8000, "port to listen on", least=1, most=65535)
+    max_body_mb: float = option("network", 8.0, "largest body of a request, in MiB", above=0, most=4096)
+    body_timeout: float = option(
+        "network", 10.0, "seconds for a client to send, or to take an answer", above=0, most=86_400
+    )
+    max_connections: int = option("network", 128, "at the same time; to more the answer is 503", least=1, most=65_535)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class MetricsConfig:
     dataset: str = option("data", "hotpotqa", "a file of questions with supporting titles, or a data set")
     data_path: str | None = option("data", None, "local file of that data set")
     corpus: str | None = option("data", None, CORPUS_HELP)
-    limit: int = option("data", 500, "questions, always the same ones", least=1)
+    limit: int = option("data", 500, "questions, always the same ones", least=1, most=MOST_QUESTIONS)
 
     retriever: str = option("retrieval", "auto", "as in train.py without the probes; several, a row each: bm25,dense")
     retriever_url: str | None = option("retrieval", None, RETRIEVER_URL_HELP)
