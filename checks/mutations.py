@@ -1,17 +1,20 @@
 """Puts a deliberate bug into the package, one after the other, and sees whether the tests tell.
 
-    python checks/mutations.py            # all; about a quarter of an hour on two cores
-    python checks/mutations.py std clip   # some, by name
+    python checks/mutations.py                # all, two at a time
+    python checks/mutations.py -n 1 std clip  # some, by name, one at a time
 
 Each bug is put into a copy of the repository; the tests named beside it are run there until one fails. A bug that they
-all let through is named, and the exit code is 1.
+all let through is named, and the exit code is 1. Processes are forked off one that has the heavy libraries in memory
+already (Linux and macOS).
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -19,10 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 600  # seconds, after which a test that a bug keeps from ending is broken off, and so fails
+HEAVY = ("torch", "transformers", "peft", "datasets", "hypothesis", "pytest")
 
 
 class Bug(NamedTuple):
-    """Text of a module, what stands in its place, and the test files that should tell."""
+    """Text of a module, what stands in its place, and the test files (or `file::test`) that should tell."""
 
     name: str
     module: str
@@ -69,7 +74,41 @@ BUGS = [
         "accumulation"),
     Bug("value clip unbounded", "algorithms", "clipped = old + (v - old).clamp(-value_clip, value_clip)", "clipped = v",
         "algorithms references"),
+    # the numbers of an update
+    Bug("PPO's advantages not whitened", "update", "Experience(batch, whiten(advantages, mask), None",
+        "Experience(batch, advantages, None", "update"),
+    Bug("PPO's KL the wrong way round", "update",
+        "kl_penalty(batch.old_logprobs, ref_logprobs, config.kl_estimator)",
+        "kl_penalty(ref_logprobs, batch.old_logprobs, config.kl_estimator)", "update"),
+    Bug("an update at temperature 1", "update", "forward(run.policy, batch, config.temperature, entropy_gradient",
+        "forward(run.policy, batch, 1.0, entropy_gradient", "update"),
+    Bug("importance weights counted twice", "update",
+        "batch.old_logprobs = trainer if config.importance_cap else sampler", "batch.old_logprobs = sampler", "update"),
+    Bug("a sum over the wrong constant", "update", "config.loss_aggregation, config.max_new_tokens)",
+        "config.loss_aggregation, config.max_total_tokens)", "update"),
+    Bug("the critic warmed up as the policy", "session", "max(config.critic_warmup_steps * updates_a_step, 1)",
+        "warmups[0]", "training"),
+    Bug("warm-up in updates", "session", "warmups = [max(config.warmup_steps * updates_a_step, 1)]",
+        "warmups = [max(config.warmup_steps, 1)]", "training"),
+    # a step's questions, samples and rewards
+    Bug("the same order every epoch", "training", 'random.Random(f"{seed}/{epoch}"', 'random.Random(f"{seed}"',
+        "training"),
+    Bug("the same samples every step", "training", "seed=config.seed * 1_000_003 + step + round_ * 500_009",
+        "seed=config.seed * 1_000_003 + round_ * 500_009", "training"),
+    Bug("surplus groups kept", "training", "set(groups_with_signal(rollouts)[: config.questions_per_step])",
+        "set(groups_with_signal(rollouts))", "training"),
+    Bug("out of turns dropped as overlong", "training", '== "drop" and trajectory.finish_reason == "length"',
+        '== "drop" and trajectory.finish_reason == "turns"', "training"),
+    Bug("overlong by policy tokens", "training", "torch.tensor(len(trajectory.token_ids))",
+        "torch.tensor(trajectory.n_policy_tokens)", "training"),
+    Bug("right is what contains the gold", "sft", "if exact_match(trajectory.answer, e.golden_answers)]",
+        "if e.golden_answers[0] in (trajectory.answer or str())]", "sft::test_only_an_exact_answer_is_imitated"),
     # stops and sampling
+    Bug("the last of two stops", "stops", "return min(ends) if ends else None", "return max(ends) if ends else None",
+        "rollout::test_a_turn_ends_at_the_first_of_two_stops_that_one_token_completes"),
+    Bug("no room for a word after an observation", "rollout", "self.decoder.length(key) - 1\n",
+        "self.decoder.length(key)\n",
+        "rollout::test_an_observation_leaves_room_for_a_word_about_it"),
     Bug("stop only within one token", "stops", "start = max(0, len(self.seen) - self.keep)",
         "start = len(self.seen)", "generation"),
     Bug("EOS goes on", "generation", "if id_ in self.eos_ids:", "if id_ == -1:", "generation rollout"),
@@ -97,6 +136,9 @@ BUGS = [
         'run.first_step = progress["step"] + 1', "interrupt"),
     Bug("a step that was thrown away stays in the log", "session",
         'logged = progress["step"] - (run.unlogged is not None)', 'logged = progress["step"] + 1', "end_to_end"),
+    Bug("updates thrown away are forgotten", "session",
+        'run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]',
+        'run.unlogged = progress["unlogged"]', "checkpoint::test_a_resumed_run_knows_all_that_it_knew"),
     Bug("the first questions again after a resume", "training", "metrics = train_step(run, step)",
         "metrics = train_step(run, step - run.first_step + 1)", "interrupt"),
 ]  # fmt: skip
@@ -117,40 +159,86 @@ def copied(scratch: Path) -> Path:
     return Path(shutil.copytree(ROOT, scratch / "copy", ignore=ignored))
 
 
-def run_tests(names: list[str], root: Path) -> subprocess.CompletedProcess[str]:
-    """Runs test files by their names, up to the first failure, with the package under `root`."""
-    files = [f"tests/test_{name}.py" for name in names]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files], cwd=root, text=True,
-        capture_output=True, env=os.environ | {"PYTHONPATH": str(root)},
-    )  # fmt: skip
+class Failures:
+    """A plugin of pytest that remembers which tests failed."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def pytest_runtest_logreport(self, report) -> None:
+        self.names += [report.nodeid] if report.failed else []
+
+    pytest_collectreport = pytest_runtest_logreport
 
 
-def is_caught(bug: Bug, root: Path) -> tuple[bool, str]:
-    """Whether a test fails with the bug in, and the name of the first that does."""
-    done = run_tests(bug.tests.split(), root)
-    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode == 1 and bool(failed), failed[0] if failed else done.stdout[-300:]
+def path_of(name: str) -> str:
+    """`sft::test_x` -> tests/test_sft.py::test_x, for pytest."""
+    file, *rest = name.split("::")
+    return "::".join([f"tests/test_{file}.py", *rest])
+
+
+def first_failure(names: list[str], root: Path) -> str | None:
+    """Runs tests by their names, up to the first failure, with the package under `root`; in a process of its own.
+
+    Its output goes to root/out.
+    """
+    import pytest
+
+    def give_up(*_) -> None:
+        raise TimeoutError(f"not done after {PATIENCE} s")
+
+    with (root / "out").open("wb") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    os.chdir(root)
+    os.environ["PYTHONPATH"] = str(root)
+    sys.path.insert(0, str(root))
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE)
+    failures = Failures()
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *map(path_of, names)], [failures])
+    return failures.names[0] if failures.names else "pytest itself" if code else None
+
+
+def with_bug(bug: Bug | None, names: list[str]) -> tuple[str | None, float]:
+    """The first test of these files that fails with the bug in, and the seconds that it took."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = copied(Path(scratch))
+        if bug:
+            put(bug, root)
+        return first_failure(names, root), time.monotonic() - began
+
+
+def try_bugs(bugs: list[Bug], n: int) -> list[str]:
+    """Tries each bug, `n` at a time, and says what became of it; returns the names of those that escaped.
+
+    Before that every file of tests is run without a bug: one that fails anyhow would catch all of them.
+    """
+    for name in HEAVY:
+        __import__(name)
+    escaped, files = [], list(dict.fromkeys(name for bug in bugs for name in bug.tests.split()))
+    with multiprocessing.get_context("fork").Pool(n, maxtasksperchild=1) as pool:
+        for name, (failed, _) in zip(files, pool.starmap(with_bug, [(None, [n]) for n in files], 1), strict=True):
+            if failed:
+                sys.exit(f"{path_of(name)} fails without a bug, at {failed}; mend it first")
+        waiting = [(bug, pool.apply_async(with_bug, (bug, bug.tests.split()))) for bug in bugs]
+        for number, (bug, result) in enumerate(waiting, start=1):
+            failed, seconds = result.get()
+            escaped += [] if failed else [bug.name]
+            told = f"caught  {bug.name}: {failed}" if failed else f"ESCAPED {bug.name}"
+            print(f"{number:3d} {told} ({seconds:.0f} s)", flush=True)
+    return escaped
 
 
 def main() -> None:
     """Tries the bugs that were named, or all; one line each."""
-    wanted = sys.argv[1:]
-    bugs = [bug for bug in BUGS if not wanted or any(word in bug.name for word in wanted)]
-    with tempfile.TemporaryDirectory() as scratch:  # the control: a test that fails without a bug catches nothing
-        root = copied(Path(scratch))
-        for name in dict.fromkeys(name for bug in bugs for name in bug.tests.split()):
-            if (done := run_tests([name], root)).returncode:
-                sys.exit(f"tests/test_{name}.py fails without a bug; mend it first:\n{done.stdout[-300:]}")
-    escaped = []
-    for number, bug in enumerate(bugs, start=1):
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory() as scratch:
-            put(bug, root := copied(Path(scratch)))
-            caught, told = is_caught(bug, root)
-        escaped += [] if caught else [bug.name]
-        seconds = time.monotonic() - began
-        print(f"{number:2d} {'caught' if caught else 'ESCAPED':8s}{bug.name}: {told} ({seconds:.0f} s)", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="only bugs with one of these words in their names")
+    parser.add_argument("-n", type=int, default=2, help="bugs at a time [default: 2]")
+    asked = parser.parse_args()
+    bugs = [bug for bug in BUGS if not asked.words or any(word in bug.name for word in asked.words)]
+    escaped = try_bugs(bugs, asked.n)
     print(f"{len(bugs) - len(escaped)} of {len(bugs)} bugs are caught")
     sys.exit(bool(escaped))
 

@@ -33,6 +33,8 @@ from searchr1_mini.comparison.plan import checkpoint_of
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.session import save_step, start
+from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.trajectory import Segment, Trajectory
 
 
 def write_some(folder, size=1000):
@@ -206,6 +208,33 @@ def test_the_seconds_of_all_processes_of_a_run_are_counted(tmp_path):
     run.before, run.earlier_seconds = {"n": 0}, 1000.0
     save_step(run, 1)
     assert 1000 < start(replace(run.config, resume=True)).total_seconds < 2000
+
+
+def test_a_resumed_run_knows_all_that_it_knew(tmp_path):
+    """What is counted over steps goes on: else two failures, a stop and two more would never be four in a row."""
+    run = session_of(tmp_path / "run", max_skipped_updates=4)
+    told = {
+        "updates": 7,
+        "skipped_in_a_row": 2,
+        "train_seconds": 12.5,
+        "before": {"em": 0.25},
+        "micro_batch_tokens": 99,
+    }
+    for name, value in told.items():
+        setattr(run, name, value)
+    segments = [Segment("prompt", [1], text="Q"), Segment("policy", [2], [-0.5], "A")]
+    aside = Segment("policy", [3], [-1.0])
+    run.samples_before = [Trajectory("q", segments, "turns", None, ["a"], ["b"], [["c"]], [aside], invalid_actions=3)]
+    (run.folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "em": 0.5}}\n' for n in (1, 2, 3, 4)))
+    save_step(run, 3)
+    again = start(replace(run.config, resume=True))
+    assert {name: getattr(again, name) for name in told} == told
+    assert (again.first_step, again.unlogged, again.samples_before) == (4, None, run.samples_before)
+    assert [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")] == [1, 2, 3]
+    run.unlogged = {"loss": 1.0}  # the evaluation of step 4 was broken off
+    save_step(run, 4)
+    again = start(replace(run.config, resume=True))
+    assert (again.first_step, again.unlogged) == (5, {"loss": 1.0})
 
 
 def test_a_disk_whose_folder_is_not_there_is_not_called_full(tmp_path):

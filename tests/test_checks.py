@@ -15,13 +15,15 @@ MUTATIONS = runpy.run_path(str(ROOT / "checks" / "mutations.py"))
 
 @pytest.mark.parametrize("bug", MUTATIONS["BUGS"], ids=lambda bug: bug.name)
 def test_a_bug_has_its_place_and_its_tests(bug, tmp_path):
-    (tmp_path / "searchr1_mini").mkdir()
-    path = tmp_path / "searchr1_mini" / f"{bug.module}.py"
-    shutil.copy(ROOT / "searchr1_mini" / path.name, path)
+    name = f"searchr1_mini/{bug.module}.py"
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    shutil.copy(ROOT / name, path)
     sound = path.read_text()
     MUTATIONS["put"](bug, tmp_path)
     assert ast.dump(ast.parse(path.read_text())) != ast.dump(ast.parse(sound))
-    assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in bug.tests.split())
+    for file, _, test in (MUTATIONS["path_of"](name).partition("::") for name in bug.tests.split()):
+        assert f"def {test}(" in (ROOT / file).read_text() if test else (ROOT / file).is_file()
 
 
 def test_there_are_enough_of_them():

@@ -143,6 +143,29 @@ def test_the_context_never_grows_over_its_budget(tokenizer, limit):
         assert segment.text.endswith("</information>\n\n")
 
 
+def test_an_observation_leaves_room_for_a_word_about_it(tokenizer):
+    """At every budget: no rollout ends in what the engine said, and where one token more fits, the policy writes it."""
+    turns = ["<search> Oslo </search>"] * 5
+    ended = {}
+    for limit in range(20, 90):
+        limits = RolloutLimits(n_rows=1, max_total_tokens=limit, max_observation_tokens=30)
+        trajectory, _ = run_script(tokenizer, turns, OneAnswer(OSLO), limits)
+        ended[limit] = trajectory.segments[-1]
+        assert trajectory.segments[-1].kind == "policy" and trajectory.segments[-1].token_ids, limit
+    assert any(len(segment.token_ids) == 1 for segment in ended.values())
+
+
+def test_a_turn_ends_at_the_first_of_two_stops_that_one_token_completes(tokenizer):
+    """`>\\n\\n` ends `</answer>` and is a line break as well."""
+    turn = "<answer> Norway </answer>\n\n"
+    assert tokenizer.decode(tokenizer(turn)["input_ids"][-1:]) == ">\n\n"
+    make = methods.make_method("ircot", template="short", max_turns=2, max_new_tokens=60, topk=1)
+    policy = scripted(tokenizer, [turn])
+    (made,), _ = rollout([Example("q", "Who?", (), "s")], make, policy, OneAnswer(OSLO), LIMITS, temperature=0, seed=0)
+    assert made.segments[-1].text == turn.rstrip("\n") and made.answer == "Norway"
+    assert made.segments[-1].token_ids == tokenizer(turn)["input_ids"]
+
+
 def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
     """Groups of 4 on 6 questions: sampled log-probs equal a fresh forward, every token is accounted for."""
     world = make_world(3, "eval")

@@ -18,6 +18,7 @@ from searchr1_mini.resolve import resolve
 from searchr1_mini.session import start
 from searchr1_mini.sft import demonstrations, imitation_step, imitation_update
 from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.update import forward
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,27 @@ def test_only_right_rollouts_are_imitated_and_sampling_goes_on_where_it_broke_of
     losses = [[row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("torn", "whole")]
     assert losses[0] == losses[1] and len(losses[0]) == 3
     assert json.loads((tmp_path / "whole" / "summary.json").read_text())["steps"] == 3
+
+
+def test_only_an_exact_answer_is_imitated(tmp_path, monkeypatch):
+    """Not one that merely holds the gold answer: its words would be learnt as if they were right."""
+    run = session_of(tmp_path / "run", "rejection-sampling")
+    forms = ["{}", "The {}.", "it is {}", "{} of Norway", "nobody", None]
+    asked = []
+
+    def rollout(examples, *_, temperature, seed):
+        asked.append((temperature, seed))
+        texts = [form and form.format(e.golden_answers[0]) for e, form in zip(examples, forms * 64, strict=False)]
+        return [Trajectory(e.id, [], "answer", text) for e, text in zip(examples, texts, strict=True)], None
+
+    monkeypatch.setattr("searchr1_mini.sft.rollout", rollout)
+    run.config = replace(run.config, demonstration_questions=130, group_size=6)
+    kept = demonstrations(run)
+    golds = {example.id: example.golden_answers[0] for example in run.train.examples}
+    assert len(kept) == 2 * 130 and len({seed for _, seed in asked}) == 3
+    assert all(trajectory.answer in (golds[trajectory.example_id], f"The {golds[trajectory.example_id]}.")
+               for trajectory in kept)  # fmt: skip
+    run.tracker.__exit__()
 
 
 def test_more_demonstrations_hold_the_fewer(tmp_path):

@@ -1,0 +1,254 @@
+"""A step around its update: which questions, which samples, what they earn, which of them are learnt from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from sessions import session_of
+
+from searchr1_mini import training
+from searchr1_mini.rollout_stats import RolloutStats
+from searchr1_mini.session import Session
+from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.training import collect, slice_of_step, train, train_step
+from searchr1_mini.trajectory import Segment, Trajectory
+
+WRONG = "<think> hm </think> <answer> nobody </answer>"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Session:
+    """Two questions a step, two rollouts each; tests change its config."""
+    return session_of(tmp_path_factory.mktemp("run") / "r", questions_per_step=2, group_size=2, reward="em")
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(request):
+    """Puts the config, and the questions, back after each test."""
+    run = request.getfixturevalue("run") if "run" in request.fixturenames else None
+    before = run and (run.config, run.train)
+    yield
+    if run:
+        run.config, run.train = before
+
+
+def played(run: Session, example, is_right: bool = False, reason: str = "answer", n_observed: int = 3) -> Trajectory:
+    """A rollout that searched once: what it wrote and read are real ids, its log-probs made up."""
+    tokenizer = run.policy.tokenizer
+    answer = example.golden_answers[0] if is_right else "nobody"
+    if reason != "answer":
+        answer = None
+    last = f"<think> so </think> <answer> {answer} </answer>" if answer else "<think> so"
+    parts = [("prompt", "Question: " + example.question), ("policy", "<search> a </search>")]
+    parts += [("observation", " x" * n_observed), ("policy", last)]
+    segments = []
+    for kind, text in parts:
+        ids = tokenizer(text)["input_ids"]
+        segments.append(Segment(kind, ids, [-1.0] * len(ids) if kind == "policy" else [], text))
+    return Trajectory(example.id, segments, reason, answer, ["a"], [" x" * n_observed], [["A"]])
+
+
+def play(monkeypatch, make) -> list:
+    """Has `make(number, example)` give the rollouts, numbered over all rounds; returns what is asked for."""
+    asked, numbers = [], iter(range(10**6))
+
+    def rollout(examples, make_method, policy, retriever, limits, *, temperature, seed):
+        asked.append((examples, seed, temperature))
+        made = [make(next(numbers), example) for example in examples]
+        return made, RolloutStats(10, 100, 50, 0, 1.0)
+
+    monkeypatch.setattr(training, "rollout", rollout)
+    return asked
+
+
+def learnt_from(run: Session, step: int = 1) -> list[bool]:
+    """Takes a step; which of its rollouts the log says were in the update, as the trained-on share does."""
+    metrics = train_step(run, step)
+    rows = read_jsonl(run.folder / "rollouts" / f"step-{step:06d}.jsonl")
+    is_in = [row["in_update"] for row in rows]
+    assert metrics["trained_on"] == sum(is_in) / len(is_in)
+    return is_in
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_every_epoch_asks_each_question_once_in_an_order_of_its_own(n):
+    questions = list(range(20))
+    asked = [question for step in range(1, 60 // n + 1) for question in slice_of_step(questions, step, n, seed=7)]
+    epochs = [asked[first : first + 20] for first in (0, 20, 40)]
+    assert all(sorted(epoch) == questions for epoch in epochs)
+    assert questions not in epochs and len({tuple(epoch) for epoch in epochs}) == 3
+    assert slice_of_step(questions, 1, 20, seed=8) != epochs[0]
+    rounds = [slice_of_step(questions, 1, 20, seed=7, round_=round_) for round_ in range(3)]
+    assert rounds[0] == epochs[0] and len({tuple(order) for order in rounds}) == 3
+
+
+def test_a_question_that_comes_again_is_answered_anew(run):
+    """In the next step, in another round and with another seed of the run: else the same words were learnt twice."""
+    run.train = replace(run.train, examples=run.train.examples[:2])
+
+    def sampled(step: int, **settings) -> dict[str, list]:
+        run.config = replace(run.config, **settings)
+        rollouts = collect(run, step)
+        return {t.example_id: (t.token_ids, rollouts.trajectories[i ^ 1].token_ids) for i, t in
+                enumerate(rollouts.trajectories)}  # fmt: skip
+
+    first, again, second, other = sampled(1), sampled(1), sampled(2), sampled(1, seed=5)
+    assert first == again
+    assert all(first[name] != second[name] and first[name] != other[name] for name in first)
+    assert all(one != two for one, two in first.values())  # and the rollouts of a group differ
+
+
+def test_rounds_of_one_step_sample_by_seeds_of_their_own_and_have_groups_of_their_own(run, monkeypatch):
+    run.config = replace(run.config, dynamic_sampling=3, temperature=0.7)
+    asked = play(monkeypatch, lambda number, example: played(run, example))  # all wrong: no round is enough
+    rollouts = collect(run, 4)
+    assert len(asked) == 3 and len({seed for _, seed, _ in asked}) == 3
+    assert {temperature for _, _, temperature in asked} == {0.7}
+    assert rollouts.group_ids == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert [t.example_id for t in rollouts.trajectories] == [e.id for examples, _, _ in asked for e in examples]
+    assert rollouts.stats.tokens_total == 300
+
+
+def test_dynamic_sampling_learns_from_as_many_groups_as_a_step_has(run, monkeypatch):
+    """Round 1: one group of two differs; round 2: both do, of which one is wanted; there is no third round."""
+    right = {0, 4, 7}
+    run.config = replace(run.config, dynamic_sampling=3)
+    asked = play(monkeypatch, lambda number, example: played(run, example, is_right=number in right))
+    is_in = learnt_from(run)
+    assert len(asked) == 2
+    assert is_in == [True, True, False, False, True, True, False, False]
+
+
+def test_one_round_is_enough_where_every_group_differs(run, monkeypatch):
+    run.config = replace(run.config, dynamic_sampling=3)
+    asked = play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
+    assert learnt_from(run) == [True] * 4 and len(asked) == 1
+
+
+@pytest.mark.parametrize(("drops", "is_in"), [(True, [False, False, True, True]), (False, [True] * 4)])
+def test_groups_without_a_difference_are_left_out_where_asked(run, monkeypatch, drops, is_in):
+    run.config = replace(run.config, drop_zero_variance=drops)
+    play(monkeypatch, lambda number, example: played(run, example, is_right=number == 3))
+    assert learnt_from(run) == is_in
+
+
+def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):
+    """The first group is dropped; what is left must not be trained on by the numbers of the first."""
+    run.config = replace(run.config, drop_zero_variance=True)
+    play(monkeypatch, lambda number, example: played(run, example, is_right=number == 3))
+    got, prepare = [], training.prepare
+
+    def seen(session, batch, advantages):
+        got.append((batch.rewards.tolist(), advantages.tolist()))
+        return prepare(session, batch, advantages)
+
+    monkeypatch.setattr(training, "prepare", seen)
+    train_step(run, 1)
+    ((rewards, advantages),) = got
+    assert rewards == [0.0, 1.0] and advantages == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-4)
+    rows = read_jsonl(run.folder / "rollouts" / "step-000001.jsonl")
+    assert [row["reward"] for row in rows] == [0, 0, 0, 1]
+    assert [row["advantage"] for row in rows] == pytest.approx([0, 0, *advantages])
+    assert [row["group"] for row in rows] == [0, 0, 1, 1]
+
+
+def test_overlong_drop_leaves_out_what_the_context_cut_and_nothing_else(run, monkeypatch):
+    """One that used up its turns has failed by itself, and learns it."""
+    run.config = replace(run.config, overlong="drop", drop_zero_variance=False)
+    reasons = ["length", "turns", "eos", "answer"]
+    play(monkeypatch, lambda number, example: played(run, example, reason=reasons[number]))
+    assert learnt_from(run) == [False, True, True, True]
+
+
+def test_the_overlong_penalty_counts_all_tokens_of_a_trajectory(run, monkeypatch):
+    """What was read takes up the context as what was written does: 30 of a buffer of 100 tokens are used."""
+    trajectory = played(run, run.train.examples[0], is_right=True, n_observed=200)
+    n_tokens = len(trajectory.token_ids)
+    limit = n_tokens + 70
+    run.config = replace(run.config, overlong="penalise", max_total_tokens=limit, overlong_buffer=100)
+    assert trajectory.n_policy_tokens < 40
+    play(monkeypatch, lambda number, example: played(run, example, number % 2 == 0, n_observed=200))
+    rollouts = collect(run, 1)
+    wanted = [
+        (number % 2 == 0) - (len(t.token_ids) - (limit - 100)) / 100 for number, t in enumerate(rollouts.trajectories)
+    ]
+    assert rollouts.rewards == pytest.approx(wanted, abs=1e-5)
+    assert all(0.1 < (number % 2 == 0) - paid < 0.9 for number, paid in enumerate(rollouts.rewards))
+
+
+@pytest.mark.parametrize(
+    ("settings", "paid"), [({}, 0.0), ({"reward": "format"}, 0.1), ({"retrieval_bonus": 0.25}, 0.25)]
+)
+def test_a_step_pays_the_reward_that_was_asked_for(run, monkeypatch, settings, paid):
+    run.config = replace(run.config, **settings)
+
+    def found(number, example):
+        trajectory = played(run, example)
+        trajectory.retrieved = [f"It is {example.golden_answers[0]}."]
+        return trajectory
+
+    play(monkeypatch, found)
+    assert collect(run, 1).rewards == [paid] * 4
+
+
+def test_what_a_step_logs_of_its_rollouts(run, monkeypatch):
+    """Four rollouts: right, wrong, cut, out of turns."""
+    reasons = ["answer", "answer", "length", "turns"]
+    play(monkeypatch, lambda number, example: played(run, example, number == 0, reasons[number], n_observed=number))
+    metrics = train_step(run, 1)
+    made = [played(run, run.train.examples[0], number == 0, reasons[number]) for number in range(4)]
+    assert metrics["reward"] == metrics["em"] == 0.25
+    assert (metrics["answered"], metrics["overlong"], metrics["searches"]) == (0.5, 0.25, 1.0)
+    assert metrics["zero_variance_groups"] == 0.5
+    assert metrics["response_tokens"] < max(t.n_policy_tokens for t in made) < 60
+    rows = read_jsonl(run.folder / "rollouts" / "step-000001.jsonl")
+    written = Counter()
+    for row in rows:
+        for segment in row["segments"]:
+            written[segment["kind"]] += len(segment["token_ids"])
+    assert metrics["response_tokens"] == written["policy"] / 4
+    assert metrics["observation_tokens"] == written["observation"] / 4
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory) -> list[list[list[float]]]:
+    """The learning rates of every optimiser step of a PPO run, by steps: policy's and critic's at a peak of 1."""
+    folder = tmp_path_factory.mktemp("rates") / "run"
+    run = session_of(
+        folder, algorithm="ppo", questions_per_step=2, group_size=1, steps=6, warmup_steps=2, critic_warmup_steps=4,
+        decay_steps=2, mini_batches=2, learning_rate=1e-3, critic_learning_rate=1e-4, eval_every=100, max_turns=1,
+        max_new_tokens=8,
+    )  # fmt: skip
+    seen, step = [], torch.optim.AdamW.step
+
+    def take(optimizer, *arguments, **options):
+        seen[-1].append([optimizer.param_groups[0]["lr"] / 1e-3, optimizer.param_groups[1]["lr"] / 1e-4])
+        return step(optimizer, *arguments, **options)
+
+    def begin(session, number):
+        seen.append([])
+        return one_step(session, number)
+
+    one_step = training.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", take)
+        patch.setattr(training, "train_step", begin)
+        train(replace(run.config, resume=True))
+    assert [len(updates) for updates in seen] == [2] * 6
+    logged = [row["learning_rate"] for row in read_jsonl(folder / "metrics.jsonl")]
+    assert logged == pytest.approx([updates[-1][0] * 1e-3 for updates in seen])
+    return seen
+
+
+def test_the_learning_rate_is_warmed_up_over_steps_whatever_their_updates(rates):
+    of_policy = [updates[-1][0] for updates in rates]
+    assert of_policy[:4] == pytest.approx([1 / 2, 1, 1, 1])
+    assert 1 > of_policy[-1] > 0 and of_policy[-2] > of_policy[-1]
+    assert all(first[0] <= last[0] for first, last in rates[:2])
+
+
+def test_the_critic_has_a_learning_rate_and_a_warm_up_of_its_own(rates):
+    assert [updates[-1][1] for updates in rates][:4] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1])
