@@ -7,7 +7,9 @@ argument that is swapped or a mask that is off by one shows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import pytest
@@ -22,6 +24,7 @@ from searchr1_mini.session import Session
 from searchr1_mini.training import collect
 from searchr1_mini.trajectory import Trajectory
 
+pytestmark = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
 CLIPS = {"clip_eps": 0.1, "clip_eps_high": 0.3}
 COMMON = {"temperature": 0.8, "tokens_per_micro_batch": 700, "importance_cap": 1.1, "entropy_coef": 0.05, **CLIPS}
 GRPO = COMMON | {"kl_coef": 0.3, "llds_coef": 0.2, "max_new_tokens": 40}
@@ -86,19 +89,19 @@ def values_of(run: Session, trajectory: Trajectory) -> list[Tensor]:
 
 
 def case_of(folder, settings: dict) -> Case:
-    """Rollouts of a policy that has moved from its reference, by a sampler whose log-probs are a little off."""
+    """Rollouts of the base, with searches, to learn from by a policy that is elsewhere; a sampler that is off."""
     run = session_of(folder, **settings)
-    shake(run.policy.trainable(), 0, 0.1)
+    rollouts = collect(run, 1)
+    shake(run.policy.trainable(), 0, 0.06)
     if run.critic:
         shake(run.critic.parameters(), 1, 0.05)
         run.policy.activate("policy")
-    rollouts = collect(run, 1)
     generator = torch.Generator().manual_seed(2)
     for trajectory in rollouts.trajectories:
         for segment in trajectory.of_kind("policy"):
             noise = 0.2 * torch.randn(len(segment.logprobs), generator=generator)
             segment.logprobs = [p + float(e) for p, e in zip(segment.logprobs, noise, strict=True)]
-    rewards = [row * 7 % 5 / 5 for row in range(len(rollouts.trajectories))]  # of such a policy all would be alike
+    rewards = [row * 7 % 5 / 5 for row in range(len(rollouts.trajectories))]
     batch = build_batch(rollouts.trajectories, rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
     advantages = None if run.critic else group_advantages(batch.rewards, batch.group_ids)
     experience, metrics = update.prepare(run, batch, advantages)
@@ -178,6 +181,7 @@ def test_grpo_prepares_what_a_loop_over_tokens_does(grpo):
     compare(grpo, grpo.experience.importance, "importance")
     compare(grpo, grpo.experience.advantages, "advantage")
     tokens = [token for row in grpo.rows for token in row]
+    assert any(segment.kind == "observation" for t in grpo.trajectories for segment in t.segments[:-1])
     assert fmean(abs(t.trainer - t.reference) for t in tokens) > 0.02  # or nothing would be compared
     assert len({round(t.importance, 3) for t in tokens}) > 20 and max(abs(t.advantage) for t in tokens) > 0.5
 
@@ -196,6 +200,16 @@ def test_ppo_prepares_what_a_loop_over_tokens_does(ppo):
     assert stdev(t.value for t in tokens) > 0.02
 
 
+@contextmanager
+def with_options(run: Session, **settings) -> Iterator[None]:
+    """Inside, the run has other options; its weights stay."""
+    before, run.config = run.config, replace(run.config, **settings)
+    try:
+        yield
+    finally:
+        run.config = before
+
+
 def weight_of(case: Case, tokens: list[Token]) -> float:
     """What one token of this row counts in the loss."""
     n_rows, n_tokens = len(case.rows), sum(map(len, case.rows))
@@ -207,6 +221,7 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
     """The step's loss as one sum over tokens, and what the log should tell of it."""
     config, loss = case.run.config, torch.zeros(())
     told = dict.fromkeys(("policy_loss", "approx_kl", "entropy", "clip_fraction"), 0.0)
+    bounds = 1 - config.clip_eps, 1 + config.clip_eps_high
     ratios, changes = [], []
     for tokens, trajectory in zip(case.rows, case.trajectories, strict=True):
         now, entropies = logprobs_of(case.run, trajectory)
@@ -216,7 +231,7 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
         for token in tokens:
             weight, change = weight_of(case, tokens), now[token.at] - token.trainer
             ratio = (change if config.ratio == "token" else mean_change).exp()
-            free, clipped = ratio * token.advantage, ratio.clamp(0.9, 1.3) * token.advantage
+            free, clipped = ratio * token.advantage, ratio.clamp(*bounds) * token.advantage
             surrogate = -torch.minimum(free, clipped) * token.importance
             loss = loss + weight * (surrogate - config.entropy_coef * entropies[token.at])
             if not case.run.critic:
@@ -258,13 +273,18 @@ def assert_same_gradients(found: list[Tensor], wanted: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "ratio"), [("token", "token"), ("sequence", "sequence"), ("constant", "token")]
+    "settings",
+    [
+        {"loss_aggregation": "token"},
+        {"loss_aggregation": "constant"},
+        {"loss_aggregation": "sequence", "ratio": "sequence", "clip_eps": 0.01, "clip_eps_high": 0.03},
+    ],
+    ids=lambda settings: settings["loss_aggregation"],
 )
-def test_the_gradient_of_grpo_is_that_of_a_loop_over_tokens(grpo, aggregation, ratio, monkeypatch):
-    object.__setattr__(grpo.run.config, "loss_aggregation", aggregation)
-    object.__setattr__(grpo.run.config, "ratio", ratio)
-    logged, (found,) = step_of(grpo, monkeypatch)
-    loss, told = policy_loss(grpo)
+def test_the_gradient_of_grpo_is_that_of_a_loop_over_tokens(grpo, settings, monkeypatch):
+    with with_options(grpo.run, **settings):
+        logged, (found,) = step_of(grpo, monkeypatch)
+        loss, told = policy_loss(grpo)
     assert told["clip_fraction"] > 0
     assert {name: logged[name] for name in told} == pytest.approx(told, rel=2e-3, abs=1e-4)
     assert_same_gradients(found, gradients_of(loss, grpo.run.policy.trainable()))
@@ -289,3 +309,125 @@ def test_the_gradients_of_ppo_are_those_of_a_loop_over_tokens(ppo, monkeypatch):
     assert 0 < n_clipped < n_tokens
     assert logged["value_loss"] == pytest.approx(total.item(), rel=1e-3)
     assert_same_gradients(of_critic, wanted)
+
+
+def test_later_updates_tell_what_became_of_right_trajectories(grpo, monkeypatch):
+    monkeypatch.setattr(update, "apply_gradients", lambda run, loss: run.optimizer.zero_grad() or {})
+    logged = update.optimiser_step(grpo.run, grpo.experience, is_first=False)
+    changes = []
+    with torch.no_grad():
+        for tokens, trajectory, reward in zip(grpo.rows, grpo.trajectories, grpo.rewards, strict=True):
+            now, _ = logprobs_of(grpo.run, trajectory)
+            changes += [now[t.at].item() - t.trainer for t in tokens if reward > 0]
+    assert logged["correct_loglik_change"] == pytest.approx(fmean(changes), abs=1e-4)
+    assert "logprob_diff_max" not in logged and len(changes) < sum(map(len, grpo.rows))
+
+
+def test_observations_that_are_trained_on_have_the_log_probs_of_a_forward(grpo):
+    """Nobody sampled them; what was sampled keeps the sampler's."""
+    run, row = grpo.run, next(row for row, t in enumerate(grpo.trajectories) if t.retrieved)
+    batch = build_batch(grpo.trajectories[row : row + 1], [1.0], [0], run.policy.tokenizer.pad_token_id, False)
+    assert batch.old_logprobs.isnan().any()
+    with with_options(run, importance_cap=None, mask_observations=False):
+        experience, _ = update.prepare(run, batch, torch.tensor([1.0]))
+    with torch.no_grad():
+        now, _ = logprobs_of(run, grpo.trajectories[row])
+    kinds = [(s.kind, p) for s in grpo.trajectories[row].segments for p in s.logprobs or [None] * len(s.token_ids)]
+    wanted = [{"prompt": 0.0, "policy": p, "observation": now[at]}[kind] for at, (kind, p) in enumerate(kinds)][1:]
+    assert experience.batch.old_logprobs[0].tolist() == pytest.approx([float(p) for p in wanted], abs=1e-4)
+    assert experience.importance is None
+    assert experience.advantages[0].tolist() == [float(kind != "prompt") for kind, _ in kinds][1:]
+
+
+def test_every_pass_takes_all_groups_in_mini_batches_of_its_own(grpo, monkeypatch):
+    seen = []
+
+    def one(run, experience, is_first):
+        seen.append((experience.batch.group_ids.tolist(), is_first))
+        run.updates += 1
+        told = {"entropy": float(len(seen)), "learning_rate": 10.0 * len(seen)}
+        return told if is_first else told | {"correct_loglik_change": float(len(seen))}
+
+    monkeypatch.setattr(update, "optimiser_step", one)
+    splits = set()
+    with with_options(grpo.run, epochs=2, mini_batches=2):
+        for _ in range(3):
+            seen.clear()
+            metrics = update.update(grpo.run, grpo.experience)
+            assert [is_first for _, is_first in seen] == [True, False, False, False]
+            for first, second in (seen[:2], seen[2:]):
+                assert sorted(first[0] + second[0]) == sorted([0, 1, 2, 3] * 4) and len(first[0]) == 8
+                assert not set(first[0]) & set(second[0])
+                splits.add(tuple(first[0]))
+            assert metrics == {"entropy": 2.5, "learning_rate": 40.0, "correct_loglik_change": 3.0}
+    assert len(splits) > 1
+
+
+@contextmanager
+def optimiser_that_waits(run: Session) -> Iterator[list[list[list[Tensor]]]]:
+    """Inside, no step is taken; collects the gradients that would have been, by the optimiser's groups."""
+    seen, groups = [], run.optimizer.param_groups
+    with pytest.MonkeyPatch.context() as patch:
+        note = lambda *_: seen.append([[p.grad.clone() for p in group["params"]] for group in groups])  # noqa: E731
+        patch.setattr(run.optimizer, "step", note)
+        yield seen
+
+
+def norm(gradients: list[Tensor]) -> float:
+    return math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+
+
+def set_gradients(run: Session, norms: tuple[float, ...]) -> None:
+    for group, length in zip(run.optimizer.param_groups, norms, strict=True):
+        n = sum(parameter.numel() for parameter in group["params"])
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, length / math.sqrt(n))
+
+
+def test_policy_and_critic_are_clipped_each_by_its_own_norm(ppo):
+    run = ppo.run
+    before = run.updates
+    set_gradients(run, (10.0, 0.25))
+    with optimiser_that_waits(run) as applied:
+        told = update.apply_gradients(run, 0.5)
+    assert (told["grad_norm"], told["critic_grad_norm"]) == pytest.approx((10, 0.25), rel=1e-4)
+    assert [norm(group) for group in applied[0]] == pytest.approx([run.config.grad_clip, 0.25], rel=1e-4)
+    assert run.config.grad_clip == 1.0 and run.updates == before + 1
+    assert all(parameter.grad is None for group in run.optimizer.param_groups for parameter in group["params"])
+
+
+def test_what_is_not_finite_is_not_applied_and_counted_until_one_is_sound(ppo):
+    run = ppo.run
+    run.skipped_in_a_row = 0
+    with optimiser_that_waits(run) as applied:
+        for loss, norms in ((0.5, (math.nan, 1.0)), (0.5, (1.0, math.inf)), (math.nan, (1.0, 1.0))):
+            set_gradients(run, norms)
+            assert update.apply_gradients(run, loss)["skipped_updates"] == 1.0
+        assert (run.skipped_in_a_row, applied) == (3, [])
+        set_gradients(run, (1.0, 1.0))
+        assert update.apply_gradients(run, 0.5)["skipped_updates"] == 0.0
+        assert run.skipped_in_a_row == 0 and len(applied) == 1
+
+
+def test_a_scaled_loss_has_the_gradient_of_one_that_is_not(ppo):
+    """As with float16: scaled before the backward pass, of policy and critic alike, and back before the clip."""
+    run, found = ppo.run, []
+    plain = run.scaler
+    with with_options(run, grad_clip=1e9), optimiser_that_waits(run) as applied:
+        for scaler in (plain, torch.amp.GradScaler("cpu", init_scale=256.0)):
+            run.scaler = scaler
+            found.append(update.optimiser_step(run, ppo.experience, is_first=True))
+        run.scaler = plain
+    for name in ("loss", "value_loss", "grad_norm", "critic_grad_norm"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-3), name
+    for one, two in zip(*applied, strict=True):
+        assert_same_gradients(one, two)
+
+
+def test_weight_decay_and_the_critics_rate_reach_the_optimiser(tmp_path):
+    run = session_of(tmp_path / "run", **PPO | {"weight_decay": 0.1, "critic_learning_rate": 1e-5})
+    policy, critic = run.optimizer.param_groups
+    assert policy["weight_decay"] == critic["weight_decay"] == 0.1
+    assert (policy["initial_lr"], critic["initial_lr"]) == (3e-3, 1e-5)
+    assert {id(p) for p in critic["params"]} == {id(p) for p in run.critic.parameters()}
+    assert {id(p) for p in policy["params"]} == {id(p) for p in run.policy.trainable()}
