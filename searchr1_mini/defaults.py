@@ -40,6 +40,7 @@ REAL = {
 # LoRA wants ten to twenty times the learning rate of full fine-tuning; the tiny base, far smaller, wants more
 LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 2e-5, ("real", "full"): 1e-6}
 IMITATION_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 1e-4, ("real", "full"): 1e-5}
+COLD_START_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 5e-4, ("real", "full"): 2e-5}
 
 # one rollout a question: the critic is the baseline, so that as many questions as rollouts fit into a step
 PPO = {

@@ -41,8 +41,10 @@ def finish(run: Session) -> None:
         return
     summary = {
         "before": run.before,
+        "after_cold_start": run.after_cold_start,
         "after": after,
         "after_without_retriever": emptied,
+        "cold_start_seconds": round(run.cold_start_seconds, 1),
         "train_seconds": round(run.train_seconds, 1),
         "total_seconds": round(total_seconds, 1),
         "steps": run.config.steps,
@@ -54,7 +56,8 @@ def finish(run: Session) -> None:
     colour = sys.stdout.isatty()
     for title, trajectory in (("Before", run.samples_before[index]), ("After", run.samples[index])):
         print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, colour)}")
-    columns = {"before": run.before, "after": after, "after, empty retriever": emptied}
+    columns = {"before": run.before, "after cold start": run.after_cold_start, "after": after}
+    columns["after, empty retriever"] = emptied
     print("\n" + summary_table({name: column for name, column in columns.items() if column}))
     print(f"\ntrained {run.config.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation")
     print(f"report: {report}\nevaluate it: python eval.py --run {run.folder}", flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.defaults import (
+    COLD_START_RATES,
     CRITIC_LEARNING_RATES,
     DATASETS,
     HUB_MODELS,
@@ -134,6 +135,8 @@ def _filled(config: TrainConfig) -> TrainConfig:
     values.setdefault("learning_rate", (IMITATION_RATES if imitates else LEARNING_RATES)[size, way])
     values.setdefault("method", "direct" if config.algorithm == "sft" else "search-r1")
     values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
+    if config.cold_start:
+        values.setdefault("cold_start_learning_rate", COLD_START_RATES[size, way])
     if config.algorithm == "ppo":
         values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size, way])
     if not imitates:

@@ -36,6 +36,7 @@ MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how lon
     "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
     "compile_decode fused_kernels max_skipped_updates retriever_url"
 ).split()
+COLD_START = "cold_start"  # folder of what comes before the first step of RL
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -47,6 +48,7 @@ class Session:
         began, earlier_seconds: when this process began (`time.perf_counter`), and how long those before it took.
         micro_batch_tokens: as configured, or fewer once memory ran out.
         frozen_digest: of the weights that nothing trains, with `--check`.
+        after_cold_start: the evaluation after the cold start; None before it is over.
         unlogged: metrics of the step before `first_step`, whose evaluation was broken off.
     """
 
@@ -73,6 +75,8 @@ class Session:
     began: float = 0.0
     earlier_seconds: float = 0.0
     before: dict | None = None
+    after_cold_start: dict | None = None
+    cold_start_seconds: float = 0.0
     samples_before: list[Trajectory] = field(default_factory=list)
     samples: list[Trajectory] = field(default_factory=list)
 
@@ -106,6 +110,9 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     newest = on_main(lambda: checkpoint_to_resume(folder, data_hashes)) if config.resume else None
     folder = scratch or folder
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
+    saved = newest
+    if config.resume and config.cold_start and newest is None:
+        saved = on_main(lambda: checkpoint.latest_checkpoint(Path(config.output_dir) / COLD_START))
     policy = load_policy(
         source,
         lora_rank=config.lora_rank,
@@ -115,7 +122,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         device=device,
         gradient_checkpointing=config.gradient_checkpointing,
         fused_kernels=config.fused_kernels,
-        weights=newest and newest / "model",
+        weights=saved and saved / "model",
         seed=config.seed,
     )
     policy.dequantise = config.rollout_weights == "dequantised"
@@ -143,7 +150,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         began=began,
     )
     if newest:
-        _restore(run, newest)
+        restore(run, newest)
     elif config.resume:  # interrupted before the first checkpoint: from the start
         truncate_metrics(folder / "metrics.jsonl", 0)
         truncate_metrics(folder / "warnings.jsonl", 0)
@@ -255,7 +262,7 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
     }
 
 
-def _restore(run: Session, folder: Path) -> None:
+def restore(run: Session, folder: Path) -> None:
     """Goes on exactly where the checkpoint was written: reference, optimiser, schedule, random state, metrics."""
     load_reference(run.policy, folder / "model")
     rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
@@ -268,6 +275,8 @@ def _restore(run: Session, folder: Path) -> None:
         run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
         if progress["tokens_per_micro_batch"] == run.config.tokens_per_micro_batch:
             run.micro_batch_tokens = progress["micro_batch_tokens"]
+        run.after_cold_start = progress.get("after_cold_start")
+        run.cold_start_seconds = progress.get("cold_start_seconds", 0.0)
         run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'progress.json'} {checkpoint.OF_ANOTHER_VERSION} ({error!r})") from error
@@ -296,6 +305,8 @@ def save_step(run: Session, step: int) -> Path:
             "step": step,
             "updates": run.updates,
             "before": run.before,
+            "after_cold_start": run.after_cold_start,
+            "cold_start_seconds": run.cold_start_seconds,
             "train_seconds": run.train_seconds,
             "total_seconds": run.total_seconds,
             "skipped_in_a_row": run.skipped_in_a_row,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from searchr1_mini.algorithms import group_advantages, soft_overlong, zero_variance
 from searchr1_mini.batch import build_batch
+from searchr1_mini.cold_start import cold_start
 from searchr1_mini.comparison import bugs
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
@@ -65,6 +66,8 @@ def _train(config: TrainConfig, scratch: Path | None) -> Path:
 def run_steps(run: Session) -> None:
     """Runs the remaining steps; one that is broken off leaves the weights as if it had not begun."""
     config = run.config
+    if config.cold_start and run.after_cold_start is None:
+        cold_start(run)
     measure_before(run)
     to_imitate = demonstrations(run) if imitates(config.algorithm) else []
     if run.unlogged is not None:

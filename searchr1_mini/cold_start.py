@@ -1,0 +1,166 @@
+"""The cold start: a model that never earns a first reward imitates scripted episodes before RL begins.
+
+RL can only make likelier what is sampled now and then. A small or plainly instructed model never writes a tag, so that
+every reward is 0; some hundred scripted episodes teach it the form (DeepSeek-R1, arXiv 2501.12948, section 2.3.1, calls
+this the cold start). The loss is that of imitation with RL's mask; the policy that comes of it is RL's reference.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from searchr1_mini.checkpoint import latest_checkpoint
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import Example
+from searchr1_mini.distributed import any_of, is_main, on_main
+from searchr1_mini.errors import UserError
+from searchr1_mini.measure import measure, measure_before
+from searchr1_mini.reference import freeze_reference
+from searchr1_mini.retrieval import Passage
+from searchr1_mini.robust import interrupt
+from searchr1_mini.robust.files import append_jsonl
+from searchr1_mini.robust.interrupt import Stopped
+from searchr1_mini.scripts import Find, answer_hops, play, read_demonstrations, supported_hops, world_hops, write_turns
+from searchr1_mini.session import COLD_START, Session, restore, save_step
+from searchr1_mini.sft import imitation_step
+from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
+from searchr1_mini.trajectory import Trajectory
+from searchr1_mini.world import make_world
+
+SAVE_EVERY = 10  # updates
+WARM_UP, DECAY = 0.1, 0.3  # shares of the updates: the rate rises to the full one, and falls to 0
+EPISODES = "episodes.jsonl"
+
+Script = tuple[Example, "list[str] | None"]
+
+
+def cold_start(run: Session) -> None:
+    """Imitates scripted episodes, measures what comes of it, and makes that the reference; resumable at any update.
+
+    Its checkpoints, metrics and episodes lie in the run's `cold_start` folder. Once it is over it is step 0 of the run.
+
+    Raises:
+        Stopped: the user asked to stop; the last whole update is saved.
+        UserError: no episode can be written, or memory does not suffice.
+    """
+    folder = run.folder / COLD_START
+    newest = on_main(lambda: latest_checkpoint(folder)) if run.config.resume else None
+    if is_main():
+        folder.mkdir(exist_ok=True)
+    episodes = on_main(lambda: kept_episodes(run, folder / EPISODES))
+    size = run.config.cold_start_batch_size
+    n_updates = -(-len(episodes) // size)
+    cold = cold_session(run, folder, n_updates)
+    if newest:
+        restore(cold, newest)
+        run.before, run.samples_before, run.earlier_seconds = cold.before, cold.samples_before, cold.earlier_seconds
+    measure_before(run)
+    cold.before, cold.samples_before = run.before, run.samples_before
+    if not newest:
+        save_step(cold, 0)  # the evaluation of the base is not made twice
+    for update in range(cold.first_step, n_updates + 1):
+        try:
+            metrics = imitation_step(cold, episodes[(update - 1) * size : update * size])
+        except (Stopped, UserError):
+            save_step(cold, update - 1)
+            raise
+        cold.train_seconds += metrics["seconds"]
+        if is_main():
+            append_jsonl(folder / "metrics.jsonl", [{"step": update, **metrics}])
+            told = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"
+            print(f"cold start {update}/{n_updates}: {told}", flush=True)
+        if update % SAVE_EVERY == 0 or update == n_updates or any_of(interrupt.is_asked()):
+            save_step(cold, update)
+        if any_of(interrupt.is_asked()):
+            raise Stopped
+    run.cold_start_seconds, run.micro_batch_tokens = cold.train_seconds, cold.micro_batch_tokens
+    freeze_reference(run.policy)
+    run.after_cold_start = measure(run)
+    save_step(run, 0)
+
+
+def cold_session(run: Session, folder: Path, n_updates: int) -> Session:
+    """The run as a run of imitation: with a folder, an optimizer and a count of updates of its own."""
+    config = replace(run.config, mini_batches=1, epochs=1)
+    optimizer = torch.optim.AdamW(run.policy.trainable(), config.cold_start_learning_rate, weight_decay=0.0)
+    warm_up, decay = max(round(WARM_UP * n_updates), 1), max(round(DECAY * n_updates), 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: min(1.0, (update + 1) / warm_up, max(n_updates - update, 0) / decay)
+    )
+    return replace(
+        run, config=config, folder=folder, optimizer=optimizer, scheduler=scheduler, critic=None, updates=0,
+        skipped_in_a_row=0, train_seconds=0.0, first_step=1, unlogged=None,
+    )  # fmt: skip
+
+
+def kept_episodes(run: Session, path: Path) -> list[Trajectory]:
+    """The episodes of the run, written once, so that a resumed run imitates the same ones."""
+    if not path.exists():
+        write_jsonl_atomic(path, map(asdict, scripted_episodes(run)))
+    return [Trajectory.from_json(row) for row in read_jsonl(path)]
+
+
+def scripted_episodes(run: Session) -> list[Trajectory]:
+    """`--cold-start` episodes, each played through the method and the engine of the run.
+
+    Where there are fewer questions, each comes again, in other words.
+
+    Raises:
+        UserError: none can be written, or a file of demonstrations is not as it should be.
+    """
+    config, limits = run.config, run.limits
+    rng = random.Random(f"{config.seed}/cold start")
+
+    def find(query: str) -> list[Passage]:
+        return [hit.passage for hit in run.train.retriever.search([query], config.topk)[0]]
+
+    episodes: list[Trajectory] = []
+    n_tried = 0
+    while len(episodes) < config.cold_start and (episodes or not n_tried):
+        for example, turns in demonstrated(config) if config.demonstrations else scripted(run, find, rng):
+            n_tried += 1
+            played = turns and play(
+                example, turns, run.make_method, find, run.policy.tokenizer, limits.max_total_tokens,
+                limits.max_observation_tokens,
+            )  # fmt: skip
+            episodes += [played] if played else []
+            if len(episodes) == config.cold_start:
+                break
+    if not episodes:
+        raise UserError(
+            f"--cold-start: none of {n_tried} questions gave a scripted episode: no search finds what answers them, or "
+            "they do not fit into --max-total-tokens, --max-new-tokens and --max-turns; give --demonstrations FILE"
+        )
+    print(f"cold start: {len(episodes)} scripted episodes, from {n_tried} scripts", flush=True)
+    rng.shuffle(episodes)
+    return episodes
+
+
+def demonstrated(config: TrainConfig) -> list[Script]:
+    """The scripts of `--demonstrations`.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    scripts = list(read_demonstrations(Path(config.demonstrations)))
+    if not scripts:
+        raise UserError(f"--demonstrations {config.demonstrations} holds no demonstration that ends in a right answer")
+    return scripts
+
+
+def scripted(run: Session, find: Find, rng: random.Random) -> Iterator[Script]:
+    """A script for every training question, in random order; None in the place of one that cannot be written."""
+    config, world = run.config, None
+    if config.dataset == "world":
+        world = make_world(config.seed, "train", config.world_difficulty, config.world_noise)
+    for example in rng.sample(run.train.examples, len(run.train.examples)):
+        if world:
+            hops = world_hops(world, example, find, rng)
+        else:
+            hops = (supported_hops if example.supporting else answer_hops)(example, find)
+        yield example, hops and write_turns(hops, example.golden_answers[0], rng)

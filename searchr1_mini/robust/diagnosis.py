@@ -1,0 +1,86 @@
+"""Why a run will learn nothing, said at its start: a model that writes no tags, or rewards that are all equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.pages.printable import one_line
+from searchr1_mini.tracking import write_text_atomic
+from searchr1_mini.trajectory import Trajectory
+
+DIAGNOSIS = "diagnosis.txt"
+FEW_VALID = 0.1  # share of turns that are valid actions, below which the form is not known
+ENOUGH = 8  # rollouts from which equal rewards are no accident
+MOST_CHARACTERS = 110  # of each line of the rollout that is shown
+
+
+def diagnose(
+    trajectories: Sequence[Trajectory], config: TrainConfig, rewards: Sequence[float] | None = None
+) -> str | None:
+    """One paragraph on what is wrong and what to try, or None where RL has something to work with.
+
+    Args:
+        trajectories: of an evaluation, or the rollouts of a step.
+        rewards: of the rollouts of a step, all of the same weights.
+    """
+    turns = sum(sum(1 for _ in t.of_kind("policy")) for t in trajectories)
+    valid = 1 - sum(t.invalid_actions for t in trajectories) / max(turns, 1)
+    is_formless = bool(turns) and valid < FEW_VALID
+    is_flat = rewards is not None and len(rewards) >= ENOUGH and len(set(rewards)) == 1 and rewards[0] <= 0
+    if not (is_formless or is_flat):
+        return None
+    told = f"only {valid:.0%} of {turns} turns are a valid action, <search> or <answer>"
+    if not is_formless:
+        told = f"all {len(rewards)} rewards are equal ({rewards[0]:g}), though {valid:.0%} of the turns are valid actions"
+    remedies = [f"  {number}. {remedy}" for number, remedy in enumerate(what_to_try(config, is_formless), start=1)]
+    return "\n".join(
+        [
+            f"diagnosis: {told}: where every rollout earns the same, RL has nothing to learn from. One rollout:",
+            *(f"  | {line}" for line in in_three_lines(trajectories[0])),
+            "what to try, in this order:",
+            *remedies,
+        ]
+    )
+
+
+def what_to_try(config: TrainConfig, is_formless: bool) -> list[str]:
+    """Remedies, the likeliest first, less those that the run already takes."""
+    has_search = config.method == "search-r1" and config.algorithm != "sft"
+    more = max(200, 2 * config.cold_start)
+    remedies = {
+        f"--cold-start {more}: imitate {more} scripted episodes before RL": has_search,
+        "an -Instruct model, which follows the prompt sooner": "instruct" not in config.model.lower(),
+        "--reward format: pay for a well-formed turn too": is_formless and config.reward != "format",
+        f"more rollouts per question: --group-size {2 * config.group_size}, or --dynamic-sampling 3": True,
+        "easier questions, or --reward f1": not is_formless,
+    }
+    return [remedy for remedy, is_open in remedies.items() if is_open]
+
+
+def in_three_lines(trajectory: Trajectory) -> list[str]:
+    """The end of the prompt, the first turn, and how the rollout ended."""
+    prompt = next(trajectory.of_kind("prompt"))
+    first = next(trajectory.of_kind("policy"), None)
+    ended = f"answer: {trajectory.answer}" if trajectory.answer is not None else f"no answer ({trajectory.finish_reason})"
+    wrote = one_line(first.text) if first else ""
+    ends = one_line(prompt.text)
+    return [
+        f"prompt: ..{ends[-MOST_CHARACTERS:]}",
+        f"wrote: {wrote[:MOST_CHARACTERS]}{'..' if len(wrote) > MOST_CHARACTERS else ''}",
+        one_line(f"{ended}, after {trajectory.invalid_actions} invalid turns")[:MOST_CHARACTERS],
+    ]
+
+
+def tell(folder: Path, diagnosis: str | None) -> None:
+    """Prints a diagnosis and keeps it in the run's folder for its end and its report; None is not told."""
+    if diagnosis:
+        print(f"\n{diagnosis}\n", flush=True)
+        write_text_atomic(folder / DIAGNOSIS, diagnosis + "\n")
+
+
+def told(folder: Path) -> str | None:
+    """The diagnosis that the run was given, if any."""
+    path = folder / DIAGNOSIS
+    return path.read_text(encoding="utf-8").rstrip("\n") if path.is_file() else None
