@@ -11,7 +11,7 @@ from pathlib import Path
 
 from searchr1_mini.cli import parse_asked, run_command
 from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve, resolve_model, saved_config
+from searchr1_mini.resolve import check_demonstrations, resolve, resolve_model, saved_config
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
         config, unasked = parse_asked(TrainConfig, "train.py", about, base=saved_config(Path(config.output_dir)))
     config = resolve(config, unasked)
     resolve_model(config.model)
+    check_demonstrations(config.demonstrations)
     if config.output_dir is None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}-{config.algorithm}"
         config = replace(config, output_dir=str(Path("runs") / name))

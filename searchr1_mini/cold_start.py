@@ -23,6 +23,7 @@ from searchr1_mini.measure import measure, measure_before
 from searchr1_mini.reference import freeze_reference
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.robust import interrupt
+from searchr1_mini.robust.diagnosis import diagnose, tell
 from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.robust.interrupt import Stopped
 from searchr1_mini.scripts import Find, answer_hops, play, read_demonstrations, supported_hops, world_hops, write_turns
@@ -81,6 +82,8 @@ def cold_start(run: Session) -> None:
     run.cold_start_seconds, run.micro_batch_tokens = cold.train_seconds, cold.micro_batch_tokens
     freeze_reference(run.policy)
     run.after_cold_start = measure(run)
+    if is_main():
+        tell(run.folder, diagnose(run.samples, run.config, bool(run.policy.tokenizer.chat_template)))
     save_step(run, 0)
 
 

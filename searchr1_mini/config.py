@@ -156,7 +156,11 @@ class TrainConfig:
     )
 
     cold_start: int = option(
-        "cold_start", 0, "scripted episodes that are imitated before RL, for a model that never earns a reward", least=0
+        "cold_start",
+        0,
+        "scripted episodes that are imitated before RL, for a model that never earns a reward",
+        least=0,
+        most=MOST_QUESTIONS,
     )
     demonstrations: str | None = option(
         "cold_start", None, "imitate these instead: a jsonl file of question and turns, or a run's rollouts"
@@ -166,8 +170,9 @@ class TrainConfig:
         None,
         "[default: LoRA 3e-3 for tiny, else 5e-4; full fine-tuning 5e-4 for tiny, else 2e-5]",
         above=0,
+        most=10,
     )
-    cold_start_batch_size: int = option("cold_start", 16, "episodes per optimizer step", least=1)
+    cold_start_batch_size: int = option("cold_start", 16, "episodes per optimizer step", least=1, most=10_000)
 
     reward: Literal["em", "sub-em", "f1", "format"] = option(
         "reward", "em", "format: exact match with the public code's partial credit for a well-formed trajectory"

@@ -15,6 +15,7 @@ PROMPTED = ("direct", "cot", "ircot", "search-o1", "rag")  # methods that need n
 TRAINED = ("sft", "r1", "rejection-sampling", "search-r1")
 SEARCHING = ("ircot", "search-o1", "rag", "rejection-sampling", "search-r1")
 
+PROBES = ("none", "empty", "random", "oracle")  # retrievers that tell whether a policy really searches
 ENGINES = ("auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http")
 DENSE_MODEL = "intfloat/e5-base-v2"
 _BM25 = ("auto", "bm25", "bm25s", "hybrid", "milvus")

@@ -12,6 +12,7 @@ from searchr1_mini.evaluation import evaluate
 from searchr1_mini.report import write_report
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.rewards import exact_match
+from searchr1_mini.robust.diagnosis import diagnose, tell, tell_again
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import render_trajectory, summary_table, write_json_atomic
 
@@ -30,6 +31,8 @@ def measure_before(run: Session) -> None:
     if run.before is None:
         run.before = measure(run)
         run.samples_before = run.samples[:20]
+        if is_main() and not run.config.cold_start:
+            tell(run.folder, diagnose(run.samples, run.config, bool(run.policy.tokenizer.chat_template)))
 
 
 def finish(run: Session) -> None:
@@ -51,7 +54,6 @@ def finish(run: Session) -> None:
         "peak_memory_gb": round(_peak_memory_gb(run.policy.device), 2),
     }
     write_json_atomic(run.folder / "summary.json", summary)
-    report = write_report(run.folder)
     index = _most_telling(run)
     colour = sys.stdout.isatty()
     for title, trajectory in (("Before", run.samples_before[index]), ("After", run.samples[index])):
@@ -59,6 +61,8 @@ def finish(run: Session) -> None:
     columns = {"before": run.before, "after cold start": run.after_cold_start, "after": after}
     columns["after, empty retriever"] = emptied
     print("\n" + summary_table({name: column for name, column in columns.items() if column}))
+    tell_again(run.folder, after)
+    report = write_report(run.folder)
     print(f"\ntrained {run.config.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation")
     print(f"report: {report}\nevaluate it: python eval.py --run {run.folder}", flush=True)
 

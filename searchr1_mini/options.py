@@ -30,6 +30,8 @@ NEEDS: dict[str, Needs] = {
     "retriever": _SEARCHES, "topk": _FINDS, "max_turns": _SEARCHES, "max_observation_tokens": _SEARCHES,
     "temperature": _SAMPLES, "group_size": _SAMPLES,
     "demonstration_questions": {"algorithm": ("sft", "rejection-sampling")},
+    "cold_start": _SAMPLES | _SEARCHES | {"retriever": ENGINES}, "demonstrations": {"cold_start": 0},
+    "cold_start_learning_rate": {"cold_start": 0}, "cold_start_batch_size": {"cold_start": 0},
     "reward": _RL | {"bug_reward_from_whole_text": (False,)},
     "retrieval_bonus": _RL | _FINDS | {"bug_reward_from_whole_text": (False,)},
     "overlong": _RL,

@@ -21,7 +21,9 @@ from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import option
 from searchr1_mini.errors import UserError
 from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.pages.printable import plain
 from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
+from searchr1_mini.robust.diagnosis import DIAGNOSIS
 from searchr1_mini.robust.files import read_json
 from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
 
@@ -133,10 +135,11 @@ def _before(run_dirs: Sequence[Path]) -> str:
     title = html_text(" and ".join(map(name_of, run_dirs)))
     tables = [_table(letter, summary) for letter, summary in zip(letters, summaries, strict=True) if summary]
     held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
+    diagnoses = [_diagnosis(run_dir) for run_dir in run_dirs]
     warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
     metrics = [read_jsonl(run_dir / "metrics.jsonl") for run_dir in run_dirs]
     curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
-    return "\n".join([f"<h1>{title}</h1>", *heads, held_out, *warnings, curves])
+    return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings, curves])
 
 
 def _summary(run_dir: Path) -> dict[str, Any] | None:
@@ -157,7 +160,12 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
     return f'<p class="soft">{html_text(" · ".join(told))}</p>'
 
 
-_COLUMNS = {"before": "before", "after": "after", "after, empty retriever": "after_without_retriever"}
+_COLUMNS = {
+    "before": "before",
+    "after cold start": "after_cold_start",
+    "after": "after",
+    "after, empty retriever": "after_without_retriever",
+}
 
 
 def _table(letter: str, summary: dict[str, Any]) -> str:
@@ -170,6 +178,16 @@ def _warnings(letter: str, run_dir: Path) -> str:
     items = "".join(f"<li>step {row['step']}: {html_text(row['warning'])}</li>" for row in rows)
     of = f" in {letter}" if letter else ""
     return f"<h2>What the stability watch saw{of}</h2>\n<ul>{items}</ul>" if rows else ""
+
+
+def _diagnosis(run_dir: Path) -> str:
+    """Why the run could learn nothing, where that was seen at its start and still holds."""
+    path = run_dir / DIAGNOSIS
+    return (
+        f'<pre class="table" tabindex="0">{escape(plain(path.read_text(encoding="utf-8")))}</pre>'
+        if path.exists()
+        else ""
+    )
 
 
 def _sample(data: dict[str, Any]) -> str:

@@ -214,6 +214,16 @@ def _check_given(config: TrainConfig, unasked: Collection[str]) -> None:
         raise UserError("--algorithm rejection-sampling learns from rollouts with search; leave out --method")
 
 
+def check_demonstrations(path: str | None) -> None:
+    """Refuses a file of demonstrations that is not there, before any work.
+
+    Raises:
+        UserError: it is not.
+    """
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"--demonstrations {path}: there is no such file; name a jsonl file")
+
+
 def _check_resolved(config: TrainConfig) -> None:
     is_world = config.dataset == "world"
     rules = [

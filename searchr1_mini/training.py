@@ -26,6 +26,7 @@ from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.pages.token_values import TokenValues, token_values
 from searchr1_mini.rewards import reward
 from searchr1_mini.robust import interrupt
+from searchr1_mini.robust.diagnosis import diagnose, tell
 from searchr1_mini.robust.interrupt import Stopped, first_signal
 from searchr1_mini.robust.invariants import check_step
 from searchr1_mini.rollout import rollout
@@ -168,11 +169,16 @@ def train_step(run: Session, step: int) -> dict[str, float]:
         run.policy.tokenizer.pad_token_id,
         config.mask_observations,
     )
+    if step == 1 and is_main():
+        is_instructed = bool(run.policy.tokenizer.chat_template)
+        tell(run.folder, diagnose(rollouts.trajectories, config, is_instructed, rollouts.rewards))
     is_flat = zero_variance(batch.rewards, batch.group_ids)
     advantages = None
     if config.algorithm == "grpo":
         advantages = group_advantages(batch.rewards, batch.group_ids, config.baseline, config.normalize_std)
     kept = rows_to_train_on(config, rollouts, is_flat)
+    if advantages is not None and not teaches(config, advantages[kept], run.updates):
+        kept = []
     check_step(run, batch, rollouts.trajectories, kept, advantages)
     metrics: dict[str, float] = {}
     of_tokens: list[TokenValues] = []
@@ -236,6 +242,15 @@ def rows_to_train_on(config: TrainConfig, rollouts: Rollouts, is_flat: Tensor) -
         and not (config.drop_zero_variance and is_flat[row])
         and not (config.overlong == "drop" and trajectory.finish_reason == "length")
     ]
+
+
+def teaches(config: TrainConfig, advantages: Tensor, updates: int) -> bool:
+    """Whether an update on rows of these advantages (n,) can move a weight, so that its forward is worth its time.
+
+    With advantages of 0 only other terms can; the KL's gradient is 0 as long as the policy is its reference.
+    """
+    others = config.entropy_coef or config.llds_coef or config.weight_decay or (config.kl_coef and updates)
+    return bool(others) or bool(advantages.any())
 
 
 def reward_of(config: TrainConfig, trajectory: Trajectory, example: Example) -> float:

@@ -10,11 +10,10 @@ from typing import Any
 from searchr1_mini import checkpoint
 from searchr1_mini.comparison.columns import OF_THE_WORLD, Column, chosen, corpus_of, listed, own_data, plan_columns
 from searchr1_mini.config import TrainConfig, flag_of
-from searchr1_mini.defaults import ENGINES, PROMPTED, READ_BY, SEARCHING, TRAINED
+from searchr1_mini.defaults import ENGINES, PROBES, PROMPTED, READ_BY, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import check_retriever, refuse_unread, resolve, saved_config
-from searchr1_mini.retrievers.probes import PROBES
 from searchr1_mini.weights import adapter_settings
 
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table

@@ -26,6 +26,10 @@ from searchr1_mini.tracking import render_segment
 from searchr1_mini.trajectory import Trajectory
 
 MAX_QUESTION = 4_000  # characters
+NO_FORM = (
+    "; no turn held <search> or <answer>: this model does not know the form. An -Instruct model may, or one that was "
+    "trained with --cold-start 200"
+)
 Tell = Callable[[str, str], None]  # who wrote it ("prompt", "policy", "observation"), and the next piece of text
 
 
@@ -82,7 +86,10 @@ class Chat:
 
 def verdict(trajectory: Trajectory) -> str:
     """The answer in one line, safe to show, or why there is none."""
-    return one_line(trajectory.answer or f"no answer ({trajectory.finish_reason})")
+    if trajectory.answer:
+        return one_line(trajectory.answer)
+    is_formless = trajectory.invalid_actions and not trajectory.queries
+    return f"no answer ({trajectory.finish_reason})" + (NO_FORM if is_formless else "")
 
 
 class Screen:

@@ -10,8 +10,6 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import Hit, Passage
 from searchr1_mini.rewards import contains_gold
 
-PROBES = ("none", "empty", "random", "oracle")
-
 
 class EmptyRetriever:
     """Finds nothing: with it, an answer that is still right did not come from retrieval."""

@@ -76,9 +76,9 @@ SIGNS: dict[str, tuple[Callable[[Trends], bool], str]] = {
         "learnt; take harder questions or stop",
     ),
     "invalid actions": (
-        lambda t: t["valid_actions"].now < min(0.5, 0.7 * t["valid_actions"].top),
-        "only {valid_actions.now:.0%} of the turns are valid actions: the format is lost; try --reward format or lower "
-        "--learning-rate",
+        lambda t: t["valid_actions"].now < 0.5 and t["valid_actions"].now < 0.7 * max(t["valid_actions"].top, 0.75),
+        "only {valid_actions.now:.0%} of the turns are valid actions: the format is lost, or was never there; try "
+        "--reward format, --cold-start 200 or a lower --learning-rate",
     ),
     "length runs away": (
         lambda t: t["overlong"].now > 0.2 and t["response_tokens"].now > 2 * t["response_tokens"].start,
