@@ -40,7 +40,7 @@ def test_what_the_run_does_already_is_not_advised():
     config = replace(CONFIG, reward="format", cold_start=300)
     told = diagnose([FORMLESS] * 20, config, is_instructed=True)
     assert "-Instruct" not in told and "--reward format" not in told and "--cold-start 600" in told
-    assert "--cold-start" not in diagnose([FORMLESS], replace(CONFIG, method="r1"), is_instructed=True)
+    assert "--cold-start" not in diagnose([FORMLESS] * 20, replace(CONFIG, method="r1"), is_instructed=True)
 
 
 def test_equal_rewards_of_valid_turns_are_told_otherwise():

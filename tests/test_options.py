@@ -163,16 +163,23 @@ SMALL = {
     "steps": 1, "questions_per_step": 1, "mini_batches": 1, "eval_questions": 1, "max_new_tokens": 3,
     "max_total_tokens": 400, "memory_check": False, "eval_every": 1, "tensorboard": False,
 }  # fmt: skip
-RL = {"group_size": 2, "drop_zero_variance": False, "reward": "f1"}
+# rewards are all 0 here: an update has something to do because of the weight decay
+RL = {"group_size": 2, "drop_zero_variance": False, "reward": "f1", "weight_decay": 0.01}
 SITUATIONS = {
     "grpo": RL | {"max_turns": 1},
     "ppo, no KL": RL | {"max_turns": 1, "algorithm": "ppo", "kl_coef": 0.0},
     "sft": {"algorithm": "sft"},
     "rejection sampling": {"algorithm": "rejection-sampling", "demonstration_questions": 1, "max_turns": 1},
-    "r1, groups of one": {"method": "r1", "group_size": 1},
+    "r1, groups of one": {"method": "r1", "group_size": 1, "weight_decay": 0.01},
     "no engine, RLOO": RL | {"max_turns": 1, "retriever": "none", "baseline": "leave-one-out"},
     "empty, all weights": RL | {"max_turns": 1, "retriever": "empty", "lora_rank": 0},
-    "whole text": {"max_turns": 1, "group_size": 2, "drop_zero_variance": False, "bug_reward_from_whole_text": True},
+    "whole text": {
+        "max_turns": 1,
+        "group_size": 2,
+        "drop_zero_variance": False,
+        "bug_reward_from_whole_text": True,
+        "weight_decay": 0.01,
+    },
     "all tokens": RL | {"max_turns": 1, "bug_masked_in_denominator": True},
 }
 
@@ -210,6 +217,8 @@ def needy(name: str) -> TrainConfig:
     for other, wanted in NEEDS[name].items():
         if isinstance(wanted, tuple) and getattr(TrainConfig, other) not in wanted:
             values[other] = wanted[0]
+        elif isinstance(wanted, int) and getattr(TrainConfig, other) == wanted:
+            values[other] = wanted + 1
     if NEEDS[name].get("load_in_4bit"):
         values["model"] = "Qwen2.5-3B"
     return TrainConfig(**values)

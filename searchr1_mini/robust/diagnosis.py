@@ -12,7 +12,7 @@ from searchr1_mini.trajectory import Trajectory
 
 DIAGNOSIS = "diagnosis.txt"
 FEW_VALID = 0.1  # share of turns that are valid actions, below which the form is not known
-ENOUGH = 8  # rollouts from which equal rewards are no accident
+ENOUGH = 8  # turns without form, or equal rewards, that are no accident
 MOST_CHARACTERS = 110  # of each line of the rollout that is shown
 
 
@@ -31,7 +31,7 @@ def diagnose(
     """
     turns = sum(sum(1 for _ in t.of_kind("policy")) for t in trajectories)
     valid = 1 - sum(t.invalid_actions for t in trajectories) / max(turns, 1)
-    is_formless = bool(turns) and valid < FEW_VALID
+    is_formless = turns >= ENOUGH and valid < FEW_VALID
     is_flat = rewards is not None and len(rewards) >= ENOUGH and len(set(rewards)) == 1 and rewards[0] < 1
     if not (is_formless or is_flat):
         return None
