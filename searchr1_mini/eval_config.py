@@ -43,6 +43,13 @@ class EvalConfig:
     )
 
     limit: int = option("how", 500, "questions a data set, always the same ones", least=1, most=MOST_QUESTIONS)
+    shots: int = option(
+        "how",
+        0,
+        "worked examples, from training questions, in the prompt of methods that are not trained",
+        least=0,
+        most=32,
+    )
     temperature: float = option("how", 0.0, "0 decodes greedily", least=0, most=100)
     seed: int = option(
         "how", 0, "of the sampling; with --model also of its world and its baselines", least=0, most=MOST_SEED

@@ -28,6 +28,7 @@ from searchr1_mini.comparison.plan import (
     slug,
     train_row,
 )
+from searchr1_mini.comparison.shots import draw_shots, write_shots
 from searchr1_mini.comparison.tables import Results, write_tables
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.corpus import is_text
@@ -91,10 +92,11 @@ def prepare_output(out: Path) -> None:
 def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     """Every row on every column: kept results are read, the others computed; weights are loaded once."""
     library, results, done = Library(), Results(), 0
-    tasks = {}
-    for row in plan.rows:  # what cannot be read is told before any work
-        for column in plan.columns:
-            tasks[row.label, column.name] = task_of(config, row, column, library, tasks)
+    tasks, prompts = {}, {}
+    for column in plan.columns:  # what cannot be read is told before any work
+        tasks |= {(row.label, column.name): task_of(config, row, column, library, tasks) for row in plan.rows}
+        if config.shots:
+            tell_shots(config, plan, column, library, tasks, prompts)
     rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
     for (_, model), of_weights in groupby(rows, key=lambda row: (row.weights, row.settings.model)):
         policy: Policy | None = None
@@ -102,7 +104,8 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
             for column in plan.columns:
                 task, settings = tasks[row.label, column.name], cell_settings(config, row, column)
                 done, began = done + 1, time.perf_counter()
-                name = f"{slug(row.label)}--{slug(column.name)}-{fingerprint(config, row, settings, task)}"
+                worked = prompts.get((row.label, column.name), "")
+                name = f"{slug(row.label)}--{slug(column.name)}-{fingerprint(config, row, settings, task, worked)}"
                 path = out / "cells" / f"{name}.jsonl"
                 found = kept_lines(path, task)
                 is_kept = len(found) == len(task.examples)
@@ -111,7 +114,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
                     path.replace(path.with_suffix(".part"))
                 if not is_kept:
                     policy = policy or load(config, row.settings, model, row.weights)
-                    run_cell(config, policy, settings, task, path)
+                    run_cell(config, policy, settings, task, path, worked)
                     found = read_jsonl(path)
                 results.add(row, column.name, settings, found)
                 em = sum(line["scores"]["em"] for line in found) / len(found)
@@ -119,6 +122,20 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
                 total = len(rows) * len(plan.columns)
                 print(f"[{done}/{total}] {row.label} on {one_line(column.name)}: EM {em:.3f} ({told})", flush=True)
     return results
+
+
+def tell_shots(
+    config: EvalConfig, plan: Plan, column: Column, library: Library, tasks: dict[tuple, Task], prompts: dict
+) -> None:
+    """Puts the worked examples of a column into `prompts`, and takes their questions out of what any row is asked."""
+    shots, find = draw_shots(cell_settings(config, plan.rows[0], column), config.shots, config.seed, library)
+    shown = {example.question for example, _ in shots}
+    for row in plan.rows:
+        key = row.label, column.name
+        rest = [example for example in tasks[key].examples if example.question not in shown]
+        tasks[key] = replace(tasks[key], examples=rest)
+        if row.shots:
+            prompts[key] = write_shots(row.method, shots, find, row.settings.template, config.seed)
 
 
 def task_of(config: EvalConfig, row: Row, column: Column, library: Library, tasks: dict[tuple, Task]) -> Task:
@@ -132,7 +149,7 @@ def task_of(config: EvalConfig, row: Row, column: Column, library: Library, task
     return tasks[key]
 
 
-def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task) -> str:
+def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task, shots: str = "") -> str:
     """A hash of all that a cell's result depends on."""
     names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
     parts = {
@@ -145,6 +162,7 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task)
         "questions": [asdict(example) for example in task.examples],
         "passages": task.corpus_hash,
     }
+    parts |= {"shots": shots} if shots else {}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -157,7 +175,9 @@ def state_of(folder: Path) -> list:
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [str(folder)]
 
 
-def run_cell(config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path) -> None:
+def run_cell(
+    config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path, shots: str = ""
+) -> None:
     """One trajectory a question with its scores, written by chunks; what an interrupted evaluation wrote is kept."""
     part = path.with_suffix(".part")
     written = kept_lines(part, task)
@@ -166,7 +186,7 @@ def run_cell(config: EvalConfig, policy: Policy, settings: TrainConfig, task: Ta
     for start in range(len(written), len(task.examples), CHUNK):
         examples = task.examples[start : start + CHUNK]
         trajectories, _ = rollout(
-            examples, method_of(settings), policy, task.retriever, limits_of(settings),
+            examples, method_of(settings, shots), policy, task.retriever, limits_of(settings),
             temperature=config.temperature, seed=config.seed + start,
         )  # fmt: skip
         append_jsonl(part, (cell_row(*pair) for pair in zip(trajectories, examples, strict=True)))

@@ -15,12 +15,14 @@ from typing import Any
 from searchr1_mini.prompts import (
     INVALID_ACTION,
     REASON_IN_DOCUMENTS,
+    SEARCH_O1_TEMPLATE,
     STOP_STRINGS,
     normalise_question,
     opening_of,
     parse_action,
     render_note,
     template_of,
+    with_shots,
 )
 from searchr1_mini.retrieval import Passage
 
@@ -133,7 +135,8 @@ def reason_in_documents(passages: Sequence[Passage], instruction: str, max_new_t
 
 def search_o1(question: str, *, template: str, max_new_tokens: int = 500, **settings: Any) -> Method:
     """Search-o1: searches while it reasons, and reasons in the documents before it goes on."""
-    instruction = "<think>" if template == template_of("search-o1", "short") else REASON_IN_DOCUMENTS
+    is_instructed = template.startswith(SEARCH_O1_TEMPLATE.partition("Question:")[0])
+    instruction = REASON_IN_DOCUMENTS if is_instructed else "<think>"
     read = partial(reason_in_documents, instruction=instruction, max_new_tokens=max_new_tokens)
     return search_r1(question, template=template, max_new_tokens=max_new_tokens, read=read, **settings)
 
@@ -180,10 +183,15 @@ def make_method(
     topk: int,
     serves_search: bool = True,
     last_turn: bool = True,
+    shots: str = "",
 ) -> MakeMethod:
-    """The generator of that name with its settings; `template` is "paper" or "short" (the tiny base's)."""
+    """The generator of that name with its settings; `template` is "paper" or "short" (the tiny base's).
+
+    `shots` are worked examples that the prompt shows before the question.
+    """
     generators = {"search-r1": search_r1, "search-o1": search_o1, "ircot": ircot, "rag": rag}
-    settings: dict[str, Any] = {"template": template_of(name, template), "max_new_tokens": max_new_tokens}
+    text = with_shots(template_of(name, template), shots)
+    settings: dict[str, Any] = {"template": text, "max_new_tokens": max_new_tokens}
     if name in generators:
         settings["topk"] = topk
     if name in ("search-r1", "search-o1", "ircot"):

@@ -123,6 +123,15 @@ def template_of(method: str, kind: str) -> str:
     return SHORT.get(method, SHORT_TEMPLATE) if kind == "short" else PAPER[method]
 
 
+def with_shots(template: str, shots: str) -> str:
+    """A method's template with the worked examples before its question."""
+    if not shots:
+        return template
+    before, mark, after = template.rpartition("Question: {question}")
+    lead = "Here are some examples.\n\n" if before else ""
+    return f"{before}{lead}{shots.replace('{', '{{').replace('}', '}}')}{mark}{after}"
+
+
 def opening_of(template: str) -> str:
     """The tag that the template has already opened for the policy, or nothing."""
     return next((tag for tag in ("<answer>", "<think>") if template.endswith(tag)), "")

@@ -203,8 +203,8 @@ def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
 
 
-def method_of(config: TrainConfig) -> MakeMethod:
-    """The method that the config names, with its settings."""
+def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
+    """The method that the config names, with its settings, and worked examples in its prompt if wanted."""
     return make_method(
         config.method,
         template=config.template,
@@ -213,6 +213,7 @@ def method_of(config: TrainConfig) -> MakeMethod:
         topk=config.topk,
         serves_search=config.retriever != "none",
         last_turn=not config.bug_no_last_turn,
+        shots=shots,
     )
 
 

@@ -107,7 +107,12 @@ def test_baselines_that_no_run_brings_are_trained_or_left_out(tmp_path):
     plan = plan_evaluation(EvalConfig(run=run, methods="all", train=False))
     assert not any(row.must_train for row in plan.rows) and len(plan.notes) == 3
     plan = plan_evaluation(EvalConfig(model="Qwen2.5-3B", methods="all"))
-    assert len(plan.rows) == 5 and "--model Qwen2.5-3B --algorithm rejection-sampling" in plan.notes[2]
+    assert [row.label for row in plan.rows[-1:]] == ["search-r1, untrained"]
+    assert (
+        len(plan.rows) == 6
+        and len(plan.notes) == 3
+        and "--model Qwen2.5-3B --algorithm rejection-sampling" in plan.notes[2]
+    )
 
 
 @pytest.mark.parametrize("dataset", ["nq", "q.jsonl", "world"])
@@ -312,7 +317,10 @@ def test_a_kept_cell_is_of_the_precision_that_was_computed_in(monkeypatch, file,
         ({"methods": "direct", "corpus": "c.jsonl", "datasets": "nq"}, "leave out --corpus"),
         ({"methods": "direct", "retriever": "bm25"}, "leave out --retriever"),
         ({"methods": "cot", "max_observation_tokens": 64}, "leave out --max-observation-tokens"),
-        ({"methods": "direct,search-r1", "train": False, "topk": 7}, "leave out --topk.* search-r1 is left out"),
+        (
+            {"methods": "direct,rejection-sampling", "train": False, "topk": 7},
+            "leave out --topk.* rejection-sampling is left",
+        ),
         ({"methods": "direct", "train": True}, "--train: no row is left to train"),
         ({"adapter": "nowhere"}, "there is no adapter in nowhere"),
         ({"run": " , "}, "--run ' , ' names nothing"),

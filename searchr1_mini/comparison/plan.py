@@ -34,13 +34,17 @@ TRAIN_AS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a method, its settings, and the weights on the base; None is the base as it is."""
+    """A line of the table: a method, its settings, and the weights on the base; None is the base as it is.
+
+    `shots` worked examples stand in the prompt of a row that nothing was trained for.
+    """
 
     label: str
     method: str
     settings: TrainConfig
     weights: Path | None = None
     must_train: bool = False
+    shots: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,14 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
         if of_method:
             rows += rows_of_runs(config, method, of_method)
         elif method in PROMPTED:
-            rows.append(Row(method, method, settings))
+            rows.append(Row(method, method, settings, shots=config.shots))
         elif method == "search-r1" and config.adapter:
             folder = Path(config.adapter)
             rows.append(Row(method, method, replace(settings, **adapter_settings(folder)), folder))
         elif trains:
             rows.append(Row(method, method, settings, must_train=True))
-        elif methods == ["search-r1"] and not runs:
-            rows.append(Row("search-r1, untrained", method, settings))
+        elif method == "search-r1" and not runs:
+            rows.append(Row("search-r1, untrained", method, settings, shots=config.shots))
         else:
             flags = "".join(f"{flag_of(name)} {value} " for name, value in TRAIN_AS.get(method, {}).items())
             notes.append(
@@ -138,6 +142,9 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
             raise UserError(f"{folder} trained {run_method(saved)}; add that to --methods, or leave the run out")
     if config.adapter and "search-r1" not in methods:
         raise UserError("--adapter is evaluated with search-r1; add it to --methods")
+    if config.shots and not any(row.shots for row in rows):
+        raise UserError("--shots does nothing for a trained row; leave it out, or add a prompted method")
+    rows = [replace(row, label=f"{row.label}, {row.shots} shots") if row.shots else row for row in rows]
     rows = with_retrievers(config, rows)
     labels = [row.label for row in rows]
     if config.against and config.against not in labels:
@@ -215,7 +222,7 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
     """
     of_search = ("corpus", "retriever", *OF_A_SEARCH, "max_observation_tokens")
     given = [flag_of(name) for name in of_search if getattr(config, name) is not None]
-    if given and not any(row.method in SEARCHING for row in rows):
+    if given and not config.shots and not any(row.method in SEARCHING for row in rows):
         methods = ", ".join(dict.fromkeys(row.method for row in rows))
         told = f"no row searches ({methods}); leave out {', '.join(given)}, or add a method with a search"
         raise UserError(". ".join([told, *notes]))

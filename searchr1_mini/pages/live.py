@@ -30,7 +30,7 @@ def check_live(config: EvalConfig, flag: str | None) -> None:
             raise UserError("--colour is about trajectories in the terminal; add --ask or --chat, or leave it out")
         return
     of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_of(name) != flag]
-    of_tables = ("train", "limit", "compare", "against", "output_dir")
+    of_tables = ("train", "shots", "limit", "compare", "against", "output_dir")
     unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
     for option_ in fields(config):
         if option_.name in unread and getattr(config, option_.name) != option_.default:
