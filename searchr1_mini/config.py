@@ -29,6 +29,9 @@ NEVER = 10**9  # steps between evaluations, or checkpoints to keep
 
 CORPUS_HELP = "passages: a jsonl file, a folder of such or of texts (.txt, .md), or hotpotqa"
 RETRIEVER_URL_HELP = "address of a /retrieve server, for --retriever http, or of Milvus (a path is milvus-lite)"
+OBSERVATION_HELP = (
+    "how passages are shown: as the public code shows wiki-18 (paper), or as the tiny base knows them (plain)"
+)
 STEMMING_HELP = "let BM25 see stems of words (English Snowball)"
 STOP_WORDS_HELP = "leave English function words out of BM25"
 DENSE_MODEL_HELP = "encoder of sentence-transformers for dense and hybrid: a hub id or a folder"
@@ -69,6 +72,7 @@ class TrainConfig:
     world_hops: str | None = option("data", None, "hops of the synthetic questions, in equal shares [default: 1,2]")
     world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0, most=1000)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template" + _auto("template"))
+    observation: Literal["paper", "plain"] | None = option("data", None, OBSERVATION_HELP + _auto("observation"))
 
     retriever: Literal[
         "auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http", "none", "empty", "random", "oracle"

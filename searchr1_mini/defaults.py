@@ -27,16 +27,18 @@ READ_BY = {  # option -> the retrievers that read it
 WORLD_DIFFICULTY = "natural"  # the hardest
 
 TINY = {
-    "dataset": "world", "eval_questions": 200, "template": "short", "max_new_tokens": 64, "max_total_tokens": 640,
-    "max_observation_tokens": 256, "rollout_batch_size": 256, "steps": 40, "questions_per_step": 16, "group_size": 8,
-    "warmup_steps": 4, "decay_steps": 20, "drop_zero_variance": True, "tokens_per_micro_batch": 4096, "lora_rank": 16,
-    "load_in_4bit": False, "gradient_checkpointing": False, "eval_every": 5, "save_every": 20,
+    "dataset": "world", "eval_questions": 200, "template": "short", "observation": "plain",
+    "max_new_tokens": 64, "max_total_tokens": 640, "max_observation_tokens": 256, "rollout_batch_size": 256,
+    "steps": 40, "questions_per_step": 16, "group_size": 8, "warmup_steps": 4, "decay_steps": 20,
+    "drop_zero_variance": True, "tokens_per_micro_batch": 4096, "lora_rank": 16, "load_in_4bit": False,
+    "gradient_checkpointing": False, "eval_every": 5, "save_every": 20,
 }  # fmt: skip
 REAL = {
-    "dataset": "hotpotqa", "eval_questions": 200, "template": "paper", "max_new_tokens": 500, "max_total_tokens": 4096,
-    "max_observation_tokens": 500, "rollout_batch_size": 32, "steps": 500, "questions_per_step": 8, "group_size": 5,
-    "warmup_steps": 20, "decay_steps": 0, "drop_zero_variance": False, "tokens_per_micro_batch": 8192, "lora_rank": 32,
-    "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 50, "save_every": 50,
+    "dataset": "hotpotqa", "eval_questions": 200, "template": "paper", "observation": "paper",
+    "max_new_tokens": 500, "max_total_tokens": 4096, "max_observation_tokens": 500, "rollout_batch_size": 32,
+    "steps": 500, "questions_per_step": 8, "group_size": 5, "warmup_steps": 20, "decay_steps": 0,
+    "drop_zero_variance": False, "tokens_per_micro_batch": 8192, "lora_rank": 32, "load_in_4bit": True,
+    "gradient_checkpointing": True, "eval_every": 50, "save_every": 50,
 }  # fmt: skip
 # LoRA wants ten to twenty times the learning rate of full fine-tuning; the tiny base, far smaller, wants more
 LEARNING_RATES = {("tiny", "lora"): 3e-3, ("tiny", "full"): 5e-4, ("real", "lora"): 2e-5, ("real", "full"): 1e-6}

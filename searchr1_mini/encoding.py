@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini.prompts import neutralise_tags, render_observation
+from searchr1_mini.prompts import Form, neutralise_tags, render_observation
 from searchr1_mini.retrieval import Passage
 
 MOST_CHARS_A_TOKEN = 16  # of a passage, on average; prose has about 4. What is longer is cut before it is tokenised
-MOST_TITLE = 256  # characters; Wikipedia's titles are at most 255 bytes
 
 
 def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -42,37 +41,54 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def first_tokens(text: str, n: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the first `n` tokens of foreign text spell; all of it as it stands if it has no more."""
-    ids = foreign_ids(text, tokenizer)
-    return text if len(ids) <= n else tokenizer.decode(ids[:n]).rstrip("\ufffd")
-
-
 def observation_ids(
-    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, max_tokens: int, form: Form = "plain"
 ) -> tuple[list[int], str] | None:
     """Ids and text of an observation of at most `max_tokens` tokens; None if not even its tags fit.
 
     Too long an observation is cut inside: every passage's text gets the same share, all titles together half of the
-    room at most, and the closing tag always stays. The work is bounded by `max_tokens`, however long a passage is.
+    room, or what the texts leave of it, and the closing tag always stays. The work is bounded by `max_tokens`, however
+    long a passage is.
+
+    Args:
+        passages: best first.
+        tokenizer: of the model that reads them.
+        max_tokens: of the observation, its tags included.
+        form: see `render_observation`.
     """
     most_chars = MOST_CHARS_A_TOKEN * max_tokens
-    passages = [replace(p, title=p.title[:MOST_TITLE], text=p.text[:most_chars]) for p in passages]
-    text = render_observation(passages)
+    passages = [replace(p, title=p.title[:most_chars], text=p.text[:most_chars]) for p in passages]
+    text = render_observation(passages, form)
     ids = foreign_ids(text, tokenizer)
-    if len(ids) <= max_tokens:
-        return ids, text
-    title_tokens = max_tokens // (2 * max(len(passages), 1))
-    passages = [replace(p, title=first_tokens(p.title, title_tokens, tokenizer)) for p in passages]
-    text = render_observation(passages)
-    ids = foreign_ids(text, tokenizer)
-    texts = [foreign_ids(passage.text, tokenizer) for passage in passages]
-    share = max(map(len, texts), default=0)
-    while len(ids) > max_tokens:
-        if share == 0:
-            return observation_ids(passages[:-1], tokenizer, max_tokens) if passages else None
-        share = max(0, min(share - 1, share - (len(ids) - max_tokens) // max(len(passages), 1)))
-        kept = [tokenizer.decode(piece[:share]).rstrip("\ufffd") for piece in texts]
-        text = render_observation([replace(passage, text=cut) for passage, cut in zip(passages, kept, strict=True)])
-        ids = foreign_ids(text, tokenizer)
-    return ids, text
+    if len(ids) <= max_tokens or not passages:
+        return (ids, text) if len(ids) <= max_tokens else None
+    titles, texts = ([foreign_ids(getattr(p, part), tokenizer) for p in passages] for part in ("title", "text"))
+    longest = max(map(len, texts))
+
+    def spelt(text: str, ids: list[int], n: int) -> str:
+        return text if len(ids) <= n else tokenizer.decode(ids[:n]).rstrip("\ufffd")
+
+    def cut(most_title: int, most_text: int) -> tuple[list[int], str]:
+        pieces = [
+            replace(p, title=spelt(p.title, title, most_title), text=spelt(p.text, words, most_text))
+            for p, title, words in zip(passages, titles, texts, strict=True)
+        ]
+        shown = render_observation(pieces, form)
+        return foreign_ids(shown, tokenizer), shown
+
+    def largest(most: int, make: Callable[[int], tuple[list[int], str]]) -> tuple[int, tuple[list[int], str] | None]:
+        """The largest share, from `most` down, with which the observation fits, and that observation."""
+        while True:
+            found = make(most)
+            if len(found[0]) <= max_tokens:
+                return most, found
+            if most == 0:
+                return 0, None
+            most = max(0, min(most - 1, most - (len(found[0]) - max_tokens) // len(passages)))
+
+    share, found = largest(longest, lambda share: cut(max_tokens // (2 * len(passages)), share))
+    if found is None:
+        return observation_ids(passages[:-1], tokenizer, max_tokens, form)
+    if share == longest:  # the texts are whole: titles were cut, and may have more
+        found = largest(max(map(len, titles)), lambda most: cut(most, longest))[1]
+    return found

@@ -12,6 +12,7 @@ from searchr1_mini.config import (
     MOST_QUESTIONS,
     MOST_SEED,
     MOST_TOKENS,
+    OBSERVATION_HELP,
     RERANKER_HELP,
     RETRIEVER_URL_HELP,
     STEMMING_HELP,
@@ -72,6 +73,7 @@ class EvalConfig:
         "data", None, "another number is a fresh world [default: the run's seed]", least=0, most=MOST_SEED
     )
     template: Literal["paper", "short"] | None = option("data", None, "prompt template")
+    observation: Literal["paper", "plain"] | None = option("data", None, OBSERVATION_HELP)
 
     retriever: str | None = option(
         "retrieval", None, "as in train.py, or several, a row each: auto,empty,random,oracle,none"

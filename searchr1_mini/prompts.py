@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+Form = Literal["paper", "plain"]  # of an observation
 STOP_STRINGS = ("</search>", "</answer>")
 
 SEARCH_TEMPLATE = (
@@ -147,16 +148,24 @@ def neutralise_tags(text: str) -> str:
     return "".join(parts)
 
 
-def render_passage(rank: int, passage: HasTitleAndText) -> str:
+def render_passage(rank: int, passage: HasTitleAndText, form: Form = "plain") -> str:
     """One line of an observation; `rank` starts at 1. Our own tags inside the passage are neutralised."""
     title, text = (neutralise_tags(part) for part in (passage.title, passage.text))
-    return f"Doc {rank}(Title: {title}) {text}\n"
+    return (
+        f'Doc {rank}(Title: "{title}") {text}\n' if form == "paper" else f"Doc {rank}(Title: {title}) {text.strip()}\n"
+    )
 
 
-def render_observation(passages: Sequence[HasTitleAndText]) -> str:
-    """The text between two policy turns: `\\n\\n<information>Doc 1(Title: ...) ...\\n</information>\\n\\n`."""
-    lines = "".join(render_passage(rank, passage) for rank, passage in enumerate(passages, start=1))
-    return OBSERVATION_OPEN + lines + OBSERVATION_CLOSE
+def render_observation(passages: Sequence[HasTitleAndText], form: Form = "plain") -> str:
+    """The text between two policy turns, `\\n\\n<information>Doc 1(Title: ...) ...</information>\\n\\n`.
+
+    Args:
+        passages: best first.
+        form: "paper" has, for passages of wiki-18, the bytes of the public code (`_passages2string`): titles in
+            double quotes, no blanks before the closing tag. "plain" is what the tiny base has learnt.
+    """
+    lines = "".join(render_passage(rank, passage, form) for rank, passage in enumerate(passages, start=1))
+    return OBSERVATION_OPEN + (lines.strip() if form == "paper" else lines) + OBSERVATION_CLOSE
 
 
 def render_note(note: str) -> str:

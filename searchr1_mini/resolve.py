@@ -78,7 +78,8 @@ def saved_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged: {name} is {shown(saved[name])}; put back a copy of it, or name another run"
         )
-    return {f.name: getattr(TrainConfig, f.name) for f in fields(TrainConfig)} | saved  # an older version had fewer
+    defaults = {f.name: getattr(TrainConfig, f.name) for f in fields(TrainConfig)} | {"observation": "plain"}
+    return defaults | saved  # an older version had fewer, and showed passages plainly
 
 
 def world_hops_list(config: TrainConfig) -> list[int]:

@@ -20,6 +20,7 @@ from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms, tokenize
 
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
+MOST_TITLE = 256  # characters; Wikipedia's titles are at most 255 bytes
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,15 @@ class CachedRetriever:
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-    """Title and text of the paper's corpus format, `"Title"\\ntext`; quotes inside the title stay."""
-    title, _, text = contents.partition("\n")
-    title = title.strip()
-    is_quoted = len(title) > 1 and title[0] == title[-1] == '"'
-    return title[1:-1] if is_quoted else title, text.strip()
+    """Title and text of the paper's corpus format, `"Title"\\ntext`; quotes inside the title stay.
+
+    A first line without quotes is a title if text follows it and it is no longer than titles are; else all is text.
+    What follows a title in quotes is kept to the byte, as the public code shows it.
+    """
+    first, _, text = contents.partition("\n")
+    title = first.strip()
+    if len(title) > 1 and title[0] == title[-1] == '"' and len(first) < len(contents):
+        return title[1:-1], text
+    if not text.strip() or len(title) > MOST_TITLE:
+        return "", contents.strip()
+    return title, text.strip()

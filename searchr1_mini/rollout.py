@@ -19,7 +19,7 @@ from searchr1_mini.distributed import gather, share
 from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
 from searchr1_mini.errors import UserError, is_out_of_memory
 from searchr1_mini.generation import Decoder, Turn
-from searchr1_mini.prompts import INVALID_ACTION
+from searchr1_mini.prompts import INVALID_ACTION, Form
 from searchr1_mini.retrieval import Hit, Passage, Retriever
 from searchr1_mini.retrievers.probes import OracleRetriever
 from searchr1_mini.robust import interrupt
@@ -40,12 +40,14 @@ class RolloutLimits:
         max_observation_tokens: most tokens of one observation; longer ones are cut inside.
         overlap_search: decode on while the retriever works. Worth it for a remote one; which rows share a batch, and
             so the last bits of their log-probs, then depend on its speed.
+        form: of observations, see `render_observation`.
     """
 
     n_rows: int
     max_total_tokens: int
     max_observation_tokens: int
     overlap_search: bool = False
+    form: Form = "plain"
 
 
 @dataclass
@@ -153,7 +155,8 @@ class _Engine:
 
     def passages_ids(self, key: int, passages: Sequence[Passage], room: int) -> tuple[list[int], str] | None:
         """Passages as the policy will read them, see `observation_ids`; what it was shown is kept."""
-        cut = observation_ids(passages, self.tokenizer, min(room, self.limits.max_observation_tokens))
+        most = min(room, self.limits.max_observation_tokens)
+        cut = observation_ids(passages, self.tokenizer, most, self.limits.form)
         if cut is not None:
             self.live[key].trajectory.retrieved.append(cut[1])
         return cut

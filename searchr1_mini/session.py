@@ -224,6 +224,7 @@ def limits_of(config: TrainConfig) -> RolloutLimits:
         config.max_total_tokens,
         config.max_observation_tokens,
         overlap_search=config.retriever in ("http", "milvus"),
+        form=config.observation,
     )
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import replace
 
 import pytest
+from conftest import write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import load_corpus
 from searchr1_mini.encoding import break_added_tokens, foreign_ids, observation_ids, prompt_ids
+from searchr1_mini.prompts import render_observation
+from searchr1_mini.resolve import resolve, saved_config
 from searchr1_mini.retrieval import Passage
+from searchr1_mini.session import limits_of
 
 
 @settings(max_examples=60, deadline=None)
@@ -40,6 +48,71 @@ def test_no_added_token_of_qwen_comes_out_of_foreign_text(qwen_tokenizer, token)
     prompt = prompt_ids(f"Who is {token}?", qwen_tokenizer)
     plain = prompt_ids("Who is?", qwen_tokenizer)
     assert sum(id_ in added for id_ in prompt) == sum(id_ in added for id_ in plain)
+
+
+# what the public code's `_passages2string` and `execute_predictions` make of these lines of wiki-18's form
+WIKI_18 = ['"Oslo"\nOslo is the capital of Norway. ', '""Weird Al" Yankovic"\nBorn in 1959.\nA singer.', '"Bern"\n']
+PUBLIC = (
+    '\n\n<information>Doc 1(Title: "Oslo") Oslo is the capital of Norway. \nDoc 2(Title: ""Weird Al" Yankovic") Born '
+    'in 1959.\nA singer.\nDoc 3(Title: "Bern")</information>\n\n'
+)
+
+
+def test_wiki_18_is_shown_with_the_bytes_of_the_public_code(qwen_tokenizer, tmp_path):
+    lines = [{"id": str(n), "contents": contents} for n, contents in enumerate(WIKI_18)]
+    passages = load_corpus(write_lines(tmp_path / "wiki.jsonl", lines), "jsonl", None)
+    ids, text = observation_ids(passages, qwen_tokenizer, 500, "paper")
+    assert text == PUBLIC and qwen_tokenizer.decode(ids) == PUBLIC
+    assert observation_ids([], qwen_tokenizer, 500, "paper")[1] == "\n\n<information></information>\n\n"
+
+
+def test_real_models_read_as_the_public_code_shows_and_the_tiny_base_as_it_was_taught(tmp_path):
+    real = TrainConfig(model="Qwen2.5-3B", retriever="http", retriever_url="http://h:1")
+    forms = [limits_of(resolve(c)).form for c in (real, replace(real, observation="plain"), TrainConfig())]
+    assert forms == ["paper", "plain", "plain"]
+    old = {name: value for name, value in vars(resolve(real)).items() if name != "observation"}
+    (tmp_path / "config.json").write_text(json.dumps(old))  # of a version that knew one form
+    assert saved_config(tmp_path)["observation"] == "plain"
+
+
+@pytest.mark.parametrize(
+    ("contents", "title", "text"),
+    [
+        ("w " * 180, "", ("w " * 180).strip()),
+        ("One line.\n", "", "One line."),
+        ("One line.\r\n \r\n", "", "One line."),
+        ("p " * 200 + "\nA second paragraph.", "", "p " * 200 + "\nA second paragraph."),
+        ("Oslo\r\nOld.\r\nBig.", "Oslo", "Old.\r\nBig."),
+        ('"Oslo"\nOld. ', "Oslo", "Old. "),
+        ('"Oslo"\n', "Oslo", ""),
+        ('"' + "T" * 300 + '"\nOld.', "T" * 300, "Old."),
+        ('"Quoted in full."', "", '"Quoted in full."'),
+        ("\nOld.", "", "Old."),
+    ],
+)
+def test_what_has_no_line_for_its_title_is_text(tmp_path, contents, title, text):
+    path = write_lines(tmp_path / "c.jsonl", [{"id": "1", "contents": contents}])
+    assert [(p.title, p.text) for p in load_corpus(path, "jsonl", None)] == [(title, text)]
+
+
+@pytest.mark.parametrize("form", ["paper", "plain"])
+@pytest.mark.parametrize(
+    "passages",
+    [
+        [("", 60)], [(60, "")], [(60, 4), ("", 2)], [(90, 90)], [(150, 4), (3, 4), (2, 2)], [(3, 200), (2, 2), (70, 3)],
+        [(200, 200), (200, 200)],
+    ],
+)  # fmt: skip
+def test_no_word_is_dropped_while_there_is_room(tokenizer, form, passages):
+    """Sizes in words; what does not fit leaves no room unused, and neither titles nor texts push the others out."""
+    words = [[" ".join(f"w{n}" for n in range(int(size or 0))) for size in sizes] for sizes in passages]
+    passages = [Passage(str(row), *pair) for row, pair in enumerate(words)]
+    whole = render_observation(passages, form)
+    size = len(foreign_ids(whole, tokenizer))
+    assert observation_ids(passages, tokenizer, size, form) == (foreign_ids(whole, tokenizer), whole)
+    for room in (size - 1, size * 3 // 4, size // 2):
+        ids, _ = observation_ids(passages, tokenizer, room, form)
+        assert room - len(passages) * 4 <= len(ids) <= room
 
 
 def test_instruct_models_get_their_chat_template(qwen_tokenizer):

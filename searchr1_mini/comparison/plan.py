@@ -19,8 +19,8 @@ from searchr1_mini.weights import adapter_settings
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
 GENERATORS = {"sft": "direct", "rejection-sampling": "search-r1"}  # others are called as their method
 OF_THE_MODEL = (
-    "model template max_new_tokens max_total_tokens max_observation_tokens rollout_batch_size lora_rank lora_alpha "
-    "load_in_4bit"
+    "model template observation max_new_tokens max_total_tokens max_observation_tokens rollout_batch_size lora_rank "
+    "lora_alpha load_in_4bit"
 ).split()
 OF_NO_CONSEQUENCE = ("output_dir", "resume", "rollout_weights", "memory_check", "memory_limit")  # for what is learnt
 OF_A_SEARCH = ("topk", "max_turns")
@@ -220,7 +220,7 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
     Raises:
         UserError: names the flag, the remedy, and what was left out.
     """
-    of_search = ("corpus", "retriever", *OF_A_SEARCH, "max_observation_tokens")
+    of_search = ("corpus", "retriever", *OF_A_SEARCH, "max_observation_tokens", "observation")
     given = [flag_of(name) for name in of_search if getattr(config, name) is not None]
     if given and not config.shots and not any(row.method in SEARCHING for row in rows):
         methods = ", ".join(dict.fromkeys(row.method for row in rows))

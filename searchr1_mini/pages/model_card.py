@@ -10,7 +10,8 @@ from searchr1_mini import __version__
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import HUB_MODELS
 from searchr1_mini.pages.printable import markdown_text
-from searchr1_mini.prompts import template_of
+from searchr1_mini.prompts import render_passage, template_of
+from searchr1_mini.retrieval import Passage
 from searchr1_mini.robust.files import read_json
 
 CARD = """---
@@ -35,7 +36,7 @@ The prompt that it was trained on, in the user's turn of the chat template where
 ```
 """
 PROTOCOL = """A turn ends at `</search>` or `</answer>`. After a search, append what was found between `<information>`
-and `</information>`, and let the model go on.
+and `</information>`, and let the model go on. Each passage is written `{line}`, a line each.
 
 """
 USE_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -62,6 +63,7 @@ def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) ->
     front += [yaml.safe_dump({"base_model": base}, width=1000).strip()] * is_on_hub + ["tags:", "- search-r1"]
     named = "the tiny base of searchr1_mini" if base == "tiny" else markdown_text(base)
     whole = f"The weights of {named} with " + ("the trained adapter merged" if settings.lora_rank else "all trained")
+    line = render_passage(1, Passage("", "title", "text"), settings.observation).strip()
     return CARD.format(
         front_matter="\n".join(front),
         name=f"{markdown_text(run.resolve().name)}, step {step}",
@@ -69,7 +71,7 @@ def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) ->
         version=__version__,
         table="\n".join(f"| {key} | {markdown_text(value)} |" for key, value in facts(settings, run, step).items()),
         prompt=template_of(settings.method, settings.template).rstrip("\n") + "\n",  # the fence needs a line of its own
-        protocol=PROTOCOL if settings.method == "search-r1" else "",
+        protocol=PROTOCOL.format(line=line) if settings.method == "search-r1" else "",
         usage=USE_ADAPTER if is_adapter else USE_MERGED,
     )
 
