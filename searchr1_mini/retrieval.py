@@ -10,16 +10,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms, tokenize
+from searchr1_mini.retrievers.terms import ALL_WORDS, DEFAULT_TERMS, Terms, tokenize, words_of
 
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
+FUNCTION_WORDS = "function_words"  # of a store: the scores of function words where every word counts
 MOST_TITLE = 256  # characters; Wikipedia's titles are at most 255 bytes
 
 
@@ -48,7 +50,7 @@ class Retriever(Protocol):
 
 def index_terms(passage: Passage, terms: Terms = DEFAULT_TERMS) -> list[str]:
     """The terms a passage is found by: its title's and its text's."""
-    return tokenize(f"{passage.title} {passage.text}", terms)
+    return tokenize(f"{passage.title} {passage.text}", terms, singles=True)
 
 
 def best_rows(scores: np.ndarray, matches: np.ndarray, topk: int) -> list[int]:
@@ -67,7 +69,10 @@ def best_rows(scores: np.ndarray, matches: np.ndarray, topk: int) -> list[int]:
 
 
 class RankBM25:
-    """rank-bm25's BM25Okapi: short enough to read, linear in the corpus for every query."""
+    """rank-bm25's BM25Okapi: short enough to read, linear in the corpus for every query.
+
+    A query of function words alone (`The Who`) is answered from an index of all words, built when first asked.
+    """
 
     def __init__(self, passages: Sequence[Passage], terms: Terms = DEFAULT_TERMS) -> None:
         from rank_bm25 import BM25Okapi
@@ -77,27 +82,42 @@ class RankBM25:
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """See `Retriever.search`."""
-        return [self._search(tokenize(query, self.terms), topk) for query in queries]
+        return [self._search(query, topk) for query in queries]
 
-    def _search(self, terms: list[str], topk: int) -> list[Hit]:
+    @cached_property
+    def of_all_words(self) -> RankBM25:
+        """The same passages by all of their words."""
+        return RankBM25(self.passages, ALL_WORDS)
+
+    def _search(self, query: str, topk: int) -> list[Hit]:
+        terms = tokenize(query, self.terms)
+        if not terms and words_of(query) and self.terms.stop_words:
+            return self.of_all_words._search(query, topk)
         scores = self.index.get_scores(terms)
         matches = np.array([any(term in counts for term in terms) for counts in self.index.doc_freqs])
         return [Hit(self.passages[row], float(scores[row])) for row in best_rows(scores, matches, topk)]
 
 
 class BM25S:
-    """bm25s with Lucene's idf, which is never negative: scores are computed when indexing, queries add them up."""
+    """bm25s with Lucene's idf, which is never negative: scores are computed when indexing, queries add them up.
 
-    def __init__(self, passages: Sequence[Passage], terms: Terms = DEFAULT_TERMS) -> None:
+    A query of function words alone is answered from an index of all words, as by `RankBM25`.
+    """
+
+    def __init__(self, passages: Sequence[Passage], terms: Terms = DEFAULT_TERMS, folder: Path | None = None) -> None:
         """Indexes the passages, or opens their index if it is on disk.
+
+        Args:
+            passages: the corpus; a store brings its index.
+            terms: by which passages are found.
+            folder: of another index that a store brings.
 
         Raises:
             UserError: the index on disk is damaged, or cannot be written.
             ValueError: the passages are a store that was indexed by other terms.
         """
         self.passages, self.terms = passages, terms
-        folder = getattr(passages, "folder", None)  # a PassageStore brings its index
-        if folder is not None and passages.suffix != terms.suffix:
+        if folder is None and (folder := getattr(passages, "folder", None)) and passages.suffix != terms.suffix:
             raise ValueError(f"{folder} was indexed with other terms ({passages.suffix!r}, not {terms.suffix!r})")
         if folder is None and len(passages) >= SAVE_FROM:
             folder = cache_dir() / "bm25s" / (fingerprint(passages) + terms.suffix)
@@ -107,9 +127,18 @@ class BM25S:
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """See `Retriever.search`."""
-        return [self._search(tokenize(query, self.terms), topk) for query in queries]
+        return [self._search(query, topk) for query in queries]
 
-    def _search(self, terms: list[str], topk: int) -> list[Hit]:
+    @cached_property
+    def of_all_words(self) -> BM25S:
+        """The same passages by all of their words."""
+        store = getattr(self.passages, "folder", None)
+        return BM25S(self.passages, ALL_WORDS, store and store / FUNCTION_WORDS)
+
+    def _search(self, query: str, topk: int) -> list[Hit]:
+        terms = tokenize(query, self.terms)
+        if not terms and words_of(query) and self.terms.stop_words:
+            return self.of_all_words._search(query, topk)
         known = [term for term in terms if term in self.index.vocab_dict]
         if not known:
             return []

@@ -12,15 +12,15 @@ import os
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import K1, B, Passage, cache_dir, index_terms, kept_at, new_memmap
-from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
+from searchr1_mini.retrieval import FUNCTION_WORDS, K1, B, Passage, cache_dir, index_terms, kept_at, new_memmap
+from searchr1_mini.retrievers.terms import ALL_WORDS, DEFAULT_TERMS, STOP_WORDS, Terms, reduced
 
 BATCH = 50_000  # passages whose terms are held at a time
 TERMS_FILE = "terms.txt"  # a line with their suffix
@@ -88,24 +88,25 @@ def build_store(passages: Iterable[Passage], folder: Path, terms: Terms = DEFAUL
     """
     with kept_at(folder) as aside:
         aside.mkdir()
-        vocabulary: dict[str, int] = {}
-        lengths, offsets = array("I"), array("Q", [0])
-        batches = 0
+        index, of_all_words = Columns(aside), Columns(aside / FUNCTION_WORDS)
+        offsets = array("Q", [0])
         with (aside / "passages.jsonl").open("wb") as file:
             bar = tqdm(unique(passages), desc="indexing", unit=" passages", disable=not sys.stderr.isatty())
-            for batches, batch in enumerate(batched(bar), start=1):
+            for batch in batched(bar):
                 for passage in batch:
                     row = json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False)
                     offsets.append(offsets[-1] + file.write(row.encode("utf-8", "replace") + b"\n"))
-                np.savez(aside / f"terms-{batches}.npz", **count_terms(batch, terms, vocabulary, lengths))
-        if not lengths:
+                    words = index_terms(passage, ALL_WORDS)
+                    index.count(reduced(words, terms))
+                    of_all_words.count(words, STOP_WORDS)
+                index.set_aside()
+                of_all_words.set_aside()
+        if not index.lengths:
             raise UserError("the corpus is empty; each line needs one passage")
         np.save(aside / "offsets.npy", np.frombuffer(offsets, dtype=np.uint64))
-        write_scores(aside, batches, np.frombuffer(lengths, dtype=np.uint32), len(vocabulary))
-        (aside / "vocab.index.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        index.write()
+        of_all_words.write()
         (aside / TERMS_FILE).write_text(terms.suffix + "\n", encoding="utf-8")
-        for number in range(1, batches + 1):
-            (aside / f"terms-{number}.npz").unlink()
 
 
 def unique(passages: Iterable[Passage]) -> Iterator[Passage]:
@@ -130,60 +131,79 @@ def batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         yield batch
 
 
-def count_terms(
-    batch: list[Passage], terms: Terms, vocabulary: dict[str, int], lengths: array
-) -> dict[str, np.ndarray]:
-    """For every different term of every passage: its id, how often it occurs, and the passage's number."""
-    first = len(lengths)
-    ids, counts, rows = array("I"), array("I"), array("I")
-    for row, passage in enumerate(batch, start=first):
-        words = index_terms(passage, terms) or [EMPTY]
-        lengths.append(len(words))
+class Columns:
+    """The scores of an index while they are made: passage by passage, then all terms, set aside on disk in between."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.vocabulary: dict[str, int] = {}
+        self.lengths = array("I")
+        self.parts: list[Path] = []
+        self.entries = {name: array("I") for name in ("terms", "counts", "rows")}
+
+    def count(self, words: list[str], only: Container[str] | None = None) -> None:
+        """Counts the words of the next passage, or of them those in `only`; its length is that of all of them."""
+        words, row = words or [EMPTY], len(self.lengths)
+        self.lengths.append(len(words))
         for word, count in Counter(words).items():
-            ids.append(vocabulary.setdefault(word, len(vocabulary)))
-            counts.append(count)
-            rows.append(row)
-    arrays = {"terms": ids, "counts": counts, "rows": rows}
-    return {name: np.frombuffer(values, dtype=np.uint32) for name, values in arrays.items()}
+            if only is None or word in only:
+                self._enter(word, count, row)
 
+    def _enter(self, word: str, count: int, row: int) -> None:
+        self.entries["terms"].append(self.vocabulary.setdefault(word, len(self.vocabulary)))
+        self.entries["counts"].append(count)
+        self.entries["rows"].append(row)
 
-def write_scores(folder: Path, n_batches: int, lengths: np.ndarray, n_terms: int) -> None:
-    """The scores as a sparse matrix by columns (terms), in the files of bm25s."""
-    import bm25s
+    def set_aside(self) -> None:
+        """Moves what was counted from memory to disk."""
+        if not self.vocabulary:
+            self._enter(EMPTY, 1, 0)  # an array without a number cannot be mapped
+        self.parts.append(self.folder / f"terms-{len(self.parts)}.npz")
+        arrays = {name: np.frombuffer(values, dtype=np.uint32) for name, values in self.entries.items()}
+        np.savez(self.parts[-1], **arrays)
+        self.entries = {name: array("I") for name in self.entries}
 
-    paths = [folder / f"terms-{number}.npz" for number in range(1, n_batches + 1)]
-    frequencies = np.zeros(n_terms, dtype=np.int64)
-    for path in paths:
-        frequencies += np.bincount(np.load(path)["terms"], minlength=n_terms)
-    starts = np.concatenate([[0], np.cumsum(frequencies)])
-    n = len(lengths)
-    idf = np.log(1 + (n - frequencies + 0.5) / (frequencies + 0.5))
-    norms = K1 * (1 - B + B * lengths / lengths.mean())
-    data = new_memmap(folder / "data.csc.index.npy", np.float32, (int(starts[-1]),))
-    indices = new_memmap(folder / "indices.csc.index.npy", np.int32, (int(starts[-1]),))
-    np.save(folder / "indptr.csc.index.npy", starts)
-    free = starts[:-1].copy()  # where the next entry of each term goes
-    for path in paths:
-        part = np.load(path)
-        order = np.argsort(part["terms"], kind="stable")
-        terms, counts, rows = (part[name][order] for name in ("terms", "counts", "rows"))
-        sizes = np.bincount(terms, minlength=n_terms)
-        within = np.arange(len(terms)) - (np.cumsum(sizes) - sizes)[terms]
-        at = free[terms] + within
-        data[at] = idf[terms] * counts / (counts + norms[rows])
-        indices[at] = rows
-        free += sizes
-    data.flush()
-    indices.flush()
-    index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    names = ("k1", "b", "delta", "method", "idf_method", "dtype", "int_dtype", "backend")
-    params = {name: getattr(index, name) for name in names} | {"num_docs": n, "version": bm25s.__version__}
-    (folder / "params.index.json").write_text(json.dumps(params))
+    def write(self) -> None:
+        """Writes the scores as a sparse matrix by columns (terms), in the files of bm25s."""
+        import bm25s
+
+        lengths, n_terms, folder = np.frombuffer(self.lengths, dtype=np.uint32), len(self.vocabulary), self.folder
+        frequencies = np.zeros(n_terms, dtype=np.int64)
+        for path in self.parts:
+            frequencies += np.bincount(np.load(path)["terms"], minlength=n_terms)
+        starts = np.concatenate([[0], np.cumsum(frequencies)])
+        n = len(lengths)
+        idf = np.log(1 + (n - frequencies + 0.5) / (frequencies + 0.5))
+        norms = K1 * (1 - B + B * lengths / lengths.mean())
+        data = new_memmap(folder / "data.csc.index.npy", np.float32, (int(starts[-1]),))
+        indices = new_memmap(folder / "indices.csc.index.npy", np.int32, (int(starts[-1]),))
+        np.save(folder / "indptr.csc.index.npy", starts)
+        free = starts[:-1].copy()  # where the next entry of each term goes
+        for path in self.parts:
+            part = np.load(path)
+            order = np.argsort(part["terms"], kind="stable")
+            terms, counts, rows = (part[name][order] for name in ("terms", "counts", "rows"))
+            sizes = np.bincount(terms, minlength=n_terms)
+            within = np.arange(len(terms)) - (np.cumsum(sizes) - sizes)[terms]
+            at = free[terms] + within
+            data[at] = idf[terms] * counts / (counts + norms[rows])
+            indices[at] = rows
+            free += sizes
+        data.flush()
+        indices.flush()
+        index = bm25s.BM25(method="lucene", k1=K1, b=B)
+        names = ("k1", "b", "delta", "method", "idf_method", "dtype", "int_dtype", "backend")
+        params = {name: getattr(index, name) for name in names} | {"num_docs": n, "version": bm25s.__version__}
+        (folder / "params.index.json").write_text(json.dumps(params))
+        (folder / "vocab.index.json").write_text(json.dumps(self.vocabulary, ensure_ascii=False), encoding="utf-8")
+        for path in self.parts:
+            path.unlink()
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
     """A hash of the files' names (a text's is its title), sizes and bytes, and of how they are indexed."""
-    digest = hashlib.blake2b(f"store-3 {K1} {B}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"store-4 {K1} {B}".encode(), digest_size=12)
     for path in files:
         digest.update(b"\0%s\0%d\0" % (os.fsencode(path.name), path.stat().st_size))
         with path.open("rb") as file:

@@ -6,6 +6,7 @@ numbers; the passages are read from the corpus.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import uuid
@@ -18,10 +19,11 @@ from tqdm import tqdm
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import K1, B, Hit, Passage, fingerprint, index_terms
 from searchr1_mini.retrievers.extras import require
-from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms, tokenize
+from searchr1_mini.retrievers.terms import ALL_WORDS, DEFAULT_TERMS, Terms, reduced, tokenize
 
 BATCH = 2_000  # passages an insert
 QUERIES = 64  # a request
+FIELDS = ("terms", "all_words")  # the second for queries of function words alone
 MOST_BYTES = 65_535  # of a text field; a longer passage is found by what comes before
 TIMEOUT_S = 60.0
 
@@ -56,17 +58,24 @@ class MilvusRetriever:
         Raises:
             UserError: Milvus does not answer.
         """
-        texts = [_joined(tokenize(query, self.terms)) for query in queries]
-        asked = list(dict.fromkeys(filter(None, texts)))
-        found: dict[str, list[Hit]] = {"": []}  # a query without a term finds nothing
-        for start in range(0, len(asked), QUERIES):
-            batch = asked[start : start + QUERIES]
-            found |= zip(batch, self._asked(lambda batch=batch: self._search(batch, topk)), strict=True)
-        return [list(found[text]) for text in texts]
+        asked = [self._field_and_text(query) for query in queries]
+        found: dict[tuple[str, str], list[Hit]] = {}
+        for field in FIELDS:
+            texts = list(dict.fromkeys(text for of_field, text in asked if of_field == field and text))
+            for start in range(0, len(texts), QUERIES):
+                batch = texts[start : start + QUERIES]
+                hits = self._asked(lambda field=field, batch=batch: self._search(field, batch, topk))
+                found |= zip([(field, text) for text in batch], hits, strict=True)
+        return [list(found.get(key, ())) for key in asked]  # a query without a word finds nothing
 
-    def _search(self, texts: list[str], topk: int) -> list[list[Hit]]:
+    def _field_and_text(self, query: str) -> tuple[str, str]:
+        """What is searched for, and where: function words only if the query has nothing else."""
+        terms = tokenize(query, self.terms)
+        return ("terms", _joined(terms)) if terms else ("all_words", _joined(tokenize(query, ALL_WORDS)))
+
+    def _search(self, field: str, texts: list[str], topk: int) -> list[list[Hit]]:
         results = self.client.search(
-            self.name, data=texts, anns_field="bm25", limit=topk, output_fields=["row"],
+            self.name, data=texts, anns_field=f"{field}_bm25", limit=topk, output_fields=["row"],
             search_params={"metric_type": "BM25"}, timeout=TIMEOUT_S,
         )  # fmt: skip
         # milvus-lite gives scores below zero
@@ -92,7 +101,7 @@ class MilvusRetriever:
             ) as bar:
                 for start in range(0, len(self.passages), BATCH):
                     rows = range(start, min(start + BATCH, len(self.passages)))
-                    self.client.insert(aside, [{"row": row, "terms": self._terms_of(row)} for row in rows])
+                    self.client.insert(aside, [{"row": row} | self._texts_of(row) for row in rows])
                     bar.update(len(rows))
             self.client.flush(aside)
             try:
@@ -108,26 +117,27 @@ class MilvusRetriever:
         milvus, client = self.pymilvus, self.client
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", milvus.DataType.INT64, is_primary=True)
-        schema.add_field(
-            "terms", milvus.DataType.VARCHAR, max_length=MOST_BYTES, enable_analyzer=True,
-            analyzer_params={"tokenizer": "standard"},
-        )  # fmt: skip
-        schema.add_field("bm25", milvus.DataType.SPARSE_FLOAT_VECTOR)
-        schema.add_function(
-            milvus.Function(
-                name="terms_bm25", function_type=milvus.FunctionType.BM25,
-                input_field_names=["terms"], output_field_names=["bm25"],
-            )
-        )  # fmt: skip
         index = client.prepare_index_params()
-        # for a cluster, whose defaults differ; milvus-lite reads neither and has these
-        index.add_index(
-            "bm25", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25", params={"bm25_k1": K1, "bm25_b": B}
-        )
+        for field in FIELDS:
+            schema.add_field(
+                field, milvus.DataType.VARCHAR, max_length=MOST_BYTES, enable_analyzer=True,
+                analyzer_params={"tokenizer": "standard"},
+            )  # fmt: skip
+            schema.add_field(f"{field}_bm25", milvus.DataType.SPARSE_FLOAT_VECTOR)
+            schema.add_function(
+                milvus.Function(
+                    name=f"count_{field}", function_type=milvus.FunctionType.BM25,
+                    input_field_names=[field], output_field_names=[f"{field}_bm25"],
+                )
+            )  # fmt: skip
+            # for a cluster, whose defaults differ; milvus-lite reads neither and has these
+            params = {"bm25_k1": K1, "bm25_b": B}
+            index.add_index(f"{field}_bm25", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25", params=params)
         client.create_collection(name, schema=schema, index_params=index, consistency_level="Session")
 
-    def _terms_of(self, row: int) -> str:
-        return _joined(index_terms(self.passages[row], self.terms))
+    def _texts_of(self, row: int) -> dict[str, str]:
+        words = index_terms(self.passages[row], ALL_WORDS)
+        return {"terms": _joined(reduced(words, self.terms)), "all_words": _joined(words)}
 
     def _asked(self, asking: Any) -> Any:
         """What Milvus answers."""
@@ -142,8 +152,16 @@ class MilvusRetriever:
 
 
 def _joined(terms: list[str]) -> str:
-    """Terms as a text that fits into a field."""
-    return " ".join(terms).encode("utf-8", "replace")[:MOST_BYTES].decode("utf-8", "ignore")
+    """Terms as a text that fits into a field.
+
+    A term that Milvus' tokenizer might split (at a mark, at an underscore) stands there by its hash.
+    """
+    whole = (term if term.isascii() and term.isalnum() else f"x{_hash(term)}" for term in terms)
+    return " ".join(whole)[:MOST_BYTES]
+
+
+def _hash(term: str) -> str:
+    return hashlib.blake2b(term.encode("utf-8", "replace"), digest_size=10).hexdigest()
 
 
 def _checked(url: str) -> str:
