@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from sessions import session_of
 
-from searchr1_mini import training
+from searchr1_mini import evaluation, measure, methods, training
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.prompts import SEARCH_TEMPLATE, STOP_STRINGS
+from searchr1_mini.resolve import resolve
+from searchr1_mini.retrievers.probes import EmptyRetriever
+from searchr1_mini.rollout import RolloutLimits
 from searchr1_mini.rollout_stats import RolloutStats
-from searchr1_mini.session import Session
+from searchr1_mini.session import Session, limits_of, method_of
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.training import collect, slice_of_step, train, train_step
 from searchr1_mini.trajectory import Segment, Trajectory
-
-WRONG = "<think> hm </think> <answer> nobody </answer>"
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +219,130 @@ def test_what_a_step_logs_of_its_rollouts(run, monkeypatch):
     assert metrics["observation_tokens"] == written["observation"] / 4
 
 
+ADVANTAGES = [  # of rewards 1, 0, 0, 0 in a group of four
+    ({}, [1.5, -0.5, -0.5, -0.5]),
+    ({"normalize_std": False}, [0.75, -0.25, -0.25, -0.25]),
+    ({"baseline": "leave-one-out", "normalize_std": False}, [1.0, -1 / 3, -1 / 3, -1 / 3]),
+    ({"baseline": "none", "normalize_std": False}, [1.0, 0.0, 0.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize(("settings", "wanted"), ADVANTAGES)
+def test_a_step_compares_rewards_as_it_was_told(run, monkeypatch, settings, wanted):
+    run.config = replace(run.config, group_size=4, questions_per_step=1, drop_zero_variance=False, **settings)
+    play(monkeypatch, lambda number, example: played(run, example, is_right=number == 0))
+    train_step(run, 1)
+    rows = read_jsonl(run.folder / "rollouts" / "step-000001.jsonl")
+    assert [row["advantage"] for row in rows] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_was_read_is_trained_on_only_where_asked(run, monkeypatch, masks):
+    run.config = replace(run.config, mask_observations=masks, drop_zero_variance=False)
+    play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
+    train_step(run, run.config.steps)  # whose ratios are written down
+    (row, *_) = read_jsonl(run.folder / "rollouts" / f"step-{run.config.steps:06d}.jsonl")
+    learnt = [segment["kind"] for segment in row["segments"] if "ratios" in segment]
+    assert learnt == (["policy", "policy"] if masks else ["policy", "observation", "policy"])
+
+
+def test_questions_come_in_an_order_of_the_runs_seed(run, monkeypatch):
+    asked = play(monkeypatch, lambda number, example: played(run, example))
+    for seed in (0, 1):
+        run.config = replace(run.config, seed=seed)
+        collect(run, 1)
+        collect(run, 2)
+    orders = [[example.id for example in examples] for examples, _, _ in asked]
+    assert len(set(map(tuple, orders))) == 4
+    known = {example.id for example in run.train.examples}
+    assert all(set(order) <= known and order[0] == order[1] != order[2] == order[3] for order in orders)
+
+
+def test_the_options_of_a_rollout_reach_it():
+    """Each is another than its default."""
+    settings = {"max_turns": 3, "max_new_tokens": 21, "topk": 5, "template": "paper", "max_total_tokens": 700}
+    config = resolve(TrainConfig(**settings, max_observation_tokens=90, rollout_batch_size=7))
+    assert limits_of(config) == RolloutLimits(7, 700, 90, overlap_search=False)
+    assert limits_of(replace(config, retriever="http")).overlap_search
+
+    def asked(config: TrainConfig, replies: list) -> list:
+        method = method_of(config)("Who")
+        return [method.send(None), *(method.send(reply) for reply in replies)]
+
+    search = ["<search> a </search>", [], None]
+    requests = asked(config, [None, *search * 3, "<search> b </search>"])
+    assert requests[0] == methods.Prompt(SEARCH_TEMPLATE.format(question="Who?"))
+    assert [request for request in requests if isinstance(request, methods.Search)] == [methods.Search("a", 5)] * 3
+    turns = [request for request in requests if isinstance(request, methods.Generate)]
+    assert turns == [methods.Generate(STOP_STRINGS, 21)] * 4  # the last without an engine
+    assert requests[-1] == methods.Finish(None, "turns")
+    without_last = asked(replace(config, bug_no_last_turn=True), [None, *search * 3])
+    assert without_last[-1] == methods.Finish(None, "turns")
+    no_engine = asked(replace(config, retriever="none"), [None, *search[:1]])
+    assert no_engine[-1] == methods.Observe(methods.INVALID_ACTION)
+
+
+def test_a_run_is_measured_greedily_on_held_out_questions(run, monkeypatch):
+    """With the engine, and once without anything found; what it found without is not what the report shows."""
+    asked = []
+
+    def rollout(examples, make_method, policy, retriever, limits, *, temperature, seed):
+        asked.append((examples, retriever, temperature))
+        return [played(run, example, is_right=len(asked) == 1) for example in examples], None
+
+    monkeypatch.setattr(evaluation, "rollout", rollout)
+    assert measure.measure(run)["em"] == 1
+    samples = run.samples
+    assert measure.measure(run, is_empty=True)["em"] == 0 and run.samples is samples
+    (first, engine, cold), (second, nothing, colder) = asked
+    assert first == second == run.held_out.examples
+    assert not {e.question for e in first} & {e.question for e in run.train.examples}
+    assert engine is run.held_out.retriever and isinstance(nothing, EmptyRetriever) and cold == colder == 0
+
+
+def test_a_base_is_measured_once(run, monkeypatch):
+    """A resumed run compares with what its first process measured."""
+    monkeypatch.setattr(evaluation, "rollout", lambda examples, *_, **__: ([played(run, e) for e in examples], None))
+    run.before = None
+    measure.measure_before(run)
+    assert run.before["em"] == 0 and run.samples_before == run.samples
+    run.before = {"em": 0.5}
+    measure.measure_before(run)
+    assert run.before == {"em": 0.5}
+
+
+def test_the_adapter_follows_the_seed(run, tmp_path):
+    other = session_of(tmp_path / "other", seed=1)
+    again = session_of(tmp_path / "again", reward="em")
+
+    def weights(session: Session) -> list:
+        return [p for name, p in session.policy.model.named_parameters() if "lora_A" in name]
+
+    assert not any(torch.equal(one, two) for one, two in zip(weights(again), weights(other), strict=True))
+    first = session_of(tmp_path / "first", reward="em")
+    assert all(torch.equal(one, two) for one, two in zip(weights(again), weights(first), strict=True))
+
+
+def test_imitation_takes_every_demonstration_once_an_epoch(run, monkeypatch):
+    shown, chosen = list(range(8)), []
+    monkeypatch.setattr(training, "measure_before", lambda run: None)
+    monkeypatch.setattr(training, "end_step", lambda run, step, metrics: None)
+    monkeypatch.setattr(training, "demonstrations", lambda run: shown)
+    monkeypatch.setattr(training, "imitation_step", lambda run, part: chosen.append(part) or {"seconds": 0.0})
+    run.config = replace(run.config, algorithm="sft", questions_per_step=2, steps=8)
+    training.run_steps(run)
+    first, second = (list(chain.from_iterable(epoch)) for epoch in (chosen[:4], chosen[4:]))
+    assert sorted(first) == sorted(second) == shown and first != second
+
+
 @pytest.fixture(scope="module")
-def rates(tmp_path_factory) -> list[list[list[float]]]:
-    """The learning rates of every optimiser step of a PPO run, by steps: policy's and critic's at a peak of 1."""
-    folder = tmp_path_factory.mktemp("rates") / "run"
+def six_steps(tmp_path_factory) -> tuple[Path, list[list[list[float]]]]:
+    """A run of PPO, and its learning rates at every optimiser step, by steps: policy's and critic's at a peak of 1."""
+    folder = tmp_path_factory.mktemp("six") / "run"
     run = session_of(
         folder, algorithm="ppo", questions_per_step=2, group_size=1, steps=6, warmup_steps=2, critic_warmup_steps=4,
-        decay_steps=2, mini_batches=2, learning_rate=1e-3, critic_learning_rate=1e-4, eval_every=100, max_turns=1,
-        max_new_tokens=8,
+        decay_steps=2, mini_batches=2, learning_rate=1e-3, critic_learning_rate=1e-4, eval_every=4, save_every=4,
+        max_turns=1, max_new_tokens=8,
     )  # fmt: skip
     seen, step = [], torch.optim.AdamW.step
 
@@ -240,15 +362,28 @@ def rates(tmp_path_factory) -> list[list[list[float]]]:
     assert [len(updates) for updates in seen] == [2] * 6
     logged = [row["learning_rate"] for row in read_jsonl(folder / "metrics.jsonl")]
     assert logged == pytest.approx([updates[-1][0] * 1e-3 for updates in seen])
-    return seen
+    return folder, seen
 
 
-def test_the_learning_rate_is_warmed_up_over_steps_whatever_their_updates(rates):
+def test_the_last_step_is_evaluated_and_saved_whatever_the_intervals(six_steps):
+    folder, _ = six_steps
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval/em" in row] == [4, 6]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("em", "response_tokens", "searches"):
+        assert rows[-1][f"eval/{name}"] == summary["after"][name]
+        assert rows[-1][f"eval/world-1hop/{name}"] == summary["after"]["by_source"]["world-1hop"][name]
+    assert summary["train_seconds"] == pytest.approx(sum(row["seconds"] for row in rows), abs=0.2)
+
+
+def test_the_learning_rate_is_warmed_up_over_steps_whatever_their_updates(six_steps):
+    _, rates = six_steps
     of_policy = [updates[-1][0] for updates in rates]
     assert of_policy[:4] == pytest.approx([1 / 2, 1, 1, 1])
     assert 1 > of_policy[-1] > 0 and of_policy[-2] > of_policy[-1]
     assert all(first[0] <= last[0] for first, last in rates[:2])
 
 
-def test_the_critic_has_a_learning_rate_and_a_warm_up_of_its_own(rates):
-    assert [updates[-1][1] for updates in rates][:4] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1])
+def test_the_critic_has_a_learning_rate_and_a_warm_up_of_its_own(six_steps):
+    assert [updates[-1][1] for updates in six_steps[1]][:4] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1])
