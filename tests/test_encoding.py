@@ -118,3 +118,22 @@ def test_no_word_is_dropped_while_there_is_room(tokenizer, form, passages):
 def test_instruct_models_get_their_chat_template(qwen_tokenizer):
     text = qwen_tokenizer.decode(prompt_ids("Who?", qwen_tokenizer))
     assert text.endswith("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_what_is_cut_is_the_end_of_every_passage(tokenizer):
+    """Titles stay, each text keeps its beginning, and where not even titles fit the best passages are kept."""
+    passages = [Passage(str(n), f"T{n}", " ".join(f"{letter}{i}" for i in range(60))) for n, letter in enumerate("xyz")]
+    _, text = observation_ids(passages, tokenizer, 120)
+    lines = text.removeprefix("\n\n<information>").splitlines()[:3]
+    for n, (line, letter) in enumerate(zip(lines, "xyz", strict=True)):
+        assert line.startswith(f"Doc {n + 1}(Title: T{n}) {letter}0 {letter}1") and f"{letter}59" not in line
+    lengths = [len(foreign_ids(line, tokenizer)) for line in lines]
+    assert max(lengths) - min(lengths) <= 3  # the same share for each
+    _, short = observation_ids(passages, tokenizer, 34)
+    assert "(Title: T0)" in short and "(Title: T2)" not in short
+
+
+def test_a_long_title_is_cut_at_its_end(tokenizer):
+    passage = Passage("0", " ".join(f"t{i}" for i in range(80)), "It is in Norway.")
+    _, text = observation_ids([passage], tokenizer, 60)
+    assert "(Title: t0 t1" in text and "t79" not in text and ") It is" in text

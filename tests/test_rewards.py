@@ -174,6 +174,8 @@ def test_variants_by_hand():
     assert reward(episode(ANSWER, answer="Rome", retrieved=("Rome",)), ["Rome"], "em", retrieval_bonus=0.1) == 1.0
     assert reward(episode(ANSWER, answer="Oslo", retrieved=("Romeo",)), ["Rome"], "em", retrieval_bonus=0.1) == 0.0
     assert reward(episode(ANSWER, answer="Romeo"), ["Rome"], "sub-em") == 0.0
+    assert reward(said, ["Rome"], "format", retrieval_bonus=0.1) == pytest.approx(0.2 + 0.1)  # on top of what it earned
+    assert reward(episode(ANSWER, answer="Oslo"), ["Rome"], "em", retrieval_bonus=0.1) == 0.0  # nothing was retrieved
     with pytest.raises(ValueError, match="sub-em"):
         reward(said, ["Rome"], "exact")
 
