@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.pages.printable import one_line
+from searchr1_mini.reading.rows import form_of, is_text, is_whole, table_rows
 from searchr1_mini.retrieval import Passage, split_contents
 
 CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
@@ -20,11 +17,9 @@ TEXT_FILES = ("*.txt", "*.md")
 LEAST_WORDS, MOST_WORDS = 50, 150  # of a passage of a text: about 100, as in the paper's wiki-18
 MOST_LINE = 10_000  # characters; a longer line is cut there
 
-_HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate; no tokenizer can encode it
-
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows of a .json list, .jsonl, .jsonl.gz or .parquet file, each with where it stands, for messages.
+    """Rows of a file of any form, see `reading.rows`, or passages of a text, each with where it stands, for messages.
 
     Raises:
         UserError: there is no such file, it cannot be read, or a line is no JSON object.
@@ -40,48 +35,16 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             if not isinstance(row, dict):
                 raise UserError(f"{where}: not a JSON object")
             yield row, where
-    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RecursionError) as error:
         raise UserError(f"{where}: cannot be read: {one_line(str(error))[:200]}; mend it or leave it out") from error
 
 
 def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each row stands, and the row; a line is left as bytes, so that its own number is told if it is no UTF-8."""
-    if path.suffix == ".parquet":
-        from pyarrow.parquet import ParquetFile
-
-        rows = chain.from_iterable(batch.to_pylist() for batch in ParquetFile(path).iter_batches())
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-    elif path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(rows, list):
-            raise UserError(f"{path}: not a JSON list of rows; for one object a line name the file .jsonl")
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-    elif path.suffix in (".txt", ".md"):
-        for number, text in enumerate(text_passages(path), start=1):
-            where = f"{path}, passage {number}"
-            yield where, {"id": f"{path.name}#{number}", "title": path.stem, "text": text}
-    else:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            yield from ((f"{path}, line {number}", line) for number, line in _numbered(file, path) if line.strip())
-
-
-def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1; what is wrong with the file itself is told by the last line before it."""
-    number = 0
-    try:
-        for line in file:
-            number += 1
-            yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        where = f"{path}, after line {number}" if number else str(path)
-        raise UserError(
-            f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
-        ) from error
-
-
-def is_text(value: Any) -> bool:
-    """A text that is not blank and that UTF-8 can hold."""
-    return isinstance(value, str) and bool(value.strip()) and (value.isascii() or not _HALF_A_PAIR.search(value))
+    if form_of(path) not in (".txt", ".md"):
+        return table_rows(path)
+    passages = enumerate(text_passages(path), start=1)
+    rows = ((number, {"id": f"{path.name}#{number}", "title": path.stem, "text": text}) for number, text in passages)
+    return ((f"{path}, passage {number}", row) for number, row in rows)
 
 
 def corpus_files(path: Path) -> list[Path]:
@@ -127,25 +90,35 @@ def text_passages(path: Path) -> Iterator[str]:
 
 
 def parse_passage(row: dict[str, Any], where: str) -> Passage:
-    """One passage from {"id", "contents"} (the paper's wiki-18) or {"id", "title", "text"}.
+    """One passage from {"id", "contents"} (the paper's wiki-18), or {"id", "title", "text"} with or without a title.
+
+    BEIR's `_id` and KILT's `wikipedia_title`, with its text as a list of paragraphs, do as well.
 
     Raises:
         UserError: a field is missing, of another type, or blank; it names `where`.
     """
     needed = 'each line needs "id" and "contents" (or "title" and "text")'
-    if row.get("id") is None:
+    id_ = next((row[name] for name in ("id", "_id") if row.get(name) is not None), None)
+    if id_ is None:
         raise UserError(f'{where}: no "id"; {needed}')
     if isinstance(row.get("contents"), str):
         title, text = split_contents(row["contents"])
-    elif isinstance(row.get("title"), str) and isinstance(row.get("text"), str):
-        title, text = row["title"].strip(), row["text"].strip()
+    elif (text := _joined(row.get("text"))) is not None:
+        title = next((row[name].strip() for name in ("title", "wikipedia_title") if isinstance(row.get(name), str)), "")
     else:
         raise UserError(f'{where}: no "contents"; {needed}')
     if not is_text(f"{title} {text}"):
         raise UserError(f'{where}: "contents" is blank or broken Unicode; {needed}')
-    if _HALF_A_PAIR.search(id_ := str(row["id"])):
+    if not is_whole(id_ := str(id_)):
         raise UserError(f'{where}: "id" is broken Unicode; {needed}')
     return Passage(id_, title, text)
+
+
+def _joined(text: Any) -> str | None:
+    """A text, or the paragraphs of one; None of anything else."""
+    if isinstance(text, list) and text and all(isinstance(part, str) for part in text):
+        text = "\n".join(map(str.strip, text))
+    return text.strip() if isinstance(text, str) else None
 
 
 def hotpotqa_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Passage]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from searchr1_mini import defaults
-from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, is_text, parse_passage, read_rows
+from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, parse_passage, read_rows
 from searchr1_mini.errors import UserError, suggest
+from searchr1_mini.pages.printable import one_line
+from searchr1_mini.reading.answers import golden_answers
+from searchr1_mini.reading.rows import QUESTION_FIELDS, is_text, question_files
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
@@ -72,8 +74,8 @@ def load_examples(dataset: str, data_path: str | None, split: Split, limit: int 
     """
     _check_known(dataset)
     if data_path:
-        name = Path(data_path).name.split(".")[0] if dataset == "jsonl" else dataset
-        rows = [_example(name, row, where) for row, where in read_rows(Path(data_path))]
+        name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
+        rows = [_example(name, *row) for file in question_files(Path(data_path)) for row in read_rows(file)]
         examples = _unique(rows) if split == "all" else own_split(_unique(rows), split)
     else:
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
@@ -121,7 +123,8 @@ def load_corpus(
             "(half a million paragraphs), or use --retriever http"
         )
     else:
-        passages = distinct(hotpotqa_passages(read_rows(Path(data_path))))
+        rows = (row for file in question_files(Path(data_path)) for row in read_rows(file))
+        passages = distinct(hotpotqa_passages(rows))
     if not passages:
         raise UserError(f"the corpus {corpus or data_path or dataset} is empty; each line needs one passage")
     return passages
@@ -161,12 +164,18 @@ def _from_hub(hub_id: str, split: str, **arguments: Any) -> Iterator[tuple[dict[
 
 def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     """One row of any known form: HotpotQA, FlashRAG, the paper's parquet, or plain question and answers."""
-    question = row.get("question")
-    if not is_text(question):
-        raise UserError(f'{where}: no usable "question"; each row needs "question" and "answer" or "golden_answers"')
-    answers = _golden_answers(row)
-    if not isinstance(answers, list) or not answers or not all(map(is_text, answers)):
-        raise UserError(f'{where}: no usable "answer" (text) or "golden_answers" (a list of texts)')
+    row = {str(name).strip().lower(): value for name, value in row.items()} | row
+    question = next((row[name] for name in QUESTION_FIELDS if is_text(row.get(name))), None)
+    if question is None:
+        raise UserError(
+            f'{where}: no usable "question"; each row needs "question" and "answer" or "golden_answers"{_held(row)}'
+        )
+    try:
+        answers, why = golden_answers(row), ""
+    except ValueError as error:
+        answers, why = (), f": {error}"
+    if not answers:
+        raise UserError(f'{where}: no usable "answer" (text) or "golden_answers" (a list of texts){why}{_held(row)}')
     source = row.get("data_source") or dataset
     if not is_text(source):
         raise UserError(f'{where}: "data_source" is {source!r}; it must be a text such as "nq"')
@@ -174,7 +183,11 @@ def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     id_ = next(ids, hashlib.sha256(question.encode()).hexdigest()[:16])
     if not is_text(str(id_)):
         raise UserError(f'{where}: "id" is blank or broken Unicode; mend the row or leave the field out')
-    return Example(f"{source}/{id_}", question, tuple(answers), source, _supporting(row, where))
+    return Example(f"{source}/{id_}", question, answers, source, _supporting(row, where))
+
+
+def _held(row: dict[str, Any]) -> str:
+    return "; this one holds " + (one_line(", ".join(map(str, row)))[:200] or "nothing")
 
 
 def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
@@ -196,24 +209,6 @@ def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
             f'"is_supporting"}} ({error}); mend the row or leave the field out'
         ) from error
     return tuple((title, "") for title in dict.fromkeys(titles))
-
-
-def _golden_answers(row: dict[str, Any]) -> Any:
-    """The first of the fields that is there, unchecked: a list, or a text as a list of one."""
-    fields = (row.get(name) for name in ("golden_answers", "answer", "possible_answers"))
-    answers = next((value for value in fields if value is not None), _ground_truth(row.get("reward_model")))
-    if isinstance(answers, str) and answers is row.get("possible_answers"):  # PopQA's own: a list as JSON text
-        with suppress(ValueError):
-            answers = json.loads(answers)
-    answers = [answers] if isinstance(answers, str) else answers
-    aliases = row.get("answer_aliases")  # MuSiQue's own
-    return answers + aliases if isinstance(answers, list) and isinstance(aliases, list) else answers
-
-
-def _ground_truth(reward_model: Any) -> Any:
-    """The gold answers of the paper's parquet, {"ground_truth": {"target": [..]}}; None if it is of another form."""
-    ground_truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-    return ground_truth.get("target") if isinstance(ground_truth, dict) else None
 
 
 def _unique(examples: list[Example]) -> list[Example]:

@@ -26,6 +26,7 @@ from searchr1_mini.defaults import (
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.options import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
+from searchr1_mini.reading.rows import is_question_file
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.robust.files import read_json
@@ -150,12 +151,13 @@ def _filled(config: TrainConfig) -> TrainConfig:
 
 
 def name_file(config: TrainConfig) -> TrainConfig:
-    """`--dataset questions.parquet` is `--dataset jsonl --data-path questions.parquet`.
+    """`--dataset questions.parquet` is `--dataset jsonl --data-path questions.parquet`, and so is a folder's name.
 
     Raises:
         UserError: both name a file.
     """
-    is_file = config.dataset is not None and config.dataset.endswith((".json", ".jsonl", ".jsonl.gz", ".parquet"))
+    name = config.dataset
+    is_file = name is not None and name not in DATASETS and (is_question_file(name) or Path(name).is_dir())
     if is_file and config.data_path not in (None, config.dataset):
         raise UserError(
             f"--dataset {config.dataset} and --data-path {config.data_path} both name a file of questions; name one"

@@ -1,0 +1,1 @@
+"""Files of the user's own, in whatever form they come: rows, gold answers, notes."""
