@@ -53,6 +53,12 @@ class TrainConfig:
     algorithm: Literal["grpo", "ppo", "sft", "rejection-sampling"] = option(
         "run", "grpo", "RL by grpo or ppo, sft on the gold answers, or sft on sampled rollouts that were right"
     )
+    init: str | None = option(
+        "run",
+        None,
+        "start from what was learnt before, and take that as the reference: a run, a checkpoint, an adapter, or "
+        "fine-tuned weights of --model",
+    )
     output_dir: str | None = option("run", None, "folder of the run [default: runs/<time>-<model>-<algorithm>]")
     resume: bool = option("run", False, "go on from the newest checkpoint in --output-dir")
     seed: int = option(

@@ -164,10 +164,13 @@ def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str)
 
 
 def write_adapter(settings: TrainConfig, weights: Path, folder: Path, _dtype: str) -> None:
-    """The adapter to the bit, with the name of its base as it is called here and now."""
+    """The adapter to the bit, with the name of its base as it is called here and now, and what tells that base."""
     from searchr1_mini.models import ADAPTER
+    from searchr1_mini.robust.identity import BASE_FILE
 
     shutil.copytree(weights / ADAPTER, folder)
+    if (weights / BASE_FILE).is_file():  # an older version wrote none
+        shutil.copy(weights / BASE_FILE, folder)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     source = resolve_model(settings.model)

@@ -281,7 +281,9 @@ def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
 def _load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
     folder = adapter_folder(folder)
     try:
-        model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True)
+        lora = LoraConfig.from_pretrained(folder)
+        lora.lora_dropout = 0.0  # rollout and update see the same distribution
+        model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=lora)
         with safe_open(folder / ADAPTER_FILE, "pt") as file:
             own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
             odd = set(file.keys()) ^ set(own)

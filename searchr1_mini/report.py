@@ -155,6 +155,8 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
         for key in ("model", "method", "algorithm", "dataset", "seed")
         if config.get(key) is not None
     ]
+    if config.get("started_from"):
+        told.append(f"started from {config['started_from']}")
     if summary:
         told.append(f"{summary['steps']} steps in {summary['train_seconds']} s, peak {summary['peak_memory_gb']} GB")
     return f'<p class="soft">{html_text(" · ".join(told))}</p>'

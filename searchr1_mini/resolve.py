@@ -111,6 +111,7 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     check_ranges(config)
     given = name_file(config)
     _check_given(given, unasked)
+    given = replace(given, **values_of_init(given)) if given.init else given
     config = _filled(given)
     _check_resolved(config)
     refuse_idle(given, config, _filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
@@ -148,6 +149,26 @@ def _filled(config: TrainConfig) -> TrainConfig:
         values.setdefault("world_difficulty", WORLD_DIFFICULTY)
         values.setdefault("world_hops", "1,2")
     return replace(config, **values)
+
+
+def values_of_init(config: TrainConfig) -> dict[str, Any]:
+    """Rank and alpha of what `--init` names.
+
+    Raises:
+        UserError: there is nothing to start from, it is of another model, or a flag says another rank or alpha.
+    """
+    from searchr1_mini.initial import init_settings, init_weights, trained_model  # it takes its time
+
+    folder = init_weights(config.init, Path(config.output_dir) if config.resume else None)
+    model = None if config.resume else trained_model(config.init, folder)
+    if is_tiny(config) and model not in (None, "tiny"):
+        raise UserError(f"--init {config.init} was trained on {model}, not on tiny; add --model {model}")
+    values = init_settings(folder)
+    for name, value in values.items():
+        if getattr(config, name) not in (None, value):
+            told = f"{flag_of(name)} {getattr(config, name)}: --init {config.init} has {value:g}"
+            raise UserError(f"{told}; leave the flag out, or name the merged weights as --model instead")
+    return values
 
 
 def name_file(config: TrainConfig) -> TrainConfig:

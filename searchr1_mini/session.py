@@ -19,9 +19,10 @@ from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
+from searchr1_mini.initial import keep_init, open_init, origin
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
-from searchr1_mini.reference import load_reference, save_reference
+from searchr1_mini.reference import freeze_reference, load_reference, save_reference
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.robust.files import read_json
 from searchr1_mini.robust.identity import check_data, data_identity
@@ -97,6 +98,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = resolve_model(config.model)
+    init = open_init(config.init, source, folder if config.resume else None) if config.init else None
     library = Library()
     with main_first():
         train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
@@ -105,9 +107,11 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     config = on_main(lambda: checked)
     data_hashes = data_identity(train.examples, train.corpus_hash if config.retriever != "http" else "")
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
+    about |= {"started_from": origin(config.init, init)} if init else {}
     must_match = [f.name for f in fields(config) if f.name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, must_match))
     newest = on_main(lambda: checkpoint_to_resume(folder, data_hashes)) if config.resume else None
+    init = init and on_main(lambda: keep_init(init, folder))
     folder = scratch or folder
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
     saved = newest
@@ -122,9 +126,11 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         device=device,
         gradient_checkpointing=config.gradient_checkpointing,
         fused_kernels=config.fused_kernels,
-        weights=saved and saved / "model",
+        weights=saved / "model" if saved else init,
         seed=config.seed,
     )
+    if init and not saved:
+        freeze_reference(policy)
     policy.dequantise = config.rollout_weights == "dequantised"
     if config.compile_decode:
         policy.compile_decode()
@@ -155,14 +161,9 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         truncate_metrics(folder / "metrics.jsonl", 0)
         truncate_metrics(folder / "warnings.jsonl", 0)
     run.tracker = Tracker(
-        folder,
-        config.steps,
-        run.first_step,
-        config.tensorboard and is_main(),
-        config.wandb and is_main(),
-        asdict(config),
-        folder.name,
-    )
+        folder, config.steps, run.first_step, config.tensorboard and is_main(), config.wandb and is_main(),
+        asdict(config), folder.name,
+    )  # fmt: skip
     return run
 
 

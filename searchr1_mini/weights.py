@@ -10,6 +10,11 @@ from searchr1_mini.robust.files import read_json
 ADAPTER = "policy"
 REFERENCE = "reference"  # an adapter, or a folder, that holds the reference
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+# of an adapter's config: what a matrix product for each layer does not say
+BESIDE_MATRICES = (
+    "modules_to_save use_dora lora_bias trainable_token_indices target_parameters layer_replication "
+    "alora_invocation_tokens use_qalora"
+).split()
 INSTEAD = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_FILE}
 REMEDY = (
     "is not opened, since a pickle can run code: save the model as safetensors where you trust it "
@@ -53,13 +58,19 @@ def adapter_settings(weights: Path) -> dict[str, float]:
     """`lora_rank` and `lora_alpha` as the adapter itself has them, by the options' names.
 
     Raises:
-        UserError: there is no adapter, it is no LoRA, or its config is damaged.
+        UserError: there is no adapter, it is no LoRA or trains more than its matrices, or its config is damaged.
     """
     path = find_adapter(weights) / ADAPTER_CONFIG
     saved = read_json(path)
     rank, alpha = saved.get("r"), saved.get("lora_alpha")
-    if not (isinstance(rank, int) and isinstance(alpha, int | float) and rank > 0):
-        raise UserError(f"{path} names no rank (r) and lora_alpha; --adapter takes a LoRA adapter")
+    is_lora = saved.get("peft_type", "LORA") == "LORA"
+    if not (is_lora and isinstance(rank, int) and isinstance(alpha, int | float) and rank > 0):
+        raise UserError(f"{path} names no rank (r) and lora_alpha; only a LoRA adapter is taken")
+    beside = [name for name in BESIDE_MATRICES if saved.get(name)] + ["bias"] * (saved.get("bias", "none") != "none")
+    if beside:
+        raise UserError(
+            f"{path}: {beside[0]} trains more than LoRA's matrices; merge it with peft, and name the result as --model"
+        )
     return {"lora_rank": rank, "lora_alpha": alpha}
 
 

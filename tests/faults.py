@@ -21,7 +21,7 @@ PASSAGES = [{"id": str(n), "contents": f'"T{n}"\nT{n} is in x{n}.'} for n in ran
 SMALL = {
     "steps": 2, "questions_per_step": 2, "group_size": 2, "eval_questions": 2, "save_every": 1, "eval_every": 100,
     "max_new_tokens": 16, "max_turns": 2, "drop_zero_variance": False, "decay_steps": 0, "tensorboard": False,
-    "reward": "format", "baseline": "none", "normalize_std": False,
+    "reward": "format", "baseline": "none",
 }  # fmt: skip
 
 

@@ -215,6 +215,7 @@ UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap",
     "memory_limit",
     "demonstration_questions",
     "reranker",
+    "init",
 }
 
 

@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -141,7 +142,7 @@ def run_parser(script: str, words: list[str]) -> None:
         words = words[1:]
     config = parse(config_class, script, "", words)
     if config_class is TrainConfig and is_whole:
-        config = resolve(config)
+        config = resolve(replace(config, init=None))  # a run that is not there
         if config.model.startswith("Qwen"):
             resolve_model(config.model)
 

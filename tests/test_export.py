@@ -166,7 +166,7 @@ def test_ppo_on_4_bits_is_merged_into_the_base_as_it_was(tmp_path):
     main([str(folder), "--dtype", "float32"])
     assert_same_model(folder / "export")
     names = {path.name for path in (folder / "export" / "adapter").iterdir()}
-    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", BASE_FILE}
     assert "4-bit NF4" in (folder / "export" / "adapter" / "README.md").read_text()
 
 

@@ -83,6 +83,7 @@ def facts(settings: TrainConfig, run: Path, step: int) -> dict[str, str]:
         data = f"synthetic world, {settings.world_difficulty}, hops {settings.world_hops}"
     weights = f"LoRA of rank {settings.lora_rank}" if settings.lora_rank else "all of them"
     quantised = ", on a base in 4-bit NF4" if settings.load_in_4bit else ""
+    origin = read_json(run / "config.json").get("started_from") if settings.init else None
     rows = {
         "base": settings.model,
         "method": f"{settings.method}, by {settings.algorithm}",
@@ -90,6 +91,8 @@ def facts(settings: TrainConfig, run: Path, step: int) -> dict[str, str]:
         "questions": data,
         "steps": f"{step} of {settings.questions_per_step} questions x {settings.group_size} rollouts",
     }
+    if origin:
+        rows["started from"] = origin
     if settings.algorithm in ("sft", "rejection-sampling"):
         rows["steps"] = f"{step} of {settings.questions_per_step} demonstrations"
     path = run / "summary.json"
@@ -97,5 +100,5 @@ def facts(settings: TrainConfig, run: Path, step: int) -> dict[str, str]:
     if summary.get("steps") == step:
         after = summary["after"]
         rows["exact match"] = f"{after['em']:.3f} on {after['n']} held-out questions, greedy"
-        rows["exact match of the base"] = f"{summary['before']['em']:.3f}"
+        rows["exact match before training" if origin else "exact match of the base"] = f"{summary['before']['em']:.3f}"
     return rows

@@ -141,6 +141,11 @@ def has_logprobs(config: TrainConfig) -> bool:
     )
 
 
+def has_own_reference(config: TrainConfig) -> bool:
+    """Whether the reference is not the base: an adapter's is then one more adapter."""
+    return bool(config.init or config.cold_start)
+
+
 def kept_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     """What stays in memory from step to step."""
     models = 2 if config.algorithm == "ppo" else 1
@@ -150,6 +155,8 @@ def kept_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     else:
         linear = NF4 if config.load_in_4bit else width
         terms = {"weights": linear * shape.linear + width * shape.other, f"adapter x {models}": FLOAT32 * trained}
+        if has_own_reference(config):
+            terms["reference"] = FLOAT32 * config.lora_rank * shape.lora
     return terms | {"AdamW moments": 2 * FLOAT32 * trained}
 
 
@@ -211,12 +218,13 @@ def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     rows = config.questions_per_step * config.group_size
     tokens = micro_batch_tokens(config, rows)
     is_reference = config.algorithm == "grpo" and config.mask_observations and not config.importance_cap
-    is_adapted = config.lora_rank > 0 and not is_reference
+    is_plain = is_reference and not has_own_reference(config)
+    is_adapted = config.lora_rank > 0 and not is_plain
     layer = forward_peak(shape, width, is_adapted) * tokens
     return {
         "batch": batch_bytes(config),
         "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
-        "autocast weights": 0 if is_reference else autocast_weights(config, shape, width),
+        "autocast weights": 0 if is_plain else autocast_weights(config, shape, width),
         "layer or logits": max(layer, logits_bytes(shape) + 2 * width * shape.hidden * tokens),
     }
 
