@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import StreamRequestHandler, TCPServer
+from socketserver import StreamRequestHandler, TCPServer, ThreadingTCPServer
 
 import pytest
 from conftest import write_lines
@@ -94,6 +96,77 @@ def test_a_reply_that_breaks_off_is_said(reply):
         with pytest.raises(UserError, match="does not answer"):
             HTTPRetriever(f"http://127.0.0.1:{tcp.server_address[1]}", retries=0).search(["a"], 3)
         tcp.shutdown()
+
+
+def ask_bytes(reply, more: bytes = b"", **options):
+    """Asks a server that answers with these bytes, and then with more, time and again until it is left alone."""
+    over = threading.Event()
+
+    class Handler(StreamRequestHandler):
+        def handle(self):
+            headers = "".join(line.decode() for line in iter(self.rfile.readline, b"\r\n"))
+            self.rfile.read(int(headers.lower().partition("content-length:")[2].split()[0]))
+            self.wfile.write(reply)
+            with suppress(OSError):  # the client has gone
+                while more and not over.wait(0.01):
+                    self.wfile.write(more)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as tcp:
+        threading.Thread(target=tcp.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            return HTTPRetriever(f"http://127.0.0.1:{tcp.server_address[1]}", retries=0, **options).search(["a"], 3)
+        finally:
+            over.set()
+            tcp.shutdown()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "more"),
+    [
+        (b"", b"H"),
+        (OK, b"X: y\r\n"[:1]),
+        (OK + b"Content-Length: 100000\r\n\r\n", b"{"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (OK + b"\r\n", b" "),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", b"n"),
+    ],
+)
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(reply, more):
+    """No single wait is long: only a time-out for all of the answer ends it."""
+    with pytest.raises(UserError, match=r"does not answer \(no whole answer within 0.5 s\)"):
+        ask_bytes(reply, more, timeout_s=0.5)
+
+
+def test_chunks_without_an_end_are_not_read_to_the_end(monkeypatch):
+    monkeypatch.setattr(http_client, "LARGEST_REPLY", 100_000)
+    chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
+    with pytest.raises(UserError, match="more than 100000 bytes"):
+        ask_bytes(OK + b"Transfer-Encoding: chunked\r\n\r\n", chunk)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_told_and_not_followed(server, status):
+    url, _, seen = server
+    reply = f"HTTP/1.1 {status} Moved\r\nLocation: {url}/retrieve\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(UserError, match=rf"sends on to {url}/retrieve, where no query is sent unasked"):
+        ask_bytes(reply.encode())
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10**8), 1, mtime=0),
+        b"Content-Type: text/html\r\n\r\n<html>Sign in</html>",
+    ],
+    ids=["gzip", "html"],
+)
+def test_what_was_not_asked_for_is_told_and_not_unpacked(reply):
+    with pytest.raises(UserError, match=r"answered in another form .* check --retriever-url"):
+        ask_bytes(OK + reply)
 
 
 def test_more_than_a_server_takes_at_once_is_sent_in_parts(server):

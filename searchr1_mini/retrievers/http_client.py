@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from itertools import count
+from typing import Any
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.pages.printable import one_line
@@ -53,26 +56,69 @@ class HTTPRetriever:
             ) from error
 
     def _post(self, body: bytes) -> bytes:
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         for attempt in count():
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    reply = response.read(LARGEST_REPLY + 1)
-                    if response.length and len(reply) <= LARGEST_REPLY:  # bytes that were promised and did not come
-                        raise http.client.IncompleteRead(reply, response.length)
-                    return reply
+                return within(self.timeout_s, lambda: self._reply(body))
             except (OSError, http.client.HTTPException) as error:  # the second: a reply that is cut, or no HTTP
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    raise UserError(
-                        f"the retrieval server at {self.url} refuses the request ({error}){_said(error)}; check "
-                        "--retriever-url"
-                    ) from error
                 if attempt == self.retries:
                     raise UserError(
                         f"the retrieval server at {self.url} does not answer ({error}); start it, or check "
                         "--retriever-url"
                     ) from error
                 time.sleep(0.2 * 2**attempt)
+
+    def _reply(self, body: bytes) -> bytes:
+        """What the server answers, `LARGEST_REPLY` and a byte at most."""
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        try:
+            with OPENER.open(request, timeout=self.timeout_s) as response:
+                reply = response.read(LARGEST_REPLY + 1)
+                if response.length and len(reply) <= LARGEST_REPLY:  # bytes that were promised and did not come
+                    raise http.client.IncompleteRead(reply, response.length)
+                return reply
+        except urllib.error.HTTPError as error:
+            if error.code >= 500:
+                raise
+            if 300 <= error.code < 400:
+                place = one_line(error.headers.get("Location") or "nowhere")[:MOST_SAID]
+                raise UserError(
+                    f"the retrieval server at {self.url} sends on to {place}, where no query is sent unasked; give "
+                    "that address as --retriever-url, or mend the server"
+                ) from error
+            raise UserError(
+                f"the retrieval server at {self.url} refuses the request ({error}){_said(error)}; check --retriever-url"
+            ) from error
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, which could lead to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Gives no request to follow: the answer itself is then raised as an error."""
+
+
+OPENER = urllib.request.build_opener(_StayHere)
+
+
+def within(seconds: float, call: Callable[[], bytes]) -> bytes:
+    """The result of a call that may take so long in all; the time-outs of a socket begin anew at every byte.
+
+    Raises:
+        TimeoutError: it took longer; the thread that still waits ends with its socket, or with the program.
+    """
+    result: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    done, _ = wait([result], timeout=seconds)
+    if not done:
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+    return result.result()
 
 
 def _said(error: urllib.error.HTTPError) -> str:
