@@ -183,7 +183,9 @@ def test_gspo_with_a_sequence_mean_is_the_sequence_objective():
 def test_importance_weights_are_cut_at_their_cap():
     trainer, sampler = torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-1.0, -3.0, -1.0])
     expected = torch.tensor([1.0, 2.0, math.exp(-1)])
-    torch.testing.assert_close(truncated_importance(trainer, sampler, 2.0), expected)
+    weights = truncated_importance(trainer.requires_grad_(), sampler, 2.0)
+    torch.testing.assert_close(weights, expected)
+    assert not weights.requires_grad  # a weight, not a second way for the gradient
 
 
 def test_the_overlong_penalty_by_hand():
@@ -207,6 +209,18 @@ def test_llds_acts_only_on_good_trajectories_that_lost_likelihood():
     assert penalty.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]  # bad advantage; more likely as a whole
     penalty.sum().backward()
     assert new.grad.tolist() == [[-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert llds_penalty(new, old, torch.zeros(3, 2), mask)[:2].tolist() == [[1.0, 0.0]] * 2  # no worse than its group
+
+
+@pytest.mark.parametrize("change", [60.0, 200.0])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_ratio_beyond_all_numbers_leaves_the_loss_finite(change, advantage):
+    """exp(89) is inf in float32; one such token would throw the whole update away."""
+    log_ratios = torch.tensor([[change, -change, 0.1]], requires_grad=True)
+    loss, _ = clipped_surrogate(log_ratios, torch.tensor([[advantage]]), 0.2, 0.3)
+    loss.sum().backward()
+    assert loss.isfinite().all() and log_ratios.grad.isfinite().all()
+    assert log_ratios.grad[0, 2].item() == pytest.approx(-advantage * math.exp(0.1))
 
 
 @given(st.floats(-2, 2, width=32), st.integers(2, 8), st.sampled_from(["group", "leave-one-out"]))

@@ -15,7 +15,7 @@ TURN = Generate(("</answer>",), 9)
 
 
 def make(name, template="paper", **settings):
-    settings = {"max_turns": 2, "max_new_tokens": 9, "topk": 3} | settings
+    settings = {"max_turns": 2, "max_new_tokens": 9, "topk": 2} | settings
     return make_method(name, template=template, **settings)("Where is Oslo")
 
 
@@ -28,13 +28,13 @@ def feed(method, *results):
 
 
 def test_search_r1_is_algorithm_1_by_hand():
-    method = methods.search_r1("Who", template="Q: {question}", max_turns=2, max_new_tokens=7, topk=3)
+    method = methods.search_r1("Who", template="Q: {question}", max_turns=2, max_new_tokens=7, topk=2)
     generate = methods.Generate(("</search>", "</answer>"), 7)
     asked = feed(method, None, "<search> a b </search>", [OSLO], None, "hm", None, "<answer> x </answer>")
     assert asked == [
         methods.Prompt("Q: Who?"),
         generate,
-        methods.Search("a b", 3),
+        methods.Search("a b", 2),
         methods.Observe(passages=[OSLO]),
         generate,
         methods.Observe(INVALID_ACTION),
@@ -49,6 +49,14 @@ def test_the_last_turn_is_served_no_search():
     assert asked[-1] == methods.Finish(None, "turns")
     asked = feed(methods.search_r1("Who", max_turns=1), None, "<search> a </search>", [], None, "hm")
     assert asked[-1] == methods.Finish(None, "turns", is_invalid=True)
+
+
+@pytest.mark.parametrize("name", ["search-r1", "search-o1"])
+def test_without_a_last_turn_the_budget_is_the_end(name):
+    """As in the paper, which stops at B."""
+    replies = [None, "hm", None, "hm", None]
+    assert feed(make(name, last_turn=False), *replies)[-1] == Finish(None, "turns")
+    assert feed(make(name), *replies)[-1] == Generate(STOP_STRINGS, 9)
 
 
 def test_without_an_engine_a_search_is_an_invalid_action():
@@ -72,7 +80,7 @@ def test_a_turn_that_the_prompt_has_begun_is_read_from_there():
 
 def test_rag_searches_once_with_the_question_itself():
     asked = feed(make("rag"), None, [OSLO], None, "<answer> Norway </answer>")
-    assert asked[1:] == [Search("Where is Oslo", 3), Observe(passages=[OSLO]), TURN, Finish("Norway", "answer")]
+    assert asked[1:] == [Search("Where is Oslo", 2), Observe(passages=[OSLO]), TURN, Finish("Norway", "answer")]
 
 
 def test_ircot_searches_with_each_sentence_it_reasons():
@@ -80,10 +88,10 @@ def test_ircot_searches_with_each_sentence_it_reasons():
     replies = [None, [OSLO], None, "<think> Oslo is in Norway. </think>\n", [OSLO], None, "\n"]
     asked = feed(make("ircot"), *replies, "so it is <answer> Norway </answer>")
     assert asked[1:] == [
-        Search("Where is Oslo", 3),
+        Search("Where is Oslo", 2),
         Observe(passages=[OSLO]),
         sentence,
-        Search("Oslo is in Norway.", 3),
+        Search("Oslo is in Norway.", 2),
         Observe(passages=[OSLO]),
         sentence,  # nothing but a line break: the budget is spent
         TURN,
@@ -92,14 +100,14 @@ def test_ircot_searches_with_each_sentence_it_reasons():
     early = feed(make("ircot"), None, [OSLO], None, "<answer> Norway </answer>")
     assert early[-1] == Finish("Norway", "answer")
     blank = feed(make("ircot"), None, [OSLO], None, "\n")
-    assert blank[-1] == Search("Where is Oslo", 3)  # without a sentence it asks the question again
+    assert blank[-1] == Search("Where is Oslo", 2)  # without a sentence it asks the question again
 
 
 def test_search_o1_reasons_in_the_documents_before_it_goes_on():
     asked = feed(make("search-o1"), None, "<search> Oslo </search>", [OSLO], "In <answer> Norway. </think>", None)
     assert asked[1:] == [
         Generate(STOP_STRINGS, 9),
-        Search("Oslo", 3),
+        Search("Oslo", 2),
         Aside([OSLO], REASON_IN_DOCUMENTS, ("</think>",), 9),
         Observe("\n\n<information>In (answer) Norway.\n</information>\n\n"),
         Generate(STOP_STRINGS, 9),

@@ -156,6 +156,7 @@ SEARCH, ANSWER = "<think> a </think>\n<search> b </search>", "<think> c </think>
     [
         (episode(SEARCH, ANSWER, answer="Rome"), 1.0),
         (episode(SEARCH, "<answer> Rome </answer>", answer="Rome"), 0.8),  # no thought
+        (episode(SEARCH, ANSWER.replace(" c ", ""), answer="Rome"), 0.8),  # an empty thought
         (episode(SEARCH, "so " + ANSWER, answer="Rome"), 0.8),  # text outside of the tags
         (episode("nothing", ANSWER, answer="Rome"), 0.8),  # a turn that was no action
         (episode(SEARCH, ANSWER.replace("Rome", "Oslo"), answer="Oslo"), 0.2),
@@ -176,6 +177,7 @@ def test_variants_by_hand():
     assert reward(episode(ANSWER, answer="Romeo"), ["Rome"], "sub-em") == 0.0
     assert reward(said, ["Rome"], "format", retrieval_bonus=0.1) == pytest.approx(0.2 + 0.1)  # on top of what it earned
     assert reward(episode(ANSWER, answer="Oslo"), ["Rome"], "em", retrieval_bonus=0.1) == 0.0  # nothing was retrieved
+    assert reward(episode(ANSWER, answer="Oslo", retrieved=("x", "In Rome.")), ["Rome"], retrieval_bonus=0.1) == 0.1
     with pytest.raises(ValueError, match="sub-em"):
         reward(said, ["Rome"], "exact")
 

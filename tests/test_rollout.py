@@ -166,6 +166,55 @@ def test_a_turn_ends_at_the_first_of_two_stops_that_one_token_completes(tokenize
     assert made.segments[-1].token_ids == tokenizer(turn)["input_ids"]
 
 
+def test_passages_are_read_in_the_engines_order_and_kept_as_they_were_read(tokenizer):
+    """The best first; what is kept is what fitted: a gold answer that was cut was never seen."""
+    bern = Passage("1", "Bern", "Bern is in Switzerland. " * 30 + "The end of it.")
+    limits = RolloutLimits(n_rows=1, max_total_tokens=400, max_observation_tokens=60)
+    turns = ["<search> Oslo </search>", "<search> Bern </search>", "<answer> Norway </answer>"]
+    trajectory, _ = run_script(tokenizer, turns, OneAnswer(OSLO, bern), limits)
+    seen = [segment.text for segment in trajectory.of_kind("observation")]
+    assert trajectory.retrieved == seen and len(seen) == 2
+    assert all(text.index("Oslo") < text.index("Bern") and "The end of it." not in text for text in seen)
+    assert trajectory.titles == [["Oslo", "Bern"]] * 2 and trajectory.queries == ["Oslo", "Bern"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "n_invalid", "reason"),
+    [
+        (["<search> a </search>", "<answer> x </answer>"], 0, "answer"),
+        (["hm" * 3, "<search> a </search>", "<answer> x </answer>"], 1, "answer"),
+        (["<search> a </search>", "<search> a </search>", "hm" * 3], 1, "turns"),  # the last turn was no action either
+        (["<search> a </search>", "<search> a </search>", "<search> a </search>"], 0, "turns"),
+    ],
+)
+def test_turns_that_are_no_action_are_counted_once_each(tokenizer, turns, n_invalid, reason):
+    eos = tokenizer.decode([tokenizer.eos_token_id])
+    turns = [turn if turn.endswith(">") else turn + eos for turn in turns]
+    trajectory, _ = run_script(tokenizer, turns, OneAnswer(OSLO), max_turns=2)
+    assert (trajectory.invalid_actions, trajectory.finish_reason) == (n_invalid, reason)
+
+
+def test_a_note_is_no_invalid_action_and_an_aside_is_forgotten(tokenizer):
+    """What is fed after an aside: the note, the rest of the turn, and none of the passages."""
+    turns = ["<search> Oslo </search>\n", " In Norway. </think>", "<answer> Norway </answer>"]
+    make = methods.make_method("search-o1", template="short", max_turns=4, max_new_tokens=60, topk=3)
+    policy = scripted(tokenizer, turns)
+    fed, hidden = [], policy.hidden
+    policy.hidden = lambda **inputs: fed.append(inputs["position_ids"].max().item()) or hidden(**inputs)
+    (made,), _ = rollout([Example("q", "Who?", (), "s")], make, policy, OneAnswer(OSLO), LIMITS, temperature=0, seed=0)
+    assert (made.invalid_actions, made.answer) == (0, "Norway")
+    assert fed[-1] == len(made.token_ids) - 2  # the last token's own is never fed
+    assert max(fed) > fed[-1]  # beside the context it had been further
+
+
+def test_an_answer_that_fills_the_context_to_its_end_is_an_answer(tokenizer):
+    turns = ["<answer> Norway </answer>"]
+    whole, _ = run_script(tokenizer, turns, OneAnswer(OSLO))
+    limits = RolloutLimits(n_rows=1, max_total_tokens=len(whole.token_ids), max_observation_tokens=16)
+    full, _ = run_script(tokenizer, turns, OneAnswer(OSLO), limits)
+    assert (full.answer, full.finish_reason, full.token_ids) == ("Norway", "answer", whole.token_ids)
+
+
 def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
     """Groups of 4 on 6 questions: sampled log-probs equal a fresh forward, every token is accounted for."""
     world = make_world(3, "eval")
