@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.pages.printable import one_line
-from searchr1_mini.reading.rows import form_of, is_text, is_whole, table_rows
+from searchr1_mini.reading.notes import NOTES, Unread, note_files, note_rows
+from searchr1_mini.reading.rows import is_text, is_whole, table_rows
 from searchr1_mini.retrieval import Passage, split_contents
 
 CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
-TEXT_FILES = ("*.txt", "*.md")
-LEAST_WORDS, MOST_WORDS = 50, 150  # of a passage of a text: about 100, as in the paper's wiki-18
-MOST_LINE = 10_000  # characters; a longer line is cut there
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -35,58 +33,66 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             if not isinstance(row, dict):
                 raise UserError(f"{where}: not a JSON object")
             yield row, where
-    except (ValueError, OSError, EOFError, RecursionError) as error:
+    except (ValueError, OSError, EOFError, RecursionError, Unread) as error:
         raise UserError(f"{where}: cannot be read: {one_line(str(error))[:200]}; mend it or leave it out") from error
 
 
 def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if form_of(path) not in (".txt", ".md"):
+    if path.suffix.lower() not in NOTES:
         return table_rows(path)
-    passages = enumerate(text_passages(path), start=1)
-    rows = ((number, {"id": f"{path.name}#{number}", "title": path.stem, "text": text}) for number, text in passages)
-    return ((f"{path}, passage {number}", row) for number, row in rows)
+    return ((f"{path}, passage {number}", row) for number, row in enumerate(note_rows(path, path.name), start=1))
 
 
-def corpus_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's corpus files by name, or where it has none its texts.
+def corpus_files(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The file itself, or a folder's corpus files by name, or where it has none its notes; and what else is in it.
+
+    Returns:
+        The files, and those of the folder that are skipped, each with a reason.
 
     Raises:
         UserError: the folder holds neither.
     """
     if not path.is_dir():
-        return [path]
-    for patterns in (CORPUS_FILES, TEXT_FILES):
-        files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
-        if files:
-            return files
+        return [path], []
+    notes, skipped = note_files(path)
+    files = sorted({file for pattern in CORPUS_FILES for file in path.glob(pattern) if file.is_file()})
+    if files:
+        others = [(file, f"beside {files[0].name}, which holds passages") for file in notes]
+        return files, [*others, *((file, why) for file, why in skipped if file not in files)]
+    if notes:
+        return notes, skipped
     raise UserError(
-        f"the folder {path} holds no {' or '.join(CORPUS_FILES)} (passages, one a line), and no "
-        f"{' or '.join(TEXT_FILES)} (texts); put them there, not into folders inside"
+        f"the folder {path} holds no {' or '.join(CORPUS_FILES)} (passages, one a line), and no text "
+        f"({', '.join(NOTES)}), in folders inside neither"
+        + (f"; skipped {one_line(skipped[0][0].name)} ({skipped[0][1]})" if skipped else "")
     )
 
 
-def text_passages(path: Path) -> Iterator[str]:
-    """A text in passages of 50 to 150 words: short paragraphs are joined, longer ones cut; the last may have fewer.
+def passages_in(files: Sequence[Path], folder: Path | None, skipped: list[tuple[Path, str]]) -> Iterator[Passage]:
+    """The passages of a corpus' files.
+
+    Args:
+        files: as `corpus_files` gives them.
+        folder: that they lie in; None for a file by itself.
+        skipped: takes notes of a folder that give no passages, with the reason; a file by itself is refused instead.
 
     Raises:
-        UserError: the file holds JSON lines.
-        UnicodeDecodeError: it is no UTF-8.
+        UserError: as `read_rows` and `parse_passage`.
     """
-    words: list[str] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), "")):
-            if number == 0 and line.startswith('{"'):
-                raise UserError(f"{path} holds JSON lines, not a text; name it .jsonl")
-            is_blank = not line.strip()
-            words += line.split()
-            while len(words) > MOST_WORDS:
-                yield " ".join(words[: MOST_WORDS - LEAST_WORDS])
-                del words[: MOST_WORDS - LEAST_WORDS]
-            if (is_blank and len(words) >= LEAST_WORDS) or sum(map(len, words)) >= MOST_LINE:
-                yield " ".join(words)
-                words = []
-    if words:
-        yield " ".join(words)
+    for file in files:
+        if folder is None or file.suffix.lower() not in NOTES:
+            yield from (parse_passage(*row) for row in read_rows(file))
+            continue
+        try:
+            rows = list(note_rows(file, file.relative_to(folder).as_posix()))  # all of a note, or nothing of it
+        except UnicodeDecodeError as error:
+            rows, why = [], f"cannot be read: {one_line(str(error))[:100]}; save it in UTF-8"
+        except (Unread, OSError) as error:
+            rows, why = [], one_line(str(error))
+        else:
+            why = "" if rows else "empty"
+        skipped += [(file, why)] if why else []
+        yield from (parse_passage(row, f"{file}, passage {number}") for number, row in enumerate(rows, start=1))
 
 
 def parse_passage(row: dict[str, Any], where: str) -> Passage:

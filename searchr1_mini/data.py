@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from searchr1_mini import defaults
-from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, parse_passage, read_rows
+from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, parse_passage, passages_in, read_rows
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.pages.printable import one_line
 from searchr1_mini.reading.answers import golden_answers
+from searchr1_mini.reading.notes import tell
 from searchr1_mini.reading.rows import QUESTION_FIELDS, is_text, question_files
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 from searchr1_mini.retrievers.index import open_store
@@ -113,10 +114,16 @@ def load_corpus(
     if corpus == "hotpotqa" or (not corpus and dataset == "hotpotqa" and not data_path):
         passages = _hotpotqa_corpus()
     elif corpus:
-        files = corpus_files(Path(corpus))
-        parsed = (parse_passage(*row) for file in files for row in read_rows(file))
+        folder = Path(corpus) if Path(corpus).is_dir() else None
+        files, skipped = corpus_files(Path(corpus))
+        parsed = passages_in(files, folder, skipped)
         is_big = sum(file.stat().st_size for file in files if file.is_file()) > BIG_CORPUS
-        passages = open_store(files, parsed, terms) if is_big else distinct(parsed)
+        passages = open_store(files, parsed, terms, folder) if is_big else distinct(parsed)
+        if folder is not None and not passages:
+            reasons = ", ".join(f"{file.name}: {why}" for file, why in skipped[:5])
+            raise UserError(one_line(f"the corpus {folder} is empty; skipped {len(skipped)}: {reasons}"))
+        if folder is not None:
+            tell(folder, len(passages), len(files) - len({file for file, _ in skipped} & set(files)), skipped)
     elif not data_path or dataset not in ("hotpotqa", "jsonl"):
         raise UserError(
             f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, take --corpus hotpotqa "

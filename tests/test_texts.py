@@ -7,9 +7,10 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.corpus import LEAST_WORDS, MOST_LINE, MOST_WORDS, read_rows, text_passages
+from searchr1_mini.corpus import read_rows
 from searchr1_mini.data import load_corpus
 from searchr1_mini.errors import UserError
+from searchr1_mini.reading.notes import LEAST_WORDS, MOST_LINE, MOST_WORDS, text_passages
 from searchr1_mini.retrievers import index
 
 paragraph = st.integers(0, 400).map(lambda n: " ".join(f"w{i}" for i in range(n)))
@@ -76,7 +77,12 @@ def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
         ("a.txt", b"Oslo\n\n\xff\xfe", "a.txt: cannot be read: 'utf-8'"),
         ("a.txt", b'{"id": "1", "contents": "x"}\n', "a.txt holds JSON lines, not a text; name it .jsonl"),
         ("a.txt", b" \n", "is empty"),
-        ("a.pdf", b"x", r"no *.txt or *.md (texts); put them there"),
+        ("a.pdf", b"x", "a.pdf: cannot be read"),
+        ("a.docx", b"x", "and no text (.txt, .md, .markdown, .html, .htm, .xhtml, .pdf), in folders inside neither"),
+        ("a.html", b'<meta charset="utf-8"><p>K\xf6ln', "a.html: not in the encoding utf-8"),
+        ("a.html", b'<meta charset="rot13"><p>x', "a.html: not in the encoding rot13"),
+        ("a.html", b"<script>x</script> <style>p", "a.html: empty"),
+        ("a.txt", "Oslo\n".encode("utf-16-le"), "holds NUL bytes"),
     ],
 )
 def test_what_is_no_text_is_told_in_one_sentence(tmp_path, name, content, told):

@@ -61,18 +61,21 @@ class PassageStore(Sequence):
         return Passage(*json.loads(os.pread(self.file.fileno(), end - start, start)))
 
 
-def open_store(files: Sequence[Path], passages: Iterable[Passage], terms: Terms = DEFAULT_TERMS) -> PassageStore:
+def open_store(
+    files: Sequence[Path], passages: Iterable[Passage], terms: Terms = DEFAULT_TERMS, root: Path | None = None
+) -> PassageStore:
     """The store of these files, in the cache folder under a hash of them, and the terms; built if not there.
 
     Args:
         files: the corpus.
         passages: what is in them; read only if the store has to be built.
         terms: by which it is indexed.
+        root: the folder by which the files are named.
 
     Raises:
         UserError: as `build_store`, or what reading the passages raises.
     """
-    folder = cache_dir() / "stores" / (files_fingerprint(files) + terms.suffix)
+    folder = cache_dir() / "stores" / (files_fingerprint(files, root) + terms.suffix)
     if not folder.is_dir():
         build_store(passages, folder, terms)
     return PassageStore(folder)
@@ -201,11 +204,11 @@ class Columns:
             path.unlink()
 
 
-def files_fingerprint(files: Sequence[Path]) -> str:
+def files_fingerprint(files: Sequence[Path], root: Path | None = None) -> str:
     """A hash of the files' names (a text's is its title), sizes and bytes, and of how they are indexed."""
-    digest = hashlib.blake2b(f"store-4 {K1} {B}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"store-5 {K1} {B}".encode(), digest_size=12)
     for path in files:
-        digest.update(b"\0%s\0%d\0" % (os.fsencode(path.name), path.stat().st_size))
+        digest.update(b"\0%s\0%d\0" % (os.fsencode(path.relative_to(root) if root else path.name), path.stat().st_size))
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
