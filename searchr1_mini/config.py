@@ -27,7 +27,7 @@ MOST_STEPS, MOST_TOKENS, MOST_QUESTIONS = 10**6, 2**20, 10**7
 MOST_SEED = 2**32 - 1  # seeds of steps, rounds and updates are made of it, and torch takes 64 bits
 NEVER = 10**9  # steps between evaluations, or checkpoints to keep
 
-CORPUS_HELP = "passages: a jsonl file, a folder of such or of notes (text, HTML, PDF), or hotpotqa"
+CORPUS_HELP = "passages: a jsonl file, a folder of such or of notes (text, HTML, PDF), hotpotqa or squad"
 RETRIEVER_URL_HELP = "address of a /retrieve server, for --retriever http, or of Milvus (a path is milvus-lite)"
 OBSERVATION_HELP = (
     "how passages are shown: as the public code shows wiki-18 (paper), or as the tiny base knows them (plain)"

@@ -11,6 +11,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.pages.printable import one_line
 from searchr1_mini.reading.notes import NOTES, Unread, note_files, note_rows
 from searchr1_mini.reading.rows import is_text, is_whole, table_rows
+from searchr1_mini.reading.squad import is_squad, paragraph_of
 from searchr1_mini.retrieval import Passage, split_contents
 
 CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
@@ -127,13 +128,18 @@ def _joined(text: Any) -> str | None:
     return text.strip() if isinstance(text, str) else None
 
 
-def hotpotqa_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Passage]:
+def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Passage]:
     """Paragraphs of HotpotQA rows, in the original form [[title, [sentences]], ..] or the hub's {title, sentences}.
+
+    A context that is one text, as in SQuAD, is a paragraph.
 
     Raises:
         UserError: a row's context is of another form; it names where the row stands.
     """
     for row, where in rows:
+        if is_squad(row):
+            yield paragraph_of(row, where)
+            continue
         context = row.get("context")
         try:
             if isinstance(context, dict):

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from searchr1_mini import defaults
-from searchr1_mini.corpus import corpus_files, distinct, hotpotqa_passages, parse_passage, passages_in, read_rows
+from searchr1_mini.corpus import context_passages, corpus_files, distinct, parse_passage, passages_in, read_rows
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.pages.printable import one_line
 from searchr1_mini.reading.answers import golden_answers
 from searchr1_mini.reading.notes import tell
 from searchr1_mini.reading.rows import QUESTION_FIELDS, is_text, question_files
+from searchr1_mini.reading.squad import is_squad, support_of
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
@@ -35,12 +36,15 @@ FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
 }
 DATASETS = [name for name in defaults.DATASETS if name != "world"]
 HOTPOTQA_ID, NQ_HOTPOTQA_ID = "hotpotqa/hotpot_qa", "PeterJinGo/nq_hotpotqa_train"
+SQUAD_ID = "rajpurkar/squad"
 FLASHRAG_ID = "RUC-NLPIR/FlashRAG_datasets"
 REVISIONS = {  # commits on the hub: a run of today and one of next year read the same rows
     HOTPOTQA_ID: "1908d6afbbead072334abe2965f91bd2709910ab",
     NQ_HOTPOTQA_ID: "b7d80abfee334a7a91cb377544f09180d58b34f6",
+    SQUAD_ID: "7b6d24c440a36b6815f21b70d25016731768db1f",
     FLASHRAG_ID: "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c",
 }
+BRING_PASSAGES = ("hotpotqa", "squad")
 CORPUS_RECIPE = "union of paragraphs 1"
 MOST_HELD_OUT = 500
 BIG_CORPUS = 64 * 2**20
@@ -77,7 +81,7 @@ def load_examples(dataset: str, data_path: str | None, split: Split, limit: int 
     if data_path:
         name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
         rows = [_example(name, *row) for file in question_files(Path(data_path)) for row in read_rows(file)]
-        examples = _unique(rows) if split == "all" else own_split(_unique(rows), split)
+        examples = _unique(rows) if split == "all" else own_split(_unique(rows), split, dataset == "squad")
     else:
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
@@ -97,13 +101,17 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
 
 
 def _hash(example: Example) -> str:
-    return hashlib.sha256(example.question.encode()).hexdigest()
+    return _digest(example.question)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_corpus(
     corpus: str | None, dataset: str, data_path: str | None, terms: Terms = DEFAULT_TERMS
 ) -> Sequence[Passage]:
-    """The passages of a file or folder (`--corpus`), or the union of the paragraphs that come with HotpotQA.
+    """The passages of a file or folder (`--corpus`), or the union of the paragraphs that come with HotpotQA or SQuAD.
 
     Files of more than `BIG_CORPUS` bytes become a store on disk, indexed by `terms`, and are not held in memory.
 
@@ -111,8 +119,9 @@ def load_corpus(
         UserError: the data set brings no passages, or as `load_examples`.
     """
     _check_known(dataset)
-    if corpus == "hotpotqa" or (not corpus and dataset == "hotpotqa" and not data_path):
-        passages = _hotpotqa_corpus()
+    name = corpus or (dataset if not data_path else None)
+    if name in BRING_PASSAGES:
+        passages = _corpus_of(name)
     elif corpus:
         folder = Path(corpus) if Path(corpus).is_dir() else None
         files, skipped = corpus_files(Path(corpus))
@@ -124,14 +133,14 @@ def load_corpus(
             raise UserError(one_line(f"the corpus {folder} is empty; skipped {len(skipped)}: {reasons}"))
         if folder is not None:
             tell(folder, len(passages), len(files) - len({file for file, _ in skipped} & set(files)), skipped)
-    elif not data_path or dataset not in ("hotpotqa", "jsonl"):
+    elif not data_path or dataset not in (*BRING_PASSAGES, "jsonl"):
         raise UserError(
             f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, take --corpus hotpotqa "
             "(half a million paragraphs), or use --retriever http"
         )
     else:
         rows = (row for file in question_files(Path(data_path)) for row in read_rows(file))
-        passages = distinct(hotpotqa_passages(rows))
+        passages = distinct(context_passages(rows))
     if not passages:
         raise UserError(f"the corpus {corpus or data_path or dataset} is empty; each line needs one passage")
     return passages
@@ -145,6 +154,8 @@ def _check_known(dataset: str) -> None:
 def _hub_rows(dataset: str, split: Split) -> Iterator[tuple[dict[str, Any], str]]:
     if dataset == "hotpotqa":
         return _from_hub(HOTPOTQA_ID, "train" if split == "train" else "validation", name="distractor")
+    if dataset == "squad":
+        return _from_hub(SQUAD_ID, "train" if split == "train" else "validation")
     if dataset == "nq_hotpotqa":
         return _from_hub(NQ_HOTPOTQA_ID, "train" if split == "train" else "test")
     if dataset in FLASHRAG:
@@ -200,6 +211,8 @@ def _held(row: dict[str, Any]) -> str:
 def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     """Supporting titles, from HotpotQA's `supporting_facts` in either form or MuSiQue's `paragraphs`; FlashRAG keeps
     both under `metadata`. Empty where there are none."""
+    if is_squad(row):
+        return support_of(row)
     holders = [part for part in (row, row.get("metadata")) if isinstance(part, dict)]
     facts = next((part["supporting_facts"] for part in holders if part.get("supporting_facts")), None)
     paragraphs = next((part["paragraphs"] for part in holders if part.get("paragraphs")), [])
@@ -233,24 +246,32 @@ def _unique(examples: list[Example]) -> list[Example]:
     return out
 
 
-def own_split(examples: list[Example], split: Split) -> list[Example]:
-    """A stable tenth is held out: chosen by a hash of the question, so equal questions stay on one side."""
+def own_split(examples: list[Example], split: Split, by_article: bool = False) -> list[Example]:
+    """A stable tenth is held out: chosen by a hash of the question, so equal questions stay on one side.
+
+    `by_article`: whole articles, by a hash of their titles, so that no paragraph is both trained and evaluated on; the
+    tenth is then as near as articles allow, and at least one of two.
+    """
     if not examples:
         return []
-
     n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
-    border = sorted(map(_hash, examples))[n_held_out - 1]
-    return [example for example in examples if (_hash(example) <= border) == (split == "eval")]
+    keys = [
+        _digest(example.supporting[0][0]) if by_article and example.supporting else _hash(example)
+        for example in examples
+    ]
+    border = sorted(keys)[n_held_out - 1]
+    return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split == "eval")]
 
 
-def _hotpotqa_corpus() -> list[Passage]:
-    """About half a million paragraphs: those of both splits, built once and kept in the cache folder."""
-    recipe = f"{HOTPOTQA_ID} {REVISIONS[HOTPOTQA_ID]} distractor {CORPUS_RECIPE}"
-    path = cache_dir() / "corpora" / f"hotpotqa-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.jsonl"
+def _corpus_of(dataset: str) -> list[Passage]:
+    """The paragraphs of both splits of a data set on the hub, without repeats, built once and kept in the cache folder."""
+    hub_id = {"hotpotqa": HOTPOTQA_ID, "squad": SQUAD_ID}[dataset]
+    recipe = f"{hub_id} {REVISIONS[hub_id]} {'distractor ' if dataset == 'hotpotqa' else ''}{CORPUS_RECIPE}"
+    path = cache_dir() / "corpora" / f"{dataset}-{_digest(recipe)[:16]}.jsonl"
     if path.is_file():
         return [parse_passage(*row) for row in read_rows(path)]
-    rows = (row for split in ("train", "eval") for row in _hub_rows("hotpotqa", split))
-    passages = distinct(hotpotqa_passages(rows))
+    rows = (row for split in ("train", "eval") for row in _hub_rows(dataset, split))
+    passages = distinct(context_passages(rows))
     with kept_at(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(vars(passage)) + "\n" for passage in passages)
     return passages

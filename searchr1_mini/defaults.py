@@ -9,7 +9,7 @@ HUB_MODELS = {
     for size in ("0.5B", "1.5B", "3B", "7B", "14B")
     for kind in ("", "-Instruct")
 }
-DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle jsonl".split()
+DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle squad jsonl".split()
 
 PROMPTED = ("direct", "cot", "ircot", "search-o1", "rag")  # methods that need no training
 TRAINED = ("sft", "r1", "rejection-sampling", "search-r1")

@@ -84,13 +84,16 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
     In reach is a title that stands in the question or in a passage that was read; of the others the first is searched
     for with the question's own words. None where the answer was not read in the end (yes and no are exempt).
     """
+    words_of = dict(reversed(example.supporting))
     titles = list(dict.fromkeys(title for title, _ in example.supporting))
     titles.sort(key=lambda title: not is_named(title, example.question))
     hops: list[Hop] = []
     read, used = example.question, set()
     for title in titles:
         query = _NAME_ADDITION.sub("", title) if is_named(title, read) else own_words(example.question)
-        passage = next((passage for passage in find(query) if passage.title == title), None)
+        passage = next(
+            (passage for passage in find(query) if passage.title == title and words_of[title] in passage.text), None
+        )
         if passage is None or query in used:
             continue
         used.add(query)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.config import TrainConfig, flag_of
-from searchr1_mini.data import Split, load_examples, own_split
+from searchr1_mini.data import BRING_PASSAGES, Split, load_examples, own_split
 from searchr1_mini.defaults import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
@@ -106,7 +106,7 @@ def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Pat
 
 def corpus_of(config: EvalConfig, data: dict[str, Any]) -> str | None:
     """What a data set is answered from: --corpus, or its run's, or else HotpotQA's paragraphs; None is its own."""
-    brings_passages = data["data_path"] or data["dataset"] in ("hotpotqa", "world")
+    brings_passages = data["data_path"] or data["dataset"] in ("world", *BRING_PASSAGES)
     given = config.corpus if data["dataset"] != "world" else None
     return given or data["corpus"] or (None if brings_passages else "hotpotqa")
 
@@ -121,5 +121,5 @@ def was_trained_on(data: dict[str, Any], paths: set[Path], hashes: set[str]) -> 
         return True
     if not hashes:
         return False
-    examples = own_split(load_examples(data["dataset"], data["data_path"], "all"), "train")
+    examples = own_split(load_examples(data["dataset"], data["data_path"], "all"), "train", data["dataset"] == "squad")
     return data_identity(examples, "")[TRAINING_QUESTIONS] in hashes

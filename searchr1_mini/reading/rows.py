@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -131,9 +131,27 @@ def _list(path: Path) -> Iterator[tuple[str, Any]]:
     if len(content) > MOST_LIST:
         raise UserError(f"{path}: more than {MOST_LIST >> 20} MB in one JSON list; write an object a line (.jsonl)")
     rows = json.loads(content.decode("utf-8-sig"))
+    if isinstance(rows, dict) and isinstance(rows.get("data"), list) and rows["data"]:  # SQuAD's own files
+        try:
+            rows = list(_of_articles(rows["data"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not in SQuAD's form, articles of paragraphs of questions ({error!r})") from error
     if not isinstance(rows, list):
         raise UserError(f"{path}: not a JSON list of rows, nor an object a line; {ACCEPTED}")
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _of_articles(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """One row a question, in the hub's form, from the nested form of SQuAD's own files.
+
+    Questions without an answer (SQuAD 2.0) are left out; what is of another form raises KeyError or TypeError.
+    """
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                if not asked.get("is_impossible"):
+                    parts = {name: asked[name] for name in ("id", "question", "answers")}
+                    yield {**parts, "title": article.get("title") or "", "context": paragraph["context"]}
 
 
 def _delimited(path: Path, form: str) -> Iterator[tuple[str, Any]]:

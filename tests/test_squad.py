@@ -1,0 +1,95 @@
+"""SQuAD: its nested files and its rows on the hub give questions, a corpus of paragraphs, and a split by article."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from searchr1_mini import data
+from searchr1_mini.data import load_corpus, load_examples
+from searchr1_mini.errors import UserError
+from searchr1_mini.retrieval import RankBM25
+from searchr1_mini.retrievers.probes import OracleRetriever
+from searchr1_mini.scripts import supported_hops
+
+
+def article(number: int, n_paragraphs: int = 3) -> dict:
+    paragraphs = []
+    for k in range(n_paragraphs):
+        context = f"Paragraph {k} of city{number}. The mayor of city{number} in year{k} was Mayor{number}x{k}."
+        asked = {"id": f"{number}-{k}", "question": f"Who was mayor of city{number} in year{k}?"}
+        answers = [{"text": f"Mayor{number}x{k}", "answer_start": 0}, {"text": f"Mayor{number}x{k}", "answer_start": 0}]
+        lost = {"id": f"{number}-{k}-no", "question": "Why?", "answers": [], "is_impossible": True}
+        paragraphs.append({"context": context, "qas": [asked | {"answers": answers}, lost]})
+    return {"title": f"Old_City{number}", "paragraphs": paragraphs}
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    path = tmp_path / "dev-v2.0.json"
+    path.write_text(json.dumps({"version": "v2.0", "data": [article(number) for number in range(20)]}))
+    return str(path)
+
+
+@pytest.mark.parametrize("dataset", ["squad", "jsonl"])
+def test_a_nested_file_gives_questions_answers_and_paragraphs(file, dataset):
+    examples = load_examples(dataset, file, "all")
+    assert len(examples) == 60 and examples[0].golden_answers == ("Mayor0x0",)
+    passages = load_corpus(None, dataset, file)
+    assert len(passages) == 60 and passages[0].title == "Old City0"
+    oracle = OracleRetriever(passages, examples)
+    (hits,) = oracle.supporting([examples[4].id], 3)
+    assert [hit.passage.text for hit in hits] == [passages[4].text]
+
+
+def test_whole_articles_are_held_out(file):
+    train, held_out = load_examples("squad", file, "train"), load_examples("squad", file, "eval")
+    titles = [{example.supporting[0][0] for example in part} for part in (train, held_out)]
+    assert not titles[0] & titles[1] and len(train) + len(held_out) == 60 and 3 <= len(held_out) <= 9
+    assert any(set(p.supporting) & set(q.supporting) == set() for p in train for q in held_out)
+
+
+def test_a_script_finds_the_paragraph_that_the_question_is_about(file):
+    engine = RankBM25(load_corpus(None, "squad", file))
+    for example in load_examples("squad", file, "all")[:9]:
+        (hop,) = supported_hops(example, lambda query: [hit.passage for hit in engine.search([query], 3)[0]])
+        assert example.golden_answers[0] in hop.said
+
+
+def test_rows_of_the_hub_are_read_alike(tmp_path, monkeypatch):
+    """Read offline from parquet files laid out as there."""
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    monkeypatch.setitem(data.REVISIONS, str(folder), data.REVISIONS[data.SQUAD_ID])
+    monkeypatch.setattr(data, "SQUAD_ID", str(folder))
+    for split in ("train", "validation"):
+        answers = {"text": ["1889", "1889"], "answer_start": [9, 9]}
+        row = {
+            "id": split,
+            "title": "The_Tower",
+            "context": f"Built in 1889 for {split}.",
+            "question": f"When, {split}?",
+        }
+        datasets.Dataset.from_list([row | {"answers": answers}]).to_parquet(str(folder / f"{split}.parquet"))
+    (example,) = load_examples("squad", None, "eval")
+    assert (example.question, example.golden_answers) == ("When, validation?", ("1889",))
+    for _ in range(2):  # built, then from the cache
+        passages = load_corpus(None, "squad", None)
+        assert [(p.title, p.text) for p in passages] == [
+            ("The Tower", "Built in 1889 for train."), ("The Tower", "Built in 1889 for validation.")
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", [{"data": [{"title": "x"}]}, {"data": [3]}, {"data": [{"paragraphs": [{"qas": 3}]}]}]
+)
+def test_what_is_of_another_form_is_told_in_one_sentence(tmp_path, content):
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="not in SQuAD's form"):
+        load_examples("squad", str(path), "all")
