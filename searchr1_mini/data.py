@@ -255,16 +255,13 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     if not examples:
         return []
     n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
-    keys = [
-        _digest(example.supporting[0][0]) if by_article and example.supporting else _hash(example)
-        for example in examples
-    ]
+    keys = [_digest(e.supporting[0][0]) if by_article and e.supporting else _hash(e) for e in examples]
     border = sorted(keys)[n_held_out - 1]
     return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split == "eval")]
 
 
 def _corpus_of(dataset: str) -> list[Passage]:
-    """The paragraphs of both splits of a data set on the hub, without repeats, built once and kept in the cache folder."""
+    """The paragraphs of both splits of a data set on the hub without repeats, built once and kept in the cache."""
     hub_id = {"hotpotqa": HOTPOTQA_ID, "squad": SQUAD_ID}[dataset]
     recipe = f"{hub_id} {REVISIONS[hub_id]} {'distractor ' if dataset == 'hotpotqa' else ''}{CORPUS_RECIPE}"
     path = cache_dir() / "corpora" / f"{dataset}-{_digest(recipe)[:16]}.jsonl"

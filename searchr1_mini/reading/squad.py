@@ -1,4 +1,4 @@
-"""SQuAD as an open question set (Rajpurkar et al., 2016): its questions, and the union of its paragraphs as a corpus."""
+"""SQuAD (Rajpurkar et al., 2016) as an open question set, with the union of its paragraphs as the corpus."""
 
 from __future__ import annotations
 
