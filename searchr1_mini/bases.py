@@ -16,6 +16,8 @@ from searchr1_mini.weights import refuse_pickles
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
     tokenizer = from_pretrained(AutoTokenizer, source)
+    if "enable_thinking" in (tokenizer.chat_template or ""):
+        print("the chat template's own thinking is off: the prompt asks for <think> itself", flush=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

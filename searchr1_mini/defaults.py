@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 HUB_MODELS = {
-    f"Qwen2.5-{size}{kind}": f"Qwen/Qwen2.5-{size}{kind}"
-    for size in ("0.5B", "1.5B", "3B", "7B", "14B")
-    for kind in ("", "-Instruct")
+    short: f"{owner}/{short}"
+    for owner, family, sizes, kinds in (
+        ("Qwen", "Qwen2.5", ("0.5B", "1.5B", "3B", "7B", "14B"), ("", "-Instruct")),
+        ("Qwen", "Qwen3", ("0.6B", "1.7B", "4B"), ("", "-Base")),  # without -Base it is instructed
+        ("HuggingFaceTB", "SmolLM2", ("135M", "360M", "1.7B"), ("", "-Instruct")),
+        ("meta-llama", "Llama-3.2", ("1B", "3B"), ("", "-Instruct")),
+    )
+    for short in (f"{family}-{size}{kind}" for size in sizes for kind in kinds)
 }
 DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle squad jsonl".split()
 

@@ -38,7 +38,10 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not tokenizer.chat_template:
         return foreign_ids(text, tokenizer)
     message = [{"role": "user", "content": break_added_tokens(text, tokenizer)}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+    # a template that can think by itself (Qwen3) would spend the turn on it; the prompt asks for <think> anyway
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True, enable_thinking=False)[
+        "input_ids"
+    ]
 
 
 def observation_ids(

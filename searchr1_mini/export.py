@@ -21,6 +21,7 @@ from searchr1_mini.cli import parse, run_command
 from searchr1_mini.config import TrainConfig, option
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.gguf_base import find_gguf
 from searchr1_mini.options import check_ranges
 from searchr1_mini.resolve import resolve_model, saved_config
 
@@ -74,6 +75,8 @@ def export_run(config: ExportConfig) -> Path:
     run = Path(config.run)
     saved = saved_config(run)
     settings = TrainConfig(**{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
+    gguf = find_gguf(settings.model)
+    told = replace(settings, model=gguf.name) if gguf else settings  # where it lay is nobody's business
     parts = parts_of(config, settings)
     out = Path(config.output_dir or run / "export")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -85,7 +88,7 @@ def export_run(config: ExportConfig) -> Path:
             write_questions(settings, aside / "questions")
         for part in [part for part in parts if part in writers]:
             writers[part](settings, weights / "model", aside / part, config.dtype or "bfloat16")
-            card = model_card(settings, run, checkpoint_step(weights), is_adapter=part == "adapter")
+            card = model_card(told, run, checkpoint_step(weights), is_adapter=part == "adapter")
             (aside / part / "README.md").write_text(card, encoding="utf-8")
     return out
 
@@ -173,7 +176,8 @@ def write_adapter(settings: TrainConfig, weights: Path, folder: Path, _dtype: st
         shutil.copy(weights / BASE_FILE, folder)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    source = resolve_model(settings.model)
+    gguf = find_gguf(settings.model)
+    source = gguf.name if gguf else resolve_model(settings.model)
     config["base_model_name_or_path"] = str(Path(source).resolve()) if Path(source).is_dir() else source
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

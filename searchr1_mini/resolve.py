@@ -25,6 +25,7 @@ from searchr1_mini.defaults import (
 )
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.gguf_base import find_gguf, unpacked
 from searchr1_mini.options import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
 from searchr1_mini.reading.rows import is_question_file
 from searchr1_mini.retrievers.limits import MAX_TOPK
@@ -43,11 +44,15 @@ def is_tiny(config: TrainConfig) -> bool:
 def resolve_model(name: str) -> str:
     """What transformers loads: an existing folder, a hub id, a known short name, or the packaged tiny base.
 
+    A GGUF file, or a folder that holds one, is unpacked, which takes its time once.
+
     Raises:
         UserError: it is none of these; names the closest.
     """
     if name == "tiny":
         return str(Path(__file__).parent / "tiny_base")
+    if gguf := find_gguf(name):
+        return str(unpacked(gguf))
     if Path(name).is_dir() or "/" in name:
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             raise UserError(f"there is no folder {name}; --model takes a folder, a hub id or a short name")

@@ -238,6 +238,11 @@ def test_the_critics_rate_follows_what_is_trained(flags, rate):
 
 def test_models_by_every_name(tmp_path):
     assert resolve_model("Qwen2.5-7B-Instruct") == "Qwen/Qwen2.5-7B-Instruct"
+    others = {
+        "SmolLM2-135M-Instruct": "HuggingFaceTB", "SmolLM2-1.7B": "HuggingFaceTB", "Qwen3-0.6B": "Qwen",
+        "Qwen3-4B-Base": "Qwen", "Llama-3.2-1B": "meta-llama", "Llama-3.2-3B-Instruct": "meta-llama",
+    }  # fmt: skip
+    assert all(resolve_model(name) == f"{owner}/{name}" for name, owner in others.items())
     assert resolve_model("someone/some-model") == "someone/some-model"
     assert resolve_model(str(tmp_path)) == str(tmp_path)
     assert (Path(resolve_model("tiny")) / "config.json").is_file()

@@ -11,6 +11,7 @@ from conftest import write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr1_mini.bases import load_tokenizer
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import load_corpus
 from searchr1_mini.encoding import break_added_tokens, foreign_ids, observation_ids, prompt_ids
@@ -137,3 +138,16 @@ def test_a_long_title_is_cut_at_its_end(tokenizer):
     passage = Passage("0", " ".join(f"t{i}" for i in range(80)), "It is in Norway.")
     _, text = observation_ids([passage], tokenizer, 60)
     assert "(Title: t0 t1" in text and "t79" not in text and ") It is" in text
+
+
+def test_a_templates_own_thinking_is_off(tokenizer, tmp_path, capsys):
+    """As in Qwen3's: unless it is switched off, the turn goes into a thought that no budget holds."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{{ messages[0]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}"
+        "<think>\n\n</think>\n\n{% endif %}"
+    )
+    assert own.decode(prompt_ids("Who?", own)) == "Who?<think>\n\n</think>\n\n"
+    own.save_pretrained(tmp_path)
+    load_tokenizer(str(tmp_path))
+    assert "own thinking is off" in capsys.readouterr().out

@@ -58,7 +58,7 @@ def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) ->
         is_adapter: the weights are the adapter alone.
     """
     base = HUB_MODELS.get(settings.model, settings.model)
-    is_on_hub = base != "tiny" and not Path(base).expanduser().is_dir()
+    is_on_hub = base != "tiny" and not Path(base).expanduser().is_dir() and not base.endswith(".gguf")
     front = ["library_name: " + ("peft" if is_adapter else "transformers"), "pipeline_tag: text-generation"]
     front += [yaml.safe_dump({"base_model": base}, width=1000).strip()] * is_on_hub + ["tags:", "- search-r1"]
     named = "the tiny base of searchr1_mini" if base == "tiny" else markdown_text(base)
