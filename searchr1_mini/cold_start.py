@@ -129,7 +129,7 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
             n_tried += 1
             played = turns and play(
                 example, turns, run.make_method, find, run.policy.tokenizer, limits.max_total_tokens,
-                limits.max_observation_tokens,
+                limits.max_observation_tokens, limits.form,
             )  # fmt: skip
             episodes += [played] if played else []
             if len(episodes) == config.cold_start:

@@ -135,7 +135,9 @@ def tell_shots(
         rest = [example for example in tasks[key].examples if example.question not in shown]
         tasks[key] = replace(tasks[key], examples=rest)
         if row.shots:
-            prompts[key] = write_shots(row.method, shots, find, row.settings.template, config.seed)
+            prompts[key] = write_shots(
+                row.method, shots, find, row.settings.template, config.seed, row.settings.observation
+            )
 
 
 def task_of(config: EvalConfig, row: Row, column: Column, library: Library, tasks: dict[tuple, Task]) -> Task:

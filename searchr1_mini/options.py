@@ -28,6 +28,7 @@ NEEDS: dict[str, Needs] = {
     "corpus": _SEARCHES | {"retriever": tuple(name for name in _FINDS["retriever"] if name != "http")},
     "world_difficulty": _WORLD, "world_hops": _WORLD, "world_noise": _WORLD,
     "retriever": _SEARCHES, "topk": _FINDS, "max_turns": _SEARCHES, "max_observation_tokens": _SEARCHES,
+    "observation": _FINDS,
     "temperature": _SAMPLES, "group_size": _SAMPLES,
     "demonstration_questions": {"algorithm": ("sft", "rejection-sampling")},
     "cold_start": _SAMPLES | _SEARCHES | {"retriever": ENGINES}, "demonstrations": {"cold_start": 0},

@@ -21,7 +21,7 @@ from searchr1_mini.corpus import read_rows
 from searchr1_mini.data import Example
 from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
 from searchr1_mini.errors import UserError
-from searchr1_mini.prompts import parse_action
+from searchr1_mini.prompts import Form, parse_action
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.retrievers.terms import STOP_WORDS
 from searchr1_mini.rewards import contains_gold, exact_match
@@ -147,6 +147,7 @@ def play(
     tokenizer: PreTrainedTokenizerBase,
     max_total_tokens: int,
     max_observation_tokens: int,
+    form: Form = "plain",
 ) -> Trajectory | None:
     """One conversation in which these turns are the policy's; None where it does not end with the last of them.
 
@@ -176,7 +177,7 @@ def play(
                 cut = (
                     (foreign_ids(text, tokenizer), text)
                     if passages is None
-                    else observation_ids(passages, tokenizer, most)
+                    else observation_ids(passages, tokenizer, most, form)
                 )
                 if cut is None or len(cut[0]) > room - 1:
                     return None

@@ -115,17 +115,18 @@ def test_most_real_hotpotqa_questions_give_a_script():
     assert len(scripts) >= 50 and sum(len(hops) > 1 for hops in scripts) >= 20
 
 
-def test_a_played_episode_has_the_very_form_of_a_rollout(tmp_path):
+@pytest.mark.parametrize("form", ["plain", "paper"])
+def test_a_played_episode_has_the_very_form_of_a_rollout(tmp_path, form):
     """The turns of real rollouts, played again, give the same prompts, passages and ends."""
     run = session_of(tmp_path / "run")
-    examples = run.train.examples[:12]
+    examples, limits = run.train.examples[:12], replace(run.limits, form=form)
     make = make_method("search-r1", template="short", max_turns=4, max_new_tokens=64, topk=3)
-    sampled, _ = rollout(examples, make, run.policy, run.train.retriever, run.limits, temperature=1.0, seed=0)
+    sampled, _ = rollout(examples, make, run.policy, run.train.retriever, limits, temperature=1.0, seed=0)
     n = 0
     find = lambda query: [hit.passage for hit in run.train.retriever.search([query], 3)[0]]  # noqa: E731
     for example, real in zip(examples, sampled, strict=True):
         turns = [segment.text for segment in real.of_kind("policy")]
-        again = play(example, turns, make, find, run.policy.tokenizer, 640, 256)
+        again = play(example, turns, make, find, run.policy.tokenizer, 640, 256, form)
         if real.finish_reason != "answer":
             assert again is None
             continue

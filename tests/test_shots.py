@@ -46,6 +46,14 @@ def test_each_example_has_a_question_and_ends_in_its_answer(drawn, method, kind)
         assert example.count("<think>") == example.count("</think>")
 
 
+@pytest.mark.parametrize("method", ["rag", "ircot", "search-r1"])
+def test_passages_in_an_example_have_the_form_of_the_run(drawn, method):
+    shots, find = drawn
+    paper, plain = (write_shots(method, shots, find, "paper", 0, form) for form in ("paper", "plain"))
+    assert '(Title: "' in paper and "\n</information>" not in paper
+    assert '(Title: "' not in plain and plain.count("\n</information>") == plain.count("</information>")
+
+
 def test_what_search_r1_is_shown_is_what_its_method_would_write(drawn):
     """The method itself, given the example's turns, shows the same passages."""
     shots, find = drawn

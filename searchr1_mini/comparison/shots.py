@@ -9,7 +9,7 @@ from dataclasses import replace
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import FLASHRAG, Example
 from searchr1_mini.errors import UserError
-from searchr1_mini.prompts import normalise_question, opening_of, render_note, render_observation, template_of
+from searchr1_mini.prompts import Form, normalise_question, opening_of, render_note, render_observation, template_of
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.rewards import contains_gold
 from searchr1_mini.scripts import Find, Hop, answer_hops, supported_hops, world_hops, write_turns
@@ -61,20 +61,37 @@ def draw_shots(settings: TrainConfig, n: int, seed: int, library: Library) -> tu
     return shots, find
 
 
-def write_shots(method: str, shots: Sequence[Shot], find: Find, kind: str, seed: int) -> str:
-    """The worked examples of a method, each in the very form that the method gives and wants; kind as `template_of`."""
+def write_shots(method: str, shots: Sequence[Shot], find: Find, kind: str, seed: int, form: Form = "plain") -> str:
+    """The worked examples of a method, each in the very form that the method gives and wants.
+
+    Args:
+        method: of the table.
+        shots: questions with their hops.
+        find: the passages of a query.
+        kind: see `template_of`.
+        seed: of the words.
+        form: of observations, see `render_observation`.
+    """
     rng = random.Random(f"{seed}/words")
     opening = opening_of(template_of(method, kind))
     parts = []
     for example, hops in shots:
         answer = example.golden_answers[0]
         question = normalise_question(example.question)
-        parts.append(f"Question: {question}\n{opening}{worked(method, example, hops, answer, find, rng, opening)}\n\n")
+        example_of = worked(method, example, hops, answer, find, rng, opening, form)
+        parts.append(f"Question: {question}\n{opening}{example_of}\n\n")
     return "".join(parts)
 
 
 def worked(
-    method: str, example: Example, hops: Sequence[Hop], answer: str, find: Find, rng: random.Random, opening: str
+    method: str,
+    example: Example,
+    hops: Sequence[Hop],
+    answer: str,
+    find: Find,
+    rng: random.Random,
+    opening: str,
+    form: Form,
 ) -> str:
     """One example from behind its question on, less the `opening` that the template writes."""
     final = f"<answer> {answer} </answer>"
@@ -84,14 +101,14 @@ def worked(
     if method in ("cot", "r1"):
         return f"<think> {said} </think>\n{final}".removeprefix(opening)
     if method == "rag":
-        return render_observation(find(example.question)).strip() + "\n" + final
+        return render_observation(find(example.question), form).strip() + "\n" + final
     if method == "ircot":
         queries = [example.question, *(hop.said for hop in hops[:-1])]
-        read = (render_observation(find(query)).strip() for query in queries)
+        read = (render_observation(find(query), form).strip() for query in queries)
         return "".join(f"{passages}\n{hop.said}\n" for passages, hop in zip(read, hops, strict=True)) + final
     turns = write_turns(hops, answer, rng)
     if method == "search-o1":
         seen = [render_note(hop.said) for hop in hops]
     else:
-        seen = [render_observation(find(hop.query)) for hop in hops]
+        seen = [render_observation(find(hop.query), form) for hop in hops]
     return "".join(f"{turn}{observation}" for turn, observation in zip(turns, [*seen, ""], strict=True))
