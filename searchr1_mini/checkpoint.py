@@ -177,24 +177,12 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
-def save_training_state(path: Path, *, optimizer, scheduler, scaler, rng: dict) -> None:
-    """Optimiser, schedule and random state; the optimiser is 2 of the 3 copies of what is trained."""
-    torch.save(
-        {
-            "optimizer": optimizer.state_dict(),
-            "scheduler": _plain_state(scheduler),
-            "scaler": scaler.state_dict(),
-            "rng": rng,
-        },
-        path,
-    )
+def save_training_state(path: Path, *, optimizer, scaler, rng: dict) -> None:
+    """Optimiser, loss scaler and random state; the optimiser is 2 of the 3 copies of what is trained."""
+    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": rng}, path)
 
 
-def _plain_state(scheduler) -> dict:
-    return {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
-
-
-def load_training_state(path: Path, optimizer, scheduler, scaler) -> dict[str, Any]:
+def load_training_state(path: Path, optimizer, scaler) -> dict[str, Any]:
     """Restores what `save_training_state` wrote; returns the state of the random generators.
 
     Raises:
@@ -203,7 +191,6 @@ def load_training_state(path: Path, optimizer, scheduler, scaler) -> dict[str, A
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
         scaler.load_state_dict(state["scaler"])
         return state["rng"]
     except torch.OutOfMemoryError:

@@ -65,6 +65,7 @@ def cold_start(run: Session) -> None:
     if not newest:
         save_step(cold, 0)  # the evaluation of the base is not made twice
     for update in range(cold.first_step, n_updates + 1):
+        cold.step = update
         try:
             metrics = imitation_step(cold, episodes[(update - 1) * size : update * size])
         except (Stopped, UserError):
@@ -89,14 +90,14 @@ def cold_start(run: Session) -> None:
 
 def cold_session(run: Session, folder: Path, n_updates: int) -> Session:
     """The run as a run of imitation: with a folder, an optimizer and a count of updates of its own."""
-    config = replace(run.config, mini_batches=1, epochs=1)
-    optimizer = torch.optim.AdamW(run.policy.trainable(), config.cold_start_learning_rate, weight_decay=0.0)
-    warm_up, decay = max(round(WARM_UP * n_updates), 1), max(round(DECAY * n_updates), 1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda update: min(1.0, (update + 1) / warm_up, max(n_updates - update, 0) / decay)
-    )
+    config = replace(
+        run.config, algorithm="sft", mini_batches=1, epochs=1, steps=n_updates,
+        learning_rate=run.config.cold_start_learning_rate, warmup_steps=max(round(WARM_UP * n_updates), 1),
+        decay_steps=max(round(DECAY * n_updates), 1),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(run.policy.trainable(), config.learning_rate, weight_decay=0.0)
     return replace(
-        run, config=config, folder=folder, optimizer=optimizer, scheduler=scheduler, critic=None, updates=0,
+        run, config=config, folder=folder, optimizer=optimizer, critic=None, updates=0,
         skipped_in_a_row=0, train_seconds=0.0, first_step=1, unlogged=None,
     )  # fmt: skip
 

@@ -46,6 +46,7 @@ class Session:
     """The state of a run. `updates` counts optimiser steps; `samples` are the last evaluation's trajectories.
 
     Attributes:
+        step: the one at hand, which decides the learning rate.
         began, earlier_seconds: when this process began (`time.perf_counter`), and how long those before it took.
         micro_batch_tokens: as configured, or fewer once memory ran out.
         frozen_digest: of the weights that nothing trains, with `--check`.
@@ -61,13 +62,13 @@ class Session:
     make_method: MakeMethod
     limits: RolloutLimits
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     critic: Critic | None
     watch: Watch
     tracker: Tracker | None = None
     micro_batch_tokens: int = 0
     first_step: int = 1
+    step: int = 1
     unlogged: dict[str, float] | None = None
     frozen_digest: int | None = None
     updates: int = 0
@@ -138,7 +139,6 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     critic = None
     if config.algorithm == "ppo":
         critic = Critic(policy, config.seed, newest and newest / "critic")
-    optimizer, scheduler = optimizer_of(config, policy, critic)
     run = Session(
         config,
         folder,
@@ -147,8 +147,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         held_out,
         method_of(config),
         limits_of(config),
-        optimizer,
-        scheduler,
+        optimizer_of(config, policy, critic),
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         critic,
         Watch(),
@@ -183,25 +182,12 @@ def checkpoint_to_resume(folder: Path, data_hashes: dict[str, str]) -> Path | No
     return newest
 
 
-def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None):
-    """AdamW and its schedule: warm-up, constant, and a fall to 0 at the end where the config asks for one.
-
-    The critic has a learning rate and a warm-up of its own.
-    """
-    updates_a_step = config.mini_batches * config.epochs
+def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None) -> torch.optim.Optimizer:
+    """AdamW over the policy's parameters and the critic's; `learning_rates` has the rate of each update."""
     groups = [{"params": policy.trainable(), "lr": config.learning_rate}]
-    warmups = [max(config.warmup_steps * updates_a_step, 1)]
     if critic:
         groups.append({"params": critic.parameters(), "lr": config.critic_learning_rate})
-        warmups.append(max(config.critic_warmup_steps * updates_a_step, 1))
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    total, decay = config.steps * updates_a_step, config.decay_steps * updates_a_step
-
-    def schedule(warmup: int):
-        return lambda update: min(1.0, (update + 1) / warmup, max(total - update, 0) / decay if decay else 1.0)
-
-    schedules = [schedule(warmup) for warmup in warmups]
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
 def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
@@ -266,9 +252,9 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
 
 
 def restore(run: Session, folder: Path) -> None:
-    """Goes on exactly where the checkpoint was written: reference, optimiser, schedule, random state, metrics."""
+    """Goes on exactly where the checkpoint was written: reference, optimiser, random state, metrics."""
     load_reference(run.policy, folder / "model")
-    rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scheduler, run.scaler)
+    rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scaler)
     checkpoint.restore_rng(rng)
     progress = read_json(folder / "progress.json")
     try:
@@ -300,7 +286,6 @@ def save_step(run: Session, step: int) -> Path:
         checkpoint.save_training_state(
             folder / "state.pt",
             optimizer=run.optimizer,
-            scheduler=run.scheduler,
             scaler=run.scaler,
             rng=checkpoint.capture_rng(),
         )

@@ -25,6 +25,7 @@ from searchr1_mini.robust import interrupt
 from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.robust.invariants import check_batch
 from searchr1_mini.rollout import rollout
+from searchr1_mini.schedule import learning_rates, set_learning_rates
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.trajectory import Segment, Trajectory
@@ -98,10 +99,12 @@ def imitation_step(run: Session, chosen: Sequence[Trajectory]) -> dict[str, floa
     check_batch(batch, chosen, mask_observations=True)
     batch = batch.to(run.policy.device)
     shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.seed)
+    n_updates = config.epochs * min(config.mini_batches, len(chosen))
     logs: list[dict[str, float]] = []
     for _ in range(config.epochs):
         for rows in mini_batches(range(len(chosen)), config.mini_batches, shuffle):
             if rows:
+                set_learning_rates(run.optimizer, learning_rates(config, run.step, n_updates - len(logs) - 1))
                 logs.append(imitation_update(run, batch.select(rows), is_first=not logs))
     seconds = time.perf_counter() - began
     return means_over_updates(logs) | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}

@@ -76,6 +76,7 @@ def run_steps(run: Session) -> None:
         end_step(run, run.first_step - 1, unlogged)
     for step in range(run.first_step, config.steps + 1):
         with saved_if_broken_off(run, step - 1):
+            run.step = step
             if to_imitate:
                 metrics = imitation_step(run, slice_of_step(to_imitate, step, config.questions_per_step, config.seed))
             else:
@@ -159,7 +160,7 @@ class Rollouts:
 
 def train_step(run: Session, step: int) -> dict[str, float]:
     """One step: groups of rollouts, their rewards, their advantages, and the update (Search-R1, section 3.1)."""
-    config = run.config
+    config, run.step = run.config, step
     began = time.perf_counter()
     rollouts = collect(run, step)
     batch = build_batch(

@@ -28,6 +28,7 @@ from searchr1_mini.config import TrainConfig
 from searchr1_mini.distributed import gather, sum_gradients, sum_over_processes
 from searchr1_mini.logprobs import token_logprobs
 from searchr1_mini.models import Policy
+from searchr1_mini.schedule import learning_rates, set_learning_rates
 from searchr1_mini.session import Session
 
 
@@ -36,8 +37,9 @@ class Experience:
     """A batch and all that its update needs, computed once, before the weights move. Tensors are (N, T-1).
 
     Attributes:
-        batch: N trajectories; its `old_logprobs` are complete.
+        batch: N trajectories; its `old_logprobs` are complete, see `old_and_sampled`.
         advantages: of each policy token; GRPO's are equal along a row.
+        sampled_logprobs: what the sampler gave, to be compared with the update's own forward.
         ref_logprobs: of the reference, for a KL term in the loss.
         importance: truncated importance weights.
         values, returns: of PPO's critic.
@@ -45,6 +47,7 @@ class Experience:
 
     batch: Batch
     advantages: Tensor
+    sampled_logprobs: Tensor
     ref_logprobs: Tensor | None = None
     importance: Tensor | None = None
     values: Tensor | None = None
@@ -72,19 +75,16 @@ def prepare(run: Session, batch: Batch, group_advantages: Tensor | None) -> tupl
     config, policy = run.config, run.policy
     batch = batch.to(policy.device)
     mask = batch.loss_mask
+    batch.old_logprobs, sampled = old_and_sampled(run, batch)
     importance = ref_logprobs = None
-    if config.importance_cap or batch.old_logprobs.isnan().any():
-        trainer, sampler = all_logprobs(run, batch), batch.old_logprobs
-        sampler = torch.where(sampler.isnan(), trainer, sampler)
-        if config.importance_cap:
-            importance = truncated_importance(trainer, sampler, config.importance_cap)
-        batch.old_logprobs = trainer if config.importance_cap else sampler
+    if config.importance_cap:
+        importance = truncated_importance(batch.old_logprobs, sampled, config.importance_cap)
     if config.kl_coef > 0:
         with policy.reference():
-            ref_logprobs = all_logprobs(run, batch)
+            ref_logprobs = own_logprobs(run, batch)
     if group_advantages is not None:
         advantages = group_advantages.to(policy.device)[:, None] * mask
-        return Experience(batch, advantages, ref_logprobs, importance), {}
+        return Experience(batch, advantages, sampled, ref_logprobs, importance), {}
     kl = None if ref_logprobs is None else kl_penalty(batch.old_logprobs, ref_logprobs, config.kl_estimator)
     values = all_values(run, batch)
     rewards = token_rewards(batch.rewards, mask, kl, config.kl_coef)
@@ -95,20 +95,53 @@ def prepare(run: Session, batch: Batch, group_advantages: Tensor | None) -> tupl
     }
     if kl is not None:
         metrics["kl"] = kl[mask].mean().item()
-    return Experience(batch, whiten(advantages, mask), None, importance, values, returns), metrics
+    return Experience(batch, whiten(advantages, mask), sampled, None, importance, values, returns), metrics
+
+
+def old_and_sampled(run: Session, batch: Batch) -> tuple[Tensor, Tensor]:
+    """log pi_old of the update, and the sampler's log-probs, both (N, T-1).
+
+    In float32 they are the same. In 16 bits sampler and update round differently, by more than the clip of a sequence's
+    ratio allows, so that pi_old is the update's own forward, in its own mode and micro-batches: before a weight has
+    moved every ratio is 1. Importance weights are about that difference and take the update's forward in any precision.
+    What nobody sampled (observations that are trained on) has the update's log-probs in both.
+    """
+    sampled, is_rounded = batch.old_logprobs, run.policy.dtype != torch.float32
+    if not (is_rounded or run.config.importance_cap or sampled.isnan().any()):
+        return sampled, sampled
+    own = own_logprobs(run, batch)
+    sampled = torch.where(sampled.isnan(), own, sampled)
+    return own if is_rounded or run.config.importance_cap else sampled, sampled
+
+
+def own_logprobs(run: Session, batch: Batch) -> Tensor:
+    """Log-probs (N, T-1) under the weights as they are now, in 16 bits rounded as in the update's next pass."""
+    if run.policy.dtype == torch.float32:
+        return all_logprobs(run, batch)
+    out = torch.zeros_like(batch.old_logprobs)
+    with run.policy.training(run.config.gradient_checkpointing):
+        for rows in next_pass(run, batch.group_ids.tolist()):
+            part = batch.select(rows)
+            out[rows, : part.targets.shape[1]] = all_logprobs(run, part)
+    return out
 
 
 def update(run: Session, experience: Experience) -> dict[str, float]:
     """`epochs` passes over the rollouts in `mini_batches` optimiser steps each; returns means of what they logged."""
-    config = run.config
-    groups = experience.batch.group_ids.tolist()
+    config, group_ids = run.config, experience.batch.group_ids.tolist()
+    n_updates = config.epochs * min(config.mini_batches, len(set(group_ids)))
     logs: list[dict[str, float]] = []
     for _ in range(config.epochs):
-        shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.seed)
-        for rows in mini_batches(groups, config.mini_batches, shuffle):
-            if rows:
-                logs.append(optimiser_step(run, experience.select(rows), is_first=not logs))
+        for rows in next_pass(run, group_ids):
+            set_learning_rates(run.optimizer, learning_rates(config, run.step, n_updates - len(logs) - 1))
+            logs.append(optimiser_step(run, experience.select(rows), is_first=not logs))
     return means_over_updates(logs)
+
+
+def next_pass(run: Session, group_ids: Sequence[int]) -> list[list[int]]:
+    """The rows of each optimiser step of the pass that comes next, drawn by the seed and the updates so far."""
+    shuffle = torch.Generator().manual_seed(run.updates * 7919 + run.config.seed)
+    return [rows for rows in mini_batches(group_ids, run.config.mini_batches, shuffle) if rows]
 
 
 def means_over_updates(logs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -131,8 +164,9 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
     """One optimiser step on these trajectories, gradients accumulated over micro-batches.
 
     On the first step after a rollout the weights are still those that sampled, so the difference between the sampled
-    log-probs and this forward must be noise: it is logged as `logprob_diff_max` and `logprob_diff_mean`. On later steps
-    the same difference, on right trajectories, tells what training did to their likelihood: `correct_loglik_change`.
+    log-probs and this forward must be noise: it is logged as `logprob_diff_max` and `logprob_diff_mean`. On later
+    steps the difference to pi_old, on right trajectories, tells what training did to their likelihood:
+    `correct_loglik_change`.
     """
     config, batch = run.config, experience.batch
     weights = step_weights(config, batch.loss_mask)
@@ -141,27 +175,29 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
     def backward(rows: list[int]) -> tuple[dict[str, float], Tensor]:
         part = experience.select(rows)
         width = part.advantages.shape[1]
-        stats, log_ratio = policy_backward(run, part, weights[rows, :width])
+        stats, logprobs = policy_backward(run, part, weights[rows, :width])
         if run.critic:
             stats["value_loss"] = critic_backward(run, part, value_weights[rows, :width])
-        wanted = part.batch.loss_mask if is_first else part.batch.loss_mask & (part.batch.rewards[:, None] > 0)
-        return stats, log_ratio[wanted].cpu()
+        before, wanted = part.sampled_logprobs, part.batch.loss_mask
+        if not is_first:
+            before, wanted = part.batch.old_logprobs, wanted & (part.batch.rewards[:, None] > 0)
+        return stats, (logprobs - before)[wanted].cpu()
 
     with run.policy.training(config.gradient_checkpointing):
         logs = over_micro_batches(run, batch, backward, may_stop=is_first)
-    parts, log_ratios = zip(*gather(logs), strict=True)
+    parts, changes = zip(*gather(logs), strict=True)
     totals = {key: sum(part[key] for part in parts) for key in parts[0]}
     totals["ratio_max"] = max(part["ratio_max"] for part in parts)
-    log_ratio = torch.cat(log_ratios)
+    change = torch.cat(changes)
     if is_first:
-        totals |= {"logprob_diff_max": log_ratio.abs().max().item(), "logprob_diff_mean": log_ratio.abs().mean().item()}
-    elif len(log_ratio):
-        totals["correct_loglik_change"] = log_ratio.mean().item()
+        totals |= {"logprob_diff_max": change.abs().max().item(), "logprob_diff_mean": change.abs().mean().item()}
+    elif len(change):
+        totals["correct_loglik_change"] = change.mean().item()
     return totals | apply_gradients(run, totals["loss"])
 
 
 def policy_backward(run: Session, part: Experience, weights: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Forward and backward of the policy; returns sums for the log and log pi - log pi_old (B, T-1)."""
+    """Forward and backward of the policy; returns sums for the log and log pi (B, T-1)."""
     config, batch = run.config, part.batch
     logprobs, entropy = forward(run.policy, batch, config.temperature, entropy_gradient=config.entropy_coef > 0)
     loss, stats = policy_loss(
@@ -182,7 +218,7 @@ def policy_backward(run: Session, part: Experience, weights: Tensor) -> tuple[di
     )
     run.scaler.scale(loss).backward()
     stats |= {"loss": loss.detach(), "entropy": (entropy * weights).sum().detach()}
-    return {key: float(value) for key, value in stats.items()}, (logprobs - batch.old_logprobs).detach()
+    return {key: float(value) for key, value in stats.items()}, logprobs.detach()
 
 
 def critic_backward(run: Session, part: Experience, weights: Tensor) -> float:
@@ -210,7 +246,6 @@ def apply_gradients(run: Session, loss: float) -> dict[str, float]:
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     learning_rate = run.optimizer.param_groups[0]["lr"]
-    run.scheduler.step()
     run.updates += 1
     run.skipped_in_a_row = 0 if is_finite else run.skipped_in_a_row + 1
     named = dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))

@@ -101,13 +101,6 @@ def test_a_resumed_run_keeps_to_the_smaller_micro_batches(tmp_path):
     assert start(replace(run.config, resume=True, tokens_per_micro_batch=1024)).micro_batch_tokens == 1024
 
 
-def test_the_learning_rate_that_is_logged_is_the_one_that_was_used(tmp_path):
-    """It falls to 0 after the last step, not before."""
-    run = session_of(tmp_path, steps=1, decay_steps=1, warmup_steps=0, learning_rate=0.01)
-    logged = update.update(run, step_of(run)[1])
-    assert logged["learning_rate"] == 0.01 and run.optimizer.param_groups[0]["lr"] == 0
-
-
 def test_a_row_that_changes_its_process_is_counted_once(tmp_path, monkeypatch):
     """Two processes, one after the other: memory runs out in the first try, so that micro-batches are made anew."""
     run = session_of(tmp_path, questions_per_step=2)

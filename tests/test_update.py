@@ -225,7 +225,7 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
     ratios, changes = [], []
     for tokens, trajectory in zip(case.rows, case.trajectories, strict=True):
         now, entropies = logprobs_of(case.run, trajectory)
-        changes += [now[t.at].item() - t.trainer for t in tokens]
+        changes += [now[t.at].item() - t.sampler for t in tokens]
         mean_change = sum(now[t.at] - t.trainer for t in tokens) / len(tokens)
         fell_as_a_whole = sum(t.trainer - now[t.at].item() for t in tokens) > 0
         for token in tokens:
@@ -428,6 +428,6 @@ def test_weight_decay_and_the_critics_rate_reach_the_optimiser(tmp_path):
     run = session_of(tmp_path / "run", **PPO | {"weight_decay": 0.1, "critic_learning_rate": 1e-5})
     policy, critic = run.optimizer.param_groups
     assert policy["weight_decay"] == critic["weight_decay"] == 0.1
-    assert (policy["initial_lr"], critic["initial_lr"]) == (3e-3, 1e-5)
+    assert (policy["lr"], critic["lr"]) == (3e-3, 1e-5)
     assert {id(p) for p in critic["params"]} == {id(p) for p in run.critic.parameters()}
     assert {id(p) for p in policy["params"]} == {id(p) for p in run.policy.trainable()}

@@ -14,8 +14,8 @@ from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.update import all_logprobs
 
 # mean and largest |log pi of the update - log pi of the rollout| before the weights move; the largest grows with the
-# number of tokens in 16 bits, so there the mean alone counts
-AGREEMENT = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.05, torch.inf), torch.float16: (0.05, torch.inf)}
+# number of tokens in 16 bits, so there the mean alone counts: about twice what benchmarks/sampler_noise.py finds
+AGREEMENT = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.1, torch.inf), torch.float16: (0.0125, torch.inf)}
 
 
 def check_step(
@@ -124,7 +124,8 @@ def check_agreement(run: Session, batch: Batch) -> None:
     """One more forward, as the update will make it, gives the log-probs that the rollout sampled with."""
     batch = batch.to(run.policy.device)
     sampled = batch.loss_mask & ~batch.old_logprobs.isnan()
-    change = (all_logprobs(run, batch) - batch.old_logprobs)[sampled].abs()
+    with run.policy.training(run.config.gradient_checkpointing):
+        change = (all_logprobs(run, batch) - batch.old_logprobs)[sampled].abs()
     mean, largest = AGREEMENT[run.policy.dtype]
     require(
         change.mean().item() <= mean and change.max().item() <= largest,

@@ -126,19 +126,22 @@ def predict(
     kept = kept_terms(config, shape, width)
     phases = {"weights": {name: size for name, size in kept.items() if name != "AdamW moments"}}
     phases["rollout"] = kept | rollout_terms(config, shape, width, prompt)
-    if has_logprobs(config):
+    if has_logprobs(config, width):
         phases["log-probs"] = kept | logprob_terms(config, shape, width)
     phases["update"] = kept | update_terms(config, shape, width, on_gpu)
     return Preflight(phases, held)
 
 
-def has_logprobs(config: TrainConfig) -> bool:
-    """Whether a step needs log-probs, or values, before its update."""
+def has_logprobs(config: TrainConfig, width: int) -> bool:
+    """Whether a step needs log-probs, or values, before its update: in 16 bits always, see `old_and_sampled`."""
     if config.algorithm in ("sft", "rejection-sampling"):
         return False
-    return (
-        config.algorithm == "ppo" or config.kl_coef > 0 or bool(config.importance_cap) or not config.mask_observations
-    )
+    return config.algorithm == "ppo" or config.kl_coef > 0 or computes_old(config, width)
+
+
+def computes_old(config: TrainConfig, width: int) -> bool:
+    """Whether the old log-probs, or some of them, are a forward of the policy and not the sampler's."""
+    return width < FLOAT32 or bool(config.importance_cap) or not config.mask_observations
 
 
 def has_own_reference(config: TrainConfig) -> bool:
@@ -217,7 +220,7 @@ def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     """A forward without gradients of a micro-batch, or the logits of one chunk."""
     rows = config.questions_per_step * config.group_size
     tokens = micro_batch_tokens(config, rows)
-    is_reference = config.algorithm == "grpo" and config.mask_observations and not config.importance_cap
+    is_reference = config.algorithm == "grpo" and not computes_old(config, width)
     is_plain = is_reference and not has_own_reference(config)
     is_adapted = config.lora_rank > 0 and not is_plain
     layer = forward_peak(shape, width, is_adapted) * tokens

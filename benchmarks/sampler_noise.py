@@ -1,0 +1,53 @@
+"""How far log-probs of sampling and of the update lie apart before any update: `python benchmarks/sampler_noise.py`.
+
+Takes train.py's flags. A step's rollouts are sampled, and their log-probs computed again as the update computes them.
+The differences are rounding, and what a clip of a sequence's ratio would make of them is counted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+
+from searchr1_mini.cli import parse
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.resolve import resolve
+
+CLIPS = ((0.0003, 0.0004), (0.003, 0.004), (0.2, 0.2))  # GSPO's, ten times that, GRPO's
+
+
+def main() -> None:
+    """Prints the differences of each token and of each trajectory's mean, in nats."""
+    config = resolve(parse(TrainConfig, "sampler_noise.py", __doc__.splitlines()[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        measure(replace(config, output_dir=f"{folder}/run", tensorboard=False))
+
+
+def measure(config: TrainConfig) -> None:
+    """One step's rollouts, and a forward over them."""
+    from searchr1_mini.batch import build_batch
+    from searchr1_mini.session import start
+    from searchr1_mini.training import collect
+    from searchr1_mini.update import all_logprobs
+
+    run = start(config)
+    rollouts = collect(run, 1)
+    batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
+    batch = batch.to(run.policy.device)
+    with run.policy.training(config.gradient_checkpointing):
+        change = (all_logprobs(run, batch) - batch.old_logprobs) * batch.loss_mask
+    of_tokens = change[batch.loss_mask].abs()
+    ratios = (change.sum(1) / batch.loss_mask.sum(1)).exp()
+    quantiles = ", ".join(f"{q:.0%} {of_tokens.quantile(q).item():.2g}" for q in (0.5, 0.9, 0.99))
+    print(
+        f"{len(of_tokens)} tokens of {len(ratios)} trajectories: mean {of_tokens.mean().item():.2g}, {quantiles}, "
+        f"largest {of_tokens.max().item():.2g}; ratios of trajectories {ratios.min().item():.4f} to "
+        f"{ratios.max().item():.4f}"
+    )
+    for low, high in CLIPS:
+        n_outside = int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
+        print(f"outside of 1 - {low:g} to 1 + {high:g}: {n_outside} of {len(ratios)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Runs in 16 bits: what the update calls old is its own forward; log and weights compare with what was sampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sessions import session_of, step_of
+from test_memory import SHAPE
+
+from searchr1_mini import update
+from searchr1_mini.algorithms import truncated_importance
+from searchr1_mini.batch import build_batch
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.errors import UserError
+from searchr1_mini.resolve import resolve
+from searchr1_mini.robust import memory
+from searchr1_mini.robust.invariants import check_agreement
+from searchr1_mini.schedule import set_learning_rates
+from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.training import train_step
+
+GSPO = {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.0003, "clip_eps_high": 0.0004}
+SMALL = {"drop_zero_variance": False, "max_new_tokens": 24, "max_turns": 2, "warmup_steps": 0}
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float16"])
+def run(request, tmp_path_factory):
+    flags = GSPO | SMALL | {"gradient_checkpointing": True, "mini_batches": 2, "importance_cap": 1.5}
+    return session_of(tmp_path_factory.mktemp("run"), dtype=request.param, **flags)
+
+
+@pytest.fixture(scope="module")
+def step(run):
+    return step_of(run)
+
+
+def sampled_of(rollouts) -> list[float]:
+    return [p for t in rollouts.trajectories for segment in t.of_kind("policy") for p in segment.logprobs]
+
+
+def test_check_lets_rounding_pass_and_tells_another_temperature(run, step, monkeypatch):
+    rollouts, _ = step
+    batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, 0)
+    check_agreement(run, batch)
+    monkeypatch.setattr(run, "config", replace(run.config, temperature=3.0))
+    with pytest.raises(UserError, match="rollout and update agree on log-probs"):
+        check_agreement(run, batch)
+
+
+def test_before_a_weight_moves_no_trajectory_is_clipped(run, step):
+    """In neither mini-batch, against what was computed before the first; by rounding alone most would be."""
+    _, experience = step
+    batch = experience.batch
+    rounding = (batch.old_logprobs - experience.sampled_logprobs) * batch.loss_mask
+    of_rows = (rounding.sum(1) / batch.loss_mask.sum(1)).exp() - 1
+    assert ((of_rows < -run.config.clip_eps) | (of_rows > run.config.clip_eps_high)).sum() >= run.config.group_size
+    set_learning_rates(run.optimizer, [0.0])
+    for rows in update.next_pass(run, batch.group_ids.tolist()):
+        logged = update.optimiser_step(run, experience.select(rows), is_first=True)
+        assert (logged["ratio_max"], logged["clip_fraction"], logged["approx_kl"]) == (1, 0, 0)
+
+
+def test_the_log_and_the_weights_compare_with_what_was_sampled(run, step):
+    rollouts, experience = step
+    mask, old = experience.batch.loss_mask, experience.batch.old_logprobs
+    assert experience.sampled_logprobs[mask].tolist() == torch.tensor(sampled_of(rollouts)).tolist()
+    torch.testing.assert_close(
+        experience.importance[mask], truncated_importance(old, experience.sampled_logprobs, 1.5)[mask]
+    )
+    first = experience.select(update.next_pass(run, experience.batch.group_ids.tolist())[0])
+    rounding = (first.batch.old_logprobs - first.sampled_logprobs)[first.batch.loss_mask].abs()
+    logged = update.update(run, experience)
+    assert logged["logprob_diff_mean"] == pytest.approx(rounding.mean().item(), rel=1e-4)
+    assert logged["logprob_diff_max"] == pytest.approx(rounding.max().item(), rel=1e-4)
+
+
+def test_rollouts_on_disk_hold_what_was_sampled(tmp_path):
+    run = session_of(tmp_path, dtype="bfloat16", **SMALL)
+    sampled = sampled_of(step_of(run)[0])
+    logged = train_step(run, 1)
+    rows = read_jsonl(run.folder / "rollouts" / "step-000001.jsonl")
+    assert [p for row in rows for segment in row["segments"] for p in segment["logprobs"]] == [
+        round(p, 5) for p in sampled
+    ]
+    assert logged["logprob_diff_mean"] > 1e-4 and logged["ratio_max"] == 1
+
+
+def test_the_kl_to_the_reference_is_0_before_the_first_update(tmp_path):
+    """Of PPO, where it is inside the reward: both sides are the update's forward. The adapter begins at 0."""
+    flags = SMALL | {"algorithm": "ppo", "group_size": 1, "questions_per_step": 8, "mini_batches": 2}
+    run = session_of(tmp_path, dtype="bfloat16", **flags)
+    _, experience = step_of(run)
+    with run.policy.reference():
+        reference = update.own_logprobs(run, experience.batch)
+    assert torch.equal(reference, experience.batch.old_logprobs)
+
+
+def test_observations_that_are_trained_on_have_the_updates_log_probs(tmp_path):
+    run = session_of(tmp_path, dtype="bfloat16", mask_observations=False, **SMALL)
+    logged = train_step(run, 1)
+    assert logged["ratio_max"] == 1 and logged["clip_fraction"] == 0 and logged["logprob_diff_mean"] > 0
+
+
+def test_in_float32_old_log_probs_are_those_that_were_sampled(tmp_path):
+    rollouts, experience = step_of(session_of(tmp_path, **SMALL))
+    old = experience.batch.old_logprobs
+    assert old is experience.sampled_logprobs
+    assert old[experience.batch.loss_mask].tolist() == torch.tensor(sampled_of(rollouts)).tolist()
+
+
+def test_the_preflight_knows_of_the_forward():
+    """Without a KL a step in float32 needs none before its update."""
+    config = resolve(TrainConfig(model="Qwen2.5-3B", kl_coef=0.0))
+    assert "log-probs" in memory.predict(config, SHAPE, 2, on_gpu=True).phases
+    assert "log-probs" not in memory.predict(config, SHAPE, 4, on_gpu=True).phases
