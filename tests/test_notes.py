@@ -113,7 +113,7 @@ def test_a_note_by_itself_is_a_corpus(folder, name):
 def test_texts_beside_passages_are_told(folder, capsys):
     (folder / "p.jsonl").write_text('{"id": "1", "contents": "Oslo"}\n')
     assert len(load_corpus(str(folder), "jsonl", None)) == 1
-    assert "1 passages from 1 file; skipped" in capsys.readouterr().err
+    assert "1 passage from 1 file; skipped" in capsys.readouterr().err
 
 
 def test_a_big_folder_is_a_store_that_knows_where_its_notes_lie(folder, tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def note_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
 
 def summary(folder: Path, n_passages: int, n_files: int, skipped: list[tuple[Path, str]]) -> str:
     """One line: how many passages came of how many files, and what was skipped, and why."""
-    told = f"{folder}: {n_passages} passages from {n_files} file{'s' * (n_files != 1)}"
+    told = f"{folder}: {n_passages} passage{'s' * (n_passages != 1)} from {n_files} file{'s' * (n_files != 1)}"
     if not skipped:
         return one_line(told)
     kinds = Counter((path.suffix.lower() or "others", why) for path, why in skipped)
