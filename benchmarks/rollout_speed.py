@@ -14,6 +14,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 
 import torch
 from transformers import (
@@ -146,7 +147,7 @@ def usual_loop(
 ) -> float:
     """`generate` on the whole context at every turn, in one batch."""
     tokenizer, model = policy.tokenizer, policy.causal_lm
-    rows = [prompt_ids(question, tokenizer) for question in questions for _ in range(args.group)]
+    rows = [prompt_ids(question, tokenizer, date.today()) for question in questions for _ in range(args.group)]
     observation = observation_ids([Passage("", "t", seen)], tokenizer, args.observation + 50)[0]
     for turn, of_turn in enumerate(zip(*lengths, strict=True), start=1):
         width = max(map(len, rows))

@@ -2,21 +2,81 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
-from searchr1_mini.errors import UserError
+from searchr1_mini.errors import UserError, is_out_of_memory
+from searchr1_mini.robust.base_check import check_config, check_files
+from searchr1_mini.robust.chat_template import parse_day, refuse_day, today, writes_day
+from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.hub import ask_hub_first
+from searchr1_mini.robust.tokenizer_check import check_tokenizer
 from searchr1_mini.weights import refuse_pickles
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def check_source(source: str, day: date, is_first_look: bool = False) -> PreTrainedTokenizerBase:
+    """Checks what can be known of a base before its weights are read, and returns its tokenizer.
+
+    Args:
+        source: a folder or hub id.
+        day: what a chat template with a date takes for today.
+        is_first_look: what is only worth a note is left to the load that follows.
+
+    Raises:
+        UserError: names what is wrong and the remedy.
+    """
+    config = load_config(source)
+    tokenizer = load_tokenizer(source, is_first_look)
+    check_tokenizer(tokenizer, source, config.get_text_config().vocab_size, day)
+    return tokenizer
+
+
+def day_of_run(source: str, name: str, given: str | None, began_on: Path | None) -> date:
+    """The day that chat templates are told in a run: as given, or on which it began, or today; its base is checked.
+
+    Args:
+        source, name: what is loaded, and how the user called it.
+        given: by `--date`.
+        began_on: config.json of the run that goes on, if one does.
+
+    Raises:
+        UserError: no prompt would show the day that was given, or the base cannot be used.
+    """
+    kept = read_json(began_on).get("date") if began_on and began_on.is_file() else None
+    day = parse_day(given or str(kept or today()), "--date" if given else f"{began_on}: date")
+    tokenizer = check_source(source, day, is_first_look=True)
+    if given and given != kept and not writes_day(tokenizer):
+        raise refuse_day(name)
+    return day
+
+
+def load_config(source: str) -> PreTrainedConfig:
+    """The config of a folder's or hub id's model, of which a causal language model can be built.
+
+    Raises:
+        UserError: there is no such model, its weights are quantised, or what its files say makes no sense.
+    """
+    check_files(source)
+    config = from_pretrained(AutoConfig, source)
+    check_config(config, source)
+    return config
+
+
+def load_tokenizer(source: str, is_first_look: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
     tokenizer = from_pretrained(AutoTokenizer, source)
-    if "enable_thinking" in (tokenizer.chat_template or ""):
+    if "enable_thinking" in str(tokenizer.chat_template) and not is_first_look:
         print("the chat template's own thinking is off: the prompt asks for <think> itself", flush=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -79,20 +139,36 @@ def from_pretrained(auto_class: type, source: str, **arguments):
         UserError: there is no such model, it cannot be read, or it needs code or a pickle to be run.
     """
     refuse_pickles(Path(source), f"cannot load {source!r}")
+    is_here = ask_hub_first(source)
     try:
         return auto_class.from_pretrained(source, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{source!r} brings code of its own, which is never run; take a model that transformers itself knows"
-            ) from error
-        if "use_safetensors" in str(error):
-            raise UserError(
-                f"{source!r} has no weights as safetensors, and pickles are not opened, since they can run code; take "
-                "another revision or copy of the model that has them"
-            ) from error
-        raise UserError(
-            f"cannot load {source!r} as a causal language model: {first_line} "
-            "(check the name, the network and, for a gated model, `hf auth login`; a local folder works offline)"
-        ) from error
+    except Exception as error:  # transformers, tokenizers and the hub's client raise what they like
+        if is_out_of_memory(error):
+            raise
+        raise UserError(_why_not(auto_class, source, str(error).strip() or repr(error), is_here)) from error
+
+
+def _why_not(auto_class: type, source: str, told: str, is_here: bool) -> str:
+    """The sentence for a model that cannot be loaded, from what the library told."""
+    if "trust_remote_code" in told:
+        return f"{source!r} brings code of its own, which is never run; take a model that transformers itself knows"
+    if is_here and not Path(source).exists():
+        return (
+            f"the hub cannot be reached, and {source!r} is not, or not wholly, in its cache on this machine; connect "
+            "once to fetch it, or name a local folder with --model"
+        )
+    if "use_safetensors" in told:
+        return (
+            f"{source!r} has no weights as safetensors, and pickles are not opened, since they can run code; take "
+            "another revision or copy of the model that has them"
+        )
+    if "ignore_mismatched_sizes" in told:
+        return f"the weights of {source!r} are of other sizes than its config.json says; take both from one copy"
+    first, *rest = [line.strip() for line in told.splitlines()]
+    told = f"{first} {rest[0]}" if rest and first.endswith(":") else first
+    what = "the tokenizer of " if auto_class is AutoTokenizer else ""
+    role = "" if what else " as a causal language model"
+    return (
+        f"cannot load {what}{source!r}{role}: {told[:300]} (check the name, the network and, for a gated model, "
+        "`hf auth login`; a local folder works offline)"
+    )

@@ -123,6 +123,21 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest whole checkpoint of the run; None where it was interrupted before the first.
+
+    Raises:
+        UserError: all of its checkpoints are damaged.
+    """
+    newest = latest_checkpoint(folder)
+    if newest is None and list_checkpoints(folder):
+        raise UserError(
+            f"--resume: every checkpoint in {folder} is damaged; put back a copy of one, or start a new run in another "
+            "--output-dir"
+        )
+    return newest
+
+
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The whole checkpoint whose step has the highest held-out exact match in metrics.jsonl, the newest of equals."""
     em = {row["step"]: row["eval/em"] for row in read_jsonl(run_dir / "metrics.jsonl") if "eval/em" in row}

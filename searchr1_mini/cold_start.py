@@ -129,8 +129,8 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
         for example, turns in demonstrated(config) if config.demonstrations else scripted(run, find, rng):
             n_tried += 1
             played = turns and play(
-                example, turns, run.make_method, find, run.policy.tokenizer, limits.max_total_tokens,
-                limits.max_observation_tokens, limits.form,
+                example, turns, run.make_method, find, run.policy.tokenizer, run.policy.day,
+                limits.max_total_tokens, limits.max_observation_tokens, limits.form,
             )  # fmt: skip
             episodes += [played] if played else []
             if len(episodes) == config.cold_start:

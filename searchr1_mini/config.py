@@ -34,6 +34,7 @@ OBSERVATION_HELP = (
 )
 STEMMING_HELP = "let BM25 see stems of words (English Snowball)"
 STOP_WORDS_HELP = "leave English function words out of BM25"
+DATE_HELP = "what a chat template that writes today's date is told, as 2026-11-25"
 DENSE_MODEL_HELP = "encoder of sentence-transformers for dense and hybrid: a hub id or a folder"
 DENSE_INDEX_HELP = "compare with every vector (flat), or walk a graph (hnsw)"
 RERANKER_HELP = "cross-encoder of sentence-transformers that re-ranks what was found: a hub id or a folder"
@@ -79,6 +80,8 @@ class TrainConfig:
     world_noise: int = option("data", 0, "made-up words after every passage of the synthetic world", least=0, most=1000)
     template: Literal["paper", "short"] | None = option("data", None, "prompt template" + _auto("template"))
     observation: Literal["paper", "plain"] | None = option("data", None, OBSERVATION_HELP + _auto("observation"))
+
+    date: str | None = option("data", None, DATE_HELP + " [default: the day that the run begins on]")
 
     retriever: Literal[
         "auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http", "none", "empty", "random", "oracle"

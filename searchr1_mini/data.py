@@ -24,6 +24,7 @@ from searchr1_mini.reading.squad import is_squad, support_of
 from searchr1_mini.retrieval import Passage, cache_dir, kept_at
 from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
+from searchr1_mini.robust.hub import ask_hub_first
 
 Split = Literal["train", "eval", "all"]
 FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
@@ -167,6 +168,7 @@ def _hub_rows(dataset: str, split: Split) -> Iterator[tuple[dict[str, Any], str]
 
 
 def _from_hub(hub_id: str, split: str, **arguments: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    ask_hub_first(hub_id)
     import datasets
 
     try:

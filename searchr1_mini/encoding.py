@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import date
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.prompts import Form, neutralise_tags, render_observation
 from searchr1_mini.retrieval import Passage
+from searchr1_mini.robust.chat_template import rendered, template_of
 
 MOST_CHARS_A_TOKEN = 16  # of a passage, on average; prose has about 4. What is longer is cut before it is tokenised
 
@@ -33,15 +36,36 @@ def foreign_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(broken, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the first message: through the tokenizer's chat template when it has one, else as it stands."""
-    if not tokenizer.chat_template:
-        return foreign_ids(text, tokenizer)
-    message = [{"role": "user", "content": break_added_tokens(text, tokenizer)}]
-    # a template that can think by itself (Qwen3) would spend the turn on it; the prompt asks for <think> anyway
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True, enable_thinking=False)[
-        "input_ids"
-    ]
+def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, day: date) -> list[int]:
+    """Ids of the first message: through the tokenizer's chat template when it has one, else as it stands.
+
+    They begin once with what the tokenizer itself begins every text with (BOS), whether or not the template writes it.
+
+    Args:
+        day: what a chat template with a date takes for today.
+
+    Raises:
+        UserError: the chat template refuses the message.
+    """
+    template = template_of(tokenizer, "the model")
+    if template is None:
+        ids = foreign_ids(text, tokenizer)
+    else:
+        prompt = rendered(template, tokenizer, break_added_tokens(text, tokenizer), day)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    prefix = list(own_prefix(tokenizer))
+    while prefix and ids[: len(prefix)] == prefix:
+        ids = ids[len(prefix) :]
+    return prefix + ids
+
+
+@lru_cache(maxsize=8)
+def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that the tokenizer puts before every text by itself: BOS, or none."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+    return tuple(whole[:start])
 
 
 def observation_ids(

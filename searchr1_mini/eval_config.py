@@ -7,6 +7,7 @@ from typing import Literal
 
 from searchr1_mini.config import (
     CORPUS_HELP,
+    DATE_HELP,
     DENSE_INDEX_HELP,
     DENSE_MODEL_HELP,
     MOST_QUESTIONS,
@@ -74,6 +75,7 @@ class EvalConfig:
     )
     template: Literal["paper", "short"] | None = option("data", None, "prompt template")
     observation: Literal["paper", "plain"] | None = option("data", None, OBSERVATION_HELP)
+    date: str | None = option("data", None, DATE_HELP + " [default: the run's, or today]")
 
     retriever: str | None = option(
         "retrieval", None, "as in train.py, or several, a row each: auto,empty,random,oracle,none"

@@ -11,11 +11,13 @@ import json
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from searchr1_mini import __version__, checkpoint
+from searchr1_mini.bases import check_source
 from searchr1_mini.comparison.columns import Column
 from searchr1_mini.comparison.plan import (
     OF_A_SEARCH,
@@ -38,7 +40,7 @@ from searchr1_mini.distributed import refuse_several
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluation import score
-from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
+from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype, tell_of_no_gpu
 from searchr1_mini.pages import chat_web
 from searchr1_mini.pages.chat import Chat, Screen, chat_in_terminal
 from searchr1_mini.pages.live import check_live, live_retriever, plan_live
@@ -46,6 +48,7 @@ from searchr1_mini.pages.printable import one_line
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.retrievers.engines import described, engine_of
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
+from searchr1_mini.robust.chat_template import parse_day, refuse_day, writes_day
 from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
@@ -93,6 +96,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     """Every row on every column: kept results are read, the others computed; weights are loaded once."""
     library, results, done = Library(), Results(), 0
     tasks, prompts = {}, {}
+    check_models(config, [row.settings for row in plan.rows])
     for column in plan.columns:  # what cannot be read is told before any work
         tasks |= {(row.label, column.name): task_of(config, row, column, library, tasks) for row in plan.rows}
         if config.shots:
@@ -154,18 +158,43 @@ def task_of(config: EvalConfig, row: Row, column: Column, library: Library, task
 def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task, shots: str = "") -> str:
     """A hash of all that a cell's result depends on."""
     names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
+    unread = ("rollout_batch_size", "date")  # the date only where prompts show it
+    day = day_of_prompts(settings.model, settings.date)
     parts = {
         "version": __version__,
-        "settings": {name: getattr(settings, name) for name in names if name != "rollout_batch_size"},
+        "settings": {name: getattr(settings, name) for name in names if name not in unread},
         "base": state_of(Path(resolve_model(settings.model))),
         "weights": state_of(row.weights) if row.weights else None,
         "dtype": str(pick_dtype(config.dtype, pick_device(config.device))),  # auto is another on another device
         "temperature": [config.temperature, config.seed if config.temperature else 0],
         "questions": [asdict(example) for example in task.examples],
         "passages": task.corpus_hash,
+        **({"date": day} if day else {}),
     }
     parts |= {"shots": shots} if shots else {}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=16)
+def day_of_prompts(model: str, date: str) -> str | None:
+    """The date that prompts of a model show; None where its chat template writes none.
+
+    Raises:
+        UserError: the model cannot be used.
+    """
+    return date if writes_day(check_source(resolve_model(model), parse_day(date), is_first_look=True)) else None
+
+
+def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
+    """Looks at the device, and into every model, before any work; refuses a `--date` that none of them shows.
+
+    Raises:
+        UserError: names the model.
+    """
+    tell_of_no_gpu(config.device, pick_device(config.device), any(row.load_in_4bit for row in rows))
+    days = [day_of_prompts(row.model, row.date) for row in rows]
+    if config.date and not any(days):
+        raise refuse_day(rows[0].model)
 
 
 def state_of(folder: Path) -> list:
@@ -227,6 +256,7 @@ def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | 
         dtype=pick_dtype(config.dtype, device),
         device=device,
         weights=weights,
+        day=parse_day(settings.date),
     )
 
 
@@ -242,6 +272,7 @@ def answer_live(config: EvalConfig) -> None:
         raise UserError("--ask is blank or broken Unicode; ask a question in UTF-8")
     listener = listen(config.host or LOOPBACK[0], config.port or chat_web.PORT) if config.web else None
     settings = cell_settings(config, row, column)
+    check_models(config, [settings])
     retriever = live_retriever(row, settings, column)
     policy = load(config, settings, settings.model, row.weights)
     chat = Chat(policy, retriever, method_of(settings), limits_of(settings), config.temperature, config.seed)

@@ -133,8 +133,14 @@ class Decoder:
         self._find(key).pending += token_ids
 
     def generate(self, key: int, stops: Sequence[str], max_new_tokens: int) -> None:
-        """Begins a turn on a row that has none."""
+        """Begins a turn on a row that has none.
+
+        Raises:
+            UserError: nothing was fed to the row, so that there is nothing to go on from.
+        """
         row = self._find(key)
+        if not row.pending:
+            raise UserError("a conversation without a token cannot be gone on with: the tokenizer gave no ids for it")
         row.turn, row.stop, row.room = Turn([], [], "", "length"), StopMatcher(stops), max_new_tokens
 
     def close(self, key: int) -> None:

@@ -133,7 +133,7 @@ def keep_init(folder: Path, run: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     if has_adapter(folder):
-        adapter = adapter_folder(find_adapter(folder))
+        adapter = adapter_folder(find_adapter(folder), may_search=True)
         shutil.copytree(adapter, aside / ADAPTER)
         files = [path for path in (adapter.parent / BASE_FILE, adapter / BASE_FILE) if path.is_file()]
     else:

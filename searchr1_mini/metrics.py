@@ -39,8 +39,8 @@ def empty_think(trajectory: Trajectory) -> float:
     """Share of turns whose `<think>` is missing, blank, a copy of an earlier one, or the same words over and over."""
     seen: set[str] = set()
     is_empty = []
-    for segment in trajectory.of_kind("policy"):
-        thought, is_closed, _ = segment.text.partition("<think>")[2].partition("</think>")
+    for turn in trajectory.turns():
+        thought, is_closed, _ = turn.partition("<think>")[2].partition("</think>")
         words = thought.split() if is_closed else []
         thought = " ".join(words)
         is_empty.append(not words or thought in seen or (len(words) >= 10 and len(set(words)) < len(words) / 3))

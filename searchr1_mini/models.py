@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import date
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini.bases import auto_class, load_base, load_tokenizer
+from searchr1_mini.adapters import load_adapter
+from searchr1_mini.bases import auto_class, check_source, load_base
 from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.base_check import check_files
 from searchr1_mini.robust.identity import BASE_FILE, base_identity, check_base
 from searchr1_mini.tracking import write_json_atomic
-from searchr1_mini.weights import ADAPTER, ADAPTER_FILE, REFERENCE, adapter_folder, find_adapter
+from searchr1_mini.weights import ADAPTER, REFERENCE, adapter_folder, find_adapter
 
 
 class Policy:
@@ -31,16 +33,22 @@ class Policy:
         frozen: the reference of full fine-tuning; an adapter needs none.
         has_own_reference: whether the reference is no longer the base, see reference.py.
         device, dtype: where it runs and what it computes in.
+        day: what a chat template with a date takes for today.
         base_identity: what tells its base from another, see identity.py; saved beside the weights.
         dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, frozen: nn.Module | None = None
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        frozen: nn.Module | None = None,
+        day: date | None = None,
     ) -> None:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.device = next(model.parameters()).device
-        self.frozen = frozen
+        self.frozen, self.day = frozen, day or date.today()
         self.has_own_reference = False
         self.dequantise = False
         self.base_identity: dict = {}
@@ -212,6 +220,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, local_rank()) if name == "cuda" else torch.device(name)
 
 
+def tell_of_no_gpu(name: str, device: torch.device, load_in_4bit: bool) -> None:
+    """Says before anything is fetched or read that a model meant for a GPU will be computed without one."""
+    if name == "auto" and device.type == "cpu" and load_in_4bit:
+        print("there is no GPU here that torch can use: a model in 4 bits runs on the CPU, very slowly", flush=True)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 on a GPU that has it in hardware, float16 on one that has not (a T4), float32 elsewhere."""
     if name != "auto":
@@ -233,6 +247,7 @@ def load_policy(
     fused_kernels: bool = False,
     weights: Path | None = None,
     seed: int = 0,
+    day: date | None = None,
 ) -> Policy:
     """Loads a base and puts the policy on it.
 
@@ -244,11 +259,15 @@ def load_policy(
         dtype: what matrices are multiplied in; trained weights are kept in float32.
         weights: a folder with an adapter (or model, with rank 0) to go on from, see `find_adapter`.
         seed: initialises the adapter.
+        day: what a chat template with a date takes for today; None is today.
 
     Raises:
         UserError: there is no such model, it cannot be read, or the saved weights belong to another.
     """
-    tokenizer = load_tokenizer(source)
+    day = day or date.today()
+    tokenizer = check_source(source, day)
+    if weights:
+        check_files(str(weights)) if lora_rank == 0 else adapter_folder(find_adapter(weights), may_search=True)
     if lora_rank == 0:
         torch.manual_seed(seed)
         auto = auto_class(fused_kernels)
@@ -256,12 +275,12 @@ def load_policy(
         frozen = load_base(auto, source, False, torch.float32, device) if weights else copy.deepcopy(model)
         frozen.requires_grad_(False)
         _prepare(model, gradient_checkpointing)
-        return _identified(Policy(model, tokenizer, dtype, frozen), source, weights)
+        return _identified(Policy(model, tokenizer, dtype, frozen, day), source, weights)
     base = load_base(auto_class(fused_kernels), source, load_in_4bit, dtype, device).requires_grad_(False)
     _prepare(base, gradient_checkpointing)
-    policy = _identified(Policy(base, tokenizer, dtype), source, weights)
+    policy = _identified(Policy(base, tokenizer, dtype, day=day), source, weights)
     if weights:
-        policy.model = _load_adapter(base, find_adapter(weights), source)
+        policy.model = load_adapter(base, find_adapter(weights), source)
     else:
         torch.manual_seed(seed)
         lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -276,27 +295,6 @@ def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
     if weights:
         check_base(weights, source, policy.base_identity)
     return policy
-
-
-def _load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
-    folder = adapter_folder(folder)
-    try:
-        lora = LoraConfig.from_pretrained(folder)
-        lora.lora_dropout = 0.0  # rollout and update see the same distribution
-        model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=lora)
-        with safe_open(folder / ADAPTER_FILE, "pt") as file:
-            own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-            odd = set(file.keys()) ^ set(own)
-        if odd:  # peft would leave these as they are
-            raise ValueError(f"{len(odd)} tensors have no counterpart, {min(odd)} among them")
-        return model
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise UserError(
-            f"the adapter {folder} does not go onto {source} ({' '.join(str(error).split())[:150]}); give the "
-            "base that it was trained on, or an adapter of this one"
-        ) from error
 
 
 def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:

@@ -148,11 +148,9 @@ def load_shape(source: str) -> Shape:
     Raises:
         UserError: there is no such model.
     """
-    from transformers import AutoConfig
+    from searchr1_mini.bases import load_config
 
-    from searchr1_mini.bases import from_pretrained
-
-    return shape_of(from_pretrained(AutoConfig, source))
+    return shape_of(load_config(source))
 
 
 def resident_bytes() -> float:

@@ -30,6 +30,7 @@ from searchr1_mini.options import NEEDS, check_ranges, check_saved, idle, refuse
 from searchr1_mini.reading.rows import is_question_file
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.robust.chat_template import parse_day
 from searchr1_mini.robust.files import read_json
 
 LEAST_TEMPERATURE = 0.001  # below it logits overflow
@@ -223,6 +224,8 @@ def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfi
 
 
 def _check_given(config: TrainConfig, unasked: Collection[str]) -> None:
+    if config.date is not None:
+        parse_day(config.date)
     if config.dataset is not None and config.dataset not in DATASETS:
         raise UserError(
             f"unknown data set {config.dataset!r}{suggest(config.dataset, DATASETS)}; known: {', '.join(DATASETS)}"

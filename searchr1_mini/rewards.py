@@ -77,7 +77,7 @@ def _token_f1(answer: str, gold: str) -> float:
 
 def is_well_formed(trajectory: Trajectory) -> bool:
     """Whether every turn thinks once and acts once, nothing stands outside of the tags, and the last turn answers."""
-    actions = [well_formed_action(segment.text) for segment in trajectory.of_kind("policy")]
+    actions = [well_formed_action(turn) for turn in trajectory.turns()]
     return bool(actions) and actions[-1] == "answer" and all(action == "search" for action in actions[:-1])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
@@ -67,9 +68,11 @@ class _Engine:
         tokenizer: PreTrainedTokenizerBase,
         retriever: Retriever,
         limits: RolloutLimits,
+        day: date,
         on_segment: Callable[[str, str], None] | None,
     ) -> None:
         self.decoder, self.tokenizer, self.retriever, self.limits = decoder, tokenizer, retriever, limits
+        self.day = day
         self.on_segment = on_segment
         self.live: dict[int, _Conversation] = {}
         self.searches: list[tuple[int, methods.Search]] = []
@@ -78,7 +81,7 @@ class _Engine:
         """Runs a method up to its prompt."""
         method = make_method(example.question)
         text = method.send(None).text
-        prompt = prompt_ids(text, self.tokenizer)
+        prompt = prompt_ids(text, self.tokenizer, self.day)
         if len(prompt) >= self.limits.max_total_tokens:
             raise UserError(
                 f"question {example.id} is {len(prompt)} tokens long with its prompt, but --max-total-tokens is "
@@ -268,7 +271,7 @@ def rollout(
         device=policy.device,
         dtype=policy.dtype,
     )
-    engine = _Engine(decoder, policy.tokenizer, retriever, limits, on_segment)
+    engine = _Engine(decoder, policy.tokenizer, retriever, limits, policy.day, on_segment)
     if on_token:
         engine.watch(on_token)
     conversations = [engine.open(example, make_method) for example in examples[own]]

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from searchr1_mini.prompts import Form, parse_action
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.retrievers.terms import STOP_WORDS
 from searchr1_mini.rewards import contains_gold, exact_match
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.trajectory import Segment, Trajectory, opened_by
 from searchr1_mini.world import World
 from searchr1_mini.world_text import RELATIONS
 
@@ -145,6 +146,7 @@ def play(
     make_method: methods.MakeMethod,
     find: Find,
     tokenizer: PreTrainedTokenizerBase,
+    day: date,
     max_total_tokens: int,
     max_observation_tokens: int,
     form: Form = "plain",
@@ -156,9 +158,11 @@ def play(
     """
     method = make_method(example.question)
     text = method.send(None).text
-    prompt = prompt_ids(text, tokenizer)
+    prompt = prompt_ids(text, tokenizer, day)
     trajectory = Trajectory(example.id, [Segment("prompt", prompt, text=text)])
     waiting, value = list(turns), None
+    if waiting and opened_by(tokenizer.decode(prompt)).strip() == "<think>":  # by the chat template
+        waiting[0] = waiting[0].removeprefix("<think>")
     while True:
         room = max_total_tokens - len(trajectory.token_ids)
         match method.send(value):

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from searchr1_mini import __version__, checkpoint, preflight
+from searchr1_mini.bases import day_of_run
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
@@ -21,7 +22,7 @@ from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
 from searchr1_mini.initial import keep_init, open_init, origin
 from searchr1_mini.methods import MakeMethod, make_method
-from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype
+from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype, tell_of_no_gpu
 from searchr1_mini.reference import freeze_reference, load_reference, save_reference
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.robust.files import read_json
@@ -97,8 +98,12 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     folder = on_main(lambda: Path(config.output_dir))  # one name, though each process made up one by its clock
     checkpoint.seed_rng(config.seed)
     device = pick_device(config.device)
+    tell_of_no_gpu(config.device, device, config.load_in_4bit)
     dtype = pick_dtype(config.dtype, device)
     source = resolve_model(config.model)
+    began_on = folder / "config.json" if config.resume else None
+    day = on_main(lambda: day_of_run(source, config.model, config.date, began_on))
+    config = replace(config, date=day.isoformat())
     init = open_init(config.init, source, folder if config.resume else None) if config.init else None
     library = Library()
     with main_first():
@@ -111,7 +116,8 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     about |= {"started_from": origin(config.init, init)} if init else {}
     must_match = [f.name for f in fields(config) if f.name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, must_match))
-    newest = on_main(lambda: checkpoint_to_resume(folder, data_hashes)) if config.resume else None
+    on_main(lambda: check_data(folder, data_hashes) if config.resume else None)
+    newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.resume else None
     init = init and on_main(lambda: keep_init(init, folder))
     folder = scratch or folder
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
@@ -129,6 +135,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         fused_kernels=config.fused_kernels,
         weights=saved / "model" if saved else init,
         seed=config.seed,
+        day=day,
     )
     if init and not saved:
         freeze_reference(policy)
@@ -164,22 +171,6 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         asdict(config), folder.name,
     )  # fmt: skip
     return run
-
-
-def checkpoint_to_resume(folder: Path, data_hashes: dict[str, str]) -> Path | None:
-    """The newest whole checkpoint of the run; None where it was interrupted before the first.
-
-    Raises:
-        UserError: the run was on other questions or passages, or all of its checkpoints are damaged.
-    """
-    check_data(folder, data_hashes)
-    newest = checkpoint.latest_checkpoint(folder)
-    if newest is None and checkpoint.list_checkpoints(folder):
-        raise UserError(
-            f"--resume: every checkpoint in {folder} is damaged; put back a copy of one, or start a new run in another "
-            "--output-dir"
-        )
-    return newest
 
 
 def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None) -> torch.optim.Optimizer:
@@ -225,7 +216,7 @@ def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
     for example in examples:
         if len(example.question.encode()) < config.max_total_tokens // 2:  # a token is at least a byte
             continue
-        n_tokens = len(prompt_ids(make(example.question).send(None).text, policy.tokenizer))
+        n_tokens = len(prompt_ids(make(example.question).send(None).text, policy.tokenizer, policy.day))
         if n_tokens >= config.max_total_tokens:
             raise UserError(
                 f"question {example.id} is {n_tokens} tokens long with its prompt, but --max-total-tokens is "

@@ -28,7 +28,7 @@ from searchr1_mini.rollout import rollout
 from searchr1_mini.schedule import learning_rates, set_learning_rates
 from searchr1_mini.session import Session
 from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.trajectory import Segment, Trajectory, opened_by
 from searchr1_mini.update import apply_gradients, forward, means_over_updates
 
 CHUNK = 64  # questions that are sampled, and kept, at a time
@@ -70,8 +70,10 @@ def demonstrations(run: Session) -> list[Trajectory]:
 def gold_demonstration(run: Session, example: Example) -> Trajectory:
     """The method's prompt, then the first gold answer in its tags as if the policy had written it."""
     text = run.make_method(example.question).send(None).text
-    prompt = prompt_ids(text, run.policy.tokenizer)
+    prompt = prompt_ids(text, run.policy.tokenizer, run.policy.day)
     answer = f"<answer> {example.golden_answers[0]} </answer>".removeprefix(opening_of(text))
+    if opened_by(run.policy.tokenizer.decode(prompt)).strip() == "<think>":  # by the chat template
+        answer = "</think>\n" + answer
     ids = run.policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
     segments = [Segment("prompt", prompt, text=text), Segment("policy", ids, [0.0] * len(ids), answer)]
     return Trajectory(example.id, segments, "answer", example.golden_answers[0])

@@ -8,6 +8,7 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.chat_template import end_of_answer, template_of
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -65,9 +66,9 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, config) -> set[int]:
 
 def _end_of_chat_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The control token that the chat template writes after an answer; a base model's EOS can be another."""
-    if not tokenizer.chat_template:
+    template = template_of(tokenizer, "the model")
+    if template is None:
         return None
-    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-    after = tokenizer.apply_chat_template(chat, tokenize=False).partition("ANSWER")[2]
+    after = end_of_answer(template, tokenizer)
     ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None

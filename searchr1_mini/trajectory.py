@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+# up to the end of a prompt: a thought begun, or a whole one with an answer begun
+_OPENED = re.compile(r"<think>(?:[^<]*</think>\s*<answer>)?\s*")
+
 Kind = Literal["prompt", "policy", "observation"]
 FinishReason = Literal["answer", "eos", "turns", "length"]
+
+
+def opened_by(prompt: str) -> str:
+    """What a prompt has begun of the policy's first turn: `<think>\\n` by the chat templates of R1's distillations.
+
+    A thought that it has closed again (`<think>\\n\\n</think>`, Qwen3 without thinking) is none of the policy's.
+    """
+    begun = prompt[start:] if (start := prompt.rfind("<think>")) >= 0 else ""
+    return begun if _OPENED.fullmatch(begun) else ""
 
 
 @dataclass
@@ -56,6 +69,12 @@ class Trajectory:
     def of_kind(self, kind: Kind) -> Iterator[Segment]:
         """The segments of one writer, in order."""
         return (segment for segment in self.segments if segment.kind == kind)
+
+    def turns(self) -> list[str]:
+        """Texts of the policy's turns; the first begins with the tag that the prompt has opened for it."""
+        texts = [segment.text for segment in self.of_kind("policy")]
+        prompt = next((segment.text for segment in self.of_kind("prompt")), "")
+        return [opened_by(prompt) + texts[0], *texts[1:]] if texts else []
 
     @property
     def token_ids(self) -> list[int]:

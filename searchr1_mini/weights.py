@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.adapter_check import check_adapter, searches_for_modules
 from searchr1_mini.robust.files import read_json
 
 ADAPTER = "policy"
 REFERENCE = "reference"  # an adapter, or a folder, that holds the reference
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 # of an adapter's config: what a matrix product for each layer does not say
 BESIDE_MATRICES = (
     "modules_to_save use_dora lora_bias trainable_token_indices target_parameters layer_replication "
@@ -23,7 +26,7 @@ REMEDY = (
 
 
 def refuse_pickles(folder: Path, what: str) -> None:
-    """Refuses a local model whose weights are pickles alone; a hub id is left to what loads it.
+    """Refuses a local model whose weights are pickles, or whose index names others; a hub id is left to what loads it.
 
     Args:
         folder: of the model; those of the layers of a sentence-transformers model (`1_Dense`) are looked into.
@@ -36,6 +39,42 @@ def refuse_pickles(folder: Path, what: str) -> None:
         for pickled, instead in INSTEAD.items():
             if any(part.glob(pickled)) and not any(part.glob(instead)):
                 raise UserError(f"{what}: {min(part.glob(pickled))} {REMEDY}")
+        if (part / INDEX).is_file() and not (part / WEIGHTS).is_file():
+            for name in refuse_odd_index(part / INDEX, what):
+                refuse_other_file(part / name, what)
+
+
+def refuse_odd_index(index: Path, what: str) -> list[str]:
+    """The files that an index of weights names, once it is known that all are safetensors in its own folder.
+
+    Raises:
+        UserError: names the first that is not.
+    """
+    named = read_json(index).get("weight_map")
+    if not (isinstance(named, dict) and named and all(isinstance(name, str) for name in named.values())):
+        raise UserError(f"{what}: {index} is damaged, it has no weight_map of tensors to files; take another copy")
+    names = sorted(set(named.values()))
+    for name in names:
+        if not (name.endswith(".safetensors") and name.isprintable()) or set("/\\:") & set(name):
+            raise UserError(
+                f"{what}: {index} names {name[:80]!r}, which is no *.safetensors file of its folder; what it names "
+                f"{REMEDY}"
+            )
+    return names
+
+
+def refuse_other_file(path: Path, what: str) -> None:
+    """Refuses what is called safetensors and is none, also behind a link.
+
+    Raises:
+        UserError: names the file.
+    """
+    if not path.is_file():
+        raise UserError(f"{what}: {path} is missing, though the index names it; take another copy of the model")
+    with path.open("rb") as file:
+        length, start = int.from_bytes(file.read(8), "little"), file.read(1)
+    if start != b"{" or length > LONGEST_HEADER:
+        raise UserError(f"{what}: {path} is no safetensors file and {REMEDY}")
 
 
 def find_adapter(weights: Path) -> Path:
@@ -61,25 +100,27 @@ def adapter_settings(weights: Path) -> dict[str, float]:
         UserError: there is no adapter, it is no LoRA or trains more than its matrices, or its config is damaged.
     """
     path = find_adapter(weights) / ADAPTER_CONFIG
-    saved = read_json(path)
-    rank, alpha = saved.get("r"), saved.get("lora_alpha")
-    is_lora = saved.get("peft_type", "LORA") == "LORA"
-    if not (is_lora and isinstance(rank, int) and isinstance(alpha, int | float) and rank > 0):
-        raise UserError(f"{path} names no rank (r) and lora_alpha; only a LoRA adapter is taken")
-    beside = [name for name in BESIDE_MATRICES if saved.get(name)] + ["bias"] * (saved.get("bias", "none") != "none")
+    saved = check_adapter(path)
+    beside = next((name for name in BESIDE_MATRICES if saved.get(name)), None)
     if beside:
         raise UserError(
-            f"{path}: {beside[0]} trains more than LoRA's matrices; merge it with peft, and name the result as --model"
+            f"{path}: {beside} trains more than LoRA's matrices; merge it with peft, and name the result as --model"
         )
-    return {"lora_rank": rank, "lora_alpha": alpha}
+    return {"lora_rank": saved["r"], "lora_alpha": saved["lora_alpha"]}
 
 
-def adapter_folder(folder: Path) -> Path:
-    """The folder of an adapter, once it is known to hold safetensors.
+def adapter_folder(folder: Path, may_search: bool = False) -> Path:
+    """The folder of an adapter, once it is known to be plain LoRA in safetensors.
+
+    Args:
+        may_search: take one that names its modules by a pattern, too; whoever loads it must not let peft search by it.
 
     Raises:
-        UserError: it does not.
+        UserError: it is not.
     """
+    saved = check_adapter(folder / ADAPTER_CONFIG)
+    if not may_search and searches_for_modules(saved):
+        raise UserError(f"{folder / ADAPTER_CONFIG} has no list of target_modules, as the run wrote it; put it back")
     if not (folder / ADAPTER_FILE).is_file():
         raise UserError(f"{folder} has no {ADAPTER_FILE}; an adapter of another form {REMEDY}")
     return folder

@@ -126,7 +126,7 @@ def test_a_played_episode_has_the_very_form_of_a_rollout(tmp_path, form):
     find = lambda query: [hit.passage for hit in run.train.retriever.search([query], 3)[0]]  # noqa: E731
     for example, real in zip(examples, sampled, strict=True):
         turns = [segment.text for segment in real.of_kind("policy")]
-        again = play(example, turns, make, find, run.policy.tokenizer, 640, 256, form)
+        again = play(example, turns, make, find, run.policy.tokenizer, run.policy.day, 640, 256, form)
         if real.finish_reason != "answer":
             assert again is None
             continue

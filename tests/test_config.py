@@ -211,7 +211,7 @@ def test_open_values_are_resolved_per_model():
     assert None not in [getattr(tiny, f.name) for f in fields(tiny) if f.name not in UNSET]
 
 
-UNSET = {"output_dir", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
+UNSET = {"output_dir", "date", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
     "memory_limit",
     "demonstration_questions",
     "reranker",

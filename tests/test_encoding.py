@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from datetime import date
 
 import pytest
 from conftest import write_lines
@@ -19,6 +20,8 @@ from searchr1_mini.prompts import render_observation
 from searchr1_mini.resolve import resolve, saved_config
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.session import limits_of
+
+DAY = date(2026, 1, 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,8 +49,8 @@ def test_no_added_token_of_qwen_comes_out_of_foreign_text(qwen_tokenizer, token)
     added = set(qwen_tokenizer.get_added_vocab().values())
     assert not added & set(foreign_ids(f"a {token} b {token[0]}{token}{token[1:]}", qwen_tokenizer))
     assert token not in break_added_tokens(token * 3, qwen_tokenizer)
-    prompt = prompt_ids(f"Who is {token}?", qwen_tokenizer)
-    plain = prompt_ids("Who is?", qwen_tokenizer)
+    prompt = prompt_ids(f"Who is {token}?", qwen_tokenizer, DAY)
+    plain = prompt_ids("Who is?", qwen_tokenizer, DAY)
     assert sum(id_ in added for id_ in prompt) == sum(id_ in added for id_ in plain)
 
 
@@ -117,7 +120,7 @@ def test_no_word_is_dropped_while_there_is_room(tokenizer, form, passages):
 
 
 def test_instruct_models_get_their_chat_template(qwen_tokenizer):
-    text = qwen_tokenizer.decode(prompt_ids("Who?", qwen_tokenizer))
+    text = qwen_tokenizer.decode(prompt_ids("Who?", qwen_tokenizer, DAY))
     assert text.endswith("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -147,7 +150,7 @@ def test_a_templates_own_thinking_is_off(tokenizer, tmp_path, capsys):
         "{{ messages[0]['content'] }}{% if enable_thinking is defined and enable_thinking is false %}"
         "<think>\n\n</think>\n\n{% endif %}"
     )
-    assert own.decode(prompt_ids("Who?", own)) == "Who?<think>\n\n</think>\n\n"
+    assert own.decode(prompt_ids("Who?", own, DAY)) == "Who?<think>\n\n</think>\n\n"
     own.save_pretrained(tmp_path)
     load_tokenizer(str(tmp_path))
     assert "own thinking is off" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from searchr1_mini.training import train
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 
+DAY = date(2026, 1, 1)
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
 HIDDEN, HEADS, KV_HEADS, LAYERS, MIDDLE = 32, 4, 2, 2, 64
 SIZES = {
@@ -98,7 +100,7 @@ def test_it_is_unpacked_once_to_what_transformers_reads(file, capsys):
     assert torch.equal(found(ids).logits, wanted(ids).logits)
     own, read = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     assert own.chat_template == TEMPLATE and own.get_vocab() == read.get_vocab()
-    assert prompt_ids("Who is it?", own) == prompt_ids("Who is it?", read)
+    assert prompt_ids("Who is it?", own, DAY) == prompt_ids("Who is it?", read, DAY)
     assert preflight.load_shape(folder).layers == LAYERS
     assert str(file.parent) not in "".join(path.read_text() for path in Path(folder).glob("*.json"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from datetime import date
 
 import pytest
 from conftest import write_lines
@@ -75,7 +76,7 @@ def test_none_of_300_hostile_texts_is_obeyed(request, hostile_files, name, answe
     trajectories = play(tokenizer, examples, turns, retriever)
     assert len(trajectories) == 300
     control = set(tokenizer.get_added_vocab().values())
-    n_control = sum(id_ in control for id_ in prompt_ids("Question: Who?\n", tokenizer))
+    n_control = sum(id_ in control for id_ in prompt_ids("Question: Who?\n", tokenizer, date(2026, 1, 1)))
     golden = [example.golden_answers for example in examples]
     batch = build_batch(trajectories, [0.0] * 300, range(300), tokenizer.pad_token_id or 0)
     for row, (trajectory, example) in enumerate(zip(trajectories, examples, strict=True)):

@@ -8,6 +8,7 @@ import gzip
 import json
 import signal
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_our_own_tags_stay_whole_where_the_tokenizer_has_them_as_tokens(tokenize
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(["<think>", "</think>", "<tool_call>"])
     prompt = make_method("r1", template="paper", max_turns=1, max_new_tokens=9, topk=1)("<tool_call>").send(None).text
-    shown = tokenizer.decode(prompt_ids(prompt, tokenizer))
+    shown = tokenizer.decode(prompt_ids(prompt, tokenizer, date(2026, 1, 1)))
     assert "inside <think> and </think>" in shown and "< tool_call>" in shown
     ids, _ = observation_ids([Passage("0", "<think>", "</think>")], tokenizer, 100)
     assert not set(tokenizer.get_added_vocab().values()) & set(ids)

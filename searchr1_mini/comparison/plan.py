@@ -14,15 +14,16 @@ from searchr1_mini.defaults import ENGINES, PROBES, PROMPTED, READ_BY, SEARCHING
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import check_retriever, refuse_unread, resolve, saved_config
+from searchr1_mini.robust.chat_template import today
 from searchr1_mini.weights import adapter_settings
 
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
 GENERATORS = {"sft": "direct", "rejection-sampling": "search-r1"}  # others are called as their method
 OF_THE_MODEL = (
     "model template observation max_new_tokens max_total_tokens max_observation_tokens rollout_batch_size lora_rank "
-    "lora_alpha load_in_4bit"
+    "lora_alpha load_in_4bit date"
 ).split()
-OF_NO_CONSEQUENCE = ("output_dir", "resume", "rollout_weights", "memory_check", "memory_limit")  # for what is learnt
+OF_NO_CONSEQUENCE = "output_dir resume date rollout_weights memory_check memory_limit".split()  # for what is learnt
 OF_A_SEARCH = ("topk", "max_turns")
 OF_AN_ENGINE = tuple(READ_BY)
 TRAIN_AS = {
@@ -102,7 +103,7 @@ def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig
     engine = saved["retriever"] if saved and saved["retriever"] not in PROBES else "auto"
     of_engine = {name: (saved or {}).get(name, getattr(TrainConfig, name)) for name in OF_AN_ENGINE}
     of_engine |= {name: value for name in OF_AN_ENGINE if (value := getattr(config, name)) is not None}
-    return replace(settings, retriever=engine, **of_engine)
+    return replace(settings, retriever=engine, date=settings.date or today().isoformat(), **of_engine)
 
 
 def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -> tuple[list[Row], list[str]]:
@@ -269,8 +270,10 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
     folder = folder_for(wanted, out / "runs" / row.method)
     if not (folder / "summary.json").exists():
         print(f"\ntraining {row.method} in {folder}", flush=True)
-        train(replace(wanted, output_dir=str(folder), resume=(folder / "config.json").exists()))
-    return replace(row, weights=checkpoint_of(replace(config, checkpoint=None), folder) / "model", must_train=False)
+        train(replace(wanted, output_dir=str(folder), resume=(folder / "config.json").exists(), date=config.date))
+    settings = replace(row.settings, date=saved_config(folder)["date"] or row.settings.date)
+    weights = checkpoint_of(replace(config, checkpoint=None), folder) / "model"
+    return replace(row, settings=settings, weights=weights, must_train=False)
 
 
 def folder_for(wanted: TrainConfig, first: Path) -> Path:

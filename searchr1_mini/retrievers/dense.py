@@ -18,6 +18,7 @@ from searchr1_mini.defaults import DENSE_MODEL
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrieval import Hit, Passage, cache_dir, fingerprint, kept_at, new_memmap
 from searchr1_mini.retrievers.extras import require
+from searchr1_mini.robust.hub import ask_hub_first
 from searchr1_mini.weights import refuse_pickles
 
 CHUNK = 4096  # passages encoded between two moves of the progress bar
@@ -133,6 +134,7 @@ def load_model(kind: str, name: str, flag: str) -> Any:
     refuse_pickles(path, f"{flag} {name}")
     load = getattr(require("sentence_transformers", "dense"), kind)
     source = str(path) if path.is_dir() else name
+    ask_hub_first(source)
     try:
         return load(source, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, KeyError) as error:

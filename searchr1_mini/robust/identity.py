@@ -63,7 +63,7 @@ def base_folder(source: str) -> Path:
         return Path(source)
     from transformers.utils import cached_file
 
-    return Path(cached_file(source, "config.json")).parent
+    return Path(cached_file(source, "config.json", local_files_only=True)).parent
 
 
 def weights_hash(folder: Path) -> str | None:
