@@ -240,7 +240,7 @@ def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_ma
                 )
         return
     # a process that was killed as it began leaves the beginning of config.json
-    if run_dir.is_dir() and any(not found.name.startswith(f".{path.name}.") for found in run_dir.iterdir()):
+    if run_dir.is_dir() and any(not found.name.startswith((f".{path.name}.", ".lock")) for found in run_dir.iterdir()):
         raise UserError(
             f"{run_dir} is not empty; add --resume to go on with the run in it, or name another --output-dir"
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -121,11 +120,12 @@ def whole(out: Path) -> Iterator[Path]:
     from safetensors import SafetensorError
 
     from searchr1_mini.checkpoint import is_full_disk
+    from searchr1_mini.robust.lock import aside_folder
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
-            aside = Path(temporary) / "whole"
+        with aside_folder(out.parent, "export") as temporary:
+            aside = temporary / "whole"
             aside.mkdir()
             yield aside
             if out.exists():

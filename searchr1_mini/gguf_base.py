@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.lock import aside_folder
 
 SAMPLE = 2**20  # bytes in five places, the header among them, that tell a file from another
 FLOAT32 = 4
@@ -64,10 +64,10 @@ def unpacked(path: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"unpacking {path.name} to float32, once, into {folder}", file=sys.stderr, flush=True)
     refuse_without_room(path, folder.parent)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as aside:
-        write_unpacked(path, Path(aside) / "whole")
+    with aside_folder(folder.parent, "unpacking") as aside:
+        write_unpacked(path, aside / "whole")
         try:
-            (Path(aside) / "whole").rename(folder)
+            (aside / "whole").rename(folder)
         except OSError:
             if not folder.is_dir():  # another process was faster
                 raise

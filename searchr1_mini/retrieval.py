@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.retrievers.terms import ALL_WORDS, DEFAULT_TERMS, Terms, tokenize, words_of
+from searchr1_mini.robust.lock import aside_folder
 
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 K1, B = 1.5, 0.75
@@ -196,10 +196,10 @@ def kept_at(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            yield Path(aside) / path.name
+        with aside_folder(path.parent, "making") as aside:
+            yield aside / path.name
             try:
-                os.replace(Path(aside) / path.name, path)
+                os.replace(aside / path.name, path)
             except OSError:
                 if not path.exists():  # else another process was faster
                     raise

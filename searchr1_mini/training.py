@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,7 @@ from searchr1_mini.cold_start import cold_start
 from searchr1_mini.comparison import bugs
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
-from searchr1_mini.distributed import any_of, is_main, n_processes, processes
+from searchr1_mini.distributed import any_of, is_main, n_processes, on_main, processes
 from searchr1_mini.errors import UserError
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
@@ -29,6 +29,7 @@ from searchr1_mini.robust import interrupt
 from searchr1_mini.robust.diagnosis import diagnose, tell
 from searchr1_mini.robust.interrupt import Stopped, first_signal
 from searchr1_mini.robust.invariants import check_step
+from searchr1_mini.robust.lock import only_one
 from searchr1_mini.rollout import rollout
 from searchr1_mini.rollout_stats import RolloutStats, sum_stats
 from searchr1_mini.session import Session, save_step, start
@@ -53,7 +54,27 @@ def train(config: TrainConfig) -> Path:
 
 
 def _train(config: TrainConfig, scratch: Path | None) -> Path:
-    run = start(config, scratch)
+    with ExitStack() as held:
+        if config.resume:  # before anything is read that another process may be writing
+            on_main(lambda: hold(config, held))
+        run = start(config, scratch)
+        if not config.resume:
+            on_main(lambda: hold(config, held))
+        return _train_locked(run)
+
+
+def hold(config: TrainConfig, held: ExitStack) -> None:
+    """Takes the run's folder for this process, until `held` is closed.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    folder = Path(config.output_dir)
+    if folder.is_dir():  # else --resume is told that there is no run
+        held.enter_context(only_one(folder, "name another --output-dir"))
+
+
+def _train_locked(run: Session) -> Path:
     with run.tracker, first_signal():
         try:
             run_steps(run)

@@ -1,0 +1,88 @@
+"""One process a folder, and what a killed process left beside its files swept away."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from searchr1_mini.errors import UserError
+
+LOCK, HOLDER = ".lock", ".lock.holder"
+_ASIDE = re.compile(r"\..+\.(\d+)$")  # a file that is written aside, see tracking.write_text_atomic
+
+
+@contextmanager
+def only_one(folder: Path, remedy: str) -> Iterator[None]:
+    """Inside, no other process is in here with the same folder; the system frees it however this one ends.
+
+    On entering, what killed processes left is swept away. A file system that knows no locks is told, and gone on with.
+
+    Args:
+        folder: one that exists.
+        remedy: what to do instead, for the error.
+
+    Raises:
+        UserError: another process holds it; names it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
+        raise UserError(f"{folder} is in use by {who}; wait for it to end, or {remedy}") from None
+    except (NotImplementedError, OSError) as error:
+        print(f"warning: {folder} cannot be locked ({error}); start no second process on it", file=sys.stderr)
+    try:
+        sweep(folder)
+        with suppress(OSError):  # only for the sentence above
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        if lock.is_locked:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def sweep(folder: Path) -> None:
+    """Removes files that processes of this machine, which are no more, were writing aside in a folder."""
+    for path in folder.iterdir():
+        written = _ASIDE.fullmatch(path.name)
+        if written and path.is_file() and not is_alive(int(written[1])):
+            path.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this machine; a number that cannot be asked about counts as one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def aside_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A temporary folder in `parent`, gone afterwards; those that killed processes left there are removed first.
+
+    Args:
+        name: what is written, for the folder's name.
+    """
+    host = re.sub(r"\W", "_", socket.gethostname())
+    mine = re.compile(rf"\.{re.escape(name)}-{re.escape(host)}-(\d+)-\w+")
+    for path in parent.iterdir():
+        left = mine.fullmatch(path.name)
+        if left and not is_alive(int(left[1])):
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}-{host}-{os.getpid()}-") as folder:
+        yield Path(folder)

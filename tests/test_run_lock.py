@@ -1,0 +1,112 @@
+"""One process a run: a second one is told who holds it, a killed one frees it, and what it left is swept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from sessions import SMALL
+
+from searchr1_mini.config import TrainConfig
+from searchr1_mini.errors import UserError
+from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.resolve import resolve
+from searchr1_mini.robust.lock import LOCK, aside_folder, only_one, sweep
+from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.training import train
+
+HOLD = """
+import sys
+from pathlib import Path
+from searchr1_mini.robust.lock import only_one
+with only_one(Path(sys.argv[1]), ""):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the folder."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_told_who_holds_the_folder_until_that_is_killed(tmp_path, holder):
+    told = rf"in use by process {holder.pid} on .*; wait for it to end, or go away"
+    with pytest.raises(UserError, match=told), only_one(tmp_path, "go away"):
+        pass
+    holder.kill()
+    holder.wait()
+    with only_one(tmp_path, "go away"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("lock") / "run"
+    config = resolve(TrainConfig(**SMALL, steps=1, output_dir=str(folder)))
+    train(config)
+    return config
+
+
+def test_a_run_that_is_being_trained_is_not_resumed_by_another(whole):
+    """And nothing of it is touched; once it is free, it goes on."""
+    folder = Path(whole.output_dir)
+    before = (folder / "metrics.jsonl").read_bytes()
+    with FileLock(folder / LOCK), pytest.raises(UserError, match="is in use by"):
+        train(replace(whole, resume=True, steps=2))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    train(replace(whole, resume=True, steps=2))
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [1, 2]
+
+
+def test_two_evaluations_do_not_write_into_one_folder(tmp_path):
+    with only_one(tmp_path, ""), pytest.raises(UserError, match=r"is in use by process .* name another --output-dir"):
+        evaluate_command(EvalConfig(model="tiny", limit=2, output_dir=str(tmp_path)))
+
+
+def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path, monkeypatch, capsys):
+    def acquire(self):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with only_one(tmp_path, ""):
+        pass
+    assert "cannot be locked (no flock)" in capsys.readouterr().err
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_what_dead_processes_wrote_aside_is_swept(tmp_path):
+    dead = dead_pid()
+    names = {f".summary.json.{dead}": False, f".summary.json.{os.getpid()}": True, "metrics.jsonl": True,
+             ".hidden": True, f"notes.{dead}": True}  # fmt: skip
+    for name in names:
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):
+    with aside_folder(tmp_path, "making") as mine:
+        left = tmp_path / mine.name.replace(f"-{os.getpid()}-", f"-{dead_pid()}-")
+        left.mkdir()
+        (left / "half").touch()
+        with aside_folder(tmp_path, "making"):
+            assert mine.is_dir() and not left.exists()
+    assert not mine.exists()
