@@ -166,9 +166,8 @@ def _why_not(auto_class: type, source: str, told: str, is_here: bool) -> str:
         return f"the weights of {source!r} are of other sizes than its config.json says; take both from one copy"
     first, *rest = [line.strip() for line in told.splitlines()]
     told = f"{first} {rest[0]}" if rest and first.endswith(":") else first
-    what = "the tokenizer of " if auto_class is AutoTokenizer else ""
-    role = "" if what else " as a causal language model"
+    role = ", its tokenizer" if auto_class is AutoTokenizer else " as a causal language model"
     return (
-        f"cannot load {what}{source!r}{role}: {told[:300]} (check the name, the network and, for a gated model, "
+        f"cannot load {source!r}{role}: {told[:300]} (check the name, the network and, for a gated model, "
         "`hf auth login`; a local folder works offline)"
     )

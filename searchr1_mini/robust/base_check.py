@@ -30,7 +30,10 @@ def check_files(source: str) -> None:
         UserError: names the file and the remedy.
     """
     config = file_of(source, "config.json")
-    values = read_json(config) if config else {}
+    try:
+        values = read_json(config) if config else {}
+    except UserError as error:
+        raise UserError(f"cannot load {source!r}: {error}") from error
     refuse_quantised(source, values)
     for part in (values, values.get("text_config")):  # a config that is built for 10 ** 9 layers has a list of them
         refuse_sizes(source, part if isinstance(part, dict) else {}, least=None)
