@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.architecture import check_architecture, check_length, settle
 from searchr1_mini.weights import refuse_pickles
 
 
@@ -41,6 +42,17 @@ def auto_class(fused_kernels: bool) -> type:
     return AutoLigerKernelForCausalLM
 
 
+def check_model(source: str, max_total_tokens: int) -> None:
+    """Refuses what the config.json of a folder or hub id shows to be no model for contexts of that length.
+
+    Raises:
+        UserError: names the family or the limit, or as `from_pretrained`.
+    """
+    config = from_pretrained(AutoConfig, source)
+    check_architecture(config)
+    check_length(config.get_text_config(), max_total_tokens)
+
+
 def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The causal language model, in NF4 with double quantisation if wanted.
 
@@ -69,6 +81,7 @@ def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, d
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # once used for a rollout, bitsandbytes' packed CPU weights pass no gradient back in the update
             module.support_avx512bf16_for_cpu = False
+    settle(model)
     return model
 
 

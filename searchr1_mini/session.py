@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from searchr1_mini import __version__, checkpoint, preflight
+from searchr1_mini.bases import check_model
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
@@ -100,6 +101,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     dtype = pick_dtype(config.dtype, device)
     source = resolve_model(config.model)
     init = open_init(config.init, source, folder if config.resume else None) if config.init else None
+    check_model(source, config.max_total_tokens)
     library = Library()
     with main_first():
         train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
@@ -125,6 +127,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         load_in_4bit=config.load_in_4bit,
         dtype=dtype,
         device=device,
+        dequantise=config.rollout_weights == "dequantised",
         gradient_checkpointing=config.gradient_checkpointing,
         fused_kernels=config.fused_kernels,
         weights=saved / "model" if saved else init,
@@ -132,7 +135,6 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     )
     if init and not saved:
         freeze_reference(policy)
-    policy.dequantise = config.rollout_weights == "dequantised"
     if config.compile_decode:
         policy.compile_decode()
     check_questions(train.examples + held_out.examples, policy, config)
