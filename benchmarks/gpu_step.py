@@ -106,9 +106,8 @@ def print_decode(run: Session, args: argparse.Namespace) -> None:
         seconds = statistics.median(times[steps // 2 :])
         tensors = {t.data_ptr(): t for t in [*policy.model.parameters(), *policy.model.buffers()]}
         weights = sum(t.numel() * t.element_size() for t in tensors.values())
-    config = policy.config
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * decoder.cache.head_dim
-    cache = n_rows * length * per_token * torch.empty((), dtype=policy.dtype).element_size()
+    per_token = sum(t.shape[1] * t.shape[3] * t.element_size() for t in [*decoder.cache.keys, *decoder.cache.values])
+    cache = n_rows * length * per_token
     bandwidth = copy_bandwidth(policy.device)
     print(
         f"decode: {n_rows} rows at {length} tokens, {n_rows / seconds:.0f} tokens/s, {1e3 * seconds:.1f} ms a step; "

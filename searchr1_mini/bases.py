@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from searchr1_mini.errors import UserError, is_out_of_memory
+from searchr1_mini.robust.architecture import check_architecture, check_length, settle
 from searchr1_mini.robust.base_check import check_config, check_files
 from searchr1_mini.robust.chat_template import parse_day, refuse_day, today, writes_day
 from searchr1_mini.robust.files import read_json
@@ -101,6 +102,17 @@ def auto_class(fused_kernels: bool) -> type:
     return AutoLigerKernelForCausalLM
 
 
+def check_model(source: str, max_total_tokens: int) -> None:
+    """Refuses what the config.json of a folder or hub id shows to be no model for contexts of that length.
+
+    Raises:
+        UserError: names the family or the limit, or as `from_pretrained`.
+    """
+    config = from_pretrained(AutoConfig, source)
+    check_architecture(config)
+    check_length(config.get_text_config(), max_total_tokens)
+
+
 def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The causal language model, in NF4 with double quantisation if wanted.
 
@@ -129,6 +141,7 @@ def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, d
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # once used for a rollout, bitsandbytes' packed CPU weights pass no gradient back in the update
             module.support_avx512bf16_for_cpu = False
+    settle(model)
     return model
 
 

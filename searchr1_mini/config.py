@@ -44,7 +44,9 @@ RERANKER_HELP = "cross-encoder of sentence-transformers that re-ranks what was f
 class TrainConfig:
     """Options of train.py. None is resolved per model by `resolve`."""
 
-    model: str = option("run", "tiny", "tiny, a short name such as Qwen2.5-3B, a hub id, or a local folder")
+    model: str = option(
+        "run", "tiny", "tiny, a short name such as Qwen2.5-3B, or a hub id or folder of a family in docs/models.md"
+    )
     method: Literal["search-r1", "r1", "direct"] | None = option(
         "run",
         None,

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from searchr1_mini import __version__, checkpoint
-from searchr1_mini.bases import check_source
+from searchr1_mini.bases import check_model, check_source
 from searchr1_mini.comparison.columns import Column
 from searchr1_mini.comparison.plan import (
     OF_A_SEARCH,
@@ -45,6 +45,7 @@ from searchr1_mini.pages import chat_web
 from searchr1_mini.pages.chat import Chat, Screen, chat_in_terminal
 from searchr1_mini.pages.live import check_live, live_retriever, plan_live
 from searchr1_mini.pages.printable import one_line
+from searchr1_mini.preflight import unpacked_fits
 from searchr1_mini.resolve import resolve_model
 from searchr1_mini.retrievers.engines import described, engine_of
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
@@ -250,14 +251,17 @@ def cell_row(trajectory: Trajectory, example: Example) -> dict:
 
 def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | None) -> Policy:
     """The policy, with the run's adapter or fine-tuned weights on it."""
-    device = pick_device(config.device)
+    device, source = pick_device(config.device), resolve_model(model)
+    dtype = pick_dtype(config.dtype, device)
+    check_model(source, settings.max_total_tokens)
     return load_policy(
-        resolve_model(model),
+        source,
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         load_in_4bit=settings.load_in_4bit,
-        dtype=pick_dtype(config.dtype, device),
+        dtype=dtype,
         device=device,
+        dequantise=bool(settings.load_in_4bit) and unpacked_fits(settings, source, device, dtype),
         weights=weights,
         day=parse_day(settings.date),
     )

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.kv_cache import RowCache
+from searchr1_mini.robust.architecture import check_length
 from searchr1_mini.stops import StopMatcher, eos_ids, token_bytes
 
 
@@ -88,8 +89,8 @@ class Decoder:
     ) -> None:
         self.backbone, self.lm_head, self.temperature, self.seed = backbone, lm_head, temperature, seed
         self.device, self.n_rows, self.chunk_tokens = device, n_rows, chunk_tokens
-        _check_window(config, max_length)
-        self.cache = RowCache(config, n_rows, max_length, device, dtype)
+        check_length(config, max_length)
+        self.cache = RowCache(config.num_hidden_layers, n_rows, max_length, device, dtype)
         self.bytes_of = token_bytes(tokenizer)
         self.eos_ids = eos_ids(tokenizer, config)
         self.rows: list[_Row] = []  # in the order of the cache's rows
@@ -277,13 +278,3 @@ class Decoder:
         turn.text = bytes(stop.seen[:end]).decode("utf-8", errors="replace")
         row.turn = row.stop = None
         return turn
-
-
-def _check_window(config, max_length: int) -> None:
-    """Refuses a model whose attention sees less than a whole row; the cache shows it all of one."""
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if window and window < max_length and (kinds is None or "sliding_attention" in kinds):
-        raise UserError(
-            f"layers of this model see the last {window} tokens only, and rollouts would show them all; take "
-            f"--max-total-tokens {window}, or another --model"
-        )

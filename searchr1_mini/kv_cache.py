@@ -12,21 +12,22 @@ GROW = 128  # the cache grows in steps of this many positions
 class RowCache(Cache):
     """Keys and values of `n_rows` conversations, each written at its own offset.
 
-    Per layer two tensors (n_rows, kv_heads, capacity, head_dim); the capacity grows on demand up to `max_length`.
+    Per layer two tensors (n_rows, kv_heads, capacity, head_dim), made when the layer first writes: heads and dimension
+    are its own, and of keys and values they may differ. The capacity grows on demand up to `max_length`.
     `place` names the rows and positions of the next forward; a model's attention then calls `update`.
     """
 
-    def __init__(self, config, n_rows: int, max_length: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, n_layers: int, n_rows: int, max_length: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
-        heads = config.num_key_value_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.max_length = max_length
-        shape = (n_rows, heads, 0, self.head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.n_rows, self.max_length, self.device, self.dtype = n_rows, max_length, device, dtype
+        self.capacity = 0
+        self.keys, self.values = self._empty(n_layers), self._empty(n_layers)
         self.rows = self.token_rows = self.token_columns = self.token_slots = torch.empty(0, dtype=torch.long)
         self.positions = torch.empty(0, dtype=torch.long)
         self.span, self.is_prefix = 0, True
+
+    def _empty(self, n_layers: int) -> list[Tensor]:
+        return [torch.zeros(self.n_rows, 0, 0, 0, device=self.device, dtype=self.dtype) for _ in range(n_layers)]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Asked by transformers when it has no position ids; the decoder always passes them."""
@@ -44,7 +45,7 @@ class RowCache(Cache):
             The attention mask (n, 1, t, span) on the cache's device, True where a query may look: every position up
             to its own.
         """
-        device = self.keys[0].device
+        device = self.device
         token_rows, token_columns = is_real.nonzero(as_tuple=True)
         placed = (rows, token_rows, token_columns, rows[token_rows], positions[is_real])
         self.rows, self.token_rows, self.token_columns, self.token_slots, self.positions = (
@@ -56,20 +57,24 @@ class RowCache(Cache):
         return (torch.arange(self.span, device=device) <= positions.to(device)[:, :, None])[:, None]
 
     def _reserve(self, length: int) -> None:
-        capacity = self.keys[0].shape[2]
-        if length > capacity:
-            extra = min(max(length, capacity + max(GROW, capacity // 2)), self.max_length) - capacity
+        if length > self.capacity:
+            capacity = min(max(length, self.capacity + max(GROW, self.capacity // 2)), self.max_length)
             for tensors in (self.keys, self.values):
                 for layer, tensor in enumerate(tensors):
-                    tensors[layer] = nn.functional.pad(tensor, (0, 0, 0, extra))
+                    if tensor.shape[1]:
+                        tensors[layer] = nn.functional.pad(tensor, (0, 0, 0, capacity - self.capacity))
+            self.capacity = capacity
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
         """Writes states (n, kv_heads, t, head_dim) where `place` said; returns all of these rows up to the span."""
-        for store, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+        for stores, states in ((self.keys, key_states), (self.values, value_states)):
+            if not stores[layer_idx].shape[1]:
+                shape = (self.n_rows, states.shape[1], self.capacity, states.shape[3])
+                stores[layer_idx] = torch.zeros(shape, device=self.device, dtype=self.dtype)
             real = states[self.token_rows, :, self.token_columns]
-            store[self.token_slots, :, self.positions] = real.to(store.dtype)
+            stores[layer_idx][self.token_slots, :, self.positions] = real.to(self.dtype)
         return self._read(self.keys[layer_idx]), self._read(self.values[layer_idx])
 
     def _read(self, store: Tensor) -> Tensor:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.adapters import load_adapter
 from searchr1_mini.bases import auto_class, check_source, load_base
+from searchr1_mini.decode_weights import cast_once, merged, unpacked
 from searchr1_mini.distributed import local_rank
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.architecture import final_logits, still, undefined_ids, unsupported, without_undefined
 from searchr1_mini.robust.base_check import check_files
 from searchr1_mini.robust.identity import BASE_FILE, base_identity, check_base
+from searchr1_mini.robust.probe import Probe
 from searchr1_mini.tracking import write_json_atomic
 from searchr1_mini.weights import ADAPTER, REFERENCE, adapter_folder, find_adapter
 
@@ -36,6 +38,8 @@ class Policy:
         day: what a chat template with a date takes for today.
         base_identity: what tells its base from another, see identity.py; saved beside the weights.
         dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
+        merges: whether rollouts may add the adapter into a float32 base; the load probe finds out.
+        undefined: ids of the head that no token has; they have no probability.
     """
 
     def __init__(
@@ -51,8 +55,11 @@ class Policy:
         self.frozen, self.day = frozen, day or date.today()
         self.has_own_reference = False
         self.dequantise = False
+        self.merges = True
         self.base_identity: dict = {}
         self._decode_step: Callable | None = None
+        head = self.causal_lm.get_output_embeddings()
+        self.undefined = torch.tensor(undefined_ids(tokenizer, head.weight.shape[0]), device=self.device)
 
     @property
     def causal_lm(self) -> nn.Module:
@@ -61,7 +68,13 @@ class Policy:
 
     @property
     def config(self):
-        return self.causal_lm.config
+        return self.causal_lm.config.get_text_config()
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The causal language model less its head, under whatever name it has there."""
+        backbone = self.causal_lm.base_model
+        return backbone if backbone is not self.causal_lm else self.causal_lm.model
 
     @property
     def has_adapter(self) -> bool:
@@ -82,18 +95,19 @@ class Policy:
         is_decoding = inputs.get("past_key_values") is not None
         inputs.setdefault("use_cache", is_decoding)
         is_step = is_decoding and inputs["input_ids"].shape[1] == 1
-        backbone = self._decode_step if is_step and self._decode_step else self.causal_lm.model
+        backbone = self._decode_step if is_step and self._decode_step else self.backbone
         with self.autocast():
             return backbone(**inputs).last_hidden_state
 
     def lm_head(self, hidden: Tensor) -> Tensor:
-        """Logits (.., V) of hidden states (.., H)."""
+        """The model's own logits (.., V) of hidden states (.., H), less ids that no token has."""
         with self.autocast():
-            return self.causal_lm.lm_head(hidden)
+            logits = final_logits(self.causal_lm.get_output_embeddings()(hidden), self.config)
+            return without_undefined(logits, self.undefined)
 
     def compile_decode(self, backend: str = "inductor") -> None:
         """Compiles the step of one token a row: its many small kernels become few. The first rollout takes longer."""
-        self._decode_step = torch.compile(self.causal_lm.model.forward, dynamic=True, backend=backend)
+        self._decode_step = torch.compile(self.backbone.forward, dynamic=True, backend=backend)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -124,64 +138,15 @@ class Policy:
     def for_rollouts(self) -> Iterator[None]:
         """Inside, the same policy with weights that are quicker to decode with; afterwards all are what they were.
 
-        Where `dequantise` is set, each 4-bit matrix is there in `dtype` too: the very numbers that its product is
-        computed from, unpacked once per rollout and not once per token. Where the base is in float32, or was unpacked
-        to it, the adapter is added into it: one matrix product per layer instead of three. In 16 bits that would round
-        what is added, so that the rollouts would be another policy's; there the adapter is cast, as autocast would at
-        every token. Gradients do not reach the adapter. Meanwhile a matrix may be in memory twice.
+        Gradients do not reach the weights. Meanwhile a matrix may be in memory twice.
         """
-        with self._dequantised() if self.dequantise else nullcontext(), self._merged(), self._adapter_cast():
+        with ExitStack() as stack:
+            if self.dequantise:
+                stack.enter_context(unpacked(self.model, self.dtype))
+            if self.has_adapter and self.merges and self.dtype == torch.float32:
+                stack.enter_context(merged(self.model))
+            stack.enter_context(cast_once(self.model, self.dtype))
             yield
-
-    @contextmanager
-    def _adapter_cast(self) -> Iterator[None]:
-        parameters = self.trainable() if self.has_adapter and self.dtype != torch.float32 else []
-        trained = [parameter.data for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.data = parameter.data.to(self.dtype)
-            yield
-        finally:
-            for parameter, weight in zip(parameters, trained, strict=True):
-                parameter.data = weight
-
-    @contextmanager
-    def _dequantised(self) -> Iterator[None]:
-        from bitsandbytes.functional import dequantize_4bit  # not on every platform
-        from bitsandbytes.nn import Linear4bit
-
-        layers = [module for module in self._lora_layers() if isinstance(module.get_base_layer(), Linear4bit)]
-        packed = [layer.base_layer for layer in layers]
-        try:
-            for layer, linear in zip(layers, packed, strict=True):
-                weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state).to(self.dtype)
-                dense = nn.Linear(linear.in_features, linear.out_features, device="meta").requires_grad_(False)
-                dense.weight, dense.bias = nn.Parameter(weight, requires_grad=False), linear.bias
-                layer.base_layer = dense
-            yield
-        finally:
-            for layer, linear in zip(layers, packed, strict=True):
-                layer.base_layer = linear
-
-    def _lora_layers(self) -> list[LoraLayer]:
-        return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-
-    @contextmanager
-    def _merged(self) -> Iterator[None]:
-        layers = self._lora_layers()
-        weights = [layer.get_base_layer().weight for layer in layers]
-        if not layers or any(weight.dtype != torch.float32 for weight in weights) or self.dtype != torch.float32:
-            yield
-            return
-        bases = [weight.data for weight in weights]
-        try:
-            with torch.no_grad(), self.model.disable_adapter():
-                for layer, weight in zip(layers, weights, strict=True):
-                    weight.data = weight.data + layer.get_delta_weight(ADAPTER)
-                yield
-        finally:
-            for weight, base in zip(weights, bases, strict=True):
-                weight.data = base
 
     @contextmanager
     def training(self, gradient_checkpointing: bool) -> Iterator[None]:
@@ -243,6 +208,7 @@ def load_policy(
     load_in_4bit: bool,
     dtype: torch.dtype,
     device: torch.device,
+    dequantise: bool = False,
     gradient_checkpointing: bool = False,
     fused_kernels: bool = False,
     weights: Path | None = None,
@@ -255,6 +221,7 @@ def load_policy(
         source: a folder or hub id.
         lora_rank: rank of the adapter on all linear layers; 0 trains every weight.
         load_in_4bit: quantise the base to NF4 with double quantisation (QLoRA, arXiv 2305.14314).
+        dequantise: let rollouts hold a 4-bit base in `dtype` too.
         fused_kernels: take Liger's kernels for norms, rotary positions and SwiGLU.
         dtype: what matrices are multiplied in; trained weights are kept in float32.
         weights: a folder with an adapter (or model, with rank 0) to go on from, see `find_adapter`.
@@ -262,31 +229,47 @@ def load_policy(
         day: what a chat template with a date takes for today; None is today.
 
     Raises:
-        UserError: there is no such model, it cannot be read, or the saved weights belong to another.
+        UserError: there is no such model, it cannot be read, the saved weights belong to another, or rollout and update
+            would not compute it alike, see `Probe`.
     """
     day = day or date.today()
     tokenizer = check_source(source, day)
     if weights:
         check_files(str(weights)) if lora_rank == 0 else adapter_folder(find_adapter(weights), may_search=True)
+    auto = auto_class(fused_kernels)
     if lora_rank == 0:
         torch.manual_seed(seed)
-        auto = auto_class(fused_kernels)
         model = load_base(auto, str(weights) if weights else source, False, torch.float32, device)
         frozen = load_base(auto, source, False, torch.float32, device) if weights else copy.deepcopy(model)
         frozen.requires_grad_(False)
         _prepare(model, gradient_checkpointing)
-        return _identified(Policy(model, tokenizer, dtype, frozen, day), source, weights)
-    base = load_base(auto_class(fused_kernels), source, load_in_4bit, dtype, device).requires_grad_(False)
-    _prepare(base, gradient_checkpointing)
-    policy = _identified(Policy(base, tokenizer, dtype, day=day), source, weights)
-    if weights:
-        policy.model = load_adapter(base, find_adapter(weights), source)
+        policy = _identified(Policy(model, tokenizer, dtype, frozen, day), source, weights)
+        with policy.reference():
+            probe = Probe(policy)
     else:
-        torch.manual_seed(seed)
-        lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        policy.model = get_peft_model(base, lora, adapter_name=ADAPTER)
-    policy.model.eval()
+        base = load_base(auto, source, load_in_4bit, dtype, device).requires_grad_(False)
+        _prepare(base, gradient_checkpointing)
+        policy = _identified(Policy(base, tokenizer, dtype, day=day), source, weights)
+        policy.dequantise = dequantise
+        probe = Probe(policy)
+        policy.model = _with_adapter(base, source, lora_rank, lora_alpha, weights, seed)
+        policy.model.eval()
+    still(policy.model)
+    probe.check(policy, gradient_checkpointing, is_loaded=weights is not None)
     return policy
+
+
+def _with_adapter(
+    base: nn.Module, source: str, lora_rank: int, lora_alpha: int, weights: Path | None, seed: int
+) -> PeftModel:
+    if weights:
+        return load_adapter(base, find_adapter(weights), source)
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    try:
+        return get_peft_model(base, lora, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise unsupported(base.config, f"LoRA does not go onto it ({' '.join(str(error).split())[:150]})") from error
 
 
 def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
@@ -298,7 +281,11 @@ def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
 
 
 def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
-    """Evaluation mode: no dropout, so that rollout and update see the same distribution."""
+    """Evaluation mode, and gradient checkpointing where it is wanted."""
     model.eval()
     if gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise unsupported(
+                model.config, "it has no gradient checkpointing (--no-gradient-checkpointing goes without)"
+            )
         model.gradient_checkpointing_enable({"use_reentrant": False})

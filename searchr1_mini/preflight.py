@@ -64,6 +64,16 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
     return config
 
 
+def unpacked_fits(config: TrainConfig, source: str, device: Any, dtype: Any) -> bool:
+    """Whether rollouts alone, as in an evaluation or a chat, have room for a 4-bit base unpacked to `dtype`.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    unpacked = replace(config, rollout_weights="dequantised")
+    return predictor(source, device, dtype, ())(unpacked).total("rollout") <= COPY_ROOM * room_of(device)
+
+
 def refuse_beyond(room: float, config: TrainConfig, predicted: Callable[[TrainConfig], Preflight]) -> None:
     """Refuses a config whose predicted peak is above `room` bytes.
 

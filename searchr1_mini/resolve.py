@@ -61,7 +61,7 @@ def resolve_model(name: str) -> str:
     if name in HUB_MODELS:
         return HUB_MODELS[name]
     raise UserError(
-        f"unknown model {name!r}{suggest(name, ['tiny', *HUB_MODELS])}; any hub id or local folder works too"
+        f"unknown model {name!r}{suggest(name, ['tiny', *HUB_MODELS])}; a hub id or a local folder works too"
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from searchr1_mini import __version__, checkpoint, preflight
-from searchr1_mini.bases import day_of_run
+from searchr1_mini.bases import check_model, day_of_run
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
@@ -105,6 +105,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     day = on_main(lambda: day_of_run(source, config.model, config.date, began_on))
     config = replace(config, date=day.isoformat())
     init = open_init(config.init, source, folder if config.resume else None) if config.init else None
+    check_model(source, config.max_total_tokens)
     library = Library()
     with main_first():
         train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
@@ -131,6 +132,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         load_in_4bit=config.load_in_4bit,
         dtype=dtype,
         device=device,
+        dequantise=config.rollout_weights == "dequantised",
         gradient_checkpointing=config.gradient_checkpointing,
         fused_kernels=config.fused_kernels,
         weights=saved / "model" if saved else init,
@@ -139,7 +141,6 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     )
     if init and not saved:
         freeze_reference(policy)
-    policy.dequantise = config.rollout_weights == "dequantised"
     if config.compile_decode:
         policy.compile_decode()
     check_questions(train.examples + held_out.examples, policy, config)

@@ -55,7 +55,7 @@ def test_the_tiny_base_ships_and_is_small():
 
 def test_files_are_short_enough_to_read():
     for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 330, path.name
+        assert len(path.read_text().splitlines()) <= 400, path.name
 
 
 def test_the_method_can_be_read_in_an_afternoon():

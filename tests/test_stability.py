@@ -20,10 +20,11 @@ from searchr1_mini.trajectory import Segment, Trajectory
 HEALTHY = {
     "em": 0.6, "reward": 0.6, "kl": 0.1, "entropy": 0.3, "zero_variance_groups": 0.4, "valid_actions": 0.95,
     "response_tokens": 40.0, "overlong": 0.0, "empty_think": 0.1, "correct_loglik_change": 0.01, "grad_norm": 1.0,
-    "skipped_updates": 0.0,
+    "skipped_updates": 0.0, "logprob_diff_mean": 0.002, "logprob_diff_max": 0.1,
 }  # fmt: skip
 SICK = {
     "not finite": {"skipped_updates": 0.5},
+    "not what was sampled": {"logprob_diff_mean": 0.05, "logprob_diff_max": 8.5},
     "far from the reference": {"kl": 6.0},
     "entropy gone": {"entropy": 0.01, "em": 0.4},
     "entropy bursts": {"entropy": 2.0},

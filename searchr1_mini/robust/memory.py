@@ -6,6 +6,7 @@ conversations that fill `--max-total-tokens`: shorter ones take less.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,29 +55,41 @@ class Shape:
 
 
 def shape_of(config: Any) -> Shape:
-    """The shape of the model that a transformers config describes; built on the meta device, it takes no memory."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    """The shape of the model that a transformers config describes; built on the meta device, it takes no memory.
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    matrices = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    linear = sum(matrix.weight.numel() for matrix in matrices)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    Where a config has no name for a width, the widest matrix stands for it.
+
+    Raises:
+        UserError: there is no causal language model of that family, or one that a run cannot compute.
+    """
+    from searchr1_mini.robust.architecture import matrices_of, model_without_weights
+
+    model = model_without_weights(config)
+    config, matrices = config.get_text_config(), [matrix.weight.shape for matrix in matrices_of(model)]
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    linear, widest = sum(map(math.prod, matrices)), max(map(max, matrices))
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        heads=config.num_attention_heads,
-        query=config.num_attention_heads * head_dim,
-        key_value=config.num_key_value_heads * head_dim,
+        intermediate=width if isinstance(width := getattr(config, "intermediate_size", None), int) else widest,
+        heads=heads,
+        query=heads * head_dim,
+        key_value=key_value_width(config, head_dim),
         vocabulary=config.vocab_size,
         linear=linear,
-        largest=max(matrix.weight.numel() for matrix in matrices),
+        largest=max(map(math.prod, matrices)),
         other=sum(parameter.numel() for parameter in model.parameters()) - linear,
-        lora=sum(matrix.in_features + matrix.out_features for matrix in matrices),
+        lora=sum(map(sum, matrices)),
     )
+
+
+def key_value_width(config: Any, head_dim: int) -> int:
+    """Numbers a token that a layer's cache holds of keys, and as many of values; half of both where they differ."""
+    heads = config.num_attention_heads
+    if getattr(config, "qk_nope_head_dim", None):  # latent attention, whose cache transformers keeps unpacked
+        return heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim) // 2
+    return (getattr(config, "num_key_value_heads", None) or heads) * head_dim
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,12 @@ SIGNS: dict[str, tuple[Callable[[Trends], bool], str]] = {
         "a loss or gradient was not finite and its update was thrown away; if it goes on, lower --learning-rate or "
         "take --dtype float32",
     ),
+    "not what was sampled": (
+        lambda t: t["logprob_diff_mean"].now > max(0.01, min(0.1, 3 * t["logprob_diff_mean"].start)),
+        "before an update its log-probs are {logprob_diff_mean.now:.3f} nats a token from those of sampling, and up to "
+        "{logprob_diff_max.last:.2g}: rollouts are not the policy that is trained; look with --check, try --dtype "
+        "float32, or weigh it out with --importance-cap 2",
+    ),
     "far from the reference": (
         lambda t: t["kl"].now > 1.0,
         "KL to the reference is {kl.now:.2f} nats a token: the policy drifts away, often because observations are "
