@@ -13,7 +13,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from searchr1_mini.models import ADAPTER, Policy
-from searchr1_mini.weights import adapter_folder
+from searchr1_mini.weights import adapter_folder, save_adapter
 
 CRITIC = "critic"
 HEAD_FILE = "value_head.safetensors"
@@ -95,5 +95,5 @@ class Critic:
         if self.copy is not None:
             save_model(self.copy, str(folder / COPY_FILE))
         else:
-            self.policy.model.save_pretrained(folder, selected_adapters=[CRITIC], save_embedding_layers=False)
+            save_adapter(self.policy.model, CRITIC, self.policy.base_name, folder)
         save_file(self.head.state_dict(), folder / HEAD_FILE)

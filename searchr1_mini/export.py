@@ -1,7 +1,7 @@
 """Takes a run elsewhere: `python -m searchr1_mini.export runs/NAME` writes weights and questions for other programs.
 
+OUT/adapter    the LoRA adapter alone, for peft and vLLM: to the bit what was trained
 OUT/merged     the base with the adapter added in, or the fine-tuned model, and its tokenizer
-OUT/adapter    the LoRA adapter alone, for peft and vLLM
 OUT/questions  train.parquet and test.parquet, in the form of verl and of Search-R1's public code
 """
 
@@ -22,11 +22,17 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.gguf_base import find_gguf
 from searchr1_mini.options import check_ranges
+from searchr1_mini.prompts import template_of
 from searchr1_mini.resolve import resolve_model, saved_config
+from searchr1_mini.robust.names import base_name, base_revision
 
 if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once
     from searchr1_mini.data import Example
+    from searchr1_mini.merge import Merge
     from searchr1_mini.methods import MakeMethod
+    from searchr1_mini.models import Policy
+
+PROBE_TEXTS, PROBE_TOKENS = 4, 256  # on which the merged model is compared with what was trained
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class ExportConfig:
     )
     checkpoint: str | None = option("what", None, "step of the run's checkpoint, or best [default: the newest]")
     dtype: Literal["bfloat16", "float16", "float32"] | None = option(
-        "what", None, "of the merged model's weights [default: bfloat16]"
+        "what", None, "of the merged model's weights [default: float32, which loses nothing]"
     )
     output_dir: str | None = option("what", None, "a new or empty folder [default: RUN/export]")
 
@@ -74,20 +80,26 @@ def export_run(config: ExportConfig) -> Path:
     run = Path(config.run)
     saved = saved_config(run)
     settings = TrainConfig(**{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
-    gguf = find_gguf(settings.model)
-    told = replace(settings, model=gguf.name) if gguf else settings  # where it lay is nobody's business
+    told = replace(settings, model=public_name(settings.model))
     parts = parts_of(config, settings)
     out = Path(config.output_dir or run / "export")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not empty; name another --output-dir, or remove it first")
-    writers = {"merged": write_merged, "adapter": write_adapter}
     weights = checkpoint_of(EvalConfig(checkpoint=config.checkpoint), run) if parts != ["questions"] else None
     with whole(out) as aside:
         if "questions" in parts:
             write_questions(settings, aside / "questions")
-        for part in [part for part in parts if part in writers]:
-            writers[part](settings, weights / "model", aside / part, config.dtype or "bfloat16")
-            card = model_card(told, run, checkpoint_step(weights), is_adapter=part == "adapter")
+        merge = None
+        for part in [part for part in ("adapter", "merged") if part in parts]:
+            if part == "adapter":
+                write_adapter(settings, weights / "model", aside / part)
+            else:
+                merge = write_merged(
+                    settings, weights / "model", aside / part, config.dtype or "float32", probe_of(run, settings)
+                )
+            card = model_card(
+                told, run, checkpoint_step(weights), part == "adapter", merge, config.checkpoint == "best"
+            )
             (aside / part / "README.md").write_text(card, encoding="utf-8")
     return out
 
@@ -98,7 +110,7 @@ def parts_of(config: ExportConfig, settings: TrainConfig) -> list[str]:
     Raises:
         UserError: the run has no such part, or a flag belongs to none of them.
     """
-    parts = ["questions", "merged", "adapter"] if config.what == "all" else [config.what]
+    parts = ["questions", "adapter", "merged"] if config.what == "all" else [config.what]
     if settings.lora_rank == 0 and "adapter" in parts:
         if config.what == "adapter":
             raise UserError(f"{config.run} trained every weight and has no adapter; take --what merged")
@@ -139,35 +151,68 @@ def whole(out: Path) -> Iterator[Path]:
         ) from error
 
 
-def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str) -> None:
-    """The whole model as safetensors, and its tokenizer; an adapter goes onto the base in `dtype`, never in 4 bit."""
+def public_name(model: str) -> str:
+    """What a model is called where it lies nowhere: as it was named, or the name of its folder or file alone."""
+    gguf = find_gguf(model)
+    if model == "tiny" or (gguf is None and not Path(model).expanduser().is_dir()):
+        return model
+    return gguf.name if gguf else base_name(model)
+
+
+def probe_of(run: Path, settings: TrainConfig) -> list[str]:
+    """Texts that the run wrote: prompts, turns and passages of its last rollouts; without any, its prompt."""
+    from searchr1_mini.tracking import read_jsonl
+
+    newest = max((run / "rollouts").glob("step-*.jsonl"), default=None)
+    by_question = {row["example_id"]: row for row in (read_jsonl(newest) if newest else [])}
+    texts = ["".join(segment["text"] for segment in row["segments"]) for row in by_question.values()]
+    return texts[:PROBE_TEXTS] or [template_of(settings.method, settings.template)]
+
+
+def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str, probe: Sequence[str]) -> Merge:
+    """The whole model as safetensors, and its tokenizer; added up in float32, on a base that is never in 4 bit."""
+    from searchr1_mini.merge import merge, warn_of_loss
+
+    policy = load_in_float32(settings, weights)
+    ids = [policy.tokenizer(text)["input_ids"][:PROBE_TOKENS] for text in probe]
+    model, found = merge(policy, dtype, [row for row in ids if len(row) > 1])
+    print(f"merged: {found.told()}", flush=True)
+    warn_of_loss(found)
+    model.config._name_or_path = model.name_or_path = ""
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return found
+
+
+def load_in_float32(settings: TrainConfig, weights: Path) -> Policy:
+    """The policy of a checkpoint; a fine-tuned model also where its base is gone, which it needs no more."""
     import torch
 
     from searchr1_mini.bases import from_pretrained, load_tokenizer
-    from searchr1_mini.models import load_policy
+    from searchr1_mini.models import Policy, load_policy
 
-    if settings.lora_rank == 0:
-        from transformers import AutoModelForCausalLM
-
-        model = from_pretrained(AutoModelForCausalLM, str(weights), dtype=getattr(torch, dtype), use_safetensors=True)
-        tokenizer = load_tokenizer(str(weights))
-    else:
-        policy = load_policy(
+    try:
+        return load_policy(
             resolve_model(settings.model),
             lora_rank=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             load_in_4bit=False,
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32,
             device=torch.device("cpu"),
             weights=weights,
         )
-        model, tokenizer = policy.model.merge_and_unload(), policy.tokenizer
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    except UserError as error:
+        if settings.lora_rank:
+            raise
+        print(f"warning: {error}; what rounding costs cannot be told without the base", file=sys.stderr)
+    from transformers import AutoModelForCausalLM
+
+    model = from_pretrained(AutoModelForCausalLM, str(weights), dtype=torch.float32, use_safetensors=True)
+    return Policy(model.eval(), load_tokenizer(str(weights)), torch.float32)
 
 
-def write_adapter(settings: TrainConfig, weights: Path, folder: Path, _dtype: str) -> None:
-    """The adapter to the bit, with the name of its base as it is called here and now, and what tells that base."""
+def write_adapter(settings: TrainConfig, weights: Path, folder: Path) -> None:
+    """The adapter to the bit, with what its base is called and what tells that base; where it lies is left out."""
     from searchr1_mini.models import ADAPTER
     from searchr1_mini.robust.identity import BASE_FILE
 
@@ -178,7 +223,7 @@ def write_adapter(settings: TrainConfig, weights: Path, folder: Path, _dtype: st
     config = json.loads(path.read_text(encoding="utf-8"))
     gguf = find_gguf(settings.model)
     source = gguf.name if gguf else resolve_model(settings.model)
-    config["base_model_name_or_path"] = str(Path(source).resolve()) if Path(source).is_dir() else source
+    config |= {"base_model_name_or_path": base_name(source), "revision": base_revision(source)}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -21,9 +21,10 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.robust.architecture import final_logits, still, undefined_ids, unsupported, without_undefined
 from searchr1_mini.robust.base_check import check_files
 from searchr1_mini.robust.identity import BASE_FILE, base_identity, check_base
+from searchr1_mini.robust.names import base_name
 from searchr1_mini.robust.probe import Probe
 from searchr1_mini.tracking import write_json_atomic
-from searchr1_mini.weights import ADAPTER, REFERENCE, adapter_folder, find_adapter
+from searchr1_mini.weights import ADAPTER, REFERENCE, adapter_folder, find_adapter, save_adapter
 
 
 class Policy:
@@ -36,6 +37,7 @@ class Policy:
         has_own_reference: whether the reference is no longer the base, see reference.py.
         device, dtype: where it runs and what it computes in.
         day: what a chat template with a date takes for today.
+        base_name: what its base is called, wherever it lies.
         base_identity: what tells its base from another, see identity.py; saved beside the weights.
         dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
         merges: whether rollouts may add the adapter into a float32 base; the load probe finds out.
@@ -57,6 +59,7 @@ class Policy:
         self.dequantise = False
         self.merges = True
         self.base_identity: dict = {}
+        self.base_name = ""
         self._decode_step: Callable | None = None
         head = self.causal_lm.get_output_embeddings()
         self.undefined = torch.tensor(undefined_ids(tokenizer, head.weight.shape[0]), device=self.device)
@@ -164,7 +167,7 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Writes the adapter, or the whole model in full fine-tuning, the tokenizer, and what base they belong to."""
         if self.has_adapter:
-            self.model.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
+            save_adapter(self.model, ADAPTER, self.base_name, folder)
         else:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -274,7 +277,7 @@ def _with_adapter(
 
 def _identified(policy: Policy, source: str, weights: Path | None) -> Policy:
     """The policy, which knows its base by now; refused if saved weights belong to another."""
-    policy.base_identity = base_identity(source, policy.tokenizer, policy.config)
+    policy.base_name, policy.base_identity = base_name(source), base_identity(source, policy.tokenizer, policy.config)
     if weights:
         check_base(weights, source, policy.base_identity)
     return policy

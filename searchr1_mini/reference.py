@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_model, save_model
 
 from searchr1_mini.models import Policy
-from searchr1_mini.weights import ADAPTER, REFERENCE, adapter_folder
+from searchr1_mini.weights import ADAPTER, REFERENCE, adapter_folder, save_adapter
 
 COPY_FILE = "model.safetensors"
 
@@ -35,7 +35,7 @@ def save_reference(policy: Policy, folder: Path) -> None:
     if not policy.has_own_reference:
         return
     if policy.has_adapter:
-        policy.model.save_pretrained(folder, selected_adapters=[REFERENCE], save_embedding_layers=False)
+        save_adapter(policy.model, REFERENCE, policy.base_name, folder)
     else:
         (folder / REFERENCE).mkdir(parents=True)
         save_model(policy.frozen, str(folder / REFERENCE / COPY_FILE))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from searchr1_mini.errors import UserError
 from searchr1_mini.robust.adapter_check import check_adapter, searches_for_modules
 from searchr1_mini.robust.files import read_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ADAPTER = "policy"
 REFERENCE = "reference"  # an adapter, or a folder, that holds the reference
@@ -107,6 +111,15 @@ def adapter_settings(weights: Path) -> dict[str, float]:
             f"{path}: {beside} trains more than LoRA's matrices; merge it with peft, and name the result as --model"
         )
     return {"lora_rank": saved["r"], "lora_alpha": saved["lora_alpha"]}
+
+
+def save_adapter(model: PeftModel, name: str, base: str, folder: Path) -> None:
+    """Writes one adapter of a model to `folder`/name, with what its base is called; peft's own card is left out, which
+    names the folder where the base lies.
+    """
+    model.peft_config[name].base_model_name_or_path = base
+    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def adapter_folder(folder: Path, may_search: bool = False) -> Path:

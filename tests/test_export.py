@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
-from safetensors.torch import load_file
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from searchr1_mini.checkpoint import _checksum
 from searchr1_mini.cli import parse
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import load_examples
@@ -23,6 +25,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main
+from searchr1_mini.merge import Kept
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.robust.identity import BASE_FILE
@@ -90,8 +93,8 @@ def test_merged_weights_are_the_base_and_its_adapter(exported):
 def test_the_adapter_is_the_one_of_the_checkpoint_and_names_its_base(exported, grpo):
     weights = grpo / "checkpoints" / "step-000002" / "model" / "policy" / "adapter_model.safetensors"
     assert (exported / "adapter" / "adapter_model.safetensors").read_bytes() == weights.read_bytes()
-    named = AutoPeftModelForCausalLM.from_pretrained(exported / "adapter", dtype=torch.float32)
-    torch.testing.assert_close(logits(named), logits(PeftModel.from_pretrained(base(), exported / "adapter")))
+    about = json.loads((exported / "adapter" / "adapter_config.json").read_text())
+    assert (about["base_model_name_or_path"], about["revision"]) == ("tiny_base", None)
 
 
 def test_our_own_eval_takes_the_exported_adapter(exported, grpo, tmp_path):
@@ -148,16 +151,93 @@ def test_questions_come_back_as_they_were(exported, grpo):
             assert row["extra_info"] == {"split": split, "index": index}
 
 
-def test_by_default_16_bit_weights_and_of_an_earlier_checkpoint_if_asked(grpo, tmp_path):
+def test_weights_of_an_earlier_checkpoint_in_the_dtype_that_is_asked_for(grpo, tmp_path, capsys):
     """Rounded once, from the sum; without a summary of that step, the card has no exact match."""
-    main([str(grpo), "--what", "merged", "--checkpoint", "1", "--output-dir", str(tmp_path / "out")])
+    words = ["--what", "merged", "--checkpoint", "1", "--dtype", "bfloat16", "--output-dir", str(tmp_path / "out")]
+    main([str(grpo), *words])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
     found = load_file(tmp_path / "out" / "merged" / "model.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     adapter = grpo / "checkpoints" / "step-000001" / "model" / "policy"
-    wanted = PeftModel.from_pretrained(base(torch.bfloat16).float(), adapter).merge_and_unload().state_dict()
+    wanted = PeftModel.from_pretrained(base(), adapter).merge_and_unload().state_dict()
     assert all(torch.equal(tensor, wanted[name].bfloat16()) for name, tensor in found.items())
-    assert "exact match" not in (tmp_path / "out" / "merged" / "README.md").read_text()
+    assert "| exact match |" not in (tmp_path / "out" / "merged" / "README.md").read_text()
+    told = capsys.readouterr()
+    lost = float(re.search(r"bfloat16 keeps ([\d.]+)% of the update", told.out)[1])
+    assert 0 <= lost < 99 and f"warning: bfloat16 loses {100 - lost:.1f}% of the update" in told.err
+
+
+def test_a_small_update_is_kept_unless_another_dtype_is_asked_for(grpo, tmp_path, capsys):
+    """A hundredth of what was learnt is less than half a step of bfloat16 almost everywhere."""
+    run = Path(shutil.copytree(grpo, tmp_path / "run"))
+    checkpoint = run / "checkpoints" / "step-000002"
+    file = checkpoint / "model" / "policy" / "adapter_model.safetensors"
+    save_file({n: t * (0.01 if "lora_B" in n else 1) for n, t in load_file(file).items()}, file)
+    rewrite_manifest(checkpoint)
+    main([str(run), "--what", "merged"])
+    told = capsys.readouterr()
+    assert "merged: float32 keeps 100.0% of the update (bfloat16 " in told.out and told.err.count("warning") == 0
+    shares = {name: float(share) for name, share in re.findall(r"(b?float16) ([\d.]+)%", told.out)}
+    assert shares["bfloat16"] < shares["float16"] < 100 and shares["bfloat16"] < 50
+    card = (run / "export" / "merged" / "README.md").read_text()
+    assert "| merged weights | float32 keeps 100.0% of the update" in card and "before the weights were merged" in card
+    assert_same_logits(run / "export" / "merged", checkpoint / "model" / "policy")
+
+
+def assert_same_logits(merged: Path, adapter: Path) -> None:
+    found = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
+    wanted = logits(PeftModel.from_pretrained(base(), adapter))
+    torch.testing.assert_close(found, wanted, atol=1e-5 * wanted.abs().max().item(), rtol=0)
+
+
+def rewrite_manifest(checkpoint: Path) -> None:
+    """Makes a changed checkpoint a whole one."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    found = {str(path.relative_to(checkpoint)): _checksum(path) for path in files}
+    (checkpoint / "manifest.json").write_text(json.dumps(found))
+
+
+def test_the_share_that_is_kept_is_that_of_the_rounded_sum():
+    """On a grid of steps of 2^-7: a quarter of a step is lost, a whole one stays, and together they weigh 1 : 16."""
+    ones, step = torch.ones(4), 2.0**-7
+    for updates, share in (([0.25] * 4, 0.0), ([1.0] * 4, 1.0), ([0.25, 1.0, 0.25, 1.0], 16 / 17), ([0.0] * 4, 1.0)):
+        kept = {dtype: Kept(dtype) for dtype in (torch.bfloat16, torch.float32)}
+        for each in kept.values():
+            each.add(ones, ones + torch.tensor(updates) * step)
+        assert kept[torch.bfloat16].share == pytest.approx(share) and kept[torch.float32].share == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--reward f1", "--algorithm ppo", "--reward f1 --lora-rank 0"],
+    ids=["grpo", "ppo", "full"],
+)
+def test_no_file_that_others_get_to_see_says_where_anything_lay(random_qwen2, tmp_path, flags):
+    """Of the export, and of weights in checkpoints, which people upload as they are; the base ties its embeddings."""
+    base = shutil.copytree(random_qwen2, tmp_path / "my-base")
+    data = "--dataset world --template short --max-total-tokens 300 --max-new-tokens 16 --max-observation-tokens 64"
+    size = "--learning-rate 0.01 --warmup-steps 0 --no-load-in-4bit --no-memory-check"
+    size += "" if "rank 0" in flags else " --lora-rank 4"
+    folder = train_here(tmp_path / "run", f"--model {base} {data} {size} {flags}")
+    main([str(folder)])
+    places = [str(place).encode() for place in (tmp_path, base, ROOT, Path.home())]
+    patterns = ("export/**/*", "checkpoints/*/model/**/*", "checkpoints/*/critic/**/*")
+    files = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    assert len(files) > 8
+    for file in files:
+        assert not [place for place in places if place in file.read_bytes()], file
+    for about in folder.rglob("adapter_config.json"):
+        assert json.loads(about.read_text())["base_model_name_or_path"] == "my-base"
+    assert "| base | my-base |" in (folder / "export" / "merged" / "README.md").read_text()
+    if "rank 0" not in flags:
+        found = logits(AutoModelForCausalLM.from_pretrained(folder / "export" / "merged", dtype=torch.float32))
+        plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        wanted = logits(PeftModel.from_pretrained(plain, folder / "export" / "adapter"))
+        torch.testing.assert_close(found, wanted, atol=1e-4 * wanted.abs().max().item(), rtol=0)
+        return
+    shutil.rmtree(base)  # a fine-tuned model needs it no more
+    main([str(folder), "--what", "merged", "--output-dir", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
 
 
 def test_ppo_on_4_bits_is_merged_into_the_base_as_it_was(tmp_path):

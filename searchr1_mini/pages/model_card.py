@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -13,6 +14,9 @@ from searchr1_mini.pages.printable import markdown_text
 from searchr1_mini.prompts import render_passage, template_of
 from searchr1_mini.retrieval import Passage
 from searchr1_mini.robust.files import read_json
+
+if TYPE_CHECKING:
+    from searchr1_mini.merge import Merge
 
 CARD = """---
 {front_matter}
@@ -46,9 +50,16 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/merged")"""
 USE_ADAPTER = """from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("path/to/adapter", dtype="auto")  # loads the base as well"""
+USE_ADAPTER_ON = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("path/to/base", dtype="auto")
+model = PeftModel.from_pretrained(base, "path/to/adapter")"""
 
 
-def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) -> str:
+def model_card(
+    settings: TrainConfig, run: Path, step: int, is_adapter: bool, merge: Merge | None = None, is_best: bool = False
+) -> str:
     """The card of a checkpoint, as Markdown with the hub's front matter.
 
     Args:
@@ -56,9 +67,11 @@ def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) ->
         run: the run's folder; its summary.json, if it is there and of this step, has the exact match.
         step: of the checkpoint.
         is_adapter: the weights are the adapter alone.
+        merge: what rounding made of merged weights.
+        is_best: the checkpoint was chosen by its exact match.
     """
     base = HUB_MODELS.get(settings.model, settings.model)
-    is_on_hub = base != "tiny" and not Path(base).expanduser().is_dir() and not base.endswith(".gguf")
+    is_on_hub = "/" in base
     front = ["library_name: " + ("peft" if is_adapter else "transformers"), "pipeline_tag: text-generation"]
     front += [yaml.safe_dump({"base_model": base}, width=1000).strip()] * is_on_hub + ["tags:", "- search-r1"]
     named = "the tiny base of searchr1_mini" if base == "tiny" else markdown_text(base)
@@ -69,14 +82,16 @@ def model_card(settings: TrainConfig, run: Path, step: int, is_adapter: bool) ->
         name=f"{markdown_text(run.resolve().name)}, step {step}",
         what=f"A LoRA adapter for {named}" if is_adapter else whole,
         version=__version__,
-        table="\n".join(f"| {key} | {markdown_text(value)} |" for key, value in facts(settings, run, step).items()),
+        table="\n".join(
+            f"| {key} | {markdown_text(value)} |" for key, value in facts(settings, run, step, merge, is_best).items()
+        ),
         prompt=template_of(settings.method, settings.template).rstrip("\n") + "\n",  # the fence needs a line of its own
         protocol=PROTOCOL.format(line=line) if settings.method == "search-r1" else "",
-        usage=USE_ADAPTER if is_adapter else USE_MERGED,
+        usage=USE_MERGED if not is_adapter else USE_ADAPTER if is_on_hub else USE_ADAPTER_ON,
     )
 
 
-def facts(settings: TrainConfig, run: Path, step: int) -> dict[str, str]:
+def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_best: bool) -> dict[str, str]:
     """The rows of the card's table; without a summary of this step, no exact match."""
     data = settings.dataset if settings.dataset != "jsonl" else Path(settings.data_path).name
     if settings.dataset == "world":
@@ -95,10 +110,16 @@ def facts(settings: TrainConfig, run: Path, step: int) -> dict[str, str]:
         rows["started from"] = origin
     if settings.algorithm in ("sft", "rejection-sampling"):
         rows["steps"] = f"{step} of {settings.questions_per_step} demonstrations"
+    if merge:
+        rows["merged weights"] = merge.told()
     path = run / "summary.json"
     summary = read_json(path) if path.is_file() else {}
     if summary.get("steps") == step:
         after = summary["after"]
         rows["exact match"] = f"{after['em']:.3f} on {after['n']} held-out questions, greedy"
+        if is_best:
+            rows["exact match"] += ", of the questions by which this checkpoint was chosen"
+        if merge:
+            rows["exact match"] += ", before the weights were merged"
         rows["exact match before training" if origin else "exact match of the base"] = f"{summary['before']['em']:.3f}"
     return rows

@@ -1,0 +1,25 @@
+"""What a base is called in files that others get to see: never by where it lies on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def base_name(source: str) -> str:
+    """A hub id as it is, also that of a folder in the hub's cache; of another folder the name alone."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return source
+    cached = next((part for part in path.resolve().parts if part.startswith("models--")), None)
+    return "/".join(cached.split("--")[1:]) if cached else path.resolve().name
+
+
+def base_revision(source: str) -> str | None:
+    """The commit on the hub that this machine holds of a hub id; None where there is none."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        from huggingface_hub import try_to_load_from_cache  # heavy
+
+        found = try_to_load_from_cache(source, "config.json") if source.count("/") == 1 else None
+        path = Path(found).parent if isinstance(found, str) else path
+    return path.resolve().name if path.resolve().parent.name == "snapshots" else None
