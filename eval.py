@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from searchr1_mini.robust.entry import begin
+
+    begin()
+
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.options import check_ranges

@@ -5,6 +5,11 @@ for step: questions -> rollouts -> rewards -> advantages -> update -> log: see s
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from searchr1_mini.robust.entry import begin
+
+    begin()
+
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +29,7 @@ def main() -> None:
     resolve_model(config.model)
     check_demonstrations(config.demonstrations)
     if config.output_dir is None:
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}-{config.algorithm}"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name[:80]}-{config.algorithm}"
         config = replace(config, output_dir=str(Path("runs") / name))
 
     from searchr1_mini.training import train  # heavy: after the arguments are known to be good

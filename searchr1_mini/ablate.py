@@ -6,6 +6,11 @@ and what was interrupted goes on, so that the same command resumes. OUT/report.m
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):
+    from searchr1_mini.robust.entry import begin
+
+    begin(is_child=__name__ != "__main__")
+
 import argparse
 import os
 import re
@@ -29,7 +34,8 @@ from searchr1_mini.defaults import LEARNING_RATES, TINY
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.files import read_json, read_summary
+from searchr1_mini.robust.forms import METRICS
 from searchr1_mini.tracking import read_jsonl, write_json_atomic, write_text_atomic
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
@@ -176,7 +182,7 @@ def train_one(config: TrainConfig) -> float:
     from searchr1_mini.training import train
 
     train(replace(config, resume=(folder / "config.json").exists()))
-    return read_json(folder / "summary.json")["after"]["em"]
+    return read_summary(folder / "summary.json")["after"]["em"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -199,8 +205,8 @@ def measures(folder: Path) -> dict[str, float | None]:
 
     None is what it never measured, as the KL of a run without a KL term.
     """
-    after = read_json(folder / "summary.json")["after"]
-    rows = read_jsonl(folder / "metrics.jsonl")
+    after = read_summary(folder / "summary.json")["after"]
+    rows = read_jsonl(folder / "metrics.jsonl", METRICS)
 
     def logged(key: str) -> list[float]:
         return [row[key] for row in rows if row.get(key) is not None]
@@ -276,7 +282,7 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
 
 def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
     """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
-    logs = {arm: [read_jsonl(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
+    logs = {arm: [read_jsonl(folder / "metrics.jsonl", METRICS) for folder in folders] for arm, folders in runs.items()}
     drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
     charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]
     write_text_atomic(path, picture(charts, "Arms of the study", width=500))

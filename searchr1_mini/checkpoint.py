@@ -19,6 +19,7 @@ import torch
 
 from searchr1_mini.errors import FULL_DISK, UserError
 from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.forms import METRICS, PROGRESS
 from searchr1_mini.tracking import read_jsonl, write_json_atomic
 
 MANIFEST = "manifest.json"
@@ -104,7 +105,7 @@ def is_whole(path: Path) -> bool:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest) and all(_checksum(path / name) == expected for name, expected in manifest.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -140,7 +141,8 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The whole checkpoint whose step has the highest held-out exact match in metrics.jsonl, the newest of equals."""
-    em = {row["step"]: row["eval/em"] for row in read_jsonl(run_dir / "metrics.jsonl") if "eval/em" in row}
+    rows = read_jsonl(run_dir / "metrics.jsonl", METRICS)
+    em = {row["step"]: row["eval/em"] for row in rows if row.get("eval/em") is not None}
     scored = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) in em]
     scored.sort(key=lambda path: em[checkpoint_step(path)], reverse=True)
     return next(filter(is_whole, scored), None)
@@ -190,6 +192,16 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """How far a checkpoint's run had come.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    progress = read_json(path)
+    return read_json(path, PROGRESS) if PROGRESS.keys() <= progress.keys() else progress  # else of another version
 
 
 def save_training_state(path: Path, *, optimizer, scaler, rng: dict) -> None:

@@ -16,10 +16,14 @@ from searchr1_mini.defaults import PRESETS
 from searchr1_mini.errors import FULL_DISK, UserError, is_out_of_memory, suggest
 from searchr1_mini.options import SHOWN, convert, shown
 from searchr1_mini.pages.printable import plain
+from searchr1_mini.robust.entry import INTERRUPTED, is_reader_gone, lost_output, signals_raise
 from searchr1_mini.robust.option_files import read_options
 
 Config = TypeVar("Config")
-UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
+UNWRITABLE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY),
+)
 
 
 def parse(
@@ -66,15 +70,24 @@ def parse_asked(
         grouped, prog=prog, description=description + epilogue, args=argv, config=(tyro.conf.OmitArgPrefixes,)
     )
     values = {name: getattr(getattr(parsed, option.metadata["group"]), name) for name, option in known.items()}
-    values = {name: at_home(value) if name != "ask" else value for name, value in values.items()}
+    values = {name: value if name == "ask" else at_home(name, value) for name, value in values.items()}
     return config_class(**values), set(unasked) - set(of_file) - flags
 
 
-def at_home(value: Any) -> Any:
-    """`~/runs` spelled out, as a shell does where it stands alone; other values as they are."""
+def at_home(name: str, value: Any) -> Any:
+    """`~/runs` spelled out, as a shell does where it stands alone; other values as they are.
+
+    Raises:
+        UserError: nobody knows where that home is.
+    """
     if not isinstance(value, str) or not value.startswith("~"):
         return value
-    return os.path.expanduser(value)
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise UserError(
+            f"{flag_of(name)} {shown(value)}: {value.split('/')[0]} is no known home; write ./~ for a name of that form"
+        )
+    return path
 
 
 def _grouped_class(known: dict[str, Field], hints: dict[str, Any], defaults: dict[str, Any], tyro: Any) -> type:
@@ -178,13 +191,17 @@ def _yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs a command; what a user can mend becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs a command; what a user can mend becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130.
+
+    Where the output goes nowhere (a full disk, `head`), the work is done all the same, and the exit code tells.
+    """
+    signals_raise()
     try:
         command()
     except UserError as error:
         _leave(str(error), 2)
     except KeyboardInterrupt:
-        _leave("interrupted", 130)
+        _leave("interrupted", INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
@@ -203,9 +220,13 @@ def run_command(command: Callable[[], None]) -> None:
             "--preset 12gb; a run with checkpoints goes on with --resume",
             2,
         )
+    if error := lost_output():
+        if is_reader_gone(error):
+            raise SystemExit(141)
+        _leave(f"the output could not be written ({error.strerror}), but the work is done; send it elsewhere", 2)
 
 
 def _leave(sentence: str, code: int) -> None:
-    sentence = plain(sentence)  # it may quote a file or a server
+    sentence = plain(sentence).strip().replace("\n", "\\n")  # it may quote a file or a server
     print(f"error: {sentence}" if code == 2 else sentence, file=sys.stderr, flush=True)
     raise SystemExit(code)

@@ -25,6 +25,7 @@ def _auto(name: str) -> str:
 
 MOST_STEPS, MOST_TOKENS, MOST_QUESTIONS = 10**6, 2**20, 10**7
 MOST_SEED = 2**32 - 1  # seeds of steps, rounds and updates are made of it, and torch takes 64 bits
+MOST_TOPK = 1000
 NEVER = 10**9  # steps between evaluations, or checkpoints to keep
 
 CORPUS_HELP = "passages: a jsonl file, a folder of such or of notes (text, HTML, PDF), hotpotqa or squad"
@@ -94,7 +95,7 @@ class TrainConfig:
         "any passages (random), the supporting ones (oracle)",
     )
     retriever_url: str | None = option("retrieval", None, RETRIEVER_URL_HELP)
-    topk: int = option("retrieval", 3, "passages a search", least=1, most=1000)
+    topk: int = option("retrieval", 3, "passages a search", least=1, most=MOST_TOPK)
     stemming: bool = option("retrieval", False, STEMMING_HELP)
     stop_words: bool = option("retrieval", True, STOP_WORDS_HELP)
     dense_model: str = option("retrieval", DENSE_MODEL, DENSE_MODEL_HELP)

@@ -13,6 +13,7 @@ from searchr1_mini.config import (
     MOST_QUESTIONS,
     MOST_SEED,
     MOST_TOKENS,
+    MOST_TOPK,
     OBSERVATION_HELP,
     RERANKER_HELP,
     RETRIEVER_URL_HELP,
@@ -81,7 +82,7 @@ class EvalConfig:
         "retrieval", None, "as in train.py, or several, a row each: auto,empty,random,oracle,none"
     )
     retriever_url: str | None = option("retrieval", None, RETRIEVER_URL_HELP)
-    topk: int | None = option("retrieval", None, "passages a search", least=1, most=1000)
+    topk: int | None = option("retrieval", None, "passages a search", least=1, most=MOST_TOPK)
     stemming: bool | None = option("retrieval", None, STEMMING_HELP)
     stop_words: bool | None = option("retrieval", None, STOP_WORDS_HELP)
     dense_model: str | None = option("retrieval", None, DENSE_MODEL_HELP)

@@ -51,6 +51,7 @@ from searchr1_mini.retrievers.engines import described, engine_of
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.robust.chat_template import parse_day, refuse_day, writes_day
 from searchr1_mini.robust.files import append_jsonl
+from searchr1_mini.robust.forms import CELL, misfit
 from searchr1_mini.robust.lock import only_one, sweep
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
@@ -234,9 +235,9 @@ def kept_lines(path: Path, task: Task) -> list[dict]:
     for text, example in zip(path.read_bytes().split(b"\n") if path.is_file() else [], task.examples, strict=False):
         try:
             row = json.loads(text)
-            if row["example_id"] != example.id or "em" not in row["scores"]:
+            if misfit(row, CELL) or row["example_id"] != example.id:
                 break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             break
         lines.append(row)
     return lines

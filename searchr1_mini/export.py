@@ -7,6 +7,11 @@ OUT/questions  train.parquet and test.parquet, in the form of verl and of Search
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from searchr1_mini.robust.entry import begin
+
+    begin()
+
 import json
 import shutil
 import sys

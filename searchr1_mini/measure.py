@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from shlex import quote
 
 import torch
 
@@ -64,7 +65,7 @@ def finish(run: Session) -> None:
     tell_again(run.folder, after)
     report = write_report(run.folder)
     print(f"\ntrained {run.config.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation")
-    print(f"report: {report}\nevaluate it: python eval.py --run {run.folder}", flush=True)
+    print(f"report: {report}\nevaluate it: python eval.py --run {quote(str(run.folder))}", flush=True)
 
 
 def _most_telling(run: Session) -> int:

@@ -13,6 +13,8 @@ from searchr1_mini.defaults import ENGINES
 from searchr1_mini.errors import UserError, suggest
 
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+OPENED_BY_PYTHON = ("data_path", "corpus", "dataset", "datasets", "ask")
+MOST_NAME = 255  # bytes of a name in a path, on every common file system
 SHOWN = 60  # characters of a wrong value in a sentence
 
 Needs = Mapping[str, tuple | int]
@@ -62,15 +64,14 @@ def check_ranges(config: Any) -> None:
         UserError: names the flag, its value and the range.
     """
     for option in fields(config):
-        if fault := fault_of(getattr(config, option.name), option.metadata):
+        if fault := fault_of(option.name, getattr(config, option.name), option.metadata):
             raise UserError(f"{flag_of(option.name)} {shown(getattr(config, option.name))}: it must be {fault}")
 
 
-def fault_of(value: Any, bounds: Mapping[str, Any]) -> str | None:
+def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
     """What a value of the right type must be, and is not; None where it is."""
     if isinstance(value, str):
-        is_text = "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
-        return None if is_text else "text in UTF-8"
+        return fault_of_text(name, value)
     if value is None or isinstance(value, bool):
         return None
     least, above, most = (bounds[name] for name in ("least", "above", "most"))
@@ -81,6 +82,20 @@ def fault_of(value: Any, bounds: Mapping[str, Any]) -> str | None:
     if least is not None and not value >= least:
         return f"at least {least}"
     return f"at most {most}" if most is not None and value > most else None
+
+
+def fault_of_text(name: str, text: str) -> str | None:
+    """What text must be to be a path that can be opened, by Python, and but for data by other libraries too."""
+    errors = "surrogateescape" if name in OPENED_BY_PYTHON else "strict"
+    try:
+        parts = text.encode(errors=errors).replace(b",", b"/").split(b"/")
+    except UnicodeEncodeError:
+        return "text in UTF-8"
+    if b"\0" in text.encode(errors=errors):
+        return "text without the character NUL"
+    if name != "ask" and max(map(len, parts)) > MOST_NAME:
+        return f"made of names of at most {MOST_NAME} bytes"
+    return None
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
@@ -143,7 +158,7 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
             fault = None if value in choices else f"one of {', '.join(choices)}"
         elif type(value) is not kind and not (kind is float and type(value) is int):
             fault = WANTED[kind]
-        if fault := fault or fault_of(value, option.metadata):
+        if fault := fault or fault_of(option.name, value, option.metadata):
             raise UserError(
                 f"{path} is damaged: {option.name} is {shown(repr(value))}, and must be {fault}; put back a copy of "
                 "it, or name another run"

@@ -7,6 +7,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from searchr1_mini.robust.entry import begin
+
+    begin()
+
 import ctypes
 import math
 import sys

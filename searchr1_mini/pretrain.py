@@ -7,6 +7,11 @@ base model, whose likeliest behaviour is to answer at once (traces.py). Reinforc
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):
+    from searchr1_mini.robust.entry import begin
+
+    begin(is_child=__name__ != "__main__")
+
 import argparse
 import contextlib
 import itertools

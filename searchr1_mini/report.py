@@ -6,6 +6,12 @@ python -m searchr1_mini.report runs/A runs/B     # two runs side by side, in run
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from searchr1_mini.robust.entry import begin
+
+    begin()
+
+import os
 import re
 import sys
 from base64 import b64encode
@@ -24,7 +30,9 @@ from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, s
 from searchr1_mini.pages.printable import plain
 from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
 from searchr1_mini.robust.diagnosis import DIAGNOSIS
-from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.files import listed_paths, read_summary
+from searchr1_mini.robust.forms import METRICS as METRICS_FORM
+from searchr1_mini.robust.forms import WARNING
 from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
 
 PAGE = Path(__file__).parent / "pages" / "report_page"
@@ -76,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(ReportConfig, "python -m searchr1_mini.report", __doc__.splitlines()[0], words)
     if config.runs is None:
         raise UserError("name the run: python -m searchr1_mini.report runs/NAME")
-    runs = [Path(name) for name in config.runs.split(",")]
+    runs = [Path(name) for name in listed_paths(config.runs)]
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
             raise UserError(f"{run} is not the folder of a run (it has no metrics.jsonl); name one as runs/NAME")
@@ -101,7 +109,7 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
         UserError: a file of a run is damaged.
     """
     names = [name_of(run_dir) for run_dir in run_dirs]
-    path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{'-'.join(names)}.html")
+    path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
     data = report_data(run_dirs)
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js"))
     policy = (
@@ -122,6 +130,11 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     return path
 
 
+def cut_name(text: str, most: int = 200) -> str:
+    """A name for a file of at most so many bytes."""
+    return text if len(os.fsencode(text)) <= most else os.fsencode(text)[:most].decode(errors="ignore")
+
+
 def _hash(source: str) -> str:
     """As a content security policy names an inline script or style that may be used."""
     return "sha256-" + b64encode(sha256(source.encode()).digest()).decode()
@@ -137,14 +150,14 @@ def _before(run_dirs: Sequence[Path]) -> str:
     held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
     diagnoses = [_diagnosis(run_dir) for run_dir in run_dirs]
     warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
-    metrics = [read_jsonl(run_dir / "metrics.jsonl") for run_dir in run_dirs]
+    metrics = [read_jsonl(run_dir / "metrics.jsonl", METRICS_FORM) for run_dir in run_dirs]
     curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
     return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings, curves])
 
 
 def _summary(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "summary.json"
-    return read_json(path) if path.exists() else None
+    return read_summary(path) if path.exists() else None
 
 
 def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
@@ -176,7 +189,7 @@ def _table(letter: str, summary: dict[str, Any]) -> str:
 
 
 def _warnings(letter: str, run_dir: Path) -> str:
-    rows = read_jsonl(run_dir / "warnings.jsonl")
+    rows = read_jsonl(run_dir / "warnings.jsonl", WARNING)
     items = "".join(f"<li>step {row['step']}: {html_text(row['warning'])}</li>" for row in rows)
     of = f" in {letter}" if letter else ""
     return f"<h2>What the stability watch saw{of}</h2>\n<ul>{items}</ul>" if rows else ""
@@ -249,7 +262,7 @@ def _figure(series: Series, title: str, unit: str, meaning: str) -> str:
 
 def write_curves_svg(run_dir: Path, path: Path) -> Path:
     """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
-    metrics, summary = read_jsonl(run_dir / "metrics.jsonl"), _summary(run_dir)
+    metrics, summary = read_jsonl(run_dir / "metrics.jsonl", METRICS_FORM), _summary(run_dir)
     charts = [
         (eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match", {}),
         (eval_series(metrics, summary, "searches"), "Searches a question", "searches", {}),

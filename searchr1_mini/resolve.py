@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -55,9 +56,10 @@ def resolve_model(name: str) -> str:
     if gguf := find_gguf(name):
         return str(unpacked(gguf))
     if Path(name).is_dir() or "/" in name:
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        folder = os.path.expanduser(name)
+        if name.startswith((".", "/", "~")) and not Path(folder).is_dir():
             raise UserError(f"there is no folder {name}; --model takes a folder, a hub id or a short name")
-        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+        return folder if Path(folder).is_dir() else name
     if name in HUB_MODELS:
         return HUB_MODELS[name]
     raise UserError(

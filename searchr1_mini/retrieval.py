@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -183,8 +184,13 @@ def fingerprint(passages: Sequence[Passage]) -> str:
 
 
 def cache_dir() -> Path:
-    """Where corpora and indexes are kept: $SEARCHR1_CACHE, or ~/.cache/searchr1_mini."""
-    return Path(os.environ.get("SEARCHR1_CACHE") or Path.home() / ".cache" / "searchr1_mini")
+    """Where corpora and indexes are kept: $SEARCHR1_CACHE, or ~/.cache/searchr1_mini, or where temporary files are."""
+    if given := os.environ.get("SEARCHR1_CACHE"):
+        return Path(given)
+    home = os.path.expanduser("~")
+    if home == "~":  # neither $HOME nor an entry for this user
+        return Path(tempfile.gettempdir()) / f"searchr1_mini-{os.getuid()}"
+    return Path(home) / ".cache" / "searchr1_mini"
 
 
 @contextmanager

@@ -7,6 +7,11 @@ The query is the question as it stands: what the first search of a policy could 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from searchr1_mini.robust.entry import begin
+
+    begin()
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +20,11 @@ import numpy as np
 
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.comparison.columns import chosen, listed
+from searchr1_mini.config import MOST_TOPK
 from searchr1_mini.data import Example, load_corpus, load_examples
 from searchr1_mini.defaults import ENGINES
 from searchr1_mini.errors import UserError
-from searchr1_mini.options import check_ranges
+from searchr1_mini.options import check_ranges, shown
 from searchr1_mini.resolve import check_retriever, name_file
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
@@ -83,8 +89,10 @@ def parse_topks(text: str) -> list[int]:
         UserError: it is no list of numbers from 1.
     """
     parts = listed(text)
-    if not parts or not all(part.isdecimal() and int(part) for part in parts):
-        raise UserError(f"--topk {text}: give numbers from 1, as in 1,3,5,10")
+    if not parts or not all(part.isascii() and part.isdecimal() and part.strip("0") for part in parts):
+        raise UserError(f"--topk {shown(text)}: give numbers from 1, as in 1,3,5,10")
+    if any(len(part) > 9 or int(part) > MOST_TOPK for part in parts):
+        raise UserError(f"--topk {shown(text)}: each must be at most {MOST_TOPK}")
     return sorted({int(part) for part in parts})
 
 

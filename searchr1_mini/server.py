@@ -11,7 +11,13 @@ docs/trust.md.
 
 # no `from __future__ import annotations`: FastAPI reads the types of functions inside a function
 
+if __name__ == "__main__":
+    from searchr1_mini.robust.entry import begin
+
+    begin()
+
 import json
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,13 +26,13 @@ from typing import Annotated, Any
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.data import load_corpus
 from searchr1_mini.errors import UserError
-from searchr1_mini.options import check_ranges
+from searchr1_mini.options import check_ranges, refuse_idle
 from searchr1_mini.resolve import check_retriever
 from searchr1_mini.retrieval import Retriever
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol
 from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
-from searchr1_mini.retrievers.retrieval_config import ServerConfig
+from searchr1_mini.retrievers.retrieval_config import SERVER_NEEDS, ServerConfig
 
 EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 
@@ -39,6 +45,7 @@ def main() -> None:
     """
     config = parse(ServerConfig, "python -m searchr1_mini.server", __doc__.splitlines()[0])
     check_ranges(config)
+    refuse_idle(config, config, ServerConfig(), SERVER_NEEDS)
     check_retriever(config, [config.retriever])
     listener = listen(config.host, config.port)  # before an hour of indexing
     import uvicorn
@@ -60,6 +67,7 @@ def main() -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=10,
     )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a service manager's way to end it is no interruption to tell of
     uvicorn.Server(settings).run(sockets=[listener])
 
 

@@ -25,7 +25,7 @@ from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype, tell_of_no_gpu
 from searchr1_mini.reference import freeze_reference, load_reference, save_reference
 from searchr1_mini.resolve import resolve_model
-from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.forms import WARNING
 from searchr1_mini.robust.identity import check_data, data_identity
 from searchr1_mini.robust.watch import Watch
 from searchr1_mini.rollout import RolloutLimits
@@ -166,7 +166,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         restore(run, newest)
     elif config.resume:  # interrupted before the first checkpoint: from the start
         truncate_metrics(folder / "metrics.jsonl", 0)
-        truncate_metrics(folder / "warnings.jsonl", 0)
+        truncate_metrics(folder / "warnings.jsonl", 0, WARNING)
     run.tracker = Tracker(
         folder, config.steps, run.first_step, config.tensorboard and is_main(), config.wandb and is_main(),
         asdict(config), folder.name,
@@ -248,7 +248,7 @@ def restore(run: Session, folder: Path) -> None:
     load_reference(run.policy, folder / "model")
     rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scaler)
     checkpoint.restore_rng(rng)
-    progress = read_json(folder / "progress.json")
+    progress = checkpoint.read_progress(folder / "progress.json")
     try:
         run.first_step, run.updates = progress["step"] + 1, progress["updates"]
         run.before, run.train_seconds = progress["before"], progress["train_seconds"]
@@ -263,7 +263,7 @@ def restore(run: Session, folder: Path) -> None:
         raise UserError(f"{folder / 'progress.json'} {checkpoint.OF_ANOTHER_VERSION} ({error!r})") from error
     logged = progress["step"] - (run.unlogged is not None)
     run.watch = Watch(truncate_metrics(run.folder / "metrics.jsonl", logged))
-    truncate_metrics(run.folder / "warnings.jsonl", logged)
+    truncate_metrics(run.folder / "warnings.jsonl", logged, WARNING)
     print(f"resumed after step {progress['step']} from {folder}", flush=True)
 
 

@@ -23,6 +23,7 @@ from searchr1_mini.prompts import opening_of
 from searchr1_mini.rewards import exact_match
 from searchr1_mini.robust import interrupt
 from searchr1_mini.robust.files import append_jsonl
+from searchr1_mini.robust.forms import DEMONSTRATIONS
 from searchr1_mini.robust.invariants import check_batch
 from searchr1_mini.rollout import rollout
 from searchr1_mini.schedule import learning_rates, set_learning_rates
@@ -50,7 +51,7 @@ def demonstrations(run: Session) -> list[Trajectory]:
     if run.config.algorithm == "sft":
         return [gold_demonstration(run, example) for example in examples]
     path = run.folder / "demonstrations.jsonl"
-    rows = on_main(lambda: read_jsonl(path))
+    rows = on_main(lambda: read_jsonl(path, DEMONSTRATIONS))
     for row in sample_chunks(run, examples[len(rows) * CHUNK :], len(rows)):
         append_jsonl(path, [row])
         rows.append(row)

@@ -21,6 +21,7 @@ from searchr1_mini.data import Example
 from searchr1_mini.errors import UserError
 from searchr1_mini.pages.printable import one_line, plain
 from searchr1_mini.robust.files import append_jsonl
+from searchr1_mini.robust.forms import METRICS, misfit
 from searchr1_mini.trajectory import Segment, Trajectory
 
 SHOWN = {
@@ -159,11 +160,14 @@ def _open_wandb(name: str, config: dict, run_dir: Path):
     )
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, form: Any = None) -> list[dict[str, Any]]:
     """The whole lines of a jsonl file; a torn last line, as a killed run leaves it, is passed over.
 
+    Args:
+        form: what each line must look like, see forms.py [default: any object].
+
     Raises:
-        UserError: another line is no JSON object.
+        UserError: another line is no JSON object of that form.
     """
     if not path.exists():
         return []
@@ -173,7 +177,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             rows += [json.loads(line)] if line else []
             if line and not isinstance(rows[-1], dict):
                 raise ValueError("not a JSON object")
-        except ValueError as error:
+            if line and (told := misfit(rows[-1], form or {})):
+                raise ValueError(told)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"line {number} of {path} is damaged ({error}); remove it to go on") from error
     return rows
 
@@ -183,9 +189,9 @@ def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def truncate_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+def truncate_metrics(path: Path, step: int, form: Any = METRICS) -> list[dict[str, Any]]:
     """Drops what was logged after `step`, so that a resumed run logs every step once; returns what is left."""
-    rows = [row for row in read_jsonl(path) if row["step"] <= step]
+    rows = [row for row in read_jsonl(path, form) if row["step"] <= step]
     if path.exists():
         write_jsonl_atomic(path, rows)
     return rows

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 import torch
@@ -80,7 +81,7 @@ def _train_locked(run: Session) -> Path:
             run_steps(run)
             finish(run)
         except Stopped:
-            print(f"go on with: python train.py --resume --output-dir {run.folder}", flush=True)
+            print(f"go on with: python train.py --resume --output-dir {quote(str(run.folder))}", flush=True)
             raise KeyboardInterrupt from None
     return run.folder
 
@@ -150,7 +151,7 @@ def saved_if_broken_off(run: Session, step: int, unlogged: dict[str, float] | No
         if isinstance(reason, Stopped):
             print(f"saved step {step}", flush=True)
             raise
-        remedy = f"step {step} is saved, go on with: python train.py --resume --output-dir {run.folder}"
+        remedy = f"step {step} is saved, go on with: python train.py --resume --output-dir {quote(str(run.folder))}"
         raise UserError(f"{reason}; {remedy}") from reason
 
 

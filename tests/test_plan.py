@@ -253,8 +253,8 @@ def test_an_adapters_rank_is_its_own(tmp_path):
         plan_evaluation(EvalConfig(model="tiny", adapter=str(tmp_path)))
 
 
-def mark(config: EvalConfig) -> str:
-    plan = plan_evaluation(config)
+def mark(config: EvalConfig, planned: EvalConfig | None = None) -> str:
+    plan = plan_evaluation(planned or config)
     row, column = plan.rows[0], plan.columns[0]
     task = task_of(config, row, column, Library(), {})
     return fingerprint(config, row, cell_settings(config, row, column), task)
@@ -263,7 +263,8 @@ def mark(config: EvalConfig) -> str:
 def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
     config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus, device="cpu")
     first = mark(config)
-    assert first == mark(config) == mark(replace(config, rollout_batch_size=3, seed=4, against="rag"))
+    smaller = replace(config, rollout_batch_size=3)
+    assert first == mark(config) == mark(smaller) == mark(replace(smaller, seed=4, against="rag"), planned=smaller)
     seen = {first}
 
     def differs(changed: EvalConfig) -> bool:
@@ -326,6 +327,12 @@ def test_a_kept_cell_is_of_the_precision_that_was_computed_in(monkeypatch, file,
         ({"run": " , "}, "--run ' , ' names nothing"),
         ({"methods": ""}, "--methods '' names nothing"),
         ({"retriever": ","}, "--retriever ',' names nothing"),
+        ({"datasets": "nq", "retriever": "empty", "corpus": "c.jsonl"}, "--corpus does nothing with --retriever empty"),
+        ({"datasets": "nq", "retriever": "none,empty", "topk": 7}, "--topk does nothing with --retriever empty, none"),
+        ({"datasets": "nq", "seed": 3}, "--seed does nothing: answers are greedy, and no world is made"),
+        ({"against": "search-r1"}, "--against compares rows of the table, and there is one"),
+        ({"datasets": "a.jsonl", "data_path": "b.jsonl"}, "both files; name one"),
+        ({"temperature": 1e-30}, "it must be 0, or at least 0.001"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_any_work(options, told):

@@ -127,3 +127,10 @@ def test_questions_without_supporting_titles_are_refused_in_one_sentence(files, 
 @given(st.lists(st.integers(1, 99), min_size=1))
 def test_numbers_come_once_and_ascending(numbers):
     assert parse_topks(",".join(map(str, numbers))) == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("text", ["0", "1,0", "-1", "\u0663", "1001", "9" * 5000, "1e3", "nan", ",", "1_0"])
+def test_numbers_of_passages_have_a_bound(text):
+    with pytest.raises(UserError, match=r"^--topk ") as told:
+        parse_topks(text)
+    assert len(str(told.value)) < 200

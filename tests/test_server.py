@@ -249,7 +249,10 @@ def test_it_serves_bm25_by_stems_and_an_encoder_in_one(corpus, tmp_path, monkeyp
         (["--retriever", "bm25s", "--retriever-url", "m.db"], "it needs --retriever http or milvus"),
         (["--corpus", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--port", "0"], "must be at least 1"),
-        (["--port", "70000", "--corpus", "nowhere.jsonl"], "cannot listen on 127.0.0.1, port 70000"),
+        (["--port", "70000", "--corpus", "nowhere.jsonl"], "--port 70000: it must be at most 65535"),
+        (["--corpus", "c.jsonl", "--dataset", "nq"], "--dataset does nothing with --corpus c.jsonl"),
+        (["--corpus", "c.jsonl", "--data-path", "q.jsonl"], "--data-path does nothing with --corpus c.jsonl"),
+        (["--host", "256.1.1.1", "--corpus", "nowhere.jsonl"], "cannot listen on 256.1.1.1, port 8000"),
         (["--retriever", "http"], "must be one of"),
     ],
 )

@@ -13,6 +13,7 @@ from searchr1_mini.defaults import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.resolve import name_file, resolve, world_hops_list
+from searchr1_mini.robust.files import listed_paths
 from searchr1_mini.robust.identity import TRAINING_QUESTIONS, data_identity
 
 ALL_DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "world")
@@ -61,11 +62,13 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
     Raises:
         UserError: an unknown data set, flags that belong to none of them, or a file that cannot be read.
     """
-    names = listed(config.datasets) if config.datasets is not None else [own["dataset"]]
+    names = list(dict.fromkeys(listed_paths(config.datasets))) if config.datasets is not None else [own["dataset"]]
     files = [name for name in names if name_file(TrainConfig(dataset=name)).data_path]
     names = chosen([name for name in names if name not in files], DATASETS, "--datasets", ALL_DATASETS) + files
     if not names:
         raise UserError("--datasets names no data set; write all, or a list such as nq,hotpotqa")
+    if config.data_path and files:
+        raise UserError(f"--data-path {config.data_path} and --datasets {files[0]} are both files; name one of them")
     if config.data_path and (len(names) > 1 or names == ["world"]):
         raise UserError(
             "--data-path is the file of one data set; name that alone with --datasets, or the files themselves"

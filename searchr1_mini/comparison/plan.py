@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini import checkpoint
-from searchr1_mini.comparison.columns import OF_THE_WORLD, Column, chosen, corpus_of, listed, own_data, plan_columns
+from searchr1_mini.comparison.columns import (
+    OF_THE_WORLD,
+    Column,
+    chosen,
+    corpus_of,
+    listed,
+    own_data,
+    plan_columns,
+)
 from searchr1_mini.config import TrainConfig, flag_of
 from searchr1_mini.defaults import ENGINES, PROBES, PROMPTED, READ_BY, SEARCHING, TRAINED
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.resolve import check_retriever, refuse_unread, resolve, saved_config
+from searchr1_mini.resolve import LEAST_TEMPERATURE, check_retriever, refuse_unread, resolve, saved_config
 from searchr1_mini.robust.chat_template import today
+from searchr1_mini.robust.files import listed_paths
 from searchr1_mini.weights import adapter_settings
 
 METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
@@ -68,6 +77,8 @@ def plan_evaluation(config: EvalConfig) -> Plan:
             raise UserError(f"{flag_of(name)} {getattr(config, name)!r} names nothing; give a name, or leave it out")
     if config.run and (config.model or config.adapter):
         raise UserError("--run brings its own model and adapter; leave out --model and --adapter")
+    if 0 < config.temperature < LEAST_TEMPERATURE:
+        raise UserError(f"--temperature {config.temperature}: it must be 0, or at least {LEAST_TEMPERATURE}")
     runs = {folder: saved_config(folder) for folder in run_folders(config)}
     if config.checkpoint and not runs:
         raise UserError("--checkpoint is a step of a run; name the run with --run")
@@ -76,7 +87,14 @@ def plan_evaluation(config: EvalConfig) -> Plan:
     if not rows:
         raise UserError(" ".join(notes))
     refuse_idle(config, rows, notes)
-    return Plan(rows, plan_columns(config, own, list(runs.values())), notes)
+    columns = plan_columns(config, own, list(runs.values()))
+    is_drawn = config.temperature > 0 or any(row.must_train for row in rows)
+    has_own_world = not runs and any(column.data["dataset"] == "world" for column in columns)
+    if config.seed != EvalConfig.seed and not is_drawn and not has_own_world:
+        raise UserError(
+            "--seed does nothing: answers are greedy, and no world is made; add --temperature 1, or leave it out"
+        )
+    return Plan(rows, columns, notes)
 
 
 def slug(text: str) -> str:
@@ -86,7 +104,7 @@ def slug(text: str) -> str:
 
 def run_folders(config: EvalConfig) -> list[Path]:
     """The folders that --run names."""
-    return [Path(part) for part in listed(config.run)]
+    return [Path(part) for part in dict.fromkeys(listed_paths(config.run))]
 
 
 def run_method(saved: dict[str, Any]) -> str:
@@ -148,6 +166,10 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
     rows = [replace(row, label=f"{row.label}, {row.shots} shots") if row.shots else row for row in rows]
     rows = with_retrievers(config, rows)
     labels = [row.label for row in rows]
+    if config.against and len(labels) == 1:
+        raise UserError(
+            "--against compares rows of the table, and there is one; add a method or a run, or leave it out"
+        )
     if config.against and config.against not in labels:
         raise UserError(
             f"--against {config.against}: no such row{suggest(config.against, labels)}; rows: {', '.join(labels)}"
@@ -227,6 +249,12 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
         methods = ", ".join(dict.fromkeys(row.method for row in rows))
         told = f"no row searches ({methods}); leave out {', '.join(given)}, or add a method with a search"
         raise UserError(". ".join([told, *notes]))
+    searching = {row.settings.retriever for row in rows if row.method in SEARCHING}
+    for name, idle in (("corpus", {"none", "empty", "http"}), ("topk", {"none", "empty"})):
+        if getattr(config, name) is not None and searching and searching <= idle:
+            raise UserError(
+                f"{flag_of(name)} does nothing with --retriever {', '.join(sorted(searching))}; leave it out"
+            )
     if config.train and not any(row.must_train for row in rows):
         raise UserError("--train: no row is left to train; leave it out, or add one of " + ", ".join(TRAINED))
 

@@ -5,7 +5,6 @@ The page in the browser is chat_web.py.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from searchr1_mini.methods import MakeMethod
 from searchr1_mini.models import Policy
 from searchr1_mini.pages.printable import one_line, plain
 from searchr1_mini.retrieval import Retriever, cache_dir
+from searchr1_mini.robust.entry import lost_output
 from searchr1_mini.robust.interrupt import Stopped
 from searchr1_mini.rollout import RolloutLimits, rollout
 from searchr1_mini.tracking import render_segment
@@ -155,8 +155,7 @@ def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
         except UserError as error:
             n_failed += 1
             print(f"error: {plain(str(error))}", file=sys.stderr, flush=True)
-        except BrokenPipeError:  # whoever reads the answers has left, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if lost_output():  # whoever reads the answers has left, as `head` does
             break
     if n_failed:
         raise UserError(f"{n_failed} of the questions could not be answered; mend what is told above, and ask again")

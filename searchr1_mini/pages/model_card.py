@@ -13,7 +13,7 @@ from searchr1_mini.defaults import HUB_MODELS
 from searchr1_mini.pages.printable import markdown_text
 from searchr1_mini.prompts import render_passage, template_of
 from searchr1_mini.retrieval import Passage
-from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.files import read_json, read_summary
 
 if TYPE_CHECKING:
     from searchr1_mini.merge import Merge
@@ -113,7 +113,7 @@ def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_b
     if merge:
         rows["merged weights"] = merge.told()
     path = run / "summary.json"
-    summary = read_json(path) if path.is_file() else {}
+    summary = read_summary(path) if path.is_file() else {}
     if summary.get("steps") == step:
         after = summary["after"]
         rows["exact match"] = f"{after['em']:.3f} on {after['n']} held-out questions, greedy"

@@ -14,6 +14,7 @@ from typing import Any
 from searchr1_mini.errors import UserError
 from searchr1_mini.pages.printable import one_line, plain
 from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.forms import ROLLOUT
 from searchr1_mini.tracking import read_jsonl
 
 BUDGET = 7_500_000  # bytes of rollouts in a page, over all of its runs
@@ -79,7 +80,7 @@ def steps_of(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces)
     files = sorted((run_dir / "rollouts").glob("step-*.jsonl"))
     steps, sizes = [], []
     for path in files:
-        rows = read_jsonl(path)
+        rows = read_jsonl(path, ROLLOUT)
         groups = [list(rows_) for _, rows_ in groupby(rows, key=lambda row: (row["example_id"], row.get("group")))]
         kept, size, times = [], 0, Counter()
         for group in groups:

@@ -6,6 +6,7 @@ Vectors are normalised, so that their inner product is the cosine. They are comp
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -128,7 +129,7 @@ def load_model(kind: str, name: str, flag: str) -> Any:
     Raises:
         UserError: the package is not installed, or the model cannot be loaded, or only by running its code.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name.startswith((".", "/", "~")) and not path.is_dir():
         raise UserError(f"there is no folder {name}; {flag} takes a folder or a hub id")
     refuse_pickles(path, f"{flag} {name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 import uuid
 from collections.abc import Sequence
@@ -170,6 +171,6 @@ def _checked(url: str) -> str:
     if not url.endswith(".db"):
         raise UserError(f"--retriever-url {url}: write http://host:19530, or a path that ends in .db for milvus-lite")
     require("milvus_lite", "milvus")
-    path = Path(url).expanduser().absolute()
+    path = Path(os.path.expanduser(url)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return str(path)

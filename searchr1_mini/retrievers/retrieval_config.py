@@ -45,6 +45,9 @@ class ServerConfig:
     max_connections: int = option("network", 128, "at the same time; to more the answer is 503", least=1, most=65_535)
 
 
+SERVER_NEEDS: dict = {"dataset": {"corpus": (None,)}, "data_path": {"corpus": (None,)}}  # see options.NEEDS
+
+
 @dataclass(frozen=True)
 class MetricsConfig:
     """Options of the retrieval metrics."""

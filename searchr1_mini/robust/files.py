@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.errors import UserError
+from searchr1_mini.robust.forms import SUMMARY, misfit
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -43,8 +44,24 @@ def end_of_last_line(path: Path) -> int:
         return file.read().rfind(b"\n") + 1
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> dict[str, Any]:
+    """A finished run's summary.json.
+
+    Raises:
+        UserError: it is damaged, or its measurements are of different questions.
+    """
+    summary = read_json(path, SUMMARY)
+    parts = [summary[name] for name in ("before", "after", "after_without_retriever") if summary.get(name)]
+    if any(part["by_source"].keys() != parts[0]["by_source"].keys() for part in parts):
+        raise UserError(f"{path} is damaged (its measurements are of other sources); put back a copy of it")
+    return summary
+
+
+def read_json(path: Path, form: Any = None) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        form: what it must look like, see forms.py [default: any object].
 
     Raises:
         UserError: it cannot be read, or holds anything else.
@@ -53,6 +70,27 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
+        if told := misfit(value, form or {}):
+            raise ValueError(told)
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); put back a copy of it, or name another folder") from error
+
+
+def listed_paths(text: str | None) -> list[str]:
+    """The parts of a comma-separated list of names and paths; a path that is there may have commas in its name."""
+    words, parts = (text or "").split(","), []
+    while words:
+        joined = [",".join(words[:n]) for n in range(len(words), 0, -1)]
+        there = [name for each in joined for name in (each, each.strip()) if exists(name)]
+        parts.append(there[0] if there else words[0].strip())
+        words = words[(there[0].count(",") if there else 0) + 1 :]
+    return [part for part in parts if part]
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder; a name that no file system takes is none."""
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):
+        return False

@@ -44,7 +44,7 @@ def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
     for name, value in identity.items():
         if None in (value, saved.get(name)) or saved[name] == value:
             continue
-        what = f"{name} {value}, not {saved[name]}" if name in SIZES else f"other {name}"
+        what = f"{name} {value}, not {str(saved[name])[:60]}" if name in SIZES else f"other {name}"
         raise UserError(
             f"{weights} was trained on another base: {source} has {what}; give back the base that it was trained on, "
             "or train on this one in a new --output-dir"

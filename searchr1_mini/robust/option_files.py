@@ -40,7 +40,7 @@ def read_options(path: Path) -> dict[str, Any]:
     for kind in ("int", "float", "timestamp", "binary"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_scalar)
     try:
-        values = yaml.load(read_bounded(path).decode("utf-8-sig"), Loader)
+        values = Loader(read_bounded(path).decode("utf-8-sig")).get_single_data()
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
