@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import shutil
 from dataclasses import replace
 from datetime import date, datetime
@@ -194,7 +195,12 @@ def test_a_template_for_prompts_alone_ends_turns_with_eos(base, tmp_path, tokeni
 
 def test_rendering_draws_nothing_at_random(tokenizer):
     message = [{"role": "user", "content": "Who?"}]
-    drawn = {chat_template.render("{{ [1, 2, 3, 4, 5, 6, 7] | random }}", message, {}, DAY, True) for _ in range(20)}
+    drawn = set()
+    for seed in range(20):
+        random.seed(seed)
+        before = random.getstate()
+        drawn.add(chat_template.render("{{ [1, 2, 3, 4, 5, 6, 7] | random }}", message, {}, DAY, True))
+        assert random.getstate() == before
     assert len(drawn) == 1
 
 
