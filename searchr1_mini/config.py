@@ -172,23 +172,23 @@ class TrainConfig:
     )
 
     cold_start: int = option(
-        "cold_start",
+        "imitation",
         0,
         "scripted episodes that are imitated before RL, for a model that never earns a reward",
         least=0,
         most=MOST_QUESTIONS,
     )
     demonstrations: str | None = option(
-        "cold_start", None, "imitate these instead: a jsonl file of question and turns, or a run's rollouts"
+        "imitation", None, "imitate these instead: a jsonl file of question and turns, or a run's rollouts"
     )
     cold_start_learning_rate: float | None = option(
-        "cold_start",
+        "imitation",
         None,
         "[default: LoRA 3e-3 for tiny, else 5e-4; full fine-tuning 5e-4 for tiny, else 2e-5]",
         above=0,
         most=10,
     )
-    cold_start_batch_size: int = option("cold_start", 16, "episodes per optimizer step", least=1, most=10_000)
+    cold_start_batch_size: int = option("imitation", 16, "episodes per optimizer step", least=1, most=10_000)
 
     reward: Literal["em", "sub-em", "f1", "format"] = option(
         "reward", "em", "format: exact match with the public code's partial credit for a well-formed trajectory"
