@@ -83,7 +83,7 @@ def in_time(work: Callable[[], object]) -> str:
 
 def plain(folder: Path) -> torch.nn.Module:
     """The model as transformers loads it, with the attention that is written out."""
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, attn_implementation="eager").eval()
 
 
 @torch.no_grad()

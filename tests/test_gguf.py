@@ -128,7 +128,10 @@ def test_another_file_of_the_same_name_is_another_base(file, tmp_path, tokenizer
     (model,) = (run / "checkpoints").glob("step-*/model")
     told = sentence_of(
         capsys, evaluate_command,
-        EvalConfig(model=str(other), adapter=str(model), limit=2, datasets="world", output_dir=str(tmp_path / "eval")),
+        EvalConfig(
+            model=str(other), adapter=str(model), limit=2, datasets="world", output_dir=str(tmp_path / "eval"),
+            max_total_tokens=2048,
+        ),
     )  # fmt: skip
     assert "trained on another base" in told and "other weights" in told
 

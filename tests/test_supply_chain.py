@@ -100,12 +100,19 @@ def pickled_weights(folder: Path, sign: Path) -> Path:
     return folder
 
 
-def refusal(script: str, *flags: object, monkeypatch, capsys) -> str:
-    """What a script says when it ends with exit code 2."""
+def refusal(script: str, *flags: object, monkeypatch, capfd) -> str:
+    """What a script says when it ends with exit code 2; the streams and signals that it takes are given back."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    told = capsys.readouterr().err
+    for name in ("stdin", "stdout", "stderr", "excepthook"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    told = capfd.readouterr().err
     assert left.value.code == 2 and "Traceback" not in told
     return told.splitlines()[-1]
 
@@ -115,10 +122,10 @@ def test_the_trap_works(tmp_path):
     assert (tmp_path / "sign").exists()
 
 
-def test_pickled_weights_of_a_model_are_refused(tmp_path, tokenizer, monkeypatch, capsys):
+def test_pickled_weights_of_a_model_are_refused(tmp_path, tokenizer, monkeypatch, capfd):
     sign = tmp_path / "sign"
     folder = pickled_weights(save_random_qwen2(tmp_path / "model", tokenizer), sign)
-    tools = {"monkeypatch": monkeypatch, "capsys": capsys}
+    tools = {"monkeypatch": monkeypatch, "capfd": capfd}
     flags = ["--model", folder, "--dataset", "world", "--no-memory-check", "--output-dir"]
     for rank in (4, 0):
         told = refusal("train.py", *flags, tmp_path / str(rank), "--lora-rank", rank, **tools)
@@ -131,7 +138,7 @@ def test_pickled_weights_of_a_model_are_refused(tmp_path, tokenizer, monkeypatch
     assert not sign.exists()
 
 
-def test_code_of_a_model_is_never_run(tmp_path, tokenizer, monkeypatch, capsys):
+def test_code_of_a_model_is_never_run(tmp_path, tokenizer, monkeypatch, capfd):
     folder = save_random_qwen2(tmp_path / "model", tokenizer)
     sign = tmp_path / "sign"
     (folder / "own.py").write_text(f"open({str(sign)!r}, 'w')\nclass C: ...\n")
@@ -139,7 +146,7 @@ def test_code_of_a_model_is_never_run(tmp_path, tokenizer, monkeypatch, capsys):
     config["auto_map"] = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.C"}
     (folder / "config.json").write_text(json.dumps(config))
     flags = ["--model", folder, "--dataset", "world", "--output-dir", tmp_path / "out"]
-    told = refusal("train.py", *flags, monkeypatch=monkeypatch, capsys=capsys)
+    told = refusal("train.py", *flags, monkeypatch=monkeypatch, capfd=capfd)
     assert "brings code of its own, which is never run" in told and not sign.exists()
 
 
@@ -229,7 +236,7 @@ def test_training_evaluation_and_the_server_connect_to_this_machine_alone(run_fo
     assert not guarded[1].exists(), guarded[1].read_text()
 
 
-def test_a_pickled_adapter_of_a_checkpoint_is_refused(run_folder, tmp_path, monkeypatch, capsys):
+def test_a_pickled_adapter_of_a_checkpoint_is_refused(run_folder, tmp_path, monkeypatch, capfd):
     folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
     whole, sign = latest_checkpoint(folder), tmp_path / "sign"
     aside = pickled_weights(Path(shutil.move(whole, tmp_path / "aside")), sign)
@@ -237,7 +244,7 @@ def test_a_pickled_adapter_of_a_checkpoint_is_refused(run_folder, tmp_path, monk
     shutil.rmtree(folder / "checkpoints")
     save_checkpoint(folder, 1, lambda new: shutil.copytree(aside, new, dirs_exist_ok=True))
     assert latest_checkpoint(folder), "the checksums are those of the trap"
-    tools = {"monkeypatch": monkeypatch, "capsys": capsys}
+    tools = {"monkeypatch": monkeypatch, "capfd": capfd}
     assert "adapter of another form is not opened" in refusal("eval.py", "--run", folder, "--limit", 2, **tools)
     flags = ["--resume", "--output-dir", folder, *ONE_STEP, "--steps", 2]
     assert "has no adapter_model.safetensors" in refusal("train.py", *flags, **tools)
