@@ -34,8 +34,8 @@ from searchr1_mini.defaults import LEARNING_RATES, TINY
 from searchr1_mini.errors import UserError, suggest
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.robust.files import read_json, read_summary
-from searchr1_mini.robust.forms import METRICS
+from searchr1_mini.robust.files import read_json
+from searchr1_mini.robust.forms import METRICS, OF_AN_ARM
 from searchr1_mini.tracking import read_jsonl, write_json_atomic, write_text_atomic
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
@@ -182,7 +182,7 @@ def train_one(config: TrainConfig) -> float:
     from searchr1_mini.training import train
 
     train(replace(config, resume=(folder / "config.json").exists()))
-    return read_summary(folder / "summary.json")["after"]["em"]
+    return read_json(folder / "summary.json", {"after": {"em": float}})["after"]["em"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -205,7 +205,7 @@ def measures(folder: Path) -> dict[str, float | None]:
 
     None is what it never measured, as the KL of a run without a KL term.
     """
-    after = read_summary(folder / "summary.json")["after"]
+    after = read_json(folder / "summary.json", OF_AN_ARM)["after"]
     rows = read_jsonl(folder / "metrics.jsonl", METRICS)
 
     def logged(key: str) -> list[float]:

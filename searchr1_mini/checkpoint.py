@@ -201,7 +201,8 @@ def read_progress(path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     progress = read_json(path)
-    return read_json(path, PROGRESS) if PROGRESS.keys() <= progress.keys() else progress  # else of another version
+    is_ours = {name for name in PROGRESS if name[0] != "?"} <= progress.keys()  # else of another version
+    return read_json(path, PROGRESS) if is_ours else progress
 
 
 def save_training_state(path: Path, *, optimizer, scaler, rng: dict) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from searchr1_mini.defaults import DATASETS, DENSE_MODEL, REAL, TINY
+from searchr1_mini.defaults import DATASETS, DENSE_MODEL, MOST_TOPK, REAL, TINY
 
 
 def option(group: str, default: Any, help_text: str, **bounds: float):
@@ -25,7 +25,6 @@ def _auto(name: str) -> str:
 
 MOST_STEPS, MOST_TOKENS, MOST_QUESTIONS = 10**6, 2**20, 10**7
 MOST_SEED = 2**32 - 1  # seeds of steps, rounds and updates are made of it, and torch takes 64 bits
-MOST_TOPK = 1000
 NEVER = 10**9  # steps between evaluations, or checkpoints to keep
 
 CORPUS_HELP = "passages: a jsonl file, a folder of such or of notes (text, HTML, PDF), hotpotqa or squad"

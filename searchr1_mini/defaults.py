@@ -22,6 +22,7 @@ SEARCHING = ("ircot", "search-o1", "rag", "rejection-sampling", "search-r1")
 
 PROBES = ("none", "empty", "random", "oracle")  # retrievers that tell whether a policy really searches
 ENGINES = ("auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http")
+MOST_TOPK = 1000  # passages a search
 DENSE_MODEL = "intfloat/e5-base-v2"
 _BM25 = ("auto", "bm25", "bm25s", "hybrid", "milvus")
 READ_BY = {  # option -> the retrievers that read it

@@ -13,7 +13,6 @@ from searchr1_mini.config import (
     MOST_QUESTIONS,
     MOST_SEED,
     MOST_TOKENS,
-    MOST_TOPK,
     OBSERVATION_HELP,
     RERANKER_HELP,
     RETRIEVER_URL_HELP,
@@ -21,7 +20,7 @@ from searchr1_mini.config import (
     STOP_WORDS_HELP,
     option,
 )
-from searchr1_mini.defaults import DATASETS, PROMPTED, TRAINED
+from searchr1_mini.defaults import DATASETS, MOST_TOPK, PROMPTED, TRAINED
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ import numpy as np
 
 from searchr1_mini.cli import parse, run_command
 from searchr1_mini.comparison.columns import chosen, listed
-from searchr1_mini.config import MOST_TOPK
 from searchr1_mini.data import Example, load_corpus, load_examples
-from searchr1_mini.defaults import ENGINES
+from searchr1_mini.defaults import ENGINES, MOST_TOPK
 from searchr1_mini.errors import UserError
 from searchr1_mini.options import check_ranges, shown
 from searchr1_mini.resolve import check_retriever, name_file

@@ -36,6 +36,8 @@ from searchr1_mini.session import save_step, start
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.trajectory import Segment, Trajectory
 
+MEASURED = {"n": 4, "em": 0.25, "searches": 1.0, "response_tokens": 9.0, "by_source": {}}
+
 
 def write_some(folder, size=1000):
     (folder / "model").mkdir()
@@ -201,7 +203,7 @@ def test_a_run_begins_where_there_is_no_git(tmp_path, monkeypatch):
 
 def test_the_seconds_of_all_processes_of_a_run_are_counted(tmp_path):
     run = session_of(tmp_path / "run")
-    run.before, run.earlier_seconds = {"n": 0}, 1000.0
+    run.before, run.earlier_seconds = MEASURED, 1000.0
     save_step(run, 1)
     assert 1000 < start(replace(run.config, resume=True)).total_seconds < 2000
 
@@ -213,7 +215,7 @@ def test_a_resumed_run_knows_all_that_it_knew(tmp_path):
         "updates": 7,
         "skipped_in_a_row": 2,
         "train_seconds": 12.5,
-        "before": {"em": 0.25},
+        "before": MEASURED,
         "micro_batch_tokens": 99,
     }
     for name, value in told.items():

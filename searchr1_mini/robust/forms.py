@@ -19,6 +19,7 @@ SUMMARY = {
     "steps": int, "train_seconds": float, "peak_memory_gb": float, "before": SUMMARY_PART, "after": SUMMARY_PART,
     "?after_without_retriever": (SUMMARY_PART, None),
 }  # fmt: skip
+OF_AN_ARM = {"after": {"searches": float, "response_tokens": float, "by_source": {str: {"em": float}}}}
 _SEGMENT = {"kind": ("prompt", "policy", "observation"), "token_ids": [int], "text": str}
 _NUMBERS = [(NUMBER, None)]
 ROLLOUT = {
@@ -34,6 +35,7 @@ TRAJECTORY = {
 }  # fmt: skip
 PROGRESS = {
     "step": int, "updates": int, "before": (SUMMARY_PART, None), "train_seconds": float, "total_seconds": float,
+    "?after_cold_start": (SUMMARY_PART, None),
     "skipped_in_a_row": int, "unlogged": ({str: NUMBER}, None), "tokens_per_micro_batch": int,
     "micro_batch_tokens": int, "samples_before": [TRAJECTORY],
 }  # fmt: skip
