@@ -11,7 +11,7 @@ PACKAGE = ROOT / "searchr1_mini"
 LEAVES = {"errors", "trajectory", "prompts", "rewards", "algorithms", "logprobs", "defaults"}
 KNOW_THE_CONFIG = set(
     "cli options resolve task session schedule training update ablate evaluate plan columns tables server "
-    "retrieval_config eval_config export model_card memory preflight report live cold_start diagnosis shots retrieval_metrics".split()
+    "retrieval_config eval_config export model_card memory preflight report live cold_start diagnosis shots".split()
 )
 
 
