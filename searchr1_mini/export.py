@@ -241,7 +241,7 @@ def write_questions(settings: TrainConfig, folder: Path) -> None:
 
     make_method = method_of(settings)
     settings = replace(settings, retriever="empty", retriever_url=None)  # no index is needed
-    for split, ours in (("train", "train"), ("test", "eval")):
+    for split, ours in (("train", "train"), ("test", "selection")):
         examples = load_task(settings, ours).examples
         rows = [question_row(example, make_method, split, index) for index, example in enumerate(examples)]
         datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
