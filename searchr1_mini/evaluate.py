@@ -55,7 +55,7 @@ from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.robust.chat_template import parse_day, refuse_day, writes_day
 from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.robust.forms import CELL, misfit
-from searchr1_mini.robust.lock import only_one, sweep
+from searchr1_mini.robust.lock import only_one
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
 from searchr1_mini.task import Library, Task, load_task
@@ -80,7 +80,6 @@ def evaluate_command(config: EvalConfig) -> None:
     out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or config.model or 'tiny')}")
     prepare_output(out)
     with only_one(out, "name another --output-dir"):
-        sweep(out / "cells")
         results = run_cells(config, plan, out)
     print(write_tables(results, out, config.compare, config.against, plan.notes))
     print(f"\nwritten to {out} (table.md, table.tex, results.json, and every trajectory under cells)", flush=True)
