@@ -167,6 +167,9 @@ BUGS = [
     Bug("topk is 3", "methods", "yield Search(action.content, topk)", "yield Search(action.content, 3)", "methods"),
     Bug("tags in capitals stay", "prompts", 'answer)\\s*)>", re.IGNORECASE)', 'answer)\\s*)>")', "prompts"),
     Bug("an empty thought is one", "rewards", "is_bare and thought and content", "is_bare and content", "rewards"),
+    Bug("the best checkpoint reported on what chose it", "evaluate",
+        'chosen_by(run_folders(config)) if config.checkpoint == "best" else []', "[]", "held_out"),
+    Bug("all that is held out of a file chooses", "data", "-(-len(examples) // 2)", "len(examples)", "held_out"),
     # resume
     Bug("moments forgotten", "checkpoint", 'optimizer.load_state_dict(state["optimizer"])', "pass", "checkpoint"),
     Bug("schedule by the updates of this process", "training", "config, run.step = run.config, step",

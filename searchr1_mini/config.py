@@ -73,7 +73,11 @@ class TrainConfig:
     data_path: str | None = option("data", None, "local file with the questions, instead of the hub")
     corpus: str | None = option("data", None, CORPUS_HELP + " [default: the data set's own]")
     eval_questions: int | None = option(
-        "data", None, "held-out questions" + _auto("eval_questions"), least=1, most=MOST_QUESTIONS
+        "data",
+        None,
+        "held-out questions; of a file's half of them at most" + _auto("eval_questions"),
+        least=1,
+        most=MOST_QUESTIONS,
     )
     world_difficulty: Literal["infobox", "simple", "natural"] | None = option(
         "data", None, "how the synthetic world's passages are written [default: natural]"

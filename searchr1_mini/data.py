@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
 from searchr1_mini.robust.hub import ask_hub_first
 
-Split = Literal["train", "eval", "all"]
+Split = Literal["train", "eval", "selection", "all"]
 FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
     "nq": ("train", "test"),
     "triviaqa": ("train", "test"),
@@ -69,11 +69,18 @@ class Example:
     supporting: tuple[tuple[str, str], ...] = ()
 
 
-def load_examples(dataset: str, data_path: str | None, split: Split, limit: int | None = None) -> list[Example]:
+def load_examples(
+    dataset: str, data_path: str | None, split: Split, limit: int | None = None, without: Collection[str] = ()
+) -> list[Example]:
     """The questions of one split, in a fixed order; `limit` takes always the same of them, see `subset`.
 
     A local file serves both splits: a tenth of it (1 to 500, chosen by a hash of the questions) is held out. The split
-    `all` is the whole of a local file, and of a data set on the hub its evaluation split.
+    `all` is the whole of a local file, and of a data set on the hub its evaluation split. `selection` is of the
+    evaluation split what a run is measured on as it trains: of a file's half at most, so that others are left by which
+    its best checkpoint was not chosen.
+
+    Args:
+        without: questions to leave out; with a limit, others take their places.
 
     Raises:
         UserError: no such data set or file, a malformed row, no questions, or no network.
@@ -83,6 +90,8 @@ def load_examples(dataset: str, data_path: str | None, split: Split, limit: int 
         name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
         rows = [_example(name, *row) for file in question_files(Path(data_path)) for row in read_rows(file)]
         examples = _unique(rows) if split == "all" else own_split(_unique(rows), split, dataset == "squad")
+        if split == "selection":
+            limit = min(limit or len(examples), -(-len(examples) // 2))
     else:
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
@@ -90,7 +99,13 @@ def load_examples(dataset: str, data_path: str | None, split: Split, limit: int 
             f"{data_path or dataset} holds no questions for the {split} split; both splits together need two different "
             "questions at least"
         )
-    return subset(examples, limit)
+    left = [example for example in examples if example.question not in without]
+    if not left:
+        raise UserError(
+            f"every held-out question of {data_path or dataset} helped to choose the checkpoint; leave out "
+            "--checkpoint best, or name other questions with --datasets"
+        )
+    return subset(left, limit)
 
 
 def subset(examples: list[Example], limit: int | None) -> list[Example]:
@@ -259,7 +274,7 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
     keys = [_digest(e.supporting[0][0]) if by_article and e.supporting else _hash(e) for e in examples]
     border = sorted(keys)[n_held_out - 1]
-    return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split == "eval")]
+    return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split != "train")]
 
 
 def _corpus_of(dataset: str) -> list[Passage]:

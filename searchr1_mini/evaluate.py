@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import groupby
@@ -27,6 +28,7 @@ from searchr1_mini.comparison.plan import (
     Row,
     cell_settings,
     plan_evaluation,
+    run_folders,
     slug,
     train_row,
 )
@@ -40,6 +42,7 @@ from searchr1_mini.distributed import refuse_several
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluation import score
+from searchr1_mini.held_out import chosen_by
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype, tell_of_no_gpu
 from searchr1_mini.pages import chat_web
 from searchr1_mini.pages.chat import Chat, Screen, chat_in_terminal
@@ -52,7 +55,7 @@ from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.robust.chat_template import parse_day, refuse_day, writes_day
 from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.robust.forms import CELL, misfit
-from searchr1_mini.robust.lock import only_one, sweep
+from searchr1_mini.robust.lock import only_one
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import limits_of, method_of
 from searchr1_mini.task import Library, Task, load_task
@@ -77,7 +80,6 @@ def evaluate_command(config: EvalConfig) -> None:
     out = Path(config.output_dir or f"runs/eval-{slug(config.run or config.adapter or config.model or 'tiny')}")
     prepare_output(out)
     with only_one(out, "name another --output-dir"):
-        sweep(out / "cells")
         results = run_cells(config, plan, out)
     print(write_tables(results, out, config.compare, config.against, plan.notes))
     print(f"\nwritten to {out} (table.md, table.tex, results.json, and every trajectory under cells)", flush=True)
@@ -102,8 +104,13 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     library, results, done = Library(), Results(), 0
     tasks, prompts = {}, {}
     check_models(config, [row.settings for row in plan.rows])
+    chose = chosen_by(run_folders(config)) if config.checkpoint == "best" else []
+    if chose:
+        plan.notes.append(
+            f"The best checkpoint was chosen by {len(chose)} held-out questions of its run, which no row is asked here."
+        )
     for column in plan.columns:  # what cannot be read is told before any work
-        tasks |= {(row.label, column.name): task_of(config, row, column, library, tasks) for row in plan.rows}
+        tasks |= {(row.label, column.name): task_of(config, row, column, library, tasks, chose) for row in plan.rows}
         if config.shots:
             tell_shots(config, plan, column, library, tasks, prompts)
     rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
@@ -149,14 +156,21 @@ def tell_shots(
             )
 
 
-def task_of(config: EvalConfig, row: Row, column: Column, library: Library, tasks: dict[tuple, Task]) -> Task:
+def task_of(
+    config: EvalConfig,
+    row: Row,
+    column: Column,
+    library: Library,
+    tasks: dict[tuple, Task],
+    without: Sequence[Example] = (),
+) -> Task:
     """The questions of a column with the retriever of a row; one that never searches needs no passages."""
     settings = cell_settings(config, row, column)
     if row.method not in SEARCHING:
         settings = replace(settings, retriever="empty", retriever_url=None)
     key = (column.name, engine_of(settings))
     if key not in tasks:
-        tasks[key] = load_task(replace(settings, method="search-r1"), column.split, library)
+        tasks[key] = load_task(replace(settings, method="search-r1"), column.split, library, without)
     return tasks[key]
 
 

@@ -132,16 +132,16 @@ def whole(out: Path) -> Iterator[Path]:
     """A folder to fill beside `out`, which becomes `out` at the end: nobody ever meets half an export.
 
     Raises:
-        UserError: the disk is full; nothing is left behind.
+        UserError: the disk is full, and nothing is left behind; or another process writes there.
     """
     from safetensors import SafetensorError
 
     from searchr1_mini.checkpoint import is_full_disk
-    from searchr1_mini.robust.lock import aside_folder
+    from searchr1_mini.robust.lock import aside_folder, only_writer
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with aside_folder(out.parent, "export") as temporary:
+        with only_writer(out, "name another --output-dir"), aside_folder(out.parent, "export") as temporary:
             aside = temporary / "whole"
             aside.mkdir()
             yield aside
@@ -241,7 +241,7 @@ def write_questions(settings: TrainConfig, folder: Path) -> None:
 
     make_method = method_of(settings)
     settings = replace(settings, retriever="empty", retriever_url=None)  # no index is needed
-    for split, ours in (("train", "train"), ("test", "eval")):
+    for split, ours in (("train", "train"), ("test", "selection")):
         examples = load_task(settings, ours).examples
         rows = [question_row(example, make_method, split, index) for index, example in enumerate(examples)]
         datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")

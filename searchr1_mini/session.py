@@ -20,6 +20,7 @@ from searchr1_mini.critic import Critic
 from searchr1_mini.distributed import is_main, main_first, n_processes, on_main
 from searchr1_mini.encoding import prompt_ids
 from searchr1_mini.errors import UserError
+from searchr1_mini.held_out import HELD_OUT, keep_held_out
 from searchr1_mini.initial import keep_init, open_init, origin
 from searchr1_mini.methods import MakeMethod, make_method
 from searchr1_mini.models import Policy, load_policy, pick_device, pick_dtype, tell_of_no_gpu
@@ -108,7 +109,9 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     check_model(source, config.max_total_tokens)
     library = Library()
     with main_first():
-        train, held_out = load_task(config, "train", library), load_task(config, "eval", library)
+        is_older = config.resume and not (folder / HELD_OUT).is_file()  # whose held-out questions were chosen otherwise
+        train = load_task(config, "train", library)
+        held_out = load_task(config, "eval" if is_older else "selection", library)
     questions = [example.question for example in train.examples + held_out.examples]
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
@@ -117,6 +120,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     about |= {"started_from": origin(config.init, init)} if init else {}
     must_match = [f.name for f in fields(config) if f.name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, must_match))
+    on_main(lambda: None if config.resume else keep_held_out(folder, held_out.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.resume else None)
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.resume else None
     init = init and on_main(lambda: keep_init(init, folder))

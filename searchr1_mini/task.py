@@ -31,10 +31,15 @@ class Library:
     engines: dict[tuple, Retriever] = field(default_factory=dict)
 
 
-def load_task(config: TrainConfig, split: Split, library: Library | None = None) -> Task:
+def load_task(
+    config: TrainConfig, split: Split, library: Library | None = None, without: Sequence[Example] = ()
+) -> Task:
     """Questions of one split and their retriever: training questions in full, else `eval_questions` at most.
 
     The two splits of the synthetic world never share an entity, whatever the seed.
+
+    Args:
+        without: questions to leave out, whatever words they are in; others take their places.
 
     Raises:
         UserError: a file, data set or server that is not there or not as it should be.
@@ -45,10 +50,10 @@ def load_task(config: TrainConfig, split: Split, library: Library | None = None)
         side = "train" if split == "train" else "eval"
         key = ("world", side, config.seed, config.world_difficulty, config.world_noise)
         world = make_world(config.seed, side, config.world_difficulty, config.world_noise)
-        examples = world_examples(world, world_hops_list(config), limit, config.seed)
+        examples = world_examples(world, world_hops_list(config), limit, config.seed, {e.supporting for e in without})
         library.corpora[key] = world.passages, fingerprint(world.passages)
     else:
-        examples = load_examples(config.dataset, config.data_path, split, limit)
+        examples = load_examples(config.dataset, config.data_path, split, limit, {e.question for e in without})
         key = (config.corpus or config.dataset, None if config.corpus else config.data_path)
     return Task(examples, *_retriever(config, key, examples, library))
 

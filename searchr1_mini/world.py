@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -34,6 +35,7 @@ from searchr1_mini.world_text import (
 
 Split = Literal["train", "eval"]
 Difficulty = Literal["infobox", "simple", "natural"]
+Supporting = tuple[tuple[str, str], ...]
 
 COUNTS = {PERSON: 240, CITY: 80, COMPANY: 60, COUNTRY: 16}
 
@@ -151,13 +153,16 @@ def write_natural(kind: str, facts: list[Fact], rng: random.Random) -> str:
     return " ".join(sentences)
 
 
-def make_questions(world: World, hops: int, n: int, seed: int) -> list[Question]:
+def make_questions(world: World, hops: int, n: int, seed: int, without: Collection[Supporting] = ()) -> list[Question]:
     """`n` different questions of `hops` facts each, never asking for the entity that they start from.
+
+    Args:
+        without: facts that are not asked for, see `supporting`.
 
     Raises:
         ValueError: the world does not hold that many different questions.
     """
-    chains = fair_chains(world, hops)
+    chains = chains_without(world, hops, without)
     if n > len(chains):
         raise ValueError(f"{n} questions of {hops} hops asked of a world that has {len(chains)}")
     rng = random.Random(f"{seed}/{hops}")
@@ -190,14 +195,26 @@ def ask(chain: tuple[Fact, ...], rng: random.Random) -> str:
     return rng.choice(RELATIONS[chain[-1].relation].questions).format(s=subject)
 
 
-def world_examples(world: World, hops: list[int], n: int | None, seed: int) -> list[Example]:
+def supporting(chain: Sequence[Fact]) -> Supporting:
+    """What an `Example` says that its answer rests on: of each fact, its subject and its object."""
+    return tuple((fact.subject, fact.object) for fact in chain)
+
+
+def chains_without(world: World, hops: int, without: Collection[Supporting]) -> list[tuple[Fact, ...]]:
+    """`fair_chains`, less some."""
+    return [chain for chain in fair_chains(world, hops) if supporting(chain) not in without]
+
+
+def world_examples(
+    world: World, hops: list[int], n: int | None, seed: int, without: Collection[Supporting] = ()
+) -> list[Example]:
     """`n` questions in equal shares of the given hops, as `Example`s with source `world-1hop`, `world-2hop`, ...
 
     Raises:
         UserError: the world does not hold that many different questions.
     """
     n = 400 * len(hops) if n is None else n
-    held = [len(fair_chains(world, hop)) for hop in hops]
+    held = [len(chains_without(world, hop, without)) for hop in hops]
     most = len(hops) * min(held) + held.index(min(held))
     if n > most:
         raise UserError(
@@ -211,10 +228,10 @@ def world_examples(world: World, hops: list[int], n: int | None, seed: int) -> l
             question.text,
             (question.answer,),
             f"world-{hop}hop",
-            tuple((fact.subject, fact.object) for fact in question.chain),
+            supporting(question.chain),
         )
         for hop, share in shares.items()
-        for index, question in enumerate(make_questions(world, hop, share, seed))
+        for index, question in enumerate(make_questions(world, hop, share, seed, without))
     ]
     random.Random(seed).shuffle(examples)
     return examples

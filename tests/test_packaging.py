@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "searchr1_mini"
 LEAVES = {"errors", "trajectory", "prompts", "rewards", "algorithms", "logprobs", "defaults"}
 KNOW_THE_CONFIG = set(
-    "cli options resolve task session schedule training update ablate evaluate plan columns tables server "
+    "cli options resolve task session schedule held_out training update ablate evaluate plan columns tables server "
     "retrieval_config eval_config export model_card memory preflight report live cold_start diagnosis shots".split()
 )
 

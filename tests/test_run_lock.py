@@ -16,8 +16,9 @@ from searchr1_mini.config import TrainConfig
 from searchr1_mini.errors import UserError
 from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.export import whole as whole_export
 from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.lock import LOCK, aside_folder, only_one, sweep
+from searchr1_mini.robust.lock import LOCK, aside_folder, only_one
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.training import train
 
@@ -76,6 +77,17 @@ def test_two_evaluations_do_not_write_into_one_folder(tmp_path):
         evaluate_command(EvalConfig(model="tiny", limit=2, output_dir=str(tmp_path)))
 
 
+def test_two_exports_do_not_fill_one_folder(tmp_path):
+    """The second is told before it begins, and nothing of the lock stays."""
+    with whole_export(tmp_path / "out") as aside:
+        (aside / "mine").touch()
+        told = r"out is in use by process .* name another --output-dir"
+        with pytest.raises(UserError, match=told), whole_export(tmp_path / "out"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path, monkeypatch, capsys):
     def acquire(self):
         raise NotImplementedError("no flock")
@@ -98,8 +110,12 @@ def test_only_what_dead_processes_wrote_aside_is_swept(tmp_path):
              ".hidden": True, f"notes.{dead}": True}  # fmt: skip
     for name in names:
         (tmp_path / name).touch()
-    sweep(tmp_path)
-    assert {name: (tmp_path / name).exists() for name in names} == names
+    rollouts = tmp_path / "rollouts"
+    rollouts.mkdir()
+    (rollouts / f".step-000001.jsonl.{dead}").touch()
+    with only_one(tmp_path, ""):
+        assert {name: (tmp_path / name).exists() for name in names} == names
+        assert not list(rollouts.iterdir())
 
 
 def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):

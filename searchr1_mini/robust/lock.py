@@ -14,7 +14,7 @@ from pathlib import Path
 
 from searchr1_mini.errors import UserError
 
-LOCK, HOLDER = ".lock", ".lock.holder"
+LOCK = ".lock"
 _ASIDE = re.compile(r"\..+\.(\d+)$")  # a file that is written aside, see tracking.write_text_atomic
 
 
@@ -22,7 +22,7 @@ _ASIDE = re.compile(r"\..+\.(\d+)$")  # a file that is written aside, see tracki
 def only_one(folder: Path, remedy: str) -> Iterator[None]:
     """Inside, no other process is in here with the same folder; the system frees it however this one ends.
 
-    On entering, what killed processes left is swept away. A file system that knows no locks is told, and gone on with.
+    On entering, what killed processes left in it and in its folders is swept away.
 
     Args:
         folder: one that exists.
@@ -31,18 +31,41 @@ def only_one(folder: Path, remedy: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it; names it.
     """
+    with _locked(folder / LOCK, folder, remedy):
+        for part in (folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
+            sweep(part)
+        yield
+
+
+@contextmanager
+def only_writer(path: Path, remedy: str) -> Iterator[None]:
+    """As `only_one`, of a folder that is still to be made: the lock lies beside it, and is gone afterwards.
+
+    Raises:
+        UserError: another process holds it; names it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with _locked(lock, path, remedy):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(file: Path, what: Path, remedy: str) -> Iterator[None]:
+    """Holds a lock file; a file system that knows no locks is told, and gone on with."""
     from filelock import FileLock, Timeout
 
-    lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER
+    lock, holder = FileLock(file, timeout=0), file.with_name(f"{file.name}.holder")
     try:
         lock.acquire()
     except Timeout:
         who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
-        raise UserError(f"{folder} is in use by {who}; wait for it to end, or {remedy}") from None
+        raise UserError(f"{what} is in use by {who}; wait for it to end, or {remedy}") from None
     except (NotImplementedError, OSError) as error:
-        print(f"warning: {folder} cannot be locked ({error}); start no second process on it", file=sys.stderr)
+        print(f"warning: {what} cannot be locked ({error}); start no second process on it", file=sys.stderr)
     try:
-        sweep(folder)
         with suppress(OSError):  # only for the sentence above
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
