@@ -181,7 +181,7 @@ def test_two_runs_of_one_method_stand_side_by_side(tmp_path, short_training):
         (["--run", "nowhere"], "nowhere holds no run"),
         (["--retriever", "bm52"], "did you mean bm25"),
         (["--datasets", "questions.jsonl"], "there is no file questions.jsonl"),
-        (["--methods", "rag", "--against", "cot", "--limit", "4"], "no such row"),
+        (["--methods", "rag,direct", "--against", "cot", "--limit", "4"], "no such row"),
         (["--run", "a", "--model", "tiny"], "leave out --model"),
     ],
 )

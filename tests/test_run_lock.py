@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from sessions import SMALL
 
 from searchr1_mini.config import TrainConfig
@@ -18,7 +18,7 @@ from searchr1_mini.eval_config import EvalConfig
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import whole as whole_export
 from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.lock import LOCK, aside_folder, only_one
+from searchr1_mini.robust.lock import aside_folder, only_one
 from searchr1_mini.tracking import read_jsonl
 from searchr1_mini.training import train
 
@@ -65,7 +65,7 @@ def test_a_run_that_is_being_trained_is_not_resumed_by_another(whole):
     """And nothing of it is touched; once it is free, it goes on."""
     folder = Path(whole.output_dir)
     before = (folder / "metrics.jsonl").read_bytes()
-    with FileLock(folder / LOCK), pytest.raises(UserError, match="is in use by"):
+    with only_one(folder, ""), pytest.raises(UserError, match="is in use by"):
         train(replace(whole, resume=True, steps=2))
     assert (folder / "metrics.jsonl").read_bytes() == before
     train(replace(whole, resume=True, steps=2))
@@ -89,13 +89,13 @@ def test_two_exports_do_not_fill_one_folder(tmp_path):
 
 
 def test_a_file_system_without_locks_is_told_and_gone_on_with(tmp_path, monkeypatch, capsys):
-    def acquire(self):
-        raise NotImplementedError("no flock")
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(FileLock, "acquire", acquire)
+    monkeypatch.setattr("fcntl.flock", flock)
     with only_one(tmp_path, ""):
         pass
-    assert "cannot be locked (no flock)" in capsys.readouterr().err
+    assert "cannot be locked ([Errno 37] No locks available)" in capsys.readouterr().err
 
 
 def dead_pid() -> int:

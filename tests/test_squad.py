@@ -85,11 +85,9 @@ def test_rows_of_the_hub_are_read_alike(tmp_path, monkeypatch):
         ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "content", [{"data": [{"title": "x"}]}, {"data": [3]}, {"data": [{"paragraphs": [{"qas": 3}]}]}]
-)
-def test_what_is_of_another_form_is_told_in_one_sentence(tmp_path, content):
+@pytest.mark.parametrize("article", [{"paragraphs": 3}, {"paragraphs": [3]}, {"paragraphs": [{"qas": 3}]}])
+def test_what_is_of_another_form_is_told_in_one_sentence(tmp_path, article):
     path = tmp_path / "dev.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({"data": [article]}))
     with pytest.raises(UserError, match="not in SQuAD's form"):
         load_examples("squad", str(path), "all")

@@ -88,7 +88,7 @@ def plan_evaluation(config: EvalConfig) -> Plan:
         raise UserError(" ".join(notes))
     refuse_idle(config, rows, notes)
     columns = plan_columns(config, own, list(runs.values()))
-    is_drawn = config.temperature > 0 or any(row.must_train for row in rows)
+    is_drawn = config.temperature > 0 or config.shots > 0 or any(row.must_train for row in rows)
     has_own_world = not runs and any(column.data["dataset"] == "world" for column in columns)
     if config.seed != EvalConfig.seed and not is_drawn and not has_own_world:
         raise UserError(

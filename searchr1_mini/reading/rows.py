@@ -131,7 +131,7 @@ def _list(path: Path) -> Iterator[tuple[str, Any]]:
     if len(content) > MOST_LIST:
         raise UserError(f"{path}: more than {MOST_LIST >> 20} MB in one JSON list; write an object a line (.jsonl)")
     rows = json.loads(content.decode("utf-8-sig"))
-    if isinstance(rows, dict) and isinstance(rows.get("data"), list) and rows["data"]:  # SQuAD's own files
+    if isinstance(rows, dict) and _are_articles(rows.get("data")):  # SQuAD's own files
         try:
             rows = list(_of_articles(rows["data"]))
         except (KeyError, TypeError, AttributeError) as error:
@@ -139,6 +139,11 @@ def _list(path: Path) -> Iterator[tuple[str, Any]]:
     if not isinstance(rows, list):
         raise UserError(f"{path}: not a JSON list of rows, nor an object a line; {ACCEPTED}")
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _are_articles(data: Any) -> bool:
+    """Whether it is what SQuAD's own files hold: a list of articles with paragraphs."""
+    return isinstance(data, list) and bool(data) and isinstance(data[0], dict) and "paragraphs" in data[0]
 
 
 def _of_articles(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:

@@ -49,30 +49,36 @@ def only_writer(path: Path, remedy: str) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                lock.unlink()
 
 
 @contextmanager
 def _locked(file: Path, what: Path, remedy: str) -> Iterator[None]:
-    """Holds a lock file; a file system that knows no locks is told, and gone on with."""
-    from filelock import FileLock, Timeout
+    """Holds a lock file, which names its holder; a system that knows no such locks is told, and gone on with.
 
-    lock, holder = FileLock(file, timeout=0), file.with_name(f"{file.name}.holder")
+    The file is opened for reading alone, so that a disk with a run on it can still be made read-only.
+    """
+    descriptor = None
     try:
-        lock.acquire()
-    except Timeout:
-        who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
+        import fcntl  # not on Windows
+
+        file.touch()
+        descriptor = os.open(file, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        who = file.read_text(encoding="utf-8").strip() or "another process"
         raise UserError(f"{what} is in use by {who}; wait for it to end, or {remedy}") from None
-    except (NotImplementedError, OSError) as error:
+    except (ImportError, OSError) as error:
         print(f"warning: {what} cannot be locked ({error}); start no second process on it", file=sys.stderr)
     try:
         with suppress(OSError):  # only for the sentence above
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
-        if lock.is_locked:
-            holder.unlink(missing_ok=True)
-            lock.release()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:
@@ -101,11 +107,10 @@ def aside_folder(parent: Path, name: str) -> Iterator[Path]:
     Args:
         name: what is written, for the folder's name.
     """
-    host = re.sub(r"\W", "_", socket.gethostname())
-    mine = re.compile(rf"\.{re.escape(name)}-{re.escape(host)}-(\d+)-\w+")
+    start = f".{name}-{re.sub(r'[^A-Za-z0-9]', '_', socket.gethostname())}-"
     for path in parent.iterdir():
-        left = mine.fullmatch(path.name)
-        if left and not is_alive(int(left[1])):
+        pid = path.name.removeprefix(start).partition("-")[0] if path.name.startswith(start) else ""
+        if pid.isdecimal() and not is_alive(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}-{host}-{os.getpid()}-") as folder:
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{start}{os.getpid()}-") as folder:
         yield Path(folder)
