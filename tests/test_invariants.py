@@ -143,5 +143,5 @@ def test_a_run_with_every_check_on_ends_as_one_without(tmp_path):
 
 @pytest.mark.parametrize("flags", [{"bug_retokenise": True}, {"algorithm": "rejection-sampling"}])
 def test_checks_of_what_is_broken_on_purpose_are_refused(tmp_path, flags):
-    with pytest.raises(UserError, match="--check (is about|does nothing)"):
+    with pytest.raises(UserError, match=r"--check (is about|does nothing)"):
         session_of(tmp_path, check=True, **flags | ({"reward": "em"} if "algorithm" in flags else {}))
