@@ -204,7 +204,8 @@ def test_every_relative_of_grpo_trains(tmp_path):
         "reinforce": "--group-size 1 --questions-per-step 16 --retrieval-bonus 0.1",
     }
     for name, flags in families.items():
-        result = train(tmp_path / name, "--steps", 2, "--reward", "format", "--no-drop-zero-variance", *flags.split())
+        keeps = [] if "--group-size 1" in flags else ["--no-drop-zero-variance"]
+        result = train(tmp_path / name, "--steps", 2, "--reward", "format", *keeps, *flags.split())
         assert result.returncode == 0, result.stderr
         rows = read_jsonl(tmp_path / name / "metrics.jsonl")
         assert all("loss" in row for row in rows), name
@@ -215,7 +216,7 @@ def test_an_offline_hub_is_told():
     result = run(
         "train.py", "--model", "Qwen2.5-3B", "--output-dir", "unused", env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
-    assert result.returncode == 2 and "--data-path" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "name a local folder" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("lora_rank", [8, 0])
@@ -244,6 +245,7 @@ def test_lora_on_nf4_with_the_real_tokenizer_trains_saves_and_evaluates(shared, 
     model = save_random_qwen2(tmp_path / "qwen", qwen_tokenizer, hidden=128)
     data = shared / "data" / "hotpotqa_distractor_100.json"
     budget = "--max-new-tokens 12 --max-total-tokens 420 --max-observation-tokens 60 --max-turns 2 --steps 2".split()
+    budget += ["--weight-decay", "0.01"]  # all rewards of a random model are 0: else nothing would be updated
     result = train(
         tmp_path / "run", "--model", model, "--dataset", "hotpotqa", "--data-path", data, "--load-in-4bit", *budget
     )
