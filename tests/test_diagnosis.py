@@ -18,6 +18,10 @@ from searchr1_mini.training import train_step
 from searchr1_mini.trajectory import Segment, Trajectory
 
 CONFIG = resolve(TrainConfig())
+WITHOUT_TAGS = {
+    "dataset": "world", "template": "short", "load_in_4bit": False, "gradient_checkpointing": False,
+    "max_new_tokens": 8, "max_total_tokens": 400, "max_observation_tokens": 99,
+}  # fmt: skip
 
 
 def rollout_of(text: str, answer: str | None = None, queries: int = 0, invalid: int = 1) -> Trajectory:
@@ -66,15 +70,7 @@ def test_the_tiny_base_gets_no_diagnosis(tmp_path, capsys):
 
 
 def test_a_random_model_is_told_at_once_and_at_step_1_and_on_the_report(tmp_path, random_qwen2, capsys):
-    settings = {"model": str(random_qwen2), "dataset": "world", "template": "short", "load_in_4bit": False}
-    limits = {
-        "max_new_tokens": 8,
-        "max_total_tokens": 400,
-        "max_observation_tokens": 99,
-        "gradient_checkpointing": False,
-        "reward": "em",
-    }
-    run = session_of(tmp_path / "run", **settings, **limits, steps=1)
+    run = session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), reward="em", steps=1)
     measure_before(run)
     assert "diagnosis: only 0%" in capsys.readouterr().out
     train_step(run, 1)
@@ -83,14 +79,7 @@ def test_a_random_model_is_told_at_once_and_at_step_1_and_on_the_report(tmp_path
 
 
 def test_a_cold_start_is_not_advised_while_it_is_still_to_come(tmp_path, random_qwen2, capsys):
-    settings = {"model": str(random_qwen2), "dataset": "world", "template": "short", "load_in_4bit": False}
-    limits = {
-        "max_new_tokens": 8,
-        "max_total_tokens": 400,
-        "max_observation_tokens": 99,
-        "gradient_checkpointing": False,
-    }
-    measure_before(session_of(tmp_path / "run", **settings, **limits, cold_start=8))
+    measure_before(session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), cold_start=8))
     assert "diagnosis" not in capsys.readouterr().out
 
 
