@@ -118,13 +118,19 @@ class BM25S:
             ValueError: the passages are a store that was indexed by other terms.
         """
         self.passages, self.terms = passages, terms
-        if folder is None and (folder := getattr(passages, "folder", None)) and passages.suffix != terms.suffix:
-            raise ValueError(f"{folder} was indexed with other terms ({passages.suffix!r}, not {terms.suffix!r})")
-        if folder is None and len(passages) >= SAVE_FROM:
+        store = getattr(passages, "folder", None)
+        if store and folder is None and passages.suffix != terms.suffix:
+            raise ValueError(f"{store} was indexed with other terms ({passages.suffix!r}, not {terms.suffix!r})")
+        if store is None and len(passages) >= SAVE_FROM:
             folder = cache_dir() / "bm25s" / (fingerprint(passages) + terms.suffix)
-        self.index = (
-            _load_index(folder, len(passages)) if folder and folder.is_dir() else _build_index(passages, terms, folder)
-        )
+        if store:
+            self.index = _load_index(folder or store, len(passages), store)
+        elif folder and folder.is_dir():
+            self.index = _load_index(folder, len(passages), folder)
+        else:
+            self.index = _build_index(passages, terms, folder)
+        if store and folder is None and terms.stop_words:
+            _ = self.of_all_words  # a store is looked over as a whole, before a run relies on it
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """See `Retriever.search`."""
@@ -159,7 +165,8 @@ def _build_index(passages: Sequence[Passage], terms: Terms, folder: Path | None)
     return index
 
 
-def _load_index(folder: Path, n_passages: int):
+def _load_index(folder: Path, n_passages: int, whole: Path):
+    """The index in a folder, which is `whole` or a part of it."""
     import bm25s
 
     try:
@@ -170,7 +177,7 @@ def _load_index(folder: Path, n_passages: int):
             raise ValueError("its files do not fit together")
         return index
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"the saved index {folder} is damaged ({error}); delete the folder and try again") from error
+        raise UserError(f"the saved index {whole} is damaged ({error}); delete the folder and try again") from error
 
 
 def fingerprint(passages: Sequence[Passage]) -> str:

@@ -153,7 +153,7 @@ def test_an_index_that_was_cut_is_told_and_built_anew(own_run, damage, tmp_path,
     config = replace(own_run.config, retriever="bm25s")
     load_task(config, "train")
     (store,) = (tmp_path / "stores").iterdir()
-    for path in sorted(store.iterdir()):
+    for path in sorted(path for path in store.rglob("*") if path.is_file()):
         content = path.read_bytes()
         with changed(path, {"cut": content[: len(content) * 3 // 4], "empty": b"", "gone": None}[damage]):
             told = sentence_of(capsys, load_task, config, "train")

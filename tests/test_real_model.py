@@ -92,7 +92,7 @@ def test_sampled_log_probs_are_those_of_a_fresh_forward(policy):
 
 def test_the_chat_template_is_the_files_and_no_passage_forges_a_control_token(policy):
     tokenizer = policy.tokenizer
-    text = tokenizer.decode(prompt_ids("Who are you?", tokenizer))
+    text = tokenizer.decode(prompt_ids("Who are you?", tokenizer, date(2026, 1, 2)))
     assert text.endswith("<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n")
     added = set(tokenizer.get_added_vocab().values())
     for token in tokenizer.get_added_vocab():

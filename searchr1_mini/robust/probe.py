@@ -140,7 +140,7 @@ def update_logprobs(policy: Any, batch: Batch, gradient_checkpointing: bool) -> 
     """The same in the update's mode, backward included, which must reach the weights that are trained."""
     trained = policy.trainable()
     try:
-        with policy.training(gradient_checkpointing):
+        with torch.enable_grad(), policy.training(gradient_checkpointing):
             logprobs = run_logprobs(policy, batch)
             logprobs.sum().backward()
         if not any(weight.grad is not None and weight.grad.any() for weight in trained):
