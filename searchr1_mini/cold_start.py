@@ -8,6 +8,7 @@ this the cold start). The loss is that of imitation with RL's mask; the policy t
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -115,7 +116,8 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
     Where there are fewer questions, each comes again, in other words.
 
     Raises:
-        UserError: none can be written, or a file of demonstrations is not as it should be.
+        UserError: none can be written, or none of a kind of which `--cold-start-multi-hop` wants a share, or a file of
+            demonstrations is not as it should be.
     """
     config, limits = run.config, run.limits
     rng = random.Random(f"{config.seed}/cold start")
@@ -124,15 +126,23 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
         return [hit.passage for hit in run.train.retriever.search([query], config.topk)[0]]
 
     episodes: list[Trajectory] = []
-    n_tried = 0
-    while len(episodes) < config.cold_start and (episodes or not n_tried):
+    wanted = kinds_wanted(config.cold_start, config.cold_start_multi_hop)
+    n_tried, n_before = 0, -1
+    while n_before < len(episodes) < config.cold_start:
+        n_before = len(episodes)
         for example, turns in demonstrated(config) if config.demonstrations else scripted(run, find, rng):
             n_tried += 1
+            is_multi_hop = turns is not None and len(turns) > 2
+            if wanted and not wanted[is_multi_hop]:
+                continue
             played = turns and play(
                 example, turns, run.make_method, find, run.policy.tokenizer, run.policy.day,
                 limits.max_total_tokens, limits.max_observation_tokens, limits.form,
             )  # fmt: skip
-            episodes += [played] if played else []
+            if played:
+                episodes.append(played)
+                if wanted:
+                    wanted[is_multi_hop] -= 1
             if len(episodes) == config.cold_start:
                 break
     if not episodes:
@@ -140,9 +150,22 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
             f"--cold-start: none of {n_tried} questions gave a scripted episode: no search finds what answers them, or "
             "they do not fit into --max-total-tokens, --max-new-tokens and --max-turns; give --demonstrations FILE"
         )
+    if wanted and any(wanted.values()):
+        raise UserError(
+            f"--cold-start-multi-hop {config.cold_start_multi_hop:g}: none of {n_tried} questions gave an episode that "
+            f"searches {'twice or more' if wanted[True] else 'once'}; leave the flag out, or take other questions"
+        )
     print(f"cold start: {len(episodes)} scripted episodes, from {n_tried} scripts", flush=True)
     rng.shuffle(episodes)
     return episodes
+
+
+def kinds_wanted(n_episodes: int, multi_hop: float | None) -> Counter[bool] | None:
+    """How many episodes shall search twice or more (True), and how many once; None where any will do."""
+    if multi_hop is None:
+        return None
+    n_multi_hop = round(multi_hop * n_episodes)
+    return Counter({True: n_multi_hop, False: n_episodes - n_multi_hop})
 
 
 def demonstrated(config: TrainConfig) -> list[Script]:

@@ -191,7 +191,15 @@ class TrainConfig:
         above=0,
         most=10,
     )
-    cold_start_batch_size: int = option("imitation", 16, "episodes per optimizer step", least=1, most=10_000)
+    cold_start_batch_size: int = option("imitation", 8, "episodes per optimizer step", least=1, most=10_000)
+    cold_start_multi_hop: float | None = option(
+        "imitation",
+        None,
+        "share of the episodes that search twice or more; where too few do, the policy learns to search once "
+        "[default: as the questions come]",
+        least=0,
+        most=1,
+    )
 
     reward: Literal["em", "sub-em", "f1", "format"] = option(
         "reward", "em", "format: exact match with the public code's partial credit for a well-formed trajectory"
@@ -291,8 +299,11 @@ class TrainConfig:
         "model", None, "scale of the adapter [default: twice the rank]", least=1, most=10**6
     )
     load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes" + _auto("load_in_4bit"))
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "model", "auto", "auto: bfloat16 where the GPU has it, else float16; float32 on other devices"
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = option(
+        "model",
+        "auto",
+        "auto: bfloat16 where the GPU has it, else float16; float32 on other devices. fast: bfloat16 on a CPU that "
+        "has it too",
     )
     gradient_checkpointing: bool | None = option(
         "model", None, "recompute activations to save memory" + _auto("gradient_checkpointing")

@@ -70,7 +70,17 @@ PAPER = {
     "warmup_steps": 142, "steps": 500, "mini_batches": 2, "max_total_tokens": 4096, "max_new_tokens": 500,
     "max_observation_tokens": 500, "save_every": 100, "topk": 3, "max_turns": 4,
 }  # fmt: skip
+# a real model that learns to search on two cores, see docs/laptop_llm.md
+LAPTOP_LLM = {
+    "model": "SmolLM2-135M-Instruct", "dataset": "world", "template": "short", "observation": "plain", "topk": 2,
+    "max_turns": 3, "max_new_tokens": 48, "max_total_tokens": 640, "max_observation_tokens": 160,
+    "load_in_4bit": False, "gradient_checkpointing": False, "dtype": "fast", "tokens_per_micro_batch": 2048,
+    "rollout_batch_size": 128, "cold_start": 200, "cold_start_multi_hop": 0.75, "steps": 30, "questions_per_step": 8,
+    "group_size": 6, "learning_rate": 2e-4, "warmup_steps": 2, "decay_steps": 10, "kl_coef": 0.0,
+    "drop_zero_variance": True, "eval_questions": 400, "eval_every": 15, "save_every": 5,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
+    "laptop-llm": LAPTOP_LLM,
     "24gb": {"tokens_per_micro_batch": 8192, "rollout_batch_size": 32, "max_total_tokens": 4096},
     "16gb": {"tokens_per_micro_batch": 4096, "rollout_batch_size": 16, "max_total_tokens": 3072, "lora_rank": 16},
     "12gb": {"tokens_per_micro_batch": 2048, "rollout_batch_size": 8, "max_total_tokens": 2048, "lora_rank": 16,

