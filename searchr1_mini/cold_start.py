@@ -28,9 +28,9 @@ from searchr1_mini.robust.diagnosis import diagnose, tell
 from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.robust.interrupt import Stopped
 from searchr1_mini.scripts import Find, answer_hops, play, read_demonstrations, supported_hops, world_hops, write_turns
-from searchr1_mini.session import COLD_START, Session, restore, save_step
+from searchr1_mini.session import Session, restore, save_step
 from searchr1_mini.sft import imitation_step
-from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
+from searchr1_mini.tracking import COLD_START, read_jsonl, write_jsonl_atomic
 from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.world import make_world
 

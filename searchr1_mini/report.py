@@ -33,7 +33,7 @@ from searchr1_mini.robust.diagnosis import DIAGNOSIS
 from searchr1_mini.robust.files import listed_paths, read_summary
 from searchr1_mini.robust.forms import METRICS as METRICS_FORM
 from searchr1_mini.robust.forms import WARNING
-from searchr1_mini.tracking import read_jsonl, summary_table, write_text_atomic
+from searchr1_mini.tracking import COLD_START, read_jsonl, summary_table, write_text_atomic
 
 PAGE = Path(__file__).parent / "pages" / "report_page"
 METRICS = {  # key -> (title, unit, what it tells)
@@ -152,7 +152,9 @@ def _before(run_dirs: Sequence[Path]) -> str:
     warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
     metrics = [read_jsonl(run_dir / "metrics.jsonl", METRICS_FORM) for run_dir in run_dirs]
     curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
-    return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings, curves])
+    cold = [read_jsonl(run_dir / COLD_START / "metrics.jsonl", METRICS_FORM) for run_dir in run_dirs]
+    cold_start = _cold_start(dict(zip(letters, cold, strict=True)))
+    return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings, cold_start, curves])
 
 
 def _summary(run_dir: Path) -> dict[str, Any] | None:
@@ -225,16 +227,39 @@ def series_of(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, floa
 
 
 def eval_series(metrics: list[dict[str, Any]], summary: dict[str, Any] | None, key: str) -> Series:
-    """A held-out measure per source, with the measurement before training as step 0."""
+    """A held-out measure per source, with the measurement before the first step as step 0."""
     keys = dict.fromkeys(name for row in metrics for name in row)
     start, end = "eval/", f"/{key}"
     names = [name[len(start) : -len(end)] for name in keys if name.startswith(start) and name[4:].endswith(end)]
-    before = ((summary or {}).get("before") or {}).get("by_source", {})
+    start_of_rl = (summary or {}).get("after_cold_start") or (summary or {}).get("before") or {}
+    before = start_of_rl.get("by_source", {})
     series = {}
     for name in filter(None, names):
         line = series_of(metrics, start + name + end)
         series[name] = ([(0, before[name][key])] if name in before else []) + line
     return {name: line for name, line in series.items() if line}
+
+
+def _cold_start(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Charts of what was imitated before RL, over its updates; nothing where nothing was."""
+    charts = {
+        "loss": (
+            "Cold start: loss",
+            "nats a token",
+            "-log pi of the scripted turns, in batches that were not yet seen",
+        ),
+        "entropy": (
+            "Cold start: entropy",
+            "nats a token",
+            "of the policy's distribution over the tokens of the scripts",
+        ),
+    }
+    figures = []
+    for key, words in charts.items():
+        lines = {letter: series_of(metrics, key) for letter, metrics in runs.items()}
+        figures.append(_figure({letter: line for letter, line in lines.items() if line}, *words, over="update"))
+    charts_html = "\n".join(filter(None, figures))
+    return f'<h2>Cold start</h2>\n<div class="charts">{charts_html}</div>' if charts_html else ""
 
 
 def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]]) -> str:
@@ -253,10 +278,10 @@ def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]])
     return '<h2>Curves</h2>\n<div class="charts">' + "\n".join(filter(None, figures)) + "</div>"
 
 
-def _figure(series: Series, title: str, unit: str, meaning: str) -> str:
+def _figure(series: Series, title: str, unit: str, meaning: str, over: str = "step") -> str:
     if not series:
         return ""
-    chart = svg(line_chart(series, title, "step", unit), 460, 280, f"{title}: {meaning}", "")
+    chart = svg(line_chart(series, title, over, unit), 460, 280, f"{title}: {meaning}", "")
     return f"<figure>{chart}<figcaption>{html_text(meaning)}</figcaption></figure>"
 
 

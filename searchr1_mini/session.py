@@ -31,7 +31,7 @@ from searchr1_mini.robust.identity import check_data, data_identity
 from searchr1_mini.robust.watch import Watch
 from searchr1_mini.rollout import RolloutLimits
 from searchr1_mini.task import Library, Task, load_task
-from searchr1_mini.tracking import Tracker, truncate_metrics, write_json_atomic
+from searchr1_mini.tracking import COLD_START, Tracker, truncate_metrics, write_json_atomic
 from searchr1_mini.trajectory import Trajectory
 
 MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
@@ -39,7 +39,6 @@ MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how lon
     "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
     "compile_decode fused_kernels max_skipped_updates retriever_url"
 ).split()
-COLD_START = "cold_start"  # folder of what comes before the first step of RL
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 

@@ -24,6 +24,7 @@ from searchr1_mini.robust.files import append_jsonl
 from searchr1_mini.robust.forms import METRICS, misfit
 from searchr1_mini.trajectory import Segment, Trajectory
 
+COLD_START = "cold_start"  # folder of what comes before the first step of RL
 SHOWN = {
     "reward": "{:.2f}",
     "searches": "{:.2f}",

@@ -20,6 +20,7 @@ from searchr1_mini.data import Example, load_corpus, load_examples
 from searchr1_mini.errors import UserError
 from searchr1_mini.methods import make_method
 from searchr1_mini.prompts import parse_action
+from searchr1_mini.report import eval_series, write_report
 from searchr1_mini.resolve import check_demonstrations, resolve
 from searchr1_mini.retrieval import Passage, RankBM25
 from searchr1_mini.rewards import exact_match
@@ -35,8 +36,8 @@ from searchr1_mini.scripts import (
     world_hops,
     write_turns,
 )
-from searchr1_mini.session import COLD_START, start
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.session import start
+from searchr1_mini.tracking import COLD_START, read_jsonl
 from searchr1_mini.training import run_steps, teaches
 from searchr1_mini.world import make_world, world_examples
 
@@ -277,6 +278,16 @@ def test_the_cold_start_lowers_the_loss_teaches_to_search_and_becomes_the_refere
     assert list(map(torch.Tensor.tolist, tensors(cold))) == list(map(torch.Tensor.tolist, tensors(kept)))
     first, _ = read_jsonl(whole / "metrics.jsonl")
     assert abs(first["kl"]) < 0.02  # of two updates, the first at the reference itself
+
+
+def test_the_report_has_the_cold_starts_curve_and_rl_begins_at_what_came_of_it(whole):
+    page = write_report(whole).read_text()
+    assert "<h2>Cold start</h2>" in page and "Cold start: loss" in page
+    summary = json.loads((latest_checkpoint(whole) / "progress.json").read_text())
+    assert summary["before"] != summary["after_cold_start"]
+    metrics = read_jsonl(whole / "metrics.jsonl")
+    for source, line in eval_series(metrics, summary, "searches").items():
+        assert line[0] == (0, summary["after_cold_start"]["by_source"][source]["searches"])
 
 
 def tensors(path: Path) -> list[torch.Tensor]:
