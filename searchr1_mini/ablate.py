@@ -11,7 +11,6 @@ if __name__ in ("__main__", "__mp_main__"):
 
     begin(is_child=__name__ != "__main__")
 
-import argparse
 import os
 import re
 import shlex
@@ -21,17 +20,18 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from searchr1_mini.cli import run_command
+from searchr1_mini.cli import parse, run_command
 from searchr1_mini.comparison.studies import STUDIES, Study
-from searchr1_mini.config import TrainConfig
+from searchr1_mini.config import MOST_STEPS, TrainConfig, option
 from searchr1_mini.defaults import LEARNING_RATES, TINY
 from searchr1_mini.errors import UserError, suggest
+from searchr1_mini.options import check_ranges, shown
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.resolve import resolve, resolve_model
 from searchr1_mini.robust.files import read_json
@@ -49,51 +49,65 @@ CURVES = {
 }
 
 
+@dataclass(frozen=True)
+class AblateConfig:
+    """Options of a study."""
+
+    study: str | None = option("what", None, "one of the studies above; the first word of the command line will do")
+    model: str = option("what", "tiny", "as in train.py")
+    output_dir: str | None = option("what", None, "folder of the study [default: runs/ablate-STUDY]")
+
+    seeds: int = option("how", 3, "runs an arm", least=1, most=100)
+    steps: int | None = option(
+        "how", None, "training steps of every run [default: the study's]", least=1, most=MOST_STEPS
+    )
+    jobs: int | None = option(
+        "how", None, "runs at a time [default: the number of CPU cores; 1 on a GPU]", least=1, most=1000
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, trains what is missing, and writes the report.
 
     Raises:
         UserError: anything that the user can mend.
     """
-    args = parse_arguments(argv)
-    study = STUDIES[args.study]
-    out = Path(args.output_dir or f"runs/ablate-{args.study}")
-    seeds = range(args.seeds)
-    configs = {
-        (arm, seed): config_of(study, arm, seed, out, args.steps, args.model) for arm in study.arms for seed in seeds
-    }
-    if study.warm and args.model != "tiny":
-        raise UserError(f"{args.study} warms up the tiny base; compare a real model with its -Instruct sister instead")
-    open_study(out, {"study": args.study, "steps": args.steps, "model": args.model})
+    config = parse_study(argv)
+    study = STUDIES[config.study]
+    out = Path(config.output_dir or f"runs/ablate-{config.study}")
+    seeds, steps, model = range(config.seeds), config.steps, config.model
+    configs = {(arm, seed): config_of(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
+    if study.warm and model != "tiny":
+        raise UserError(
+            f"{config.study} warms up the tiny base; compare a real model with its -Instruct sister instead"
+        )
+    open_study(out, {"study": config.study, "steps": steps, "model": model})
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
-    train_all(configs, args.jobs)
+    train_all(configs, config.jobs)
     runs = {arm: [folder_of(out, arm, seed) for seed in seeds] for arm in study.arms}
-    text = write_study(study, args.study, out, runs, args.steps, args.model)
+    text = write_study(study, config.study, out, runs, steps, model)
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Flags of the command; an unknown study is refused with the closest known one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m searchr1_mini.ablate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="studies:\n" + "\n".join(f"  {name:13} {study.title}" for name, study in STUDIES.items()),
-    )
-    parser.add_argument("study", help="one of the studies below")
-    parser.add_argument("--seeds", type=int, default=3, help="runs an arm (default: 3)")
-    parser.add_argument("--steps", type=int, help="training steps of every run (default: the study's)")
-    parser.add_argument("--model", default="tiny", help="as in train.py (default: tiny)")
-    parser.add_argument("--output-dir", help="folder of the study (default: runs/ablate-STUDY)")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: the number of CPU cores; 1 on a GPU)")
-    args = parser.parse_args(argv)
-    if args.study not in STUDIES:
-        raise UserError(f"unknown study {args.study!r}{suggest(args.study, STUDIES)}; known: {', '.join(STUDIES)}")
-    for name in ("seeds", "steps", "jobs"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: it must be at least 1")
-    return args
+def parse_study(argv: Sequence[str] | None) -> AblateConfig:
+    """Options of the command; its first word is the study.
+
+    Raises:
+        UserError: an unknown study, with the closest known one, or an option that is wrong.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--study")
+    studies = "".join(f"\n  {name:13} {study.title}" for name, study in STUDIES.items())
+    config = parse(AblateConfig, "python -m searchr1_mini.ablate", f"{__doc__.splitlines()[0]}\n{studies}", words)
+    check_ranges(config)
+    if config.study is None:
+        raise UserError(f"name the study: python -m searchr1_mini.ablate mask; known: {', '.join(STUDIES)}")
+    if config.study not in STUDIES:
+        near = suggest(config.study, STUDIES)
+        raise UserError(f"unknown study {shown(repr(config.study))}{near}; known: {', '.join(STUDIES)}")
+    return config
 
 
 def folder_of(out: Path, arm: str, seed: int) -> Path:

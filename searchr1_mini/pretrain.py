@@ -12,7 +12,6 @@ if __name__ in ("__main__", "__mp_main__"):
 
     begin(is_child=__name__ != "__main__")
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -20,15 +19,20 @@ import queue
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import Process, get_context
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from searchr1_mini.cli import run_command
+from searchr1_mini.cli import parse, run_command
+from searchr1_mini.config import MOST_SEED, option
 from searchr1_mini.errors import UserError
+from searchr1_mini.models import pick_device
+from searchr1_mini.options import check_ranges
 from searchr1_mini.prompts import INVALID_ACTION, SEARCH_TEMPLATE
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
@@ -170,32 +174,57 @@ def step_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.Tensor)
     return torch.nn.functional.cross_entropy(logits.float(), targets[targets >= 0])
 
 
-def pretrain(args: argparse.Namespace) -> None:
-    """Runs both stages and writes the base in float16 with its tokenizer."""
-    torch.manual_seed(args.seed)
-    output = Path(args.output)
-    if args.init:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.init)
-        model = Qwen2ForCausalLM.from_pretrained(args.init, dtype=torch.float32, use_safetensors=True).to(args.device)
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Options of the pre-training."""
+
+    output: str | None = option("what", None, "folder for the base and its tokenizer")
+    init: str | None = option("what", None, "go on from this base instead of a random one")
+    first_stage: int = option("what", 0, "1 leaves the first stage out", least=0, most=len(STAGES) - 1)
+    warm_start: bool = option("what", False, "a single stage with many right episodes instead")
+
+    vocab_size: int = option("model", 1664, "tokens of the tokenizer", least=400, most=200_000)
+    hidden: int = option("model", 128, "width of the model, a multiple of 64", least=64, most=8192)
+    layers: int = option("model", 4, "layers of the model", least=1, most=128)
+
+    tokens: float = option("training", 100e6, "tokens of all stages, padding included", above=0, most=1e12)
+    muon_lr: float = option("training", 0.015, "of the matrices", above=0, most=10)
+    adam_lr: float = option("training", 3e-3, "of all other weights", above=0, most=10)
+    batch_tokens: int = option("training", 8_192, "tokens per optimizer step", least=1024, most=10**7)
+    max_length: int = option("training", 640, "tokens of a trace; longer ones are left out", least=64, most=32_768)
+    report_every: float = option("training", 2e6, "tokens between reports", above=0, most=1e12)
+    workers: int = option("training", 1, "processes that write demonstrations", least=1, most=256)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("training", "auto", "where to compute")
+    compile: bool = option("training", True, "compile the step with torch.compile")
+    seed: int = option("training", 0, "of the weights and the demonstrations", least=0, most=MOST_SEED)
+
+
+def pretrain(config: PretrainConfig, device: torch.device) -> None:
+    """Runs both stages on a device and writes the base in float16 with its tokenizer."""
+    torch.manual_seed(config.seed)
+    output = Path(config.output)
+    if config.init:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(config.init)
+        model = Qwen2ForCausalLM.from_pretrained(config.init, dtype=torch.float32, use_safetensors=True).to(device)
     else:
-        tokenizer = train_tokenizer(args.vocab_size)
-        model = new_model(len(tokenizer), args.hidden, args.layers).to(args.device)
+        tokenizer = train_tokenizer(config.vocab_size)
+        model = new_model(len(tokenizer), config.hidden, config.layers).to(device)
     tokenizer.save_pretrained(output)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    opts = optimisers(model, args.muon_lr, args.adam_lr)
+    opts = optimisers(model, config.muon_lr, config.adam_lr)
     base_lrs = [opt.param_groups[0]["lr"] for opt in opts]
-    loss_of = torch.compile(step_loss, dynamic=True) if args.compile else step_loss
+    loss_of = torch.compile(step_loss, dynamic=True) if config.compile else step_loss
     probes = {difficulty: probe_rows(difficulty, 60) for difficulty in DIFFICULTY_MIX}
     seen, start, next_report = 0, time.time(), 0.0
-    stages = (WARM_START,) if args.warm_start else STAGES[args.first_stage :]
+    stages = (WARM_START,) if config.warm_start else STAGES[config.first_stage :]
     for number, stage in enumerate(stages):
-        until = args.tokens * sum(s.share_of_tokens for s in stages[: number + 1])
+        until = config.tokens * sum(s.share_of_tokens for s in stages[: number + 1])
         until /= sum(s.share_of_tokens for s in stages)
-        batches, workers = start_workers(args, output, stage, 10 * number + 1)
+        batches, workers = start_workers(config, output, stage, 10 * number + 1)
         while seen < until:
             ids, targets = next_batch(batches, workers)
             for opt, lr in zip(opts, base_lrs, strict=True):
-                opt.param_groups[0]["lr"] = lr * learning_rate(seen / args.tokens)
+                opt.param_groups[0]["lr"] = lr * learning_rate(seen / config.tokens)
             loss = loss_of(model, ids, targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -207,25 +236,25 @@ def pretrain(args: argparse.Namespace) -> None:
                 reading = {name: reading_accuracy(model, tokenizer, rows) for name, rows in probes.items()}
                 row = {"stage": number, "tokens": seen, "seconds": time.time() - start, "loss": loss.item(), **reading}
                 print(json.dumps({k: round(v, 3) for k, v in row.items()}), flush=True)
-                next_report += args.report_every
+                next_report += config.report_every
                 save(model, output)
         for worker in workers:
             worker.terminate()
     save(model, output)
 
 
-def start_workers(args: argparse.Namespace, tokenizer_folder: Path, stage: Stage, seed: int):
+def start_workers(config: PretrainConfig, tokenizer_folder: Path, stage: Stage, seed: int):
     """A bounded queue and the processes that fill it."""
     context = get_context("spawn")
     batches = context.Queue(maxsize=64)
     workers = []
-    for index in range(args.workers):
+    for index in range(config.workers):
         arguments = (
             str(tokenizer_folder),
             stage,
-            args.seed * 100 + seed + index,
-            args.batch_tokens,
-            args.max_length,
+            config.seed * 100 + seed + index,
+            config.batch_tokens,
+            config.max_length,
             batches,
         )
         workers.append(context.Process(target=write_batches, args=arguments, daemon=True))
@@ -258,27 +287,21 @@ def save(model: Qwen2ForCausalLM, output: Path) -> None:
     half.save_pretrained(output)
 
 
-def main() -> None:
-    """Command line of the pre-training."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, help="folder for the base and its tokenizer")
-    parser.add_argument("--init", help="go on from this base instead of a random one")
-    parser.add_argument("--first-stage", type=int, default=0, help="1 leaves the first stage out")
-    parser.add_argument("--warm-start", action="store_true", help="a single stage with many right episodes instead")
-    parser.add_argument("--tokens", type=float, default=100e6, help="tokens of both stages, padding included")
-    parser.add_argument("--vocab-size", type=int, default=1664)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--muon-lr", type=float, default=0.015)
-    parser.add_argument("--adam-lr", type=float, default=3e-3)
-    parser.add_argument("--batch-tokens", type=int, default=8_192, help="tokens of one optimiser step")
-    parser.add_argument("--max-length", type=int, default=640, help="longer traces are left out")
-    parser.add_argument("--report-every", type=float, default=2e6, help="tokens between reports")
-    parser.add_argument("--workers", type=int, default=1, help="processes that write demonstrations")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--seed", type=int, default=0)
-    pretrain(parser.parse_args())
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, and pre-trains.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    config = parse(PretrainConfig, "python -m searchr1_mini.pretrain", __doc__.splitlines()[0], argv)
+    check_ranges(config)
+    if config.output is None:
+        raise UserError("name the folder for the base and its tokenizer: --output FOLDER")
+    if config.init and not Path(config.init).is_dir():
+        raise UserError(f"--init {config.init}: there is no such folder; name a base that this command wrote")
+    if config.hidden % 64:
+        raise UserError(f"--hidden {config.hidden}: it must be a multiple of 64, since a head has 32 numbers")
+    pretrain(config, pick_device(config.device))
 
 
 if __name__ == "__main__":
