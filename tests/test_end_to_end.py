@@ -120,14 +120,18 @@ def test_a_finished_run_is_evaluated_on_a_fresh_world(whole_run, tmp_path):
     assert {row["example_id"].split("/")[1] for row in read_jsonl(cell)} == {"77"}
 
 
-def test_the_adapter_is_what_is_evaluated(whole_run):
-    """The trained adapter changes the answers' log-probs, and is loaded from the checkpoint that was asked for."""
-    texts = []
-    for arguments in (["--run", whole_run], ["--run", whole_run, "--checkpoint", 2], ["--model", "tiny"]):
-        result = run("eval.py", *arguments, "--ask", "Where was Ada Abbott born?", "--temperature", 1)
+def test_the_adapter_is_what_is_evaluated(whole_run, tmp_path):
+    """The trained adapter changes the log-probs, and is loaded from the checkpoint that was asked for."""
+    found = []
+    base = ["--model", "tiny", "--methods", "search-r1", "--no-train"]
+    for number, arguments in enumerate((["--run", whole_run], ["--run", whole_run, "--checkpoint", 2], base)):
+        out = tmp_path / str(number)
+        result = run("eval.py", *arguments, "--limit", 4, "--output-dir", out)
         assert result.returncode == 0, result.stderr
-        assert "answer:" in result.stdout and "policy |" in result.stdout
-        texts.append(result.stdout)
+        rows = [row for path in (out / "cells").glob("*.jsonl") for row in read_jsonl(path)]
+        found.append([s["logprobs"] for row in rows for s in row["segments"] if s["kind"] == "policy"])
+        assert found[-1]
+    assert found[0] != found[1] != found[2] != found[0]
     missing = run("eval.py", "--run", whole_run, "--checkpoint", 3)
     assert missing.returncode == 2 and "it has [2, 4]" in missing.stderr
 
