@@ -128,6 +128,9 @@ class TrainConfig:
     questions_per_step: int | None = option(
         "optimisation", None, "questions a step" + _auto("questions_per_step"), least=1, most=10**6
     )
+    stratify: bool = option(
+        "optimisation", False, "take equal shares of every source into a step; in the world, of every number of hops"
+    )
     group_size: int | None = option(
         "optimisation", None, "rollouts a question (G); 1 is REINFORCE" + _auto("group_size"), least=1, most=10_000
     )

@@ -36,6 +36,7 @@ NEEDS: dict[str, Needs] = {
     "cold_start": _SAMPLES | _SEARCHES | {"retriever": ENGINES}, "demonstrations": {"cold_start": 0},
     "cold_start_learning_rate": {"cold_start": 0}, "cold_start_batch_size": {"cold_start": 0},
     "cold_start_multi_hop": {"cold_start": 0},
+    "stratify": _RL,
     "reward": _RL | {"bug_reward_from_whole_text": (False,)},
     "retrieval_bonus": _RL | _FINDS | {"bug_reward_from_whole_text": (False,)},
     "overlong": _RL,

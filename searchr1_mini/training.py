@@ -227,7 +227,8 @@ def collect(run: Session, step: int) -> Rollouts:
     config = run.config
     parts: list[Rollouts] = []
     for round_ in range(config.dynamic_sampling):
-        questions = slice_of_step(run.train.examples, step, config.questions_per_step, config.seed, round_)
+        draw = stratified_slice if config.stratify else slice_of_step
+        questions = draw(run.train.examples, step, config.questions_per_step, config.seed, round_)
         group = [question for question in questions for _ in range(config.group_size)]
         trajectories, stats = rollout(
             group, run.make_method, run.policy, run.train.retriever, run.limits,
@@ -302,17 +303,35 @@ def rollout_rows(rollouts: Rollouts, advantages: Tensor | None, of_tokens: dict[
         yield trajectory_row(*column, of_tokens.get(row)) | {"group": group, "in_update": row in of_tokens}
 
 
-def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0) -> list[T]:
+def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0, part: str = "") -> list[T]:
     """The `n` questions (or demonstrations) of a step: consecutive slices of a fresh permutation each epoch.
 
-    A resumed run draws the same. Each round of dynamic sampling has an order of its own.
+    A resumed run draws the same. Each round of dynamic sampling, and each part of the examples, has its own order.
     """
     chosen: list[T] = []
     orders: dict[int, list[int]] = {}
     for position in range((step - 1) * n, step * n):
         epoch, index = divmod(position, len(examples))
         if epoch not in orders:
-            rng = random.Random(f"{seed}/{epoch}" + f"/{round_}" * (round_ > 0))
+            rng = random.Random(f"{seed}/{epoch}" + f"/{round_}" * (round_ > 0) + f"/{part}" * bool(part))
             orders[epoch] = rng.sample(range(len(examples)), len(examples))
         chosen.append(examples[orders[epoch][index]])
+    return chosen
+
+
+def stratified_slice(examples: Sequence[Example], step: int, n: int, seed: int, round_: int = 0) -> list[Example]:
+    """The `n` questions of a step in equal shares of their sources; what does not divide goes to other ones each step.
+
+    A source with fewer questions than another comes round sooner.
+    """
+    sources: dict[str, list[Example]] = {}
+    for example in examples:
+        sources.setdefault(example.source, []).append(example)
+    names = sorted(sources)
+    shares = [range(first, step * n, len(names)) for first in range(len(names))]
+    chosen: list[Example] = []
+    for name, positions in zip(names, shares, strict=True):
+        n_before = sum(position < (step - 1) * n for position in positions)
+        drawn = slice_of_step(sources[name], 1, len(positions), seed, round_, name)
+        chosen += drawn[n_before:]
     return chosen

@@ -14,6 +14,7 @@ from sessions import session_of
 
 from searchr1_mini import evaluation, measure, methods, training
 from searchr1_mini.config import TrainConfig
+from searchr1_mini.data import Example
 from searchr1_mini.prompts import SEARCH_TEMPLATE, STOP_STRINGS
 from searchr1_mini.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
@@ -21,7 +22,7 @@ from searchr1_mini.rollout import RolloutLimits
 from searchr1_mini.rollout_stats import RolloutStats
 from searchr1_mini.session import Session, limits_of, method_of
 from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import collect, slice_of_step, train, train_step
+from searchr1_mini.training import collect, slice_of_step, stratified_slice, train, train_step
 from searchr1_mini.trajectory import Segment, Trajectory
 
 
@@ -89,6 +90,19 @@ def test_every_epoch_asks_each_question_once_in_an_order_of_its_own(n):
     assert slice_of_step(questions, 1, 20, seed=8) != epochs[0]
     rounds = [slice_of_step(questions, 1, 20, seed=7, round_=round_) for round_ in range(3)]
     assert rounds[0] == epochs[0] and len({tuple(order) for order in rounds}) == 3
+
+
+@pytest.mark.parametrize(("sizes", "n"), [((20, 20), 8), ((30, 10), 4), ((12, 12, 12), 4), ((7,), 3)])
+def test_stratified_steps_hold_equal_shares_and_every_question_of_a_source_before_any_again(sizes, n):
+    questions = [Example(f"{k}/{i}", "?", ("x",), f"source {k}") for k, size in enumerate(sizes) for i in range(size)]
+    steps = [stratified_slice(questions, step, n, seed=7) for step in range(1, 16)]
+    for chosen in steps:
+        counts = [sum(e.source == f"source {k}" for e in chosen) for k in range(len(sizes))]
+        assert len(chosen) == n and max(counts) - min(counts) <= 1
+    for k, size in enumerate(sizes):
+        asked = [e.id for chosen in steps for e in chosen if e.source == f"source {k}"]
+        assert abs(len(asked) - 15 * n / len(sizes)) < 1
+        assert len(set(asked[:size])) == min(size, len(asked)) and asked[:size] != sorted(asked[:size])
 
 
 def test_a_question_that_comes_again_is_answered_anew(run):
