@@ -20,7 +20,6 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
 # **predicted**, from shapes alone, on a machine that need not have a GPU; what is **measured** says so.
 
 # %%
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +34,13 @@ from transformers import Qwen2Config
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.defaults import PRESETS
 from searchr1_mini.resolve import resolve
+from searchr1_mini.robust.files import read_summary
 from searchr1_mini.robust.memory import GB, NF4, predict, shape_of
 from searchr1_mini.rollout import rollout
 from searchr1_mini.session import start
 from searchr1_mini.training import train, train_step
 
+# %%
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "0.4", "0.7"]
 
 # %% [markdown]
@@ -211,7 +212,7 @@ if is_cached or FILE.is_file():
     settings = PRESETS["laptop-llm"] | small | dict(model=model, output_dir=folder, tensorboard=False)
     with capture_output():
         train(resolve(TrainConfig(**settings)))
-    summary = json.loads(Path(folder, "summary.json").read_text())
+    summary = read_summary(Path(folder, "summary.json"))
     for when in ("before", "after_cold_start", "after", "after_without_retriever"):
         print(f"{when:24} exact match {summary[when]['em']:.2f}  valid actions {summary[when]['valid_actions']:.2f}")
 else:

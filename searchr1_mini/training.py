@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from shlex import quote
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +23,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.pages.token_values import TokenValues, token_values
+from searchr1_mini.question_order import slice_of_step, stratified_slice
 from searchr1_mini.rewards import reward
 from searchr1_mini.robust import interrupt
 from searchr1_mini.robust.diagnosis import diagnose, tell
@@ -38,8 +37,6 @@ from searchr1_mini.sft import demonstrations, imitates, imitation_step
 from searchr1_mini.tracking import trajectory_row, write_rollouts
 from searchr1_mini.trajectory import Trajectory
 from searchr1_mini.update import prepare, update
-
-T = TypeVar("T")
 
 
 def train(config: TrainConfig) -> Path:
@@ -301,37 +298,3 @@ def rollout_rows(rollouts: Rollouts, advantages: Tensor | None, of_tokens: dict[
     columns = zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, values, strict=True)
     for row, (column, group) in enumerate(zip(columns, rollouts.group_ids, strict=True)):
         yield trajectory_row(*column, of_tokens.get(row)) | {"group": group, "in_update": row in of_tokens}
-
-
-def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0, part: str = "") -> list[T]:
-    """The `n` questions (or demonstrations) of a step: consecutive slices of a fresh permutation each epoch.
-
-    A resumed run draws the same. Each round of dynamic sampling, and each part of the examples, has its own order.
-    """
-    chosen: list[T] = []
-    orders: dict[int, list[int]] = {}
-    for position in range((step - 1) * n, step * n):
-        epoch, index = divmod(position, len(examples))
-        if epoch not in orders:
-            rng = random.Random(f"{seed}/{epoch}" + f"/{round_}" * (round_ > 0) + f"/{part}" * bool(part))
-            orders[epoch] = rng.sample(range(len(examples)), len(examples))
-        chosen.append(examples[orders[epoch][index]])
-    return chosen
-
-
-def stratified_slice(examples: Sequence[Example], step: int, n: int, seed: int, round_: int = 0) -> list[Example]:
-    """The `n` questions of a step in equal shares of their sources; what does not divide goes to other ones each step.
-
-    A source with fewer questions than another comes round sooner.
-    """
-    sources: dict[str, list[Example]] = {}
-    for example in examples:
-        sources.setdefault(example.source, []).append(example)
-    names = sorted(sources)
-    shares = [range(first, step * n, len(names)) for first in range(len(names))]
-    chosen: list[Example] = []
-    for name, positions in zip(names, shares, strict=True):
-        n_before = sum(position < (step - 1) * n for position in positions)
-        drawn = slice_of_step(sources[name], 1, len(positions), seed, round_, name)
-        chosen += drawn[n_before:]
-    return chosen

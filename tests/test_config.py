@@ -217,6 +217,7 @@ UNSET = {"output_dir", "date", "data_path", "corpus", "retriever_url", "importan
     "reranker",
     "demonstrations",
     "cold_start_learning_rate",
+    "cold_start_multi_hop",
     "init",
 }
 

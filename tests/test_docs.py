@@ -138,6 +138,8 @@ def run_parser(script: str, words: list[str]) -> None:
         if not given <= known:
             raise UserError(f"unknown {given - known}")
         return
+    if script == "searchr1_mini.ablate" and words and not words[0].startswith("--"):
+        words = ["--study", *words]
     while script in TAKE_RUNS and words and not words[0].startswith("--"):
         words = words[1:]
     config = parse(config_class, script, "", words)

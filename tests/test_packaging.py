@@ -11,7 +11,8 @@ PACKAGE = ROOT / "searchr1_mini"
 LEAVES = {"errors", "trajectory", "prompts", "rewards", "algorithms", "logprobs", "defaults"}
 KNOW_THE_CONFIG = set(
     "cli options resolve task session schedule held_out training update ablate evaluate plan columns tables server "
-    "retrieval_config eval_config export model_card memory preflight report live cold_start diagnosis shots".split()
+    "retrieval_config eval_config export model_card memory preflight report live cold_start diagnosis shots "
+    "pretrain".split()
 )
 
 

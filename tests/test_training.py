@@ -16,13 +16,14 @@ from searchr1_mini import evaluation, measure, methods, training
 from searchr1_mini.config import TrainConfig
 from searchr1_mini.data import Example
 from searchr1_mini.prompts import SEARCH_TEMPLATE, STOP_STRINGS
+from searchr1_mini.question_order import slice_of_step, stratified_slice
 from searchr1_mini.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.rollout import RolloutLimits
 from searchr1_mini.rollout_stats import RolloutStats
 from searchr1_mini.session import Session, limits_of, method_of
 from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import collect, slice_of_step, stratified_slice, train, train_step
+from searchr1_mini.training import collect, train, train_step
 from searchr1_mini.trajectory import Segment, Trajectory
 
 
