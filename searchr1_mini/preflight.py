@@ -187,6 +187,14 @@ def give_back_large_blocks() -> None:
             libc.mallopt(ctypes.c_int(-1), ctypes.c_int(8 * MALLOC_BLOCK))  # M_TRIM_THRESHOLD
 
 
+def give_back_free_memory() -> None:
+    """Has glibc's malloc give back what is free between two phases of a step, whose blocks are of other sizes."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
+
+
 def room_of(device: Any) -> float:
     """Bytes that this process may hold on a device, those that it has already included."""
     import psutil

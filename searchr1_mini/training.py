@@ -23,6 +23,7 @@ from searchr1_mini.errors import UserError
 from searchr1_mini.measure import finish, measure, measure_before
 from searchr1_mini.metrics import eval_metrics, rollout_metrics
 from searchr1_mini.pages.token_values import TokenValues, token_values
+from searchr1_mini.preflight import give_back_free_memory
 from searchr1_mini.question_order import slice_of_step, stratified_slice
 from searchr1_mini.rewards import reward
 from searchr1_mini.robust import interrupt
@@ -182,6 +183,7 @@ def train_step(run: Session, step: int) -> dict[str, float]:
     config, run.step = run.config, step
     began = time.perf_counter()
     rollouts = collect(run, step)
+    give_back_free_memory()
     batch = build_batch(
         as_trained_on(run, rollouts.trajectories),
         rollouts.rewards,
