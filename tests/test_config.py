@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -320,7 +321,8 @@ def test_the_manual_names_every_option_and_preset():
     for preset, values in PRESETS.items():
         row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))
         for name, value in values.items():
-            told = f"`--no-{name}`" if value is False else f"`--{name} {value}`"
+            bare = {False: f"`--no-{name}`", True: f"`--{name}`"} if get_type_hints(TrainConfig)[name] is bool else {}
+            told = bare.get(value) or (f"`--no-{name}`" if value is False else f"`--{name} {value}`")
             assert told.replace("_", "-") in row, (preset, name)
 
 
