@@ -113,7 +113,7 @@ BUGS = [
     Bug("the value of the next state", "critic", "position_ids=position_ids)[:, :-1]",
         "position_ids=position_ids)[:, 1:]", "update"),
     # a step's questions, samples and rewards
-    Bug("the same order every epoch", "training", 'random.Random(f"{seed}/{epoch}"', 'random.Random(f"{seed}"',
+    Bug("the same order every epoch", "question_order", 'random.Random(f"{seed}/{epoch}"', 'random.Random(f"{seed}"',
         "training"),
     Bug("the same samples every step", "training", "seed=config.seed * 1_000_003 + step + round_ * 500_009",
         "seed=config.seed * 1_000_003 + round_ * 500_009", "training"),
