@@ -1,7 +1,7 @@
 """Takes golden logs of short runs, and tells whether those of another commit are equal to the bit.
 
-    python checks/goldens.py take /tmp/goldens.json       # before a change
-    python checks/goldens.py compare /tmp/goldens.json    # after it; exit code 1 where a number differs
+    python checks/goldens.py take goldens.json       # before a change
+    python checks/goldens.py compare goldens.json    # after it; exit code 1 where a number differs
 
 Runs of three steps on the tiny base (GRPO, PPO, SFT, rejection sampling, one after a cold start, one that is resumed)
 and an evaluation, on the CPU in one thread. What is compared: every logged number but times and speeds, every rollout,

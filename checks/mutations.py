@@ -114,7 +114,7 @@ BUGS = [
         "position_ids=position_ids)[:, 1:]", "update"),
     # a step's questions, samples and rewards
     Bug("the same order every epoch", "question_order", 'random.Random(f"{seed}/{epoch}"', 'random.Random(f"{seed}"',
-        "training"),
+        "question_order"),
     Bug("the same samples every step", "training", "seed=config.seed * 1_000_003 + step + round_ * 500_009",
         "seed=config.seed * 1_000_003 + round_ * 500_009", "training"),
     Bug("surplus groups kept", "training", "set(groups_with_signal(rollouts)[: config.questions_per_step])",

@@ -243,11 +243,7 @@ def eval_series(metrics: list[dict[str, Any]], summary: dict[str, Any] | None, k
 def _cold_start(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Charts of what was imitated before RL, over its updates; nothing where nothing was."""
     charts = {
-        "loss": (
-            "Cold start: loss",
-            "nats a token",
-            "-log pi of the scripted turns, in batches that were not yet seen",
-        ),
+        "loss": ("Cold start: loss", "nats a token", "-log pi of the scripted turns, before each update on them"),
         "entropy": (
             "Cold start: entropy",
             "nats a token",

@@ -14,9 +14,7 @@ from sessions import session_of
 
 from searchr1_mini import evaluation, measure, methods, training
 from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
 from searchr1_mini.prompts import SEARCH_TEMPLATE, STOP_STRINGS
-from searchr1_mini.question_order import slice_of_step, stratified_slice
 from searchr1_mini.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.rollout import RolloutLimits
@@ -79,31 +77,6 @@ def learnt_from(run: Session, step: int = 1) -> list[bool]:
     is_in = [row["in_update"] for row in rows]
     assert metrics["trained_on"] == sum(is_in) / len(is_in)
     return is_in
-
-
-@pytest.mark.parametrize("n", [4, 5])
-def test_every_epoch_asks_each_question_once_in_an_order_of_its_own(n):
-    questions = list(range(20))
-    asked = [question for step in range(1, 60 // n + 1) for question in slice_of_step(questions, step, n, seed=7)]
-    epochs = [asked[first : first + 20] for first in (0, 20, 40)]
-    assert all(sorted(epoch) == questions for epoch in epochs)
-    assert questions not in epochs and len({tuple(epoch) for epoch in epochs}) == 3
-    assert slice_of_step(questions, 1, 20, seed=8) != epochs[0]
-    rounds = [slice_of_step(questions, 1, 20, seed=7, round_=round_) for round_ in range(3)]
-    assert rounds[0] == epochs[0] and len({tuple(order) for order in rounds}) == 3
-
-
-@pytest.mark.parametrize(("sizes", "n"), [((20, 20), 8), ((30, 10), 4), ((12, 12, 12), 4), ((7,), 3)])
-def test_stratified_steps_hold_equal_shares_and_every_question_of_a_source_before_any_again(sizes, n):
-    questions = [Example(f"{k}/{i}", "?", ("x",), f"source {k}") for k, size in enumerate(sizes) for i in range(size)]
-    steps = [stratified_slice(questions, step, n, seed=7) for step in range(1, 16)]
-    for chosen in steps:
-        counts = [sum(e.source == f"source {k}" for e in chosen) for k in range(len(sizes))]
-        assert len(chosen) == n and max(counts) - min(counts) <= 1
-    for k, size in enumerate(sizes):
-        asked = [e.id for chosen in steps for e in chosen if e.source == f"source {k}"]
-        assert abs(len(asked) - 15 * n / len(sizes)) < 1
-        assert len(set(asked[:size])) == min(size, len(asked)) and asked[:size] != sorted(asked[:size])
 
 
 def test_a_question_that_comes_again_is_answered_anew(run):
