@@ -205,9 +205,11 @@ def train_step(run: Session, step: int) -> dict[str, float]:
     metrics: dict[str, float] = {}
     of_tokens: list[TokenValues] = []
     if kept:
-        experience, metrics = prepare(run, batch.select(kept), None if advantages is None else advantages[kept])
+        with_ratios = step % config.eval_every == 0 or step == config.steps
+        of_groups = None if advantages is None else advantages[kept]
+        experience, metrics = prepare(run, batch.select(kept), of_groups, needs_old=with_ratios)
         metrics |= update(run, experience)
-        of_tokens = token_values(run, experience, with_ratios=step % config.eval_every == 0 or step == config.steps)
+        of_tokens = token_values(run, experience, with_ratios)
     if is_main():
         write_rollouts(run.folder, step, rollout_rows(rollouts, advantages, dict(zip(kept, of_tokens, strict=True))))
     seconds = time.perf_counter() - began

@@ -62,12 +62,15 @@ class Experience:
 
 
 @torch.no_grad()
-def prepare(run: Session, batch: Batch, group_advantages: Tensor | None) -> tuple[Experience, dict[str, float]]:
+def prepare(
+    run: Session, batch: Batch, group_advantages: Tensor | None, needs_old: bool = True
+) -> tuple[Experience, dict[str, float]]:
     """Log-probs under the reference, and for PPO values, per-token rewards, GAE and whitening.
 
     Args:
         batch: N trajectories.
         group_advantages: (N,), GRPO's; None for PPO.
+        needs_old: whether pi_old is wanted although one update alone would do without, see `old_and_sampled`.
 
     Returns:
         What the update needs, and metrics of it.
@@ -75,7 +78,7 @@ def prepare(run: Session, batch: Batch, group_advantages: Tensor | None) -> tupl
     config, policy = run.config, run.policy
     batch = batch.to(policy.device)
     mask = batch.loss_mask
-    batch.old_logprobs, sampled = old_and_sampled(run, batch)
+    batch.old_logprobs, sampled = old_and_sampled(run, batch, needs_old or group_advantages is None)
     importance = ref_logprobs = None
     if config.importance_cap:
         importance = truncated_importance(batch.old_logprobs, sampled, config.importance_cap)
@@ -98,17 +101,21 @@ def prepare(run: Session, batch: Batch, group_advantages: Tensor | None) -> tupl
     return Experience(batch, whiten(advantages, mask), sampled, None, importance, values, returns), metrics
 
 
-def old_and_sampled(run: Session, batch: Batch) -> tuple[Tensor, Tensor]:
+def old_and_sampled(run: Session, batch: Batch, needs_old: bool = True) -> tuple[Tensor, Tensor]:
     """log pi_old of the update, and the sampler's log-probs, both (N, T-1).
 
     In float32 they are the same. In 16 bits sampler and update round differently, by more than the clip of a sequence's
     ratio allows, so that pi_old is the update's own forward, in its own mode and micro-batches: before a weight has
     moved every ratio is 1. Importance weights are about that difference and take the update's forward in any precision.
-    What nobody sampled (observations that are trained on) has the update's log-probs in both.
+    What nobody sampled (observations that are trained on) has the update's log-probs in both. Where a step makes one
+    update and nothing else needs pi_old, it is left nan: that update's own forward is pi_old, and is made only once.
     """
     sampled, is_rounded = batch.old_logprobs, run.policy.dtype != torch.float32
-    if not (is_rounded or run.config.importance_cap or sampled.isnan().any()):
+    is_complete = not (run.config.importance_cap or sampled.isnan().any())
+    if is_complete and not is_rounded:
         return sampled, sampled
+    if is_complete and not needs_old and run.config.epochs == run.config.mini_batches == 1:
+        return torch.full_like(sampled, torch.nan), sampled
     own = own_logprobs(run, batch)
     sampled = torch.where(sampled.isnan(), own, sampled)
     return own if is_rounded or run.config.importance_cap else sampled, sampled
@@ -200,9 +207,10 @@ def policy_backward(run: Session, part: Experience, weights: Tensor) -> tuple[di
     """Forward and backward of the policy; returns sums for the log and log pi (B, T-1)."""
     config, batch = run.config, part.batch
     logprobs, entropy = forward(run.policy, batch, config.temperature, entropy_gradient=config.entropy_coef > 0)
+    old_logprobs = torch.where(batch.old_logprobs.isnan(), logprobs.detach(), batch.old_logprobs)
     loss, stats = policy_loss(
         logprobs,
-        batch.old_logprobs,
+        old_logprobs,
         part.advantages,
         weights,
         clip_eps=config.clip_eps,

@@ -110,6 +110,22 @@ def test_in_float32_old_log_probs_are_those_that_were_sampled(tmp_path):
     assert old[experience.batch.loss_mask].tolist() == torch.tensor(sampled_of(rollouts)).tolist()
 
 
+@pytest.mark.parametrize("flags", [{}, {"ratio": "sequence", "kl_coef": 0.01}])
+def test_one_update_alone_makes_its_forward_once(tmp_path, monkeypatch, flags):
+    """And learns to the bit what it learns with pi_old computed before."""
+    forwards, forward = [], update.forward
+    monkeypatch.setattr(update, "forward", lambda *a, **k: forwards.append(1) or forward(*a, **k))
+    learnt = []
+    for name, eval_every in (("before", 1), ("once", 100)):  # a step that is evaluated writes ratios, which need pi_old
+        run = session_of(tmp_path / name, dtype="bfloat16", eval_every=eval_every, **SMALL, **flags)
+        forwards.clear()
+        logged = train_step(run, 1)
+        weights = torch.cat([parameter.flatten() for parameter in run.policy.trainable()])
+        learnt.append((len(forwards), weights, {k: v for k, v in logged.items() if "second" not in k}))
+    assert learnt[1][0] < learnt[0][0] and learnt[1][2] == learnt[0][2]
+    assert torch.equal(learnt[0][1], learnt[1][1])
+
+
 def test_the_preflight_knows_of_the_forward():
     """Without a KL a step in float32 needs none before its update."""
     config = resolve(TrainConfig(model="Qwen2.5-3B", kl_coef=0.0))
