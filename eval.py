@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin()
 
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.options import check_ranges
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.needs import check_ranges
 
 
 def main() -> None:

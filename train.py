@@ -1,12 +1,12 @@
 """Trains a language model to search: `python train.py` on a laptop, `python train.py --model Qwen2.5-3B` on one GPU.
 
-for step: questions -> rollouts -> rewards -> advantages -> update -> log: see searchr1_mini/training.py.
+for step: questions -> rollouts -> rewards -> advantages -> update -> log: see searchr1_mini/core/training.py.
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin()
 
@@ -14,9 +14,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from searchr1_mini.cli import parse_asked, run_command
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import check_demonstrations, resolve, resolve_model, saved_config
+from searchr1_mini.options.cli import parse_asked, run_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import check_demonstrations, resolve, resolve_model, saved_config
 
 
 def main() -> None:
@@ -32,9 +32,10 @@ def main() -> None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name[:80]}-{config.algorithm}"
         config = replace(config, output_dir=str(Path("runs") / name))
 
-    from searchr1_mini.training import train  # heavy: after the arguments are known to be good
+    from searchr1_mini.core.training import train  # heavy: after the arguments are known to be good
+    from searchr1_mini.pages.report import write_report
 
-    train(config)
+    train(config, write_report)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from searchr1_mini import checkpoint
-from searchr1_mini.algorithms import explained_variance
-from searchr1_mini.batch import build_batch, micro_batches
-from searchr1_mini.models import Policy, load_policy
-from searchr1_mini.resolve import resolve_model
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.algorithms import explained_variance
+from searchr1_mini.core.batch import build_batch, micro_batches
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage.files import read_jsonl
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 from rollout_speed import random_policy
 from transformers import StaticCache
 
-from searchr1_mini.generation import Decoder
-from searchr1_mini.models import Policy
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.policy import Policy
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def median_ms(step: Callable[[], object], n: int) -> float:
 def our_step(policy: Policy, rows: int, length: int, steps: int) -> Callable[[], object]:
     """One token for every row through the decoder."""
     decoder = Decoder(
-        policy.hidden, policy.lm_head, policy.config, policy.tokenizer, n_rows=rows, max_length=length + steps + 8,
-        temperature=1.0, seed=0, device=policy.device, dtype=policy.dtype,
+        policy, n_rows=rows, max_length=length + steps + 8,
+        temperature=1.0, seed=0,
     )  # fmt: skip
     for row in range(rows):
         decoder.start(row, [1 + row % 7] * length)

@@ -27,17 +27,17 @@ import torch
 from ppo_memory import peak_gb, reset_peak
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from searchr1_mini.batch import build_batch
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
-from searchr1_mini.generation import Decoder
-from searchr1_mini.methods import Finish, Generate, Method, Observe, Prompt, Search
-from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.retrieval import Hit, Passage
-from searchr1_mini.rollout import rollout
-from searchr1_mini.session import Session, start
-from searchr1_mini.update import prepare, update
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.core.update import prepare, update
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.run.session import Session, start
 
 SHAPES = {  # hidden size, layers, heads, KV heads, intermediate size, vocabulary, tied
     "Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 151_936, True),
@@ -92,8 +92,8 @@ def print_decode(run: Session, args: argparse.Namespace) -> None:
     steps = 40
     with policy.for_rollouts():
         decoder = Decoder(
-            policy.hidden, policy.lm_head, policy.config, policy.tokenizer, n_rows=n_rows,
-            max_length=length + steps, temperature=1.0, seed=0, device=policy.device, dtype=policy.dtype,
+            policy, n_rows=n_rows,
+            max_length=length + steps, temperature=1.0, seed=0,
         )  # fmt: skip
         for key in range(n_rows):
             decoder.start(key, [5 + key % 100] + [7] * (length - steps))

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.measure import measure
-from searchr1_mini.metrics import eval_metrics
-from searchr1_mini.resolve import resolve
-from searchr1_mini.session import Session, save_step, start
-from searchr1_mini.training import train_step
+from searchr1_mini.core.training import train_step
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.evaluations import measure
+from searchr1_mini.run.metrics import eval_metrics
+from searchr1_mini.run.session import Session, save_step, start
 
 BAR = 1.0  # MB per 100 steps
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 from transformers import AutoTokenizer
 
-from searchr1_mini.encoding import observation_ids
-from searchr1_mini.metrics import empty_think
-from searchr1_mini.pages.printable import plain
-from searchr1_mini.prompts import neutralise_tags, parse_action
-from searchr1_mini.resolve import resolve_model
-from searchr1_mini.retrieval import Passage
-from searchr1_mini.rewards import contains_gold, f1_score, is_well_formed, normalise_answer
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.encoding import observation_ids
+from searchr1_mini.core.prompts import neutralise_tags, parse_action
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rewards import contains_gold, f1_score, is_well_formed, normalise_answer
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.run.metrics import empty_think
+from searchr1_mini.storage.printable import plain
 
 UNITS = ("<search>", "<think>", "</answer>", "</answer", "<", "< ", "word ")
 

@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from searchr1_mini.logprobs import token_logprobs
+from searchr1_mini.core.logprobs import token_logprobs
 
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory is given back at once
 

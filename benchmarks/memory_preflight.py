@@ -80,13 +80,13 @@ def main() -> None:
 
 def measure(setting: Setting) -> dict[str, tuple[float, float]]:
     """Predicted and measured peak of each phase, in 10^9 bytes."""
-    from searchr1_mini import training
-    from searchr1_mini.config import TrainConfig
-    from searchr1_mini.defaults import TINY
-    from searchr1_mini.models import pick_device, pick_dtype
-    from searchr1_mini.preflight import predictor
-    from searchr1_mini.resolve import resolve
-    from searchr1_mini.session import start
+    from searchr1_mini.core import training
+    from searchr1_mini.models.loading import pick_device, pick_dtype
+    from searchr1_mini.options.config import TrainConfig
+    from searchr1_mini.options.defaults import TINY
+    from searchr1_mini.options.resolve import resolve
+    from searchr1_mini.run.preflight import predictor
+    from searchr1_mini.run.session import start
 
     measured: dict[str, float] = {}
 
@@ -121,8 +121,8 @@ def save_model(setting: Setting, folder: Path) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from searchr1_mini.bases import load_tokenizer
-    from searchr1_mini.resolve import resolve_model
+    from searchr1_mini.models.bases import load_tokenizer
+    from searchr1_mini.options.resolve import resolve_model
 
     tokenizer = load_tokenizer(resolve_model("tiny"))
     config = Qwen2Config(

@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from searchr1_mini.algorithms import zero_variance
-from searchr1_mini.batch import micro_batches, mini_batches
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import saved_config
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import Rollouts, rows_to_train_on
+from searchr1_mini.core.algorithms import zero_variance
+from searchr1_mini.core.batch import micro_batches, mini_batches
+from searchr1_mini.core.training import Rollouts, rows_to_train_on
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import saved_config
+from searchr1_mini.storage.files import read_jsonl
 
 BAR = 0.10
 

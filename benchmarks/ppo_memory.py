@@ -51,7 +51,7 @@ def save_random_model(folder: Path, hidden: int, layers: int) -> str:
     """A random Qwen2 with the tiny base's tokenizer."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    from searchr1_mini.resolve import resolve_model
+    from searchr1_mini.options.resolve import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("tiny"))
     config = Qwen2Config(
@@ -65,11 +65,11 @@ def save_random_model(folder: Path, hidden: int, layers: int) -> str:
 
 def measure(algorithm: str, model: str) -> float:
     """Peak memory, in 10^9 bytes, of a training step after everything is loaded."""
-    from searchr1_mini.config import TrainConfig
-    from searchr1_mini.defaults import TINY
-    from searchr1_mini.resolve import resolve
-    from searchr1_mini.session import start
-    from searchr1_mini.training import train_step
+    from searchr1_mini.core.training import train_step
+    from searchr1_mini.options.config import TrainConfig
+    from searchr1_mini.options.defaults import TINY
+    from searchr1_mini.options.resolve import resolve
+    from searchr1_mini.run.session import start
 
     with tempfile.TemporaryDirectory() as folder:
         values = TINY | {"model": model, "load_in_4bit": True, "gradient_checkpointing": True, "lora_rank": 32}

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from searchr1_mini.report import write_report
-from searchr1_mini.tracking import read_jsonl, write_jsonl_atomic
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.storage.files import read_jsonl, write_jsonl_atomic
 
 SCREENSHOTS = Path(__file__).parent.parent / "docs" / "screenshots.py"
 NEXT_FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"

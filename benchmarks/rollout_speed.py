@@ -25,13 +25,15 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from searchr1_mini.data import Example
-from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
-from searchr1_mini.methods import Finish, Generate, Method, Observe, Prompt, Search
-from searchr1_mini.models import Policy, load_policy
-from searchr1_mini.resolve import resolve_model
-from searchr1_mini.retrieval import Hit, Passage
-from searchr1_mini.rollout import RolloutLimits, rollout
+from searchr1_mini.core.encoding import foreign_ids, observation_ids
+from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.prompting import prompt_ids
+from searchr1_mini.options.resolve import resolve_model
 
 
 def main() -> None:

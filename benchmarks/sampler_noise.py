@@ -9,9 +9,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 
-from searchr1_mini.cli import parse
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 
 CLIPS = ((0.0003, 0.0004), (0.003, 0.004), (0.2, 0.2))  # GSPO's, ten times that, GRPO's
 
@@ -25,10 +25,10 @@ def main() -> None:
 
 def measure(config: TrainConfig) -> None:
     """One step's rollouts, and a forward over them."""
-    from searchr1_mini.batch import build_batch
-    from searchr1_mini.session import start
-    from searchr1_mini.training import collect
-    from searchr1_mini.update import all_logprobs
+    from searchr1_mini.core.batch import build_batch
+    from searchr1_mini.core.training import collect
+    from searchr1_mini.core.update import all_logprobs
+    from searchr1_mini.run.session import start
 
     run = start(config)
     rollouts = collect(run, 1)

@@ -25,16 +25,16 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
-from searchr1_mini.methods import Finish, Generate, Method, Observe, Prompt, Search
-from searchr1_mini.prompts import normalise_question, render_observation, template_of
-from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.retrieval import Retriever
-from searchr1_mini.rewards import f1_score
-from searchr1_mini.session import start
-from searchr1_mini.task import load_task
-from searchr1_mini.training import train_step
+from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
+from searchr1_mini.core.prompts import normalise_question, render_observation, template_of
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.core.rewards import f1_score
+from searchr1_mini.core.training import train_step
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.run.session import start
+from searchr1_mini.run.task import load_task
 
 try:
     from trl import GRPOConfig, GRPOTrainer

@@ -70,7 +70,7 @@ BUGS = [
         "logprobs"),
     Bug("each micro-batch a mean of its own", "update", "policy_backward(run, part, weights[rows, :width])",
         "policy_backward(run, part, step_weights(config, part.batch.loss_mask))", "accumulation"),
-    Bug("gradients kept when memory ran out", "accumulation", "run.optimizer.zero_grad(set_to_none=True)", "pass",
+    Bug("gradients kept when memory ran out", "optimizer", "run.optimizer.zero_grad(set_to_none=True)", "pass",
         "accumulation"),
     Bug("value clip unbounded", "algorithms", "clipped = old + (v - old).clamp(-value_clip, value_clip)", "clipped = v",
         "algorithms references"),
@@ -113,7 +113,7 @@ BUGS = [
     Bug("the value of the next state", "critic", "position_ids=position_ids)[:, :-1]",
         "position_ids=position_ids)[:, 1:]", "update"),
     # a step's questions, samples and rewards
-    Bug("the same order every epoch", "question_order", 'random.Random(f"{seed}/{epoch}"', 'random.Random(f"{seed}"',
+    Bug("the same order every epoch", "questions", 'random.Random(f"{seed}/{epoch}"', 'random.Random(f"{seed}"',
         "question_order"),
     Bug("the same samples every step", "training", "seed=config.seed * 1_000_003 + step + round_ * 500_009",
         "seed=config.seed * 1_000_003 + round_ * 500_009", "training"),
@@ -123,16 +123,16 @@ BUGS = [
         '== "drop" and trajectory.finish_reason == "turns"', "training"),
     Bug("overlong by policy tokens", "training", "torch.tensor(len(trajectory.token_ids))",
         "torch.tensor(trajectory.n_policy_tokens)", "training"),
-    Bug("right is what contains the gold", "sft", "if exact_match(trajectory.answer, e.golden_answers)]",
+    Bug("right is what contains the gold", "imitation", "if exact_match(trajectory.answer, e.golden_answers)]",
         "if e.golden_answers[0] in (trajectory.answer or str())]", "sft::test_only_an_exact_answer_is_imitated"),
     Bug("advantages of other rows", "training", "None if advantages is None else advantages[kept]",
         "None if advantages is None else advantages[: len(kept)]", "training"),
     Bug("groups of two rounds are one", "training", "first + index // config.group_size", "index // config.group_size",
         "training"),
-    Bug("evaluated on what it learns from", "measure", "evaluate(run.held_out.examples, run.make_method",
+    Bug("evaluated on what it learns from", "evaluations", "evaluate(run.held_out.examples, run.make_method",
         "evaluate(run.train.examples[:2], run.make_method",
         "training::test_a_run_is_measured_greedily_on_held_out_questions"),
-    Bug("a sampled evaluation", "evaluation", "temperature: float = 0.0,\n    seed",
+    Bug("a sampled evaluation", "scores", "temperature: float = 0.0,\n    seed",
         "temperature: float = 1.0,\n    seed",
         "training::test_a_run_is_measured_greedily_on_held_out_questions"),
     # stops and sampling
@@ -143,12 +143,12 @@ BUGS = [
         "rollout::test_an_observation_leaves_room_for_a_word_about_it"),
     Bug("stop only within one token", "stops", "start = max(0, len(self.seen) - self.keep)",
         "start = len(self.seen)", "generation"),
-    Bug("EOS goes on", "generation", "if id_ in self.eos_ids:", "if id_ == -1:", "generation rollout"),
-    Bug("sampled without temperature", "generation", "logits.float() / (self.temperature or 1.0)", "logits.float()",
+    Bug("EOS goes on", "decoder", "if id_ in self.eos_ids:", "if id_ == -1:", "generation rollout"),
+    Bug("sampled without temperature", "decoder", "logits.float() / (self.temperature or 1.0)", "logits.float()",
         "generation"),
-    Bug("a rollout keeps a graph", "generation", "@torch.no_grad()\n    def start",
+    Bug("a rollout keeps a graph", "decoder", "@torch.no_grad()\n    def start",
         "@torch.enable_grad()\n    def start", "rollout_weights"),
-    Bug("a position too far", "generation", "positions[indices, 0] = torch.tensor([row.length for row in rows])",
+    Bug("a position too far", "decoder", "positions[indices, 0] = torch.tensor([row.length for row in rows])",
         "positions[indices, 0] = torch.tensor([row.length + 1 for row in rows])", "generation"),
     # protocol and rewards
     Bug("the last action decides", "prompts", "end, kind = min(ends)", "end, kind = max(ends)", "prompts"),
@@ -169,7 +169,7 @@ BUGS = [
     Bug("an empty thought is one", "rewards", "is_bare and thought and content", "is_bare and content", "rewards"),
     Bug("the best checkpoint reported on what chose it", "evaluate",
         'chosen_by(run_folders(config)) if config.checkpoint == "best" else []', "[]", "held_out"),
-    Bug("all that is held out of a file chooses", "data", "-(-len(examples) // 2)", "len(examples)", "held_out"),
+    Bug("all that is held out of a file chooses", "datasets", "-(-len(examples) // 2)", "len(examples)", "held_out"),
     # resume
     Bug("moments forgotten", "checkpoint", 'optimizer.load_state_dict(state["optimizer"])', "pass", "checkpoint"),
     Bug("schedule by the updates of this process", "training", "config, run.step = run.config, step",
@@ -192,7 +192,7 @@ BUGS = [
 
 def put(bug: Bug, root: Path) -> None:
     """Puts a bug into the copy of the repository under `root`; ends if its place is not there exactly once."""
-    path = root / "searchr1_mini" / f"{bug.module}.py"
+    (path,) = (root / "searchr1_mini").rglob(f"{bug.module}.py")
     text = path.read_text(encoding="utf-8")
     if text.count(bug.old) != 1:
         sys.exit(f"{bug.name}: {bug.old!r} stands {text.count(bug.old)} times in {path.name}; mend the list")

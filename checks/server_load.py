@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from searchr1_mini.data import load_corpus
-from searchr1_mini.retrieval import BM25S, Passage
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.data.world import make_world
+from searchr1_mini.retrievers.bm25s import BM25S
 from searchr1_mini.retrievers.http_client import HTTPRetriever
-from searchr1_mini.world import make_world
 
 ROOT = Path(__file__).parent.parent
 BODY_TIMEOUT_S, MAX_BODY_MB = 1.0, 1

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config
 
-from searchr1_mini.algorithms import clipped_surrogate, gae, group_advantages
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.defaults import PRESETS
+from searchr1_mini.core.algorithms import clipped_surrogate, gae, group_advantages
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.charts import COLOURS, html_text, line_chart, svg
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.memory import GB, predict, shape_of
+from searchr1_mini.run.memory import GB, predict, shape_of
 
 STYLE = (
     "text{fill:#1f2430;font-size:12px}.grid{stroke:#dfe3e8}.name{font-weight:600}.title{font-weight:600;font-size:14px}"

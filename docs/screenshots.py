@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from searchr1_mini.report import write_report
+from searchr1_mini.pages.report import write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = "--no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-quic"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from searchr1_mini.world import make_world
+from searchr1_mini.data.world import make_world
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Who was the teacher of the person who is mayor of Apple Park?"

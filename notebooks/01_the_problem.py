@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 from exercises import check
 from lesson import BLUE, ORANGE, draw_trajectory, load_tiny, train_quietly
 
-from searchr1_mini.world import make_world, world_examples
+from searchr1_mini.data.world import make_world, world_examples
 
 # %% [markdown]
 # ## A world that nobody can know
@@ -62,9 +62,9 @@ for source in ("world-1hop", "world-2hop"):
 # ([how it was made](../docs/tiny_base.md)). Greedily it claims to remember.
 
 # %%
-from searchr1_mini.evaluation import evaluate
-from searchr1_mini.session import limits_of, method_of
-from searchr1_mini.task import load_task
+from searchr1_mini.core.scores import evaluate
+from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=48)
 task = load_task(config, "eval")
@@ -133,7 +133,7 @@ assert right["did not search"] == 0
 # run is `python train.py`: 40 steps, both hops.
 
 # %%
-from searchr1_mini.checkpoint import latest_checkpoint
+from searchr1_mini.storage.checkpoint import latest_checkpoint
 
 runs = TemporaryDirectory()
 folder = train_quietly(

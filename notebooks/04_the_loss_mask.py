@@ -26,9 +26,9 @@ import torch
 from exercises import check, check_code
 from lesson import BLUE, WRITERS, draw_tokens, load_tiny, pieces_of
 
-from searchr1_mini.rollout import rollout
-from searchr1_mini.session import limits_of, method_of
-from searchr1_mini.task import load_task
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=64)
 tokenizer, task = policy.tokenizer, load_task(config, "eval")
@@ -45,7 +45,7 @@ print(f"{len(searched)} trajectories with a search, {[len(t.token_ids) for t in 
 # token came into being (`trajectory.py:Segment`). It asks neither the text nor the ids.
 
 # %%
-from searchr1_mini.batch import build_batch
+from searchr1_mini.core.batch import build_batch
 
 n = len(searched)
 batch = build_batch(searched, rewards=[1.0] * n, group_ids=[0] * n, pad_token_id=tokenizer.pad_token_id)
@@ -105,7 +105,7 @@ print(f"with --no-mask-observations, {n_observed / (n_policy + n_observed):.0%} 
 # small one: even a NaN there would not matter.
 
 # %%
-from searchr1_mini.algorithms import loss_weights, policy_loss
+from searchr1_mini.core.algorithms import loss_weights, policy_loss
 
 weights = loss_weights(batch.loss_mask, "token")
 logprobs = batch.old_logprobs.clone()
@@ -132,7 +132,7 @@ print(f"minus 1 / {n_policy} =        {-1 / n_policy:.5f}")
 # do not end where the tags do.
 
 # %%
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.trajectory import Segment, Trajectory
 
 
 def to_ids(text):
@@ -190,7 +190,7 @@ assert row.loss_mask[0].sum() - by_pad_id.sum() == 1
 # (`comparison/bugs.py:retokenised`; `python -m searchr1_mini.ablate bugs` trains with it).
 
 # %%
-from searchr1_mini.comparison.bugs import retokenised
+from searchr1_mini.ablations.museum import retokenised
 
 sampled = [segment for trajectory in trajectories for segment in trajectory.of_kind("policy")]
 again = [segment for trajectory in trajectories for segment in retokenised(trajectory, tokenizer).of_kind("policy")]

@@ -28,7 +28,7 @@ import torch
 from exercises import check, check_code
 from lesson import BLUE, GREEN, GREY, ORANGE, load_tiny
 
-from searchr1_mini.rewards import exact_match, f1_score, format_reward, normalise_answer, reward, sub_exact_match
+from searchr1_mini.core.rewards import exact_match, f1_score, format_reward, normalise_answer, reward, sub_exact_match
 
 # %% [markdown]
 # ## When are two answers the same?
@@ -79,8 +79,8 @@ figure.tight_layout()
 # prompt (Table 1) itself holds an example, and passages may hold anything.
 
 # %%
-from searchr1_mini.prompts import SEARCH_TEMPLATE
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.prompts import SEARCH_TEMPLATE
+from searchr1_mini.core.trajectory import Segment, Trajectory
 
 prompt = SEARCH_TEMPLATE.format(question="What is the capital of China?")
 silent = Trajectory("silent", [Segment("prompt", [], text=prompt), Segment("policy", [], text="<think> Hm. </think>")])
@@ -111,10 +111,10 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
 # the text (`comparison/bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).
 
 # %%
-from searchr1_mini.comparison.bugs import whole_text_reward
-from searchr1_mini.rollout import rollout
-from searchr1_mini.session import limits_of, method_of
-from searchr1_mini.task import load_task
+from searchr1_mini.ablations.museum import whole_text_reward
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(world_hops="1", eval_questions=24)
 task = load_task(config, "eval")
@@ -155,7 +155,7 @@ figure.tight_layout()
 # (`algorithms.py:group_advantages`). The same number stands at every policy token of rollout i.
 
 # %%
-from searchr1_mini.algorithms import group_advantages, zero_variance
+from searchr1_mini.core.algorithms import group_advantages, zero_variance
 
 rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
 groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])

@@ -30,14 +30,14 @@ from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
 
-from searchr1_mini.algorithms import clipped_surrogate, group_advantages, kl_penalty, loss_weights, policy_loss
-from searchr1_mini.batch import build_batch
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.measure import measure
-from searchr1_mini.resolve import resolve
-from searchr1_mini.session import start
-from searchr1_mini.training import collect, train_step
-from searchr1_mini.update import all_logprobs, prepare, update
+from searchr1_mini.core.algorithms import clipped_surrogate, group_advantages, kl_penalty, loss_weights, policy_loss
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.training import collect, train_step
+from searchr1_mini.core.update import all_logprobs, prepare, update
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.evaluations import measure
+from searchr1_mini.run.session import start
 
 # %% [markdown]
 # ## One batch

@@ -29,14 +29,14 @@ from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
 
-from searchr1_mini.algorithms import group_advantages, loss_weights
-from searchr1_mini.batch import build_batch
-from searchr1_mini.comparison import bugs
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.watch import SIGNS, Watch
-from searchr1_mini.session import start
-from searchr1_mini.training import collect, train_step
+from searchr1_mini.ablations import museum
+from searchr1_mini.core.algorithms import group_advantages, loss_weights
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.training import collect, train_step
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.session import start
+from searchr1_mini.run.watch import SIGNS, Watch
 
 # %% [markdown]
 # ## Three runs
@@ -119,7 +119,7 @@ assert last["sound"] > max(last["no mask"], last["no KL, rate x 7"])
 run = opened(world_hops="1,2", questions_per_step=12)
 rollouts = collect(run, step=1)
 rows = list(zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, strict=True))
-paid = [bugs.whole_text_reward(t, e.golden_answers) for t, e, _ in rows]
+paid = [museum.whole_text_reward(t, e.golden_answers) for t, e, _ in rows]
 n_hacked = sum(p > r for p, (_, _, r) in zip(paid, rows, strict=True))
 print(f"{len(rows)} rollouts: {sum(rollouts.rewards):.0f} right; {sum(paid):.0f} paid by the whole text, "
       f"{n_hacked} of them for a wrong answer")  # fmt: skip
@@ -138,7 +138,7 @@ assert n_hacked > 0
 # anew. Where the ids differ, the policy is trained on what it did not write, and the log-probs of the sampler fit no token.
 
 # %%
-again = [bugs.retokenised(t, run.policy.tokenizer) for t in rollouts.trajectories]
+again = [museum.retokenised(t, run.policy.tokenizer) for t in rollouts.trajectories]
 turns = [
     (one.token_ids, two.token_ids)
     for t, u in zip(rollouts.trajectories, again, strict=True)
@@ -157,7 +157,7 @@ print("  sampled:", decode(one[-4:]), "\n  trained:", decode(two[-4:]))
 
 # %%
 rewards, group_ids = torch.tensor(rollouts.rewards), torch.tensor(rollouts.group_ids)
-collided = torch.tensor(bugs.colliding_group_ids(rollouts.examples))
+collided = torch.tensor(museum.colliding_group_ids(rollouts.examples))
 sound, mixed = (group_advantages(rewards, ids) for ids in (group_ids, collided))
 fig, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
 axis.plot([-3, 4], [-3, 4], color="0.8")
@@ -178,9 +178,9 @@ mask = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, 
 searched = torch.tensor([bool(t.queries) for t in rollouts.trajectories])
 ways = {
     "token": loss_weights(mask, "token"),
-    "token, bug": bugs.weights_over_all_tokens(mask),
+    "token, bug": museum.weights_over_all_tokens(mask),
     "sequence": loss_weights(mask, "sequence"),
-    "sequence, bug": bugs.weights_by_whole_length(mask),
+    "sequence, bug": museum.weights_by_whole_length(mask),
 }
 for name, weights in ways.items():
     each = weights.sum(1) * len(mask)

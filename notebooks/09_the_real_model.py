@@ -31,14 +31,15 @@ from huggingface_hub import try_to_load_from_cache
 from IPython.utils.capture import capture_output
 from transformers import Qwen2Config
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.defaults import PRESETS
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.files import read_summary
-from searchr1_mini.robust.memory import GB, NF4, predict, shape_of
-from searchr1_mini.rollout import rollout
-from searchr1_mini.session import start
-from searchr1_mini.training import train, train_step
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.core.training import train, train_step
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.memory import GB, NF4, predict, shape_of
+from searchr1_mini.run.session import start
+from searchr1_mini.storage.files import read_summary
 
 # %%
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "0.4", "0.7"]
@@ -211,7 +212,7 @@ if is_cached or FILE.is_file():
     folder, model = f"{tempfile.mkdtemp()}/run", NAME if is_cached else str(FILE)
     settings = PRESETS["laptop-llm"] | small | dict(model=model, output_dir=folder, tensorboard=False)
     with capture_output():
-        train(resolve(TrainConfig(**settings)))
+        train(resolve(TrainConfig(**settings)), write_report)
     summary = read_summary(Path(folder, "summary.json"))
     for when in ("before", "after_cold_start", "after", "after_without_retriever"):
         print(f"{when:24} exact match {summary[when]['em']:.2f}  valid actions {summary[when]['valid_actions']:.2f}")

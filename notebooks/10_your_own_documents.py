@@ -29,17 +29,17 @@ from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import load_corpus, load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.measure import measure
-from searchr1_mini.resolve import resolve
-from searchr1_mini.retrieval import RankBM25
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import RankBM25
+from searchr1_mini.core.training import train_step
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrieval_metrics import measure as measure_retriever
-from searchr1_mini.session import start
-from searchr1_mini.tracking import render_trajectory
-from searchr1_mini.training import train_step
-from searchr1_mini.world import make_world, world_examples
+from searchr1_mini.run.evaluations import measure
+from searchr1_mini.run.log import render_trajectory
+from searchr1_mini.run.session import start
 
 # %% [markdown]
 # ## A folder of text

@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.models import Policy, load_policy, pick_device
-from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.training import train
-from searchr1_mini.trajectory import Trajectory
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.training import train
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.models.loading import load_policy, pick_device
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.pages.report import write_report
 
 # Okabe and Ito's colours, told apart by every eye; those of writers are light enough for dark text
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
@@ -55,7 +57,7 @@ def train_quietly(folder: str, **options) -> Path:
     """`train.py` with these options into `folder`, without its printed lines; returns the folder."""
     config = resolve(TrainConfig(output_dir=folder, tensorboard=False, **options))
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return train(config)
+        return train(config, write_report)
 
 
 def pieces_of(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:

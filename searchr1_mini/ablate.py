@@ -7,7 +7,7 @@ and what was interrupted goes on, so that the same command resumes. OUT/report.m
 from __future__ import annotations
 
 if __name__ in ("__main__", "__mp_main__"):
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin(is_child=__name__ != "__main__")
 
@@ -26,17 +26,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.comparison.studies import STUDIES, Study
-from searchr1_mini.config import MOST_STEPS, TrainConfig, option
-from searchr1_mini.defaults import LEARNING_RATES, TINY
-from searchr1_mini.errors import UserError, suggest
-from searchr1_mini.options import check_ranges, shown
+from searchr1_mini.ablations.studies import STUDIES, Study
+from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.config import MOST_STEPS, TrainConfig, option
+from searchr1_mini.options.defaults import LEARNING_RATES, TINY
+from searchr1_mini.options.needs import check_ranges, shown
+from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Series, picture
-from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.robust.files import read_json
-from searchr1_mini.robust.forms import METRICS, OF_AN_ARM
-from searchr1_mini.tracking import read_jsonl, write_json_atomic, write_text_atomic
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.storage.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
+from searchr1_mini.storage.forms import METRICS, OF_AN_ARM
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -193,9 +193,9 @@ def train_one(config: TrainConfig) -> float:
     log = folder.with_name(folder.name + ".log").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    from searchr1_mini.training import train
+    from searchr1_mini.core.training import train
 
-    train(replace(config, resume=(folder / "config.json").exists()))
+    train(replace(config, resume=(folder / "config.json").exists()), write_report)
     return read_json(folder / "summary.json", {"after": {"em": float}})["after"]["em"]
 
 

@@ -8,7 +8,7 @@ OUT/questions  train.parquet and test.parquet, in the form of verl and of Search
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin()
 
@@ -21,21 +21,21 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import TrainConfig, option
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.gguf_base import find_gguf
-from searchr1_mini.options import check_ranges
-from searchr1_mini.prompts import template_of
-from searchr1_mini.resolve import resolve_model, saved_config
-from searchr1_mini.robust.names import base_name, base_revision
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.prompts import template_of
+from searchr1_mini.models.gguf_base import find_gguf
+from searchr1_mini.models.names import base_name, base_revision
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.config import TrainConfig, option
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.needs import check_ranges
+from searchr1_mini.options.resolve import resolve_model, saved_config
 
 if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once
-    from searchr1_mini.data import Example
-    from searchr1_mini.merge import Merge
-    from searchr1_mini.methods import MakeMethod
-    from searchr1_mini.models import Policy
+    from searchr1_mini.core.methods import MakeMethod
+    from searchr1_mini.core.policy import Policy
+    from searchr1_mini.core.questions import Example
+    from searchr1_mini.models.merge import Merge
 
 PROBE_TEXTS, PROBE_TOKENS = 4, 256  # on which the merged model is compared with what was trained
 
@@ -76,9 +76,9 @@ def export_run(config: ExportConfig) -> Path:
     Raises:
         UserError: no run or checkpoint, a part that the run does not have, a folder in use, a full disk.
     """
-    from searchr1_mini.checkpoint import checkpoint_step
-    from searchr1_mini.comparison.plan import checkpoint_of
+    from searchr1_mini.evaluation.plan import checkpoint_of
     from searchr1_mini.pages.model_card import model_card
+    from searchr1_mini.storage.checkpoint import checkpoint_step
 
     if config.run is None:
         raise UserError("name the run: python -m searchr1_mini.export runs/NAME")
@@ -136,8 +136,8 @@ def whole(out: Path) -> Iterator[Path]:
     """
     from safetensors import SafetensorError
 
-    from searchr1_mini.checkpoint import is_full_disk
-    from searchr1_mini.robust.lock import aside_folder, only_writer
+    from searchr1_mini.storage.checkpoint import is_full_disk
+    from searchr1_mini.storage.lock import aside_folder, only_writer
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def public_name(model: str) -> str:
 
 def probe_of(run: Path, settings: TrainConfig) -> list[str]:
     """Texts that the run wrote: prompts, turns and passages of its last rollouts; without any, its prompt."""
-    from searchr1_mini.tracking import read_jsonl
+    from searchr1_mini.storage.files import read_jsonl
 
     newest = max((run / "rollouts").glob("step-*.jsonl"), default=None)
     by_question = {row["example_id"]: row for row in (read_jsonl(newest) if newest else [])}
@@ -176,7 +176,7 @@ def probe_of(run: Path, settings: TrainConfig) -> list[str]:
 
 def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str, probe: Sequence[str]) -> Merge:
     """The whole model as safetensors, and its tokenizer; added up in float32, on a base that is never in 4 bit."""
-    from searchr1_mini.merge import merge, warn_of_loss
+    from searchr1_mini.models.merge import merge, warn_of_loss
 
     policy = load_in_float32(settings, weights)
     ids = [policy.tokenizer(text)["input_ids"][:PROBE_TOKENS] for text in probe]
@@ -193,8 +193,9 @@ def load_in_float32(settings: TrainConfig, weights: Path) -> Policy:
     """The policy of a checkpoint; a fine-tuned model also where its base is gone, which it needs no more."""
     import torch
 
-    from searchr1_mini.bases import from_pretrained, load_tokenizer
-    from searchr1_mini.models import Policy, load_policy
+    from searchr1_mini.core.policy import Policy
+    from searchr1_mini.models.bases import from_pretrained, load_tokenizer
+    from searchr1_mini.models.loading import load_policy
 
     try:
         return load_policy(
@@ -218,8 +219,8 @@ def load_in_float32(settings: TrainConfig, weights: Path) -> Policy:
 
 def write_adapter(settings: TrainConfig, weights: Path, folder: Path) -> None:
     """The adapter to the bit, with what its base is called and what tells that base; where it lies is left out."""
-    from searchr1_mini.models import ADAPTER
-    from searchr1_mini.robust.identity import BASE_FILE
+    from searchr1_mini.models.identity import BASE_FILE
+    from searchr1_mini.models.loading import ADAPTER
 
     shutil.copytree(weights / ADAPTER, folder)
     if (weights / BASE_FILE).is_file():  # an older version wrote none
@@ -236,8 +237,8 @@ def write_questions(settings: TrainConfig, folder: Path) -> None:
     """train.parquet and test.parquet: all training questions, and the held-out ones that the run was measured on."""
     import datasets
 
-    from searchr1_mini.session import method_of
-    from searchr1_mini.task import load_task
+    from searchr1_mini.run.session import method_of
+    from searchr1_mini.run.task import load_task
 
     make_method = method_of(settings)
     settings = replace(settings, retriever="empty", retriever_url=None)  # no index is needed

@@ -8,7 +8,7 @@ base model, whose likeliest behaviour is to answer at once (traces.py). Reinforc
 from __future__ import annotations
 
 if __name__ in ("__main__", "__mp_main__"):
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin(is_child=__name__ != "__main__")
 
@@ -28,16 +28,16 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import MOST_SEED, option
-from searchr1_mini.errors import UserError
-from searchr1_mini.models import pick_device
-from searchr1_mini.options import check_ranges
-from searchr1_mini.prompts import INVALID_ACTION, SEARCH_TEMPLATE
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.prompts import INVALID_ACTION, SEARCH_TEMPLATE
+from searchr1_mini.data.world import Difficulty, make_questions, make_world
+from searchr1_mini.models.loading import pick_device
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.config import MOST_SEED, option
+from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
 from searchr1_mini.tiny.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces
-from searchr1_mini.world import Difficulty, make_questions, make_world
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

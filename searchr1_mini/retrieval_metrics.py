@@ -8,7 +8,7 @@ The query is the question as it stands: what the first search of a policy could 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin()
 
@@ -18,17 +18,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.comparison.columns import chosen, listed
-from searchr1_mini.data import Example, load_corpus, load_examples
-from searchr1_mini.defaults import ENGINES, MOST_TOPK
-from searchr1_mini.errors import UserError
-from searchr1_mini.options import check_ranges, shown
-from searchr1_mini.resolve import check_retriever, name_file
-from searchr1_mini.retrieval import Retriever
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.core.terms import Terms
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.evaluation.columns import chosen, listed
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.needs import check_ranges, shown
+from searchr1_mini.options.resolve import check_retriever, name_file
+from searchr1_mini.options.retrieval_config import MetricsConfig
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
-from searchr1_mini.retrievers.retrieval_config import MetricsConfig
-from searchr1_mini.retrievers.terms import Terms
+from searchr1_mini.retrievers.names import ENGINES, MOST_TOPK
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ docs/trust.md.
 # no `from __future__ import annotations`: FastAPI reads the types of functions inside a function
 
 if __name__ == "__main__":
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin()
 
@@ -23,16 +23,16 @@ import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.data import load_corpus
-from searchr1_mini.errors import UserError
-from searchr1_mini.options import check_ranges, refuse_idle
-from searchr1_mini.resolve import check_retriever
-from searchr1_mini.retrieval import Retriever
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.needs import check_ranges, refuse_idle
+from searchr1_mini.options.resolve import check_retriever
+from searchr1_mini.options.retrieval_config import SERVER_NEEDS, ServerConfig
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol
 from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
-from searchr1_mini.retrievers.retrieval_config import SERVER_NEEDS, ServerConfig
 
 EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 

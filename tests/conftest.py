@@ -12,8 +12,9 @@ import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from searchr1_mini.models import Policy, load_policy
-from searchr1_mini.resolve import resolve_model
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.options.resolve import resolve_model
 
 CPU = torch.device("cpu")
 settings.register_profile("seeded", derandomize=True)

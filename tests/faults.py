@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini.cli import run_command
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.resolve import resolve
+from searchr1_mini.options.cli import run_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 

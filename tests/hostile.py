@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from searchr1_mini.prompts import INVALID_ACTION
+from searchr1_mini.core.prompts import INVALID_ACTION
 
 GOLD, WRONG = "Zanzibar", "Bern"
 TAGS = ("think", "search", "information", "answer")

@@ -8,9 +8,9 @@ from pathlib import Path
 from hostile import Hostile
 from test_report import fill_run
 
-from searchr1_mini.data import Example
-from searchr1_mini.tracking import trajectory_row, write_rollouts
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.run.log import trajectory_row, write_rollouts
 
 LOGPROB, RATIO, ADVANTAGES = -0.5, 1.25, (1.5, -0.5)  # of each policy token; PPO's of the first half, of the second
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from searchr1_mini.corpus import parse_passage
+from searchr1_mini.data.corpus import parse_passage
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 
 ROOT = Path(__file__).parent.parent

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from searchr1_mini.algorithms import group_advantages
-from searchr1_mini.batch import build_batch
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve
-from searchr1_mini.session import Session, start
-from searchr1_mini.training import Rollouts, collect
-from searchr1_mini.update import Experience, prepare
+from searchr1_mini.core.algorithms import group_advantages
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.training import Rollouts, collect
+from searchr1_mini.core.update import Experience, prepare
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.session import Session, start
 
 SMALL = {
     "questions_per_step": 4, "group_size": 4, "eval_questions": 2, "tensorboard": False, "memory_check": False,

@@ -13,9 +13,9 @@ import pytest
 from conftest import write_lines
 
 from searchr1_mini.ablate import config_of, finding, interval, table, write_study
-from searchr1_mini.comparison.studies import STUDIES
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.ablations.studies import STUDIES
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 

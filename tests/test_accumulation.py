@@ -10,11 +10,11 @@ import pytest
 import torch
 from sessions import session_of, step_of
 
-from searchr1_mini import accumulation, update
-from searchr1_mini.accumulation import half_as_many, over_micro_batches
-from searchr1_mini.batch import micro_batches
-from searchr1_mini.errors import UserError, is_out_of_memory
-from searchr1_mini.session import save_step, start
+from searchr1_mini.core import optimizer, update
+from searchr1_mini.core.batch import micro_batches
+from searchr1_mini.core.errors import UserError, is_out_of_memory
+from searchr1_mini.core.optimizer import half_as_many, over_micro_batches
+from searchr1_mini.run.session import save_step, start
 
 
 def test_what_this_system_says_when_memory_runs_out_is_known():
@@ -105,13 +105,13 @@ def test_a_row_that_changes_its_process_is_counted_once(tmp_path, monkeypatch):
     """Two processes, one after the other: memory runs out in the first try, so that micro-batches are made anew."""
     run = session_of(tmp_path, questions_per_step=2)
     batch = step_of(run)[1].batch
-    monkeypatch.setattr(accumulation, "n_processes", lambda: 2)
+    monkeypatch.setattr(optimizer, "n_processes", lambda: 2)
     monkeypatch.setattr(update, "sum_over_processes", lambda values: values)
     total = torch.zeros_like(batch.old_logprobs)
     for process in (0, 1):
         tries = iter([True, False])
-        monkeypatch.setattr(accumulation, "rank", lambda process=process: process)
-        monkeypatch.setattr(accumulation, "any_of", lambda failed, tries=tries: next(tries))
+        monkeypatch.setattr(optimizer, "rank", lambda process=process: process)
+        monkeypatch.setattr(optimizer, "any_of", lambda failed, tries=tries: next(tries))
         run.micro_batch_tokens = 10**9
         total += update.of_whole_batch(run, batch, lambda part: torch.ones_like(part.old_logprobs))
     for row, length in enumerate(batch.lengths.tolist()):
@@ -119,6 +119,6 @@ def test_a_row_that_changes_its_process_is_counted_once(tmp_path, monkeypatch):
 
 
 def test_half_of_a_share_is_less_than_a_share(monkeypatch):
-    monkeypatch.setattr(accumulation, "n_processes", lambda: 2)
+    monkeypatch.setattr(optimizer, "n_processes", lambda: 2)
     lengths = [10, 10, 10, 10]
     assert half_as_many(lengths, 10**9) == sum(lengths) // 2 // 2

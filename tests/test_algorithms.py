@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.algorithms import (
+from searchr1_mini.core.algorithms import (
     clipped_surrogate,
     explained_variance,
     group_advantages,

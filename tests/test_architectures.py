@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import CPU
 from families import FAMILIES, config_of, save_family
-from transformers import T5Config
+from transformers import Qwen2Config, T5Config
 
-from searchr1_mini.bases import check_model
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.policy import undefined_ids, without_undefined
+from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.models import load_policy
-from searchr1_mini.preflight import load_shape
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.architecture import check_length, undefined_ids, without_undefined
-from searchr1_mini.training import train
+from searchr1_mini.models.architecture import check_length
+from searchr1_mini.models.bases import check_model
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.preflight import load_shape
 
 NO_CACHE_OF_KEYS = "bamba falcon_h1 jamba lfm2 mamba mamba2 minimax qwen3_5_text qwen3_next recurrent_gemma rwkv xlstm"
 
@@ -87,6 +89,13 @@ def test_a_context_is_as_long_as_the_model_computes_alike(case, tokenizer):
     check_length(config, most)
     with pytest.raises(UserError, match=f"take --max-total-tokens {most}, or"):
         check_length(config, most + 1)
+
+
+@pytest.mark.parametrize(("window", "is_used", "fits"), [(32, True, False), (64, True, True), (32, False, True)])
+def test_a_model_that_sees_a_part_of_its_context_only_is_refused(window, is_used, fits):
+    config = Qwen2Config(sliding_window=window, use_sliding_window=is_used, max_window_layers=0, num_hidden_layers=2)
+    with nullcontext() if fits else pytest.raises(UserError, match="--max-total-tokens 32"):
+        check_length(config, 64)
 
 
 def test_training_and_evaluation_refuse_too_long_a_context_before_the_weights(tmp_path, tokenizer):

@@ -16,15 +16,16 @@ from safetensors.torch import load_file, save_file
 from test_hostile_input import cpu_seconds, told
 from test_supply_chain import Trap
 
-from searchr1_mini import evaluate
-from searchr1_mini.bases import check_source
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.models import load_policy
-from searchr1_mini.preflight import load_shape
-from searchr1_mini.resolve import resolve
-from searchr1_mini.training import train
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.scores import evaluate
+from searchr1_mini.core.training import train
+from searchr1_mini.models.bases import check_source
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.saving import save_policy
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.preflight import load_shape
 
 DAY = date(2026, 1, 5)
 INDEX = "model.safetensors.index.json"
@@ -175,7 +176,7 @@ def test_what_is_called_safetensors_and_is_none_is_refused_behind_a_link_too(mod
 
 @pytest.fixture
 def adapter(random_policy, tmp_path) -> Path:
-    random_policy.save(tmp_path / "saved")
+    save_policy(random_policy, tmp_path / "saved")
     return tmp_path / "saved" / "policy"
 
 
@@ -202,7 +203,7 @@ ADAPTERS = {
 def test_an_adapter_that_is_no_plain_lora_is_refused(random_qwen2, adapter, capsys, monkeypatch, fault):
     values, said = ADAPTERS[fault]
     changed(adapter / "adapter_config.json", **values)
-    monkeypatch.setattr("searchr1_mini.models.load_base", None)  # no weight is read
+    monkeypatch.setattr("searchr1_mini.models.loading.load_base", None)  # no weight is read
     config = EvalConfig(model=str(random_qwen2), adapter=str(adapter), ask="Who?")
     assert said in told(lambda: evaluate.evaluate_command(config), capsys)
     with pytest.raises(UserError, match=re.escape(said)):
@@ -237,7 +238,7 @@ def test_an_adapter_goes_onto_the_modules_that_its_tensors_name(random_qwen2, ad
 
 
 def test_a_critic_of_a_run_whose_config_was_changed_is_refused(tmp_path, adapter):
-    from searchr1_mini.weights import adapter_folder
+    from searchr1_mini.models.weights import adapter_folder
 
     changed(adapter / "adapter_config.json", target_modules=r"((\w|\.)+)+!")
     with pytest.raises(UserError, match="no list of target_modules"):

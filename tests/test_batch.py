@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.algorithms import loss_weights, policy_loss
-from searchr1_mini.batch import build_batch, micro_batches, mini_batches
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.algorithms import loss_weights, policy_loss
+from searchr1_mini.core.batch import build_batch, micro_batches, mini_batches
+from searchr1_mini.core.trajectory import Segment, Trajectory
 
 PAD = 0
 

@@ -18,14 +18,14 @@ from hostile import FRAGMENTS
 from test_hostile_output import unsafe
 from test_rollout import LIMITS, OSLO, OneAnswer
 
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
-from searchr1_mini.methods import make_method
-from searchr1_mini.pages.chat import MAX_QUESTION, Chat, CtrlC, Screen, verdict
-from searchr1_mini.pages.printable import plain
-from searchr1_mini.retrieval import Passage
-from searchr1_mini.robust.interrupt import Stopped
-from searchr1_mini.rollout import RolloutLimits, rollout
+from searchr1_mini.chat.terminal import MAX_QUESTION, Chat, CtrlC, Screen, verdict
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.interrupt import Stopped
+from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.storage.printable import plain
 
 ROOT = Path(__file__).parent.parent
 SEARCH = "<think> x </think>\n<search> Oslo </search>"

@@ -19,12 +19,12 @@ from hostile import FRAGMENTS
 from test_chat import LIMITS, OSLO, SEARCH, WIDE, chat_of
 from test_hostile_output import unsafe
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.pages import chat_web
-from searchr1_mini.pages.chat import MAX_QUESTION
-from searchr1_mini.retrieval import Passage
+from searchr1_mini.chat import web
+from searchr1_mini.chat.terminal import MAX_QUESTION
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.retrievers.listening import listen
-from searchr1_mini.rollout import RolloutLimits
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
@@ -92,7 +92,7 @@ def answering(tokenizer, *passages: Passage, times: int = 1, limits: RolloutLimi
 
 
 def test_an_answer_comes_in_pieces_by_who_wrote_them(tokenizer):
-    reply = asyncio.run(ask(chat_web.make_chat_app(answering(tokenizer, OSLO), "x"), "Where is Oslo?").run())
+    reply = asyncio.run(ask(web.make_chat_app(answering(tokenizer, OSLO), "x"), "Where is Oslo?").run())
     assert reply.status == 200 and reply.headers["content-type"] == "application/x-ndjson"
     kinds = list(dict.fromkeys(kind for kind, _ in reply.pieces))
     assert kinds == ["policy", "observation", "answer"] and reply.pieces[-1] == ("answer", "Norway")
@@ -125,7 +125,7 @@ def test_an_answer_comes_in_pieces_by_who_wrote_them(tokenizer):
 def test_what_is_not_for_this_page_is_refused_and_nothing_allows_other_sites(
     tokenizer, method, path, body, headers, status
 ):
-    app = chat_web.make_chat_app(answering(tokenizer), "x")
+    app = web.make_chat_app(answering(tokenizer), "x")
     reply = asyncio.run(Request(app, path, body, method, JSON | headers).run())
     assert reply.status == status
     assert not any(name.startswith("access-control") for name in reply.headers)
@@ -133,7 +133,7 @@ def test_what_is_not_for_this_page_is_refused_and_nothing_allows_other_sites(
 
 
 def test_what_a_question_fails_of_is_told_and_the_next_is_answered(tokenizer):
-    app = chat_web.make_chat_app(answering(tokenizer, OSLO, times=2), "x")
+    app = web.make_chat_app(answering(tokenizer, OSLO, times=2), "x")
     assert asyncio.run(ask(app, " \n ").run()).pieces == [
         ("error", "the question is blank or broken Unicode; ask in UTF-8")
     ]
@@ -143,12 +143,12 @@ def test_what_a_question_fails_of_is_told_and_the_next_is_answered(tokenizer):
 
 
 def test_a_second_question_waits_its_turn_and_too_many_are_refused(tokenizer):
-    chat = answering(tokenizer, times=chat_web.MAX_WAITING)
+    chat = answering(tokenizer, times=web.MAX_WAITING)
     chat.retriever = gate = Gated()
-    app = chat_web.make_chat_app(chat, "x")
+    app = web.make_chat_app(chat, "x")
 
     async def scene() -> list[Request]:
-        requests = [ask(app, f"Question {n}?") for n in range(chat_web.MAX_WAITING)]
+        requests = [ask(app, f"Question {n}?") for n in range(web.MAX_WAITING)]
         tasks = [asyncio.create_task(requests[0].run())]
         await asyncio.to_thread(gate.waits.wait, 60)
         for request in requests[1:]:
@@ -170,7 +170,7 @@ def test_a_second_question_waits_its_turn_and_too_many_are_refused(tokenizer):
 def test_a_client_that_goes_away_stops_its_answer(tokenizer):
     chat = answering(tokenizer, times=2)
     chat.retriever = gate = Gated()
-    app = chat_web.make_chat_app(chat, "x")
+    app = web.make_chat_app(chat, "x")
 
     async def scene() -> tuple[Request, Request]:
         gone, next_one = ask(app, "First?"), ask(app, "Second?")
@@ -192,10 +192,10 @@ def test_a_client_that_goes_away_stops_its_answer(tokenizer):
 def test_clients_that_go_away_while_they_wait_leave_the_line(tokenizer):
     chat = answering(tokenizer, times=2)
     chat.retriever = gate = Gated()
-    app = chat_web.make_chat_app(chat, "x")
+    app = web.make_chat_app(chat, "x")
 
     async def scene() -> tuple[Request, Request]:
-        first, *gone = (ask(app, f"Question {n}?") for n in range(chat_web.MAX_WAITING))
+        first, *gone = (ask(app, f"Question {n}?") for n in range(web.MAX_WAITING))
         tasks = [asyncio.create_task(first.run())]
         await asyncio.to_thread(gate.waits.wait, 60)
         for request in gone:
@@ -251,7 +251,7 @@ def free_port() -> int:
 def served(chat):
     """The page on a port of its own; gives its address."""
     listener = listen("127.0.0.1", free_port())
-    server = chat_web.make_server(chat_web.make_chat_app(chat, "a <b>run</b> \u202e"))
+    server = web.make_server(web.make_chat_app(chat, "a <b>run</b> \u202e"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

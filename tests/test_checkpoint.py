@@ -15,7 +15,12 @@ import torch
 from conftest import write_lines
 from sessions import session_of
 
-from searchr1_mini.checkpoint import (
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.evaluation.plan import checkpoint_of
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.run.session import save_step, start
+from searchr1_mini.storage.checkpoint import (
     best_checkpoint,
     capture_rng,
     checkpoint_step,
@@ -29,12 +34,7 @@ from searchr1_mini.checkpoint import (
     save_checkpoint,
     save_training_state,
 )
-from searchr1_mini.comparison.plan import checkpoint_of
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.session import save_step, start
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.storage.files import read_jsonl
 
 MEASURED = {"n": 4, "em": 0.25, "searches": 1.0, "response_tokens": 9.0, "by_source": {}}
 

@@ -15,10 +15,10 @@ MUTATIONS = runpy.run_path(str(ROOT / "checks" / "mutations.py"))
 
 @pytest.mark.parametrize("bug", MUTATIONS["BUGS"], ids=lambda bug: bug.name)
 def test_a_bug_has_its_place_and_its_tests(bug, tmp_path):
-    name = f"searchr1_mini/{bug.module}.py"
-    path = tmp_path / name
+    (source,) = (ROOT / "searchr1_mini").rglob(f"{bug.module}.py")
+    path = tmp_path / source.relative_to(ROOT)
     path.parent.mkdir(parents=True)
-    shutil.copy(ROOT / name, path)
+    shutil.copy(source, path)
     sound = path.read_text()
     MUTATIONS["put"](bug, tmp_path)
     assert ast.dump(ast.parse(path.read_text())) != ast.dump(ast.parse(sound))

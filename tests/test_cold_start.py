@@ -12,21 +12,17 @@ import pytest
 import torch
 from sessions import session_of
 
-from searchr1_mini import cold_start as module
-from searchr1_mini.checkpoint import latest_checkpoint
-from searchr1_mini.cold_start import scripted_episodes
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example, load_corpus, load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.methods import make_method
-from searchr1_mini.prompts import parse_action
-from searchr1_mini.report import eval_series, write_report
-from searchr1_mini.resolve import check_demonstrations, resolve
-from searchr1_mini.retrieval import Passage, RankBM25
-from searchr1_mini.rewards import exact_match
-from searchr1_mini.robust.interrupt import Stopped
-from searchr1_mini.rollout import rollout
-from searchr1_mini.scripts import (
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.interrupt import Stopped
+from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.prompts import parse_action
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage, RankBM25
+from searchr1_mini.core.rewards import exact_match
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.core.training import run_steps, teaches
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.data.scripts import (
     answer_hops,
     own_words,
     play,
@@ -36,10 +32,16 @@ from searchr1_mini.scripts import (
     world_hops,
     write_turns,
 )
-from searchr1_mini.session import start
-from searchr1_mini.tracking import COLD_START, read_jsonl
-from searchr1_mini.training import run_steps, teaches
-from searchr1_mini.world import make_world, world_examples
+from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import check_demonstrations, resolve
+from searchr1_mini.pages.report import eval_series, write_report
+from searchr1_mini.run import cold_start as module
+from searchr1_mini.run.cold_start import scripted_episodes
+from searchr1_mini.run.log import COLD_START
+from searchr1_mini.run.session import start
+from searchr1_mini.storage.checkpoint import latest_checkpoint
+from searchr1_mini.storage.files import read_jsonl
 
 PASSAGES = [
     Passage("0", "Oslo Ferry", "The Oslo Ferry is a ship. It was built by Nordhavn Yard. It sails at noon."),
@@ -127,7 +129,7 @@ def test_a_played_episode_has_the_very_form_of_a_rollout(tmp_path, form):
     find = lambda query: [hit.passage for hit in run.train.retriever.search([query], 3)[0]]  # noqa: E731
     for example, real in zip(examples, sampled, strict=True):
         turns = [segment.text for segment in real.of_kind("policy")]
-        again = play(example, turns, make, find, run.policy.tokenizer, run.policy.day, 640, 256, form)
+        again = play(example, turns, make, find, run.policy.tokenizer, run.policy.encode_prompt, 640, 256, form)
         if real.finish_reason != "answer":
             assert again is None
             continue

@@ -14,15 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.defaults import PRESETS, REAL, TINY
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.export import ExportConfig
-from searchr1_mini.resolve import resolve, resolve_model, saved_config, world_hops_list
-from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
-from searchr1_mini.tracking import write_json_atomic
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import PRESETS, REAL, TINY
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve, resolve_model, saved_config, world_hops_list
+from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.storage.files import write_json_atomic
 
 ROOT = Path(__file__).parent.parent
 
@@ -339,7 +339,7 @@ def test_a_run_goes_on_with_its_own_options_under_flags(tmp_path):
 
 
 def test_a_reader_that_leaves_gets_no_traceback():
-    code = "from searchr1_mini.cli import run_command; run_command(lambda: [print('x' * 9999) for _ in range(999)])"
+    code = "from searchr1_mini.options import cli; cli.run_command(lambda: [print('x' * 9999) for _ in range(999)])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import CPU
 
-from searchr1_mini.critic import Critic
-from searchr1_mini.models import load_policy
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.saving import load_critic, save_critic, save_policy
 
 IDS = torch.arange(1, 20)[None]
 POSITIONS = torch.arange(19)[None]
@@ -94,12 +95,12 @@ def test_a_critic_survives_saving(random_qwen2, tmp_path):
             for parameter in critic.parameters():
                 parameter.add_(0.01)
         folder = tmp_path / str(lora_rank)
-        critic.save(folder)
-        policy.save(folder / "model")
+        save_critic(critic, folder)
+        save_policy(policy, folder / "model")
         again, _ = make(random_qwen2, lora_rank)
         if lora_rank:
             again.model.delete_adapter("critic")
-        loaded = Critic(again, seed=1, weights=folder)
+        load_critic(loaded := Critic(again, seed=1), folder)
         torch.testing.assert_close(values(loaded), values(critic))
         torch.testing.assert_close(again.hidden(input_ids=IDS), policy.hidden(input_ids=IDS))
 

@@ -9,9 +9,10 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.data import DATASETS, Example, _unique, load_corpus, load_examples, own_split, subset
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Passage
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.data.datasets import DATASETS, _unique, load_corpus, load_examples, own_split, subset
 
 
 def both_splits(dataset, path) -> list[Example]:

@@ -13,15 +13,15 @@ import torch
 from encoders import save_bert, save_word_vectors
 from transformers import AutoModel, AutoTokenizer
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import resolve
-from searchr1_mini.retrieval import Passage, RankBM25
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage, RankBM25
+from searchr1_mini.data.world import make_world
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers import dense
 from searchr1_mini.retrievers.dense import DenseRetriever, encode, encode_corpus, load_model, prompts_of
 from searchr1_mini.retrievers.engines import Engine, build_retriever
-from searchr1_mini.task import Library, load_task
-from searchr1_mini.world import make_world
+from searchr1_mini.run.task import Library, load_task
 
 TEXTS = {
     "Fram": "A ship that sailed to the pole.",

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from sessions import session_of
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.measure import measure_before
-from searchr1_mini.pages.chat import verdict
-from searchr1_mini.report import write_report
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.diagnosis import DIAGNOSIS, diagnose, tell, tell_again
-from searchr1_mini.robust.watch import WINDOW, Watch
-from searchr1_mini.training import train_step
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.chat.terminal import verdict
+from searchr1_mini.core.training import train_step
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.diagnosis import DIAGNOSIS, diagnose, tell, tell_again
+from searchr1_mini.run.evaluations import measure_before
+from searchr1_mini.run.watch import WINDOW, Watch
 
 CONFIG = resolve(TrainConfig())
 WITHOUT_TAGS = {

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve
-from searchr1_mini.training import train
+from searchr1_mini.core.training import train
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 SMALL = {

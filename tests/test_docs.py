@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini.cli import parse
-from searchr1_mini.config import TrainConfig, flag_of
-from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import resolve, resolve_model
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.resolve import resolve, resolve_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checks/*.md"), *ROOT.glob("notebooks/*.md")])
@@ -102,7 +102,11 @@ def parser_of(script: str) -> tuple[type | None, frozenset[str]]:
 
 
 def _config_class(source: Path, name: str) -> type:
-    homes = ["searchr1_mini.config", "searchr1_mini.eval_config", "searchr1_mini.retrievers.retrieval_config"]
+    homes = [
+        "searchr1_mini.options.config",
+        "searchr1_mini.options.eval_config",
+        "searchr1_mini.options.retrieval_config",
+    ]
     homes += [f"searchr1_mini.{source.stem}"] * (source.parent.name == "searchr1_mini")
     return next(getattr(module, name) for module in map(importlib.import_module, homes) if hasattr(module, name))
 
@@ -219,7 +223,7 @@ def test_every_command_parses_and_every_flag_exists(page):
         (lambda text: broken_links(PAGES[0], text), "[a](README.md#run-it)", "[a](README.md#walk-it)"),
         (lambda text: broken_links(PAGES[0], text), "![a](docs/curves.svg)", "![a](docs/curve.svg)"),
         (missing_paths, "see `tests/test_docs.py`, `config.py`", "see `tests/test_dogs.py`"),
-        (missing_paths, "`searchr1_mini/cli.py`", "`clii.py`"),
+        (missing_paths, "`searchr1_mini/options/cli.py`", "`clii.py`"),
         (unknown_targets, "    make lint test", "    make tests"),
         (broken_commands, "`python train.py --seed N --steps\n3 ...`", "`python train.py --steps three`"),
         (broken_commands, "    python eval.py --run runs/NAME  # greedy", "    python eval.py --runs runs/NAME"),

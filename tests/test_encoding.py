@@ -12,14 +12,15 @@ from conftest import write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini.bases import load_tokenizer
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import load_corpus
-from searchr1_mini.encoding import break_added_tokens, foreign_ids, observation_ids, prompt_ids
-from searchr1_mini.prompts import render_observation
-from searchr1_mini.resolve import resolve, saved_config
-from searchr1_mini.retrieval import Passage
-from searchr1_mini.session import limits_of
+from searchr1_mini.core.encoding import break_added_tokens, foreign_ids, observation_ids
+from searchr1_mini.core.prompts import render_observation
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.models.bases import load_tokenizer
+from searchr1_mini.models.prompting import prompt_ids
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve, saved_config
+from searchr1_mini.run.session import limits_of
 
 DAY = date(2026, 1, 1)
 

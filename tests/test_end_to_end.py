@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import save_random_qwen2
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.models import load_policy
-from searchr1_mini.resolve import resolve
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.saving import save_policy
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--questions-per-step 4 --group-size 4 --eval-questions 8 --mini-batches 2 --no-tensorboard".split()
@@ -236,7 +237,7 @@ def test_a_policy_survives_saving_and_its_reference_stays(random_qwen2, tmp_path
     assert not torch.allclose(trained, before, atol=1e-3)
     with policy.reference():
         torch.testing.assert_close(policy.hidden(input_ids=ids), before)
-    policy.save(tmp_path)
+    save_policy(policy, tmp_path)
     again = load_policy(str(random_qwen2), lora_rank=lora_rank, weights=tmp_path, **settings)
     torch.testing.assert_close(again.hidden(input_ids=ids), trained)
     with again.reference():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini.robust.entry import Forgiving
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.options.entry import Forgiving
+from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 ENTRIES = (
@@ -58,7 +58,7 @@ def interrupted(entries: list[list[str]], module: str, how: str, folder: Path) -
 def test_an_interrupt_before_the_first_module_of_ours_is_one_line(tmp_path, how):
     """Of every entry point for Ctrl-C; the handler of SIGTERM is the same."""
     entries = ENTRIES[:: 4 if how != RAISED else 1]
-    found = interrupted(entries, "searchr1_mini.errors", how, tmp_path)
+    found = interrupted(entries, "searchr1_mini.core.errors", how, tmp_path)
     assert found == dict.fromkeys(found, (130, b"interrupted\n")) and len(found) == len(entries)
 
 
@@ -74,9 +74,9 @@ def arguments_of(entry: str, folder: Path) -> list[str]:
     """Arguments with which an entry point comes to its heavy imports."""
     run = folder / "run"
     if not run.exists():
-        from searchr1_mini.config import TrainConfig
-        from searchr1_mini.resolve import resolve
-        from searchr1_mini.tracking import write_json_atomic
+        from searchr1_mini.options.config import TrainConfig
+        from searchr1_mini.options.resolve import resolve
+        from searchr1_mini.storage.files import write_json_atomic
 
         run.mkdir()
         write_json_atomic(run / "config.json", vars(resolve(TrainConfig())))

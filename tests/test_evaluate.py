@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from conftest import save_random_qwen2
 
-from searchr1_mini import defaults
-from searchr1_mini.data import load_corpus, load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import index_terms, tokenize
+from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.retrieval import index_terms, tokenize
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.options import defaults
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 PLACES = {"Oslo": "Norway", "Bern": "Switzerland", "Rome": "Italy", "Bari": "Italy"}

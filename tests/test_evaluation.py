@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.comparison import paper
-from searchr1_mini.comparison.plan import Row
-from searchr1_mini.comparison.tables import Grid, Results, latex, markdown, subset_name, terminal, write_tables
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
-from searchr1_mini.evaluation import FAILURES, bootstrap_interval, failure, mcnemar, score, summarise
-from searchr1_mini.resolve import resolve
-from searchr1_mini.trajectory import Segment, Trajectory
-from searchr1_mini.world import make_world, world_examples
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.scores import FAILURES, bootstrap_interval, failure, mcnemar, score, summarise
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.evaluation import paper
+from searchr1_mini.evaluation.plan import Row
+from searchr1_mini.evaluation.tables import Grid, Results, latex, markdown, subset_name, terminal, write_tables
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 
 EXAMPLE = Example("q/1", "Where is Oslo?", ("Norway",), "q", (("Oslo", ""), ("Norway", "")))
 FOUND, OTHER = "Doc 1(Title: Oslo) Oslo is in Norway.", "Doc 1(Title: Bern) Bern is in Switzerland."

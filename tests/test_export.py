@@ -17,21 +17,21 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from searchr1_mini.checkpoint import _checksum
-from searchr1_mini.cli import parse
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import train
+from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main
-from searchr1_mini.merge import Kept
+from searchr1_mini.models.identity import BASE_FILE
+from searchr1_mini.models.merge import Kept
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages.model_card import model_card
-from searchr1_mini.resolve import resolve, resolve_model, saved_config
-from searchr1_mini.robust.identity import BASE_FILE
-from searchr1_mini.task import load_task
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import train
+from searchr1_mini.run.task import load_task
+from searchr1_mini.storage.checkpoint import _checksum
+from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--steps 2 --save-every 1 --questions-per-step 4 --eval-questions 4 --no-tensorboard".split()

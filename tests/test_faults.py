@@ -14,17 +14,20 @@ import pytest
 import torch
 from faults import ADAPTER, ROOT, config_of, evaluation_of, sentence_of
 
-from searchr1_mini import checkpoint, evaluate, measure, training
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core import training
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.scores import evaluate
+from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import ExportConfig, export_run
-from searchr1_mini.report import write_report
-from searchr1_mini.robust.files import append_jsonl
-from searchr1_mini.robust.identity import BASE_FILE
-from searchr1_mini.session import save_step, start
-from searchr1_mini.tracking import Tracker, read_jsonl
-from searchr1_mini.training import train
+from searchr1_mini.models.identity import BASE_FILE
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run import evaluations
+from searchr1_mini.run.log import Tracker
+from searchr1_mini.run.session import save_step, start
+from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage.files import append_jsonl, read_jsonl
 
 
 @contextmanager
@@ -85,7 +88,7 @@ MEETS = {  # what the disk fails -> owner and name of the function that meets it
     "rollouts": (training, "write_rollouts", lambda _run, step, _rows: step == 2),
     "metrics": (Tracker, "log", lambda _self, step, _metrics: step == 2),
     "checkpoint": (training, "save_step", lambda _run, step: step == 2),
-    "report": (measure, "write_report", lambda _run: True),
+    "report": (evaluations, "write_report", lambda _run: True),
 }
 
 
@@ -145,7 +148,7 @@ def test_lines_are_whole_on_a_full_disk_and_after_a_power_cut(disk):
 def test_lines_are_whole_after_kill_9(tmp_path):
     """A child appends long lines and is killed in the midst, again and again; the next one mends what it finds."""
     code = (
-        "import sys; from pathlib import Path; from searchr1_mini.robust.files import append_jsonl\n"
+        "import sys; from pathlib import Path; from searchr1_mini.storage.files import append_jsonl\n"
         "while True: append_jsonl(Path(sys.argv[1]), [{'step': 1, 'words': 'w' * 3_000_000}]); print(flush=True)"
     )
     path, n_told = tmp_path / "metrics.jsonl", 0
@@ -187,8 +190,8 @@ def test_tensorboard_on_a_full_disk_is_left_out_and_the_run_goes_on(run, capfd):
 def test_an_index_is_refused_room_before_it_is_written(disk):
     """Without the room taken first, writing to the mapped file would end the process by SIGBUS."""
     code = (
-        "import sys; from pathlib import Path; from searchr1_mini.errors import UserError;"
-        "from searchr1_mini.retrievers.index import build_store; from searchr1_mini.retrieval import Passage\n"
+        "import sys; from pathlib import Path; from searchr1_mini.core.errors import UserError;"
+        "from searchr1_mini.retrievers.index import build_store; from searchr1_mini.core.retrieval import Passage\n"
         "words = [f'w{n}' for n in range(400)]\n"
         "passages = (Passage(str(n), f't{n}', ' '.join(words[:300 + n])) for n in range(100))\n"
         "try: build_store(passages, Path(sys.argv[1]))\n"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from test_dense import PASSAGES, READ, SYNONYMS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Hit, Passage, RankBM25
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Hit, Passage, RankBM25
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.retrievers.fusion import FusedRetriever, Reranker, reciprocal_rank_fusion
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,23 +11,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.generation import Decoder
-from searchr1_mini.stops import StopMatcher, eos_ids, token_bytes
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.stops import StopMatcher, token_bytes
+from searchr1_mini.models.prompting import eos_ids
 
 
 def make_decoder(policy, *, n_rows=16, max_length=512, temperature=0.0, seed=0, chunk_tokens=8192) -> Decoder:
     return Decoder(
-        policy.hidden,
-        policy.lm_head,
-        policy.config,
-        policy.tokenizer,
+        policy,
         n_rows=n_rows,
         max_length=max_length,
         temperature=temperature,
         seed=seed,
-        device=policy.device,
-        dtype=policy.dtype,
         chunk_tokens=chunk_tokens,
     )
 
@@ -237,11 +232,3 @@ def test_the_end_of_a_chat_turn_ends_a_turn(qwen_tokenizer):
 
 def test_without_a_chat_template_eos_alone_ends_a_turn(tokenizer):
     assert eos_ids(tokenizer, Qwen2Config(eos_token_id=None)) == {tokenizer.eos_token_id}
-
-
-@pytest.mark.parametrize(("window", "is_used", "fits"), [(32, True, False), (64, True, True), (32, False, True)])
-def test_a_model_that_sees_a_part_of_its_context_only_is_refused(tiny_policy, tokenizer, window, is_used, fits):
-    config = Qwen2Config(sliding_window=window, use_sliding_window=is_used, max_window_layers=0, num_hidden_layers=2)
-    arguments = dict(n_rows=1, max_length=64, temperature=0, seed=0, device=tiny_policy.device, dtype=torch.float32)
-    with nullcontext() if fits else pytest.raises(UserError, match="--max-total-tokens 32"):
-        Decoder(tiny_policy.hidden, tiny_policy.lm_head, config, tokenizer, **arguments)

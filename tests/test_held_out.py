@@ -10,16 +10,16 @@ from conftest import write_lines
 from faults import sentence_of
 from sessions import SMALL, session_of
 
-from searchr1_mini import data
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import load_examples
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.data import datasets
+from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.held_out import HELD_OUT, chosen_by
-from searchr1_mini.resolve import resolve
-from searchr1_mini.session import save_step, start
-from searchr1_mini.task import load_task
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.held_out import HELD_OUT, chosen_by
+from searchr1_mini.run.session import save_step, start
+from searchr1_mini.run.task import load_task
+from searchr1_mini.storage.files import read_jsonl
 
 ROWS = [{"question": f"Where is T{n}?", "answer": f"x{n}"} for n in range(60)]
 PASSAGES = [{"id": str(n), "contents": f'"T{n}"\nT{n} is in x{n}.'} for n in range(60)]
@@ -123,7 +123,7 @@ def test_a_run_of_an_older_version_keeps_what_it_is_measured_on(of_a_file, tmp_p
 
 def test_of_the_hub_others_take_the_places_of_those_that_chose(monkeypatch):
     rows = [({"id": f"{n}", "question": f"q{n}", "golden_answers": ["x"]}, f"row {n}") for n in range(20)]
-    monkeypatch.setattr(data, "_hub_rows", lambda dataset, split: rows)
+    monkeypatch.setattr(datasets, "_hub_rows", lambda dataset, split: rows)
     chose = {example.question for example in load_examples("nq", None, "selection", 8)}
     plain = {example.question for example in load_examples("nq", None, "eval", 8)}
     others = {example.question for example in load_examples("nq", None, "eval", 8, chose)}

@@ -12,14 +12,17 @@ from hostile import GOLD, WRONG, hostile_set, hostile_text, rows_of, tags_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini.batch import build_batch
-from searchr1_mini.data import Example, load_corpus, load_examples
-from searchr1_mini.encoding import break_added_tokens, observation_ids, prompt_ids
-from searchr1_mini.methods import make_method
-from searchr1_mini.prompts import INVALID_ACTION, normalise_question, parse_action
-from searchr1_mini.retrieval import BM25S, Hit, Passage
-from searchr1_mini.rewards import reward
-from searchr1_mini.rollout import RolloutLimits, rollout
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.encoding import break_added_tokens, observation_ids
+from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.prompts import INVALID_ACTION, normalise_question, parse_action
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.core.rewards import reward
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.models.prompting import prompt_ids
+from searchr1_mini.retrievers.bm25s import BM25S
 
 LIMITS = RolloutLimits(n_rows=1, max_total_tokens=4000, max_observation_tokens=300)
 FRAME = ["<information>", "</information>"]

@@ -15,17 +15,19 @@ import pytest
 from conftest import write_lines
 from test_retrieval_http import server  # noqa: F401  a fixture
 
-from searchr1_mini.cli import run_command
-from searchr1_mini.data import load_corpus, load_examples
-from searchr1_mini.encoding import break_added_tokens, foreign_ids, observation_ids, prompt_ids
-from searchr1_mini.errors import UserError
-from searchr1_mini.methods import make_method
-from searchr1_mini.metrics import empty_think
-from searchr1_mini.prompts import neutralise_tags, parse_action
-from searchr1_mini.retrieval import BM25S, Passage, fingerprint
+from searchr1_mini.core.encoding import break_added_tokens, foreign_ids, observation_ids
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.prompts import neutralise_tags, parse_action
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rewards import contains_gold, is_well_formed, normalise_answer, reward
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.models.prompting import prompt_ids
+from searchr1_mini.options.cli import run_command
+from searchr1_mini.retrievers.bm25s import BM25S, fingerprint
 from searchr1_mini.retrievers.http_client import HTTPRetriever
-from searchr1_mini.rewards import contains_gold, is_well_formed, normalise_answer, reward
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.run.metrics import empty_think
 
 ROOT = Path(__file__).parent.parent
 GOOD = json.dumps({"id": "1", "contents": '"Oslo"\nOslo is the capital of Norway.'}).encode() + b"\n"

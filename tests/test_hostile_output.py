@@ -16,22 +16,21 @@ from hostile import FRAGMENTS
 from markdown_it import MarkdownIt
 from test_report import PART, Tags, fill_run
 
-from searchr1_mini import evaluate
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.comparison.plan import Row
-from searchr1_mini.comparison.tables import Results, write_tables
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.evaluation import score
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.scores import evaluate, score
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.evaluation.plan import Row
+from searchr1_mini.evaluation.tables import Results, write_tables
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.charts import picture
 from searchr1_mini.pages.model_card import model_card
-from searchr1_mini.pages.printable import plain
-from searchr1_mini.report import write_report
-from searchr1_mini.resolve import resolve
-from searchr1_mini.tracking import Tracker, render_segment, summary_table
-from searchr1_mini.trajectory import Trajectory
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.log import Tracker, render_segment, summary_table
+from searchr1_mini.storage.printable import plain
 
 HALF = "half a pair \ud800 of surrogates"
 TEXTS = {**FRAGMENTS, "surrogate": HALF, "lines": "a\nb\r\nc"}

@@ -17,17 +17,18 @@ from conftest import save_random_qwen2, write_lines
 from faults import PASSAGES, QUESTIONS, SMALL, config_of, evaluation_of, sentence_of
 from safetensors.torch import load_file, save, save_file
 
-from searchr1_mini import data
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.defaults import TINY
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.training import train
+from searchr1_mini.data import datasets
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import ExportConfig, export_run
-from searchr1_mini.models import load_policy
-from searchr1_mini.resolve import resolve_model
-from searchr1_mini.robust.identity import BASE_FILE, weights_hash
-from searchr1_mini.task import load_task
-from searchr1_mini.training import train
+from searchr1_mini.models.identity import BASE_FILE, weights_hash
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.saving import save_policy
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import TINY
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.run.task import load_task
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def test_an_adapter_of_unknown_origin_must_fit_too(own_run, hidden, layers, tmp_
     """Trained on two layers of 32: a base of another width, and one of a layer less."""
     base = save_random_qwen2(tmp_path / "base", tokenizer, hidden=32)
     settings = {"lora_alpha": 8, "load_in_4bit": False, "dtype": torch.float32, "device": torch.device("cpu")}
-    load_policy(str(base), lora_rank=4, **settings).save(tmp_path / "adapter")
+    save_policy(load_policy(str(base), lora_rank=4, **settings), tmp_path / "adapter")
     (tmp_path / "adapter" / BASE_FILE).unlink()
     other = save_random_qwen2(tmp_path / "other", tokenizer, hidden, layers)
     config = EvalConfig(adapter=str(tmp_path / "adapter"), model=str(other), datasets=str(own_run.questions), limit=2)
@@ -148,7 +149,7 @@ def test_a_corpus_that_was_cut_is_told_and_the_run_goes_on_with_the_whole_one(ow
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_an_index_that_was_cut_is_told_and_built_anew(own_run, damage, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "BIG_CORPUS", 0)
+    monkeypatch.setattr(datasets, "BIG_CORPUS", 0)
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
     config = replace(own_run.config, retriever="bm25s")
     load_task(config, "train")

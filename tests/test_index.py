@@ -15,19 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini import data
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.corpus import distinct
-from searchr1_mini.data import load_corpus
-from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import resolve
-from searchr1_mini.retrieval import BM25S, Passage, fingerprint
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.terms import Terms
+from searchr1_mini.data import datasets
+from searchr1_mini.data.corpus import distinct
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers import index
+from searchr1_mini.retrievers.bm25s import BM25S, fingerprint
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.retrievers.index import PassageStore, build_store, open_store
 from searchr1_mini.retrievers.probes import RandomRetriever
-from searchr1_mini.retrievers.terms import Terms
-from searchr1_mini.task import Library, load_task
+from searchr1_mini.run.task import Library, load_task
 
 ROOT = Path(__file__).parent.parent
 WORDS = st.sampled_from("oslo bern rome the of a Ärger 東京 x1 x2 x3 !".split())
@@ -83,7 +84,7 @@ def test_the_arrays_are_those_that_bm25s_builds(tmp_path):
 @pytest.fixture
 def big(monkeypatch, tmp_path):
     """Every file counts as a big one; the cache is a folder of the test's own."""
-    monkeypatch.setattr(data, "BIG_CORPUS", 0)
+    monkeypatch.setattr(datasets, "BIG_CORPUS", 0)
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
     return tmp_path
 

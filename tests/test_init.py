@@ -13,17 +13,17 @@ from conftest import save_random_qwen2
 from faults import config_of, sentence_of
 from safetensors.torch import load_file
 
-from searchr1_mini import checkpoint
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
-from searchr1_mini.report import write_report
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust import memory
-from searchr1_mini.session import start
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import train
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run import memory
+from searchr1_mini.run.session import start
+from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage.files import read_jsonl
 
 IDS = torch.arange(1, 20)[None]
 LORA = {"lora_rank": 4, "lora_alpha": 12}

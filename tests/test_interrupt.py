@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust import interrupt
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import train
+from searchr1_mini.core import interrupt
+from searchr1_mini.core.training import train
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.storage.files import read_jsonl
 
 SETTINGS = TrainConfig(
     steps=3, questions_per_step=2, group_size=4, eval_questions=2, eval_every=2, save_every=3, max_new_tokens=40,
@@ -66,7 +66,7 @@ def test_a_signal_at_any_point_costs_no_bit(tmp_path, signal_at, capsys):
 
 def test_an_evaluation_that_was_broken_off_is_made_up_for(tmp_path, signal_at, monkeypatch):
     """The step's weights have moved already, so it is saved; its line of the log waits for the evaluation."""
-    from searchr1_mini import training
+    from searchr1_mini.core import training
 
     config = resolve(replace(SETTINGS, output_dir=str(tmp_path / "whole")))
     train(config)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from sessions import session_of, step_of
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.robust.invariants import check_advantages, check_step
-from searchr1_mini.training import train
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import train
+from searchr1_mini.run.invariants import check_advantages, check_step
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from conftest import write_lines
 
-from searchr1_mini import checkpoint, task
-from searchr1_mini.comparison.plan import cell_settings
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.chat import live
+from searchr1_mini.chat.live import live_retriever, plan_live
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.pages import live
-from searchr1_mini.pages.live import live_retriever, plan_live
-from searchr1_mini.resolve import resolve
-from searchr1_mini.retrieval import Passage
+from searchr1_mini.evaluation.plan import cell_settings
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run import task
+from searchr1_mini.storage import checkpoint
 
 HOTPOTQA = {"dataset": "hotpotqa"}
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from searchr1_mini.logprobs import token_logprobs
+from searchr1_mini.core.logprobs import token_logprobs
 
 VOCABULARY, HIDDEN = 500, 8
 

@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2Config
 
-from searchr1_mini import logprobs, preflight
-from searchr1_mini.cli import run_command
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.defaults import PRESETS
-from searchr1_mini.errors import UserError
-from searchr1_mini.generation import Decoder
-from searchr1_mini.models import Policy, load_policy
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust import memory
+from searchr1_mini.core import logprobs
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.options.cli import run_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run import memory, preflight
 
 ROOT = Path(__file__).parent.parent
 QWEN_3B = Qwen2Config(

@@ -7,12 +7,12 @@ import json
 import pytest
 from sessions import session_of
 
-from searchr1_mini import measure
-from searchr1_mini.data import Example
-from searchr1_mini.evaluation import summarise
-from searchr1_mini.metrics import CURVES, eval_metrics, rollout_metrics
-from searchr1_mini.rollout_stats import RolloutStats, sum_stats, tokens_of_usual_loop
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats, tokens_of_usual_loop
+from searchr1_mini.core.scores import summarise
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.run import evaluations
+from searchr1_mini.run.metrics import CURVES, eval_metrics, rollout_metrics
 
 ONE, TWO = Example("a/1", "Where is Oslo?", ("Norway",), "a"), Example("b/2", "Where is Bern?", ("Switzerland",), "b")
 
@@ -70,9 +70,11 @@ def test_a_run_ends_with_what_was_measured_last_beside_what_was_measured_first(t
     run.before, run.samples, run.samples_before = summaries["before"], [ROLLOUTS[1]], [ROLLOUTS[0]]
     run.held_out.examples[:] = [ONE]
     run.train_seconds, run.earlier_seconds = 12.34, 100.0
-    monkeypatch.setattr(measure, "measure", lambda run, is_empty=False: summaries["emptied" if is_empty else "after"])
-    monkeypatch.setattr(measure, "write_report", lambda folder: folder / "report.html")
-    measure.finish(run)
+    monkeypatch.setattr(
+        evaluations, "measure", lambda run, is_empty=False: summaries["emptied" if is_empty else "after"]
+    )
+    monkeypatch.setattr(evaluations, "write_report", lambda folder: folder / "report.html")
+    evaluations.finish(run)
     saved = json.loads((run.folder / "summary.json").read_text())
     assert {name: saved[name]["response_tokens"] for name in ("before", "after", "after_without_retriever")} == {
         "before": 6, "after": 3, "after_without_retriever": 9,

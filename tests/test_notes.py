@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini import data
-from searchr1_mini.data import load_corpus
-from searchr1_mini.errors import UserError
-from searchr1_mini.reading import notes
-from searchr1_mini.reading.notes import MOST_WORDS, passages_of
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.data import datasets, notes
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.data.notes import MOST_WORDS, passages_of
 
 PAGE = """<!DOCTYPE html><html><head><title>Oslo &amp; around</title><style>p {color: red}</style>
 <script>var hidden = "</p>";</script></head><body><nav>Home</nav><h1>Oslo</h1>
@@ -117,7 +116,7 @@ def test_texts_beside_passages_are_told(folder, capsys):
 
 
 def test_a_big_folder_is_a_store_that_knows_where_its_notes_lie(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BIG_CORPUS", 10)
+    monkeypatch.setattr(datasets, "BIG_CORPUS", 10)
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
     first = load_corpus(str(folder), "jsonl", None)
     assert {"deep/a.md#1", "a.md#1"} <= {passage.id for passage in first}

@@ -11,19 +11,19 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from searchr1_mini import sft
-from searchr1_mini.cli import parse, parse_asked
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import train
 from searchr1_mini.export import ExportConfig
-from searchr1_mini.options import NEEDS, check_ranges, convert, kinds_of
+from searchr1_mini.options.cli import parse, parse_asked
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.needs import NEEDS, check_ranges, convert, kinds_of
+from searchr1_mini.options.option_files import MOST_BYTES
+from searchr1_mini.options.resolve import resolve, saved_config
+from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.report import ReportConfig
-from searchr1_mini.resolve import resolve, saved_config
-from searchr1_mini.retrievers.retrieval_config import MetricsConfig, ServerConfig
-from searchr1_mini.robust.option_files import MOST_BYTES
-from searchr1_mini.tracking import write_json_atomic
-from searchr1_mini.training import train
+from searchr1_mini.run import imitation
+from searchr1_mini.storage.files import write_json_atomic
 
 CONFIGS = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ReportConfig)
 NUMBERS = [
@@ -196,7 +196,7 @@ def other_values(name: str, value) -> list:
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_an_option_that_a_run_does_not_read_is_refused(tmp_path, monkeypatch, situation):
     """Which are read is seen by running: whatever else is asked for is refused, whoever wrote the list of needs."""
-    monkeypatch.setattr(sft, "exact_match", lambda *_: 1.0)  # so that there is something to imitate
+    monkeypatch.setattr(imitation, "exact_match", lambda *_: 1.0)  # so that there is something to imitate
     asked = TrainConfig(**SMALL | SITUATIONS[situation] | {"output_dir": str(tmp_path / "run")})
     READ.clear()
     train(Recording(**asdict(resolve(asked))))

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "searchr1_mini"
-LEAVES = {"errors", "trajectory", "prompts", "rewards", "algorithms", "logprobs", "defaults"}
-KNOW_THE_CONFIG = set(
-    "cli options resolve task session schedule held_out training update ablate evaluate plan columns tables server "
-    "retrieval_config eval_config export model_card memory preflight report live cold_start diagnosis shots "
-    "pretrain".split()
-)
+# each room may import itself and those before it; "" is the package's root, which holds the commands
+ROOMS = "core storage models retrievers data options run pages evaluation chat ablations tiny".split() + [""]
 
 
-def imports_of(path: Path) -> set[str]:
-    """Names of the package's modules that a file imports, anywhere in it."""
-    found = set()
+def room_of(module: Sequence[str]) -> str:
+    """The room of a dotted name, less the package's own."""
+    return module[0] if module and (PACKAGE / module[0]).is_dir() else ""
+
+
+def rooms_imported(path: Path) -> Iterator[tuple[str, str]]:
+    """(room, what is imported of it) for every import of the package's own modules, wherever it stands in the file."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("searchr1_mini"):
-            tail = node.module.split(".")[1:]
-            is_folder = (PACKAGE.joinpath(*tail)).is_dir()
-            found |= {alias.name for alias in node.names} if is_folder else {tail[-1]}
-    return found - {"__version__"}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "searchr1_mini":
+            for alias in node.names:
+                module = [*node.module.split(".")[1:], alias.name]
+                if module != ["__version__"]:
+                    yield room_of(module), ".".join(module)
 
 
-GRAPH = {path.stem: imports_of(path) for path in PACKAGE.rglob("*.py") if path.stem != "__init__"}
-
-
-def test_imports_go_one_way():
-    for leaf in LEAVES:
-        assert GRAPH[leaf] <= {"errors", "trajectory"}, leaf
-    assert {module for module, imported in GRAPH.items() if "training" in imported} == {"ablate", "plan"}
-    for low in ("data", "retrieval", "world", "methods"):
-        assert not GRAPH[low] & {"generation", "rollout", "models", "batch", "session"}, low
-    for module, imported in GRAPH.items():
-        assert "config" not in imported or module in KNOW_THE_CONFIG, module
-
-
-def test_there_is_no_cycle():
-    rest = dict(GRAPH)
-    while free := [module for module, imported in rest.items() if not imported & set(rest)]:
-        for module in free:
-            del rest[module]
-    assert not rest
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_those_before_it(path):
+    own = ROOMS.index(room_of(path.relative_to(PACKAGE).with_suffix("").parts))
+    assert not [imported for room, imported in rooms_imported(path) if ROOMS.index(room) > own]
 
 
 def test_the_tiny_base_ships_and_is_small():

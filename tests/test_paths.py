@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import test_report
 
-from searchr1_mini import report
-from searchr1_mini.cli import parse, run_command
-from searchr1_mini.comparison.plan import run_folders
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.resolve import resolve, resolve_model, saved_config
-from searchr1_mini.retrieval import cache_dir
-from searchr1_mini.robust.files import listed_paths
-from searchr1_mini.training import train
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import train
+from searchr1_mini.evaluation.plan import run_folders
+from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
+from searchr1_mini.pages import report
+from searchr1_mini.storage.cache import cache_dir
+from searchr1_mini.storage.files import listed_paths
 
 SMALL = (
     "--steps 1 --questions-per-step 1 --group-size 2 --mini-batches 1 --eval-questions 1 --max-new-tokens 3 "

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from searchr1_mini import checkpoint, training
-from searchr1_mini.comparison.plan import cell_settings, folder_for, plan_evaluation, train_row
-from searchr1_mini.comparison.tables import Results, setup
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.evaluate import fingerprint, task_of
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.identity import data_identity
-from searchr1_mini.task import Library
+from searchr1_mini.core import training
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.data.datasets import load_examples
+from searchr1_mini.evaluation.cells import fingerprint, task_of
+from searchr1_mini.evaluation.plan import cell_settings, folder_for, plan_evaluation, train_row
+from searchr1_mini.evaluation.tables import Results, setup
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.data_identity import data_identity
+from searchr1_mini.run.task import Library
+from searchr1_mini.storage import checkpoint
 
 PASSAGE = {"id": "1", "title": "Oslo", "text": "Oslo is in Norway."}
 

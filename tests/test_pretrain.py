@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from searchr1_mini.errors import UserError
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.pretrain import next_batch, reading_accuracy, start_workers, tokenise
 from searchr1_mini.tiny.curriculum import STAGES
 

@@ -11,18 +11,21 @@ from sessions import session_of, step_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from searchr1_mini import evaluate, methods, preflight
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.critic import Critic
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.logprobs import token_logprobs
-from searchr1_mini.models import Policy, load_policy
-from searchr1_mini.resolve import resolve
+from searchr1_mini.core import methods
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.logprobs import token_logprobs
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.core.scores import evaluate
+from searchr1_mini.models import probe
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
-from searchr1_mini.robust import invariants, probe
-from searchr1_mini.rollout import RolloutLimits, rollout
+from searchr1_mini.run import invariants, preflight
 
 LIMITS = RolloutLimits(n_rows=4, max_total_tokens=400, max_observation_tokens=120)
 MAKE = methods.make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1)
@@ -82,7 +85,7 @@ def test_rollout_and_update_are_the_models_own_forward(name, tmp_path, tokenizer
 
 def test_a_family_whose_logits_are_not_known_is_refused(tmp_path, tokenizer, monkeypatch):
     folder = save_family(tmp_path, "granite", tokenizer)
-    monkeypatch.setattr("searchr1_mini.models.final_logits", lambda logits, config: logits)
+    monkeypatch.setattr("searchr1_mini.models.loading.final_logits", lambda logits, config: logits)
     with pytest.raises(UserError, match="family granite are not supported: reference and base differ"):
         load(folder)
 
@@ -100,7 +103,7 @@ def test_a_probe_leaves_no_trace(random_qwen2, monkeypatch):
     torch.manual_seed(7)
     policy = load(random_qwen2, gradient_checkpointing=True)
     state = torch.get_rng_state()
-    monkeypatch.setattr("searchr1_mini.models.Probe.check", lambda *_, **__: None)
+    monkeypatch.setattr("searchr1_mini.models.loading.Probe.check", lambda *_, **__: None)
     torch.manual_seed(7)
     unprobed = load(random_qwen2, gradient_checkpointing=True)
     assert torch.equal(state, torch.get_rng_state())

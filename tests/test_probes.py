@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from searchr1_mini import methods
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import resolve
-from searchr1_mini.retrieval import Passage
+from searchr1_mini.core import methods
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
-from searchr1_mini.rollout import RolloutLimits, rollout
-from searchr1_mini.task import load_task
+from searchr1_mini.run.task import load_task
 
 PASSAGES = [Passage(str(n), title, text) for n, (title, text) in enumerate([
     ("Oslo", "Oslo is large."), ("Oslo", "Oslo is in Norway."), ("Bern", "Bern is in Switzerland."), ("Rome", "Old."),
@@ -38,9 +38,9 @@ def test_the_oracle_brings_the_passages_that_the_answer_rests_on():
         Example("q/2", "?", ("x",), "q", (("Oslo", "large"),)),
         Example("q/3", "?", ("x",), "q"),
     ]
-    found = OracleRetriever(PASSAGES, examples).supporting(["q/1", "q/2", "q/3"], 3)
+    found = OracleRetriever(PASSAGES, examples).search_for(["q/1", "q/2", "q/3"], 3)
     assert [[hit.passage.id for hit in hits] for hits in found] == [["1", "2"], ["0"], []]
-    assert len(OracleRetriever(PASSAGES, examples).supporting(["q/1"], 1)[0]) == 1
+    assert len(OracleRetriever(PASSAGES, examples).search_for(["q/1"], 1)[0]) == 1
     with pytest.raises(UserError, match="take another data set"):
         OracleRetriever(PASSAGES, [Example("q/3", "?", ("x",), "q")])
 
@@ -50,7 +50,7 @@ def test_the_oracle_of_the_world_holds_every_answer(difficulty):
     config = resolve(TrainConfig(retriever="oracle", world_difficulty=difficulty, eval_questions=60))
     task = load_task(config, "eval")
     for example in task.examples:
-        (hits,) = task.retriever.supporting([example.id], 3)
+        (hits,) = task.retriever.search_for([example.id], 3)
         assert len(hits) == int(example.source[6]) and example.golden_answers[0] in hits[-1].passage.text
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.prompts import (
+from searchr1_mini.core.prompts import (
     OBSERVATION_CLOSE,
     SEARCH_TEMPLATE,
     Action,
@@ -17,7 +17,7 @@ from searchr1_mini.prompts import (
     parse_action,
     render_observation,
 )
-from searchr1_mini.retrieval import Passage
+from searchr1_mini.core.retrieval import Passage
 
 
 @pytest.mark.parametrize(

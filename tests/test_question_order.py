@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from searchr1_mini.data import Example
-from searchr1_mini.question_order import slice_of_step, stratified_slice
+from searchr1_mini.core.questions import Example, slice_of_step, stratified_slice
 
 
 @pytest.mark.parametrize("n", [4, 5])

@@ -14,11 +14,11 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import load_corpus, load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.reading import rows
-from searchr1_mini.resolve import name_file
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.data import rows
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import name_file
 
 ROWS = [{"question": "Capital of France?", "answer": "Paris"}, {"question": "Who, in 1905?", "answer": "A. Einstein"}]
 LINES = "\n".join(map(json.dumps, ROWS))

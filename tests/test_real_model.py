@@ -14,18 +14,20 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from searchr1_mini.batch import build_batch
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
-from searchr1_mini.encoding import foreign_ids, observation_ids, prompt_ids
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.encoding import foreign_ids, observation_ids
+from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage, RankBM25
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.core.training import train
+from searchr1_mini.core.update import forward
 from searchr1_mini.export import main as export
-from searchr1_mini.methods import make_method
-from searchr1_mini.models import Policy, load_policy
-from searchr1_mini.resolve import resolve, resolve_model
-from searchr1_mini.retrieval import Passage, RankBM25
-from searchr1_mini.rollout import RolloutLimits, rollout
-from searchr1_mini.training import train
-from searchr1_mini.update import forward
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.prompting import prompt_ids
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve, resolve_model
 
 FILE = os.environ.get("SEARCHR1_SMOLLM2", "")
 pytestmark = pytest.mark.skipif(not Path(FILE).is_file(), reason="SEARCHR1_SMOLLM2 names no GGUF file of SmolLM2")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import CPU
 
-from searchr1_mini.critic import Critic
-from searchr1_mini.models import Policy, load_policy
-from searchr1_mini.reference import freeze_reference, load_reference, save_reference
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.saving import load_reference, save_policy, save_reference
 
 IDS = torch.arange(1, 20)[None]
 POSITIONS = torch.arange(19)[None]
@@ -46,7 +47,7 @@ def test_the_reference_is_what_the_policy_was_when_it_was_frozen_last(random_qwe
     for by in (0.01, -0.03):
         move(policy, by)
         frozen = states(policy)
-        freeze_reference(policy)
+        policy.freeze_reference()
         assert torch.equal(states(policy), frozen)
         move(policy)
         assert torch.equal(reference_states(policy), frozen)
@@ -65,7 +66,7 @@ def test_what_is_trained_and_its_gradients_are_the_same_with_a_frozen_reference(
     trained = [id(parameter) for parameter in policy.trainable()]
     critic = Critic(policy, seed=0)
     move(policy)
-    freeze_reference(policy)
+    policy.freeze_reference()
     reference_states(policy)
     with critic.active():
         critic.values(IDS, POSITIONS)
@@ -81,10 +82,10 @@ def test_what_is_trained_and_its_gradients_are_the_same_with_a_frozen_reference(
 def test_a_frozen_reference_is_saved_and_comes_back(random_qwen2, tmp_path, kind):
     policy = make(random_qwen2, **kind)
     move(policy)
-    freeze_reference(policy)
+    policy.freeze_reference()
     move(policy)
     own, reference = states(policy), reference_states(policy)
-    policy.save(tmp_path)
+    save_policy(policy, tmp_path)
     save_reference(policy, tmp_path)
     again = make(random_qwen2, **kind, weights=tmp_path)
     assert not again.has_own_reference
@@ -98,7 +99,7 @@ def test_a_frozen_reference_is_saved_and_comes_back(random_qwen2, tmp_path, kind
 def test_rollouts_read_the_policy_and_not_its_reference(random_qwen2):
     policy = make(random_qwen2, lora_rank=4)
     move(policy)
-    freeze_reference(policy)
+    policy.freeze_reference()
     move(policy, -0.03)
     own, reference = states(policy), reference_states(policy)
     with policy.for_rollouts():

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.algorithms import (
+from searchr1_mini.core.algorithms import (
     explained_variance,
     gae,
     group_advantages,

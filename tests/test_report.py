@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.pages.charts import spread, ticks
-from searchr1_mini.pages.printable import plain
-from searchr1_mini.report import METRICS, write_curves_svg, write_report
-from searchr1_mini.tracking import (
+from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
+from searchr1_mini.run.log import (
     Tracker,
-    read_jsonl,
     render_trajectory,
     summary_table,
     trajectory_row,
     truncate_metrics,
     write_rollouts,
 )
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.printable import plain
 
 PART = {"em": 0.5, "f1": 0.5, "searches": 1.0, "response_tokens": 30.0, "answered": 1.0, "n": 10}
 SUMMARY = {**PART, "n": 20, "by_source": {"world-1hop": PART, "world-2hop": {**PART, "em": 0.25}}}

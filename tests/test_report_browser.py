@@ -13,9 +13,9 @@ import pytest
 from hostile import hostile_set
 from report_runs import ADVANTAGES, LOGPROB, RATIO, write_hostile_run, write_run
 
-from searchr1_mini.pages.printable import one_line, plain
-from searchr1_mini.report import write_report
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.printable import one_line, plain
 
 SCREENSHOTS = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "screenshots.py"))
 pytest.importorskip("playwright", reason="the tests of the page need playwright: pip install -e '.[dev]'")

@@ -16,14 +16,16 @@ from report_runs import row, write_run
 from sessions import session_of, step_of
 from test_report import Tags
 
-from searchr1_mini.errors import UserError
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import rollout_rows
+from searchr1_mini.core.update import all_logprobs, update
 from searchr1_mini.pages import report_data
+from searchr1_mini.pages.report import write_report
 from searchr1_mini.pages.report_data import as_json, texts_of, thousandths
-from searchr1_mini.pages.token_values import token_values
-from searchr1_mini.report import main, write_report
-from searchr1_mini.tracking import read_jsonl, trajectory_row, write_rollouts
-from searchr1_mini.training import rollout_rows
-from searchr1_mini.update import all_logprobs, update
+from searchr1_mini.report import main
+from searchr1_mini.run.log import trajectory_row, write_rollouts
+from searchr1_mini.run.token_values import token_values
+from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_mini import retrieval_metrics
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Hit, Passage
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.retrieval_metrics import measure, parse_topks
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.rewards import exact_match, f1_score, normalise_answer, reward, sub_exact_match
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.core.rewards import exact_match, f1_score, normalise_answer, reward, sub_exact_match
+from searchr1_mini.core.trajectory import Segment, Trajectory
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,17 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from conftest import CPU
 from dictated import Dictated
 
-from searchr1_mini import methods
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
-from searchr1_mini.generation import Decoder
-from searchr1_mini.prompts import INVALID_ACTION
-from searchr1_mini.retrieval import Hit, Passage
+from searchr1_mini.core import methods
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.prompts import INVALID_ACTION
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.retrievers.probes import EmptyRetriever
-from searchr1_mini.rollout import RolloutLimits, rollout
-from searchr1_mini.world import make_world, world_examples
 
 LIMITS = RolloutLimits(n_rows=8, max_total_tokens=400, max_observation_tokens=120)
 OSLO = Passage("0", "Oslo", "Oslo is the capital of Norway.")
@@ -76,8 +75,8 @@ def test_decoding_after_an_aside_is_decoding_without_one(tiny_policy):
     turns = []
     for has_aside in (False, True):
         decoder = Decoder(
-            tiny_policy.hidden, tiny_policy.lm_head, tiny_policy.config, tiny_policy.tokenizer, n_rows=1,
-            max_length=300, temperature=0, seed=0, device=CPU, dtype=torch.float32,
+            tiny_policy, n_rows=1,
+            max_length=300, temperature=0, seed=0,
         )  # fmt: skip
         decoder.start(0, ids)
         if has_aside:

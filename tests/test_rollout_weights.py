@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import CPU
 
-from searchr1_mini import methods
-from searchr1_mini.data import Example
-from searchr1_mini.generation import Decoder
-from searchr1_mini.models import load_policy
+from searchr1_mini.core import methods
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.models.loading import load_policy
 from searchr1_mini.retrievers.probes import EmptyRetriever
-from searchr1_mini.rollout import RolloutLimits, rollout
 
 LIMITS = RolloutLimits(n_rows=8, max_total_tokens=400, max_observation_tokens=120)
 

@@ -14,24 +14,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini import ablate, checkpoint
-from searchr1_mini.comparison.plan import plan_evaluation
-from searchr1_mini.comparison.tables import Results, write_tables
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
-from searchr1_mini.evaluate import cell_row, kept_lines
+from searchr1_mini import ablate
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import train
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.evaluation.cells import cell_row, kept_lines
+from searchr1_mini.evaluation.plan import plan_evaluation
+from searchr1_mini.evaluation.tables import Results, write_tables
 from searchr1_mini.export import ExportConfig, export_run
+from searchr1_mini.models.identity import BASE_FILE, check_base
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.model_card import model_card
-from searchr1_mini.report import write_report
-from searchr1_mini.resolve import resolve, saved_config
-from searchr1_mini.robust.forms import METRICS, WARNING, misfit
-from searchr1_mini.robust.identity import BASE_FILE, check_base
-from searchr1_mini.robust.watch import Watch
-from searchr1_mini.sft import demonstrations
-from searchr1_mini.tracking import truncate_metrics
-from searchr1_mini.training import train
-from searchr1_mini.trajectory import Trajectory
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.imitation import demonstrations
+from searchr1_mini.run.log import truncate_metrics
+from searchr1_mini.run.watch import Watch
+from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage.forms import METRICS, WARNING, misfit
 
 CELL_NAME = "cell.jsonl"
 SETTINGS = TrainConfig(

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from sessions import SMALL
 
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import whole as whole_export
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust.lock import aside_folder, only_one
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import train
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.lock import aside_folder, only_one
 
 HOLD = """
 import sys

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sessions import session_of, step_of
 
-from searchr1_mini import training, update
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve
-from searchr1_mini.schedule import learning_rates
-from searchr1_mini.sft import demonstrations, imitation_step
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import train, train_step
+from searchr1_mini.core import training, update
+from searchr1_mini.core.schedule import learning_rates
+from searchr1_mini.core.training import train, train_step
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.imitation import demonstrations, imitation_step
+from searchr1_mini.storage.files import read_jsonl
 
 RATES = {"steps": 6, "warmup_steps": 2, "decay_steps": 3, "mini_batches": 2, "learning_rate": 0.01}
 # what each step ends with: up over 2 steps of 2 updates, down over 3, to 1/6 of the peak

@@ -10,13 +10,14 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini import data
-from searchr1_mini.data import load_corpus
-from searchr1_mini.retrieval import BM25S, Passage, RankBM25, Retriever
+from searchr1_mini.core.retrieval import Passage, RankBM25, Retriever
+from searchr1_mini.core.terms import ALL_WORDS, STOP_WORDS, VERSION, Terms, tokenize, words_of
+from searchr1_mini.data import datasets
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.retrievers.bm25s import BM25S
 from searchr1_mini.retrievers.fusion import FusedRetriever
 from searchr1_mini.retrievers.index import PassageStore, open_store
 from searchr1_mini.retrievers.milvus import MilvusRetriever
-from searchr1_mini.retrievers.terms import ALL_WORDS, STOP_WORDS, VERSION, Terms, tokenize, words_of
 
 FOUND = [  # a query, and the passage that must come first
     ("日本の首都", "東京都は日本の首都である。人口は約1400万人。"),
@@ -108,7 +109,7 @@ def test_passages_without_a_function_word_make_a_store_too(tmp_path, monkeypatch
 
 def test_a_big_file_of_passages_is_found_by_function_words_too(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "BIG_CORPUS", 10)
+    monkeypatch.setattr(datasets, "BIG_CORPUS", 10)
     path = write_lines(
         tmp_path / "c.jsonl", [{"id": "1", "contents": '"The Who"\nA band.'}, {"id": "2", "contents": "東京"}]
     )

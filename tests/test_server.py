@@ -17,8 +17,9 @@ from encoders import save_word_vectors
 from hypothesis import settings
 from serving import PASSAGES, ROOT, ROWS, ask, start
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import BM25S, Hit, Passage
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.retrievers.bm25s import BM25S
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.retrievers.listening import listen, loopback_names
 from searchr1_mini.retrievers.probes import RandomRetriever

@@ -12,14 +12,14 @@ from statistics import fmean
 import pytest
 import torch
 
-from searchr1_mini.batch import build_batch
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.resolve import resolve
-from searchr1_mini.session import start
-from searchr1_mini.sft import demonstrations, imitation_step, imitation_update
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.trajectory import Trajectory
-from searchr1_mini.update import forward
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.core.update import forward
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.imitation import demonstrations, imitation_step, imitation_update
+from searchr1_mini.run.session import start
+from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--steps 3 --demonstration-questions 130 --eval-questions 4 --questions-per-step 8 --no-tensorboard".split()
@@ -93,8 +93,8 @@ def test_a_step_logs_the_means_of_its_updates_so_that_one_thrown_away_shows(tmp_
         logprobs, entropy = forward(policy, batch, temperature)
         return logprobs * (float("nan") if not told else 1.0), entropy
 
-    monkeypatch.setattr("searchr1_mini.sft.imitation_update", update)
-    monkeypatch.setattr("searchr1_mini.sft.forward", poisoned)
+    monkeypatch.setattr("searchr1_mini.run.imitation.imitation_update", update)
+    monkeypatch.setattr("searchr1_mini.run.imitation.forward", poisoned)
     metrics = imitation_step(run, shown)
     assert [log["skipped_updates"] for log in told] == [1.0, 0.0]
     assert metrics["skipped_updates"] == 0.5
@@ -140,7 +140,7 @@ def test_only_an_exact_answer_is_imitated(tmp_path, monkeypatch):
         texts = [form and form.format(e.golden_answers[0]) for e, form in zip(examples, forms * 64, strict=False)]
         return [Trajectory(e.id, [], "answer", text) for e, text in zip(examples, texts, strict=True)], None
 
-    monkeypatch.setattr("searchr1_mini.sft.rollout", rollout)
+    monkeypatch.setattr("searchr1_mini.run.imitation.rollout", rollout)
     run.config = replace(run.config, demonstration_questions=130, group_size=6)
     kept = demonstrations(run)
     golds = {example.id: example.golden_answers[0] for example in run.train.examples}

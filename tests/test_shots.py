@@ -7,18 +7,18 @@ import json
 import pytest
 from conftest import write_lines
 
-from searchr1_mini.cli import parse
-from searchr1_mini.comparison.plan import plan_evaluation
-from searchr1_mini.comparison.shots import draw_shots, write_shots
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.eval_config import EvalConfig
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.methods import Generate, Observe, Prompt, make_method
+from searchr1_mini.core.prompts import parse_action, render_observation, with_shots
+from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.methods import Generate, Observe, Prompt, make_method
-from searchr1_mini.prompts import parse_action, render_observation, with_shots
-from searchr1_mini.resolve import resolve
-from searchr1_mini.task import Library
+from searchr1_mini.evaluation.plan import plan_evaluation
+from searchr1_mini.evaluation.shots import draw_shots, write_shots
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.task import Library
 
 METHODS = ("direct", "cot", "rag", "ircot", "search-o1", "search-r1")
 SETTINGS = resolve(TrainConfig())

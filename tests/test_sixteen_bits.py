@@ -9,17 +9,17 @@ import torch
 from sessions import session_of, step_of
 from test_memory import SHAPE
 
-from searchr1_mini import update
-from searchr1_mini.algorithms import truncated_importance
-from searchr1_mini.batch import build_batch
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.errors import UserError
-from searchr1_mini.resolve import resolve
-from searchr1_mini.robust import memory
-from searchr1_mini.robust.invariants import check_agreement
-from searchr1_mini.schedule import set_learning_rates
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import train_step
+from searchr1_mini.core import update
+from searchr1_mini.core.algorithms import truncated_importance
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.schedule import set_learning_rates
+from searchr1_mini.core.training import train_step
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run import memory
+from searchr1_mini.run.invariants import check_agreement
+from searchr1_mini.storage.files import read_jsonl
 
 GSPO = {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.0003, "clip_eps_high": 0.0004}
 SMALL = {"drop_zero_variance": False, "max_new_tokens": 24, "max_turns": 2, "warmup_steps": 0}

@@ -6,12 +6,11 @@ import json
 
 import pytest
 
-from searchr1_mini import data
-from searchr1_mini.data import load_corpus, load_examples
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import RankBM25
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import RankBM25
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.data.scripts import supported_hops
 from searchr1_mini.retrievers.probes import OracleRetriever
-from searchr1_mini.scripts import supported_hops
 
 
 def article(number: int, n_paragraphs: int = 3) -> dict:
@@ -39,7 +38,7 @@ def test_a_nested_file_gives_questions_answers_and_paragraphs(file, dataset):
     passages = load_corpus(None, dataset, file)
     assert len(passages) == 60 and passages[0].title == "Old City0"
     oracle = OracleRetriever(passages, examples)
-    (hits,) = oracle.supporting([examples[4].id], 3)
+    (hits,) = oracle.search_for([examples[4].id], 3)
     assert [hit.passage.text for hit in hits] == [passages[4].text]
 
 
@@ -65,8 +64,8 @@ def test_rows_of_the_hub_are_read_alike(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "squad"
     folder.mkdir()
-    monkeypatch.setitem(data.REVISIONS, str(folder), data.REVISIONS[data.SQUAD_ID])
-    monkeypatch.setattr(data, "SQUAD_ID", str(folder))
+    monkeypatch.setitem(datasets.REVISIONS, str(folder), datasets.REVISIONS[datasets.SQUAD_ID])
+    monkeypatch.setattr(datasets, "SQUAD_ID", str(folder))
     for split in ("train", "validation"):
         answers = {"text": ["1889", "1889"], "answer_start": [9, 9]}
         row = {

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.algorithms import loss_weights
-from searchr1_mini.batch import build_batch
-from searchr1_mini.comparison import bugs
-from searchr1_mini.data import Example
-from searchr1_mini.metrics import empty_think
-from searchr1_mini.robust.watch import QUIET, SIGNS, WINDOW, Watch
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.ablations import museum
+from searchr1_mini.core.algorithms import loss_weights
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.run.metrics import empty_think
+from searchr1_mini.run.watch import QUIET, SIGNS, WINDOW, Watch
 
 HEALTHY = {
     "em": 0.6, "reward": 0.6, "kl": 0.1, "entropy": 0.3, "zero_variance_groups": 0.4, "valid_actions": 0.95,
@@ -102,7 +102,7 @@ class TestMuseum:
         ids = tokenizer(text + "\n\n")["input_ids"]
         sampled = Segment("policy", [*ids, tokenizer.eos_token_id], [-1.0] * (len(ids) + 1), text)
         assert tokenizer.decode([ids[-1]]) == ">\n\n"
-        bad = bugs.retokenised(Trajectory("q", [Segment("prompt", [5, 6]), sampled]), tokenizer)
+        bad = museum.retokenised(Trajectory("q", [Segment("prompt", [5, 6]), sampled]), tokenizer)
         assert bad.segments[0].token_ids == [5, 6]
         assert bad.segments[1].token_ids == tokenizer(text)["input_ids"] != sampled.token_ids
         assert all(map(math.isnan, bad.segments[1].logprobs))
@@ -110,7 +110,7 @@ class TestMuseum:
 
     def test_group_numbers_collide_across_sources(self):
         examples = [Example(i, "", (), s) for i, s in ("1a", "1a", "2b", "3a", "4b")]
-        assert bugs.colliding_group_ids(examples) == [0, 0, 0, 1, 1]
+        assert museum.colliding_group_ids(examples) == [0, 0, 0, 1, 1]
 
     @given(st.data())
     def test_denominators(self, data):
@@ -122,9 +122,9 @@ class TestMuseum:
             rows.append(Trajectory("q", [Segment("prompt", [1]), segments[0], Segment("observation", observation),
                                          segments[1]]))  # fmt: skip
         batch = build_batch(rows, [0.0] * len(rows), list(range(len(rows))), 0)
-        over_all = bugs.weights_over_all_tokens(batch.loss_mask)
+        over_all = museum.weights_over_all_tokens(batch.loss_mask)
         assert over_all.sum().item() == pytest.approx(batch.loss_mask.sum().item() / batch.loss_mask.numel())
-        by_length = bugs.weights_by_whole_length(batch.loss_mask)
+        by_length = museum.weights_by_whole_length(batch.loss_mask)
         for row, trajectory in enumerate(rows):
             share = trajectory.n_policy_tokens / (len(trajectory.token_ids) - 1)
             assert by_length[row].sum().item() == pytest.approx(share / len(rows), rel=1e-5)
@@ -132,17 +132,17 @@ class TestMuseum:
 
     def test_the_whole_text_pays_for_a_passage(self):
         seen = Trajectory("q", [Segment("prompt", [1], text="Who?"), Segment("observation", [2], text="It is Rome.")])
-        assert bugs.whole_text_reward(seen, ["rome"]) == 1.0
-        assert bugs.whole_text_reward(seen, ["Romeo"]) == 0.0
+        assert museum.whole_text_reward(seen, ["rome"]) == 1.0
+        assert museum.whole_text_reward(seen, ["Romeo"]) == 0.0
 
 
 def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_path, monkeypatch):
     """From the third step on the loss is nan: no weight moves, the run saves, and ends in one sentence."""
-    from searchr1_mini import training, update
-    from searchr1_mini.config import TrainConfig
-    from searchr1_mini.errors import UserError
-    from searchr1_mini.resolve import resolve
-    from searchr1_mini.tracking import read_jsonl
+    from searchr1_mini.core import training, update
+    from searchr1_mini.core.errors import UserError
+    from searchr1_mini.options.config import TrainConfig
+    from searchr1_mini.options.resolve import resolve
+    from searchr1_mini.storage.files import read_jsonl
 
     sound = update.policy_loss
 

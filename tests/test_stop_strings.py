@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import pytest
 
-from searchr1_mini.prompts import STOP_STRINGS
-from searchr1_mini.stops import StopMatcher, token_bytes
+from searchr1_mini.core.prompts import STOP_STRINGS
+from searchr1_mini.core.stops import StopMatcher, token_bytes
 
 N_STREAMS = 10_000
 STOPS = [STOP_STRINGS, ("</answer>",), ("</think>",), ("\n", "</answer>")]  # of the methods

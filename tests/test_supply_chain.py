@@ -19,11 +19,12 @@ from conftest import CPU, save_random_qwen2
 from encoders import save_bert, save_word_vectors
 from serving import ROOT, ROWS, start
 
-from searchr1_mini.checkpoint import latest_checkpoint, save_checkpoint
-from searchr1_mini.critic import Critic
-from searchr1_mini.errors import UserError
-from searchr1_mini.models import load_policy
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.saving import save_critic, save_policy
 from searchr1_mini.retrievers.dense import load_model
+from searchr1_mini.storage.checkpoint import latest_checkpoint, save_checkpoint
 
 SOURCES = [ROOT / "train.py", ROOT / "eval.py"]
 SOURCES += [path for folder in ("searchr1_mini", "checks") for path in (ROOT / folder).rglob("*.py")]
@@ -264,6 +265,6 @@ def test_saving_adapters_asks_nobody(random_qwen2, tmp_path, monkeypatch):
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", asked)
     for config in policy.model.peft_config.values():
         config.base_model_name_or_path = "Qwen/Qwen2.5-3B"
-    policy.save(tmp_path / "policy")
-    critic.save(tmp_path / "critic")
+    save_policy(policy, tmp_path / "policy")
+    save_critic(critic, tmp_path / "critic")
     assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 2

@@ -7,10 +7,11 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.corpus import read_rows
-from searchr1_mini.data import load_corpus
-from searchr1_mini.errors import UserError
-from searchr1_mini.reading.notes import LEAST_WORDS, MOST_LINE, MOST_WORDS, text_passages
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.data import datasets
+from searchr1_mini.data.corpus import read_rows
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.data.notes import LEAST_WORDS, MOST_LINE, MOST_WORDS, text_passages
 from searchr1_mini.retrievers import index
 
 paragraph = st.integers(0, 400).map(lambda n: " ".join(f"w{i}" for i in range(n)))
@@ -57,9 +58,8 @@ def test_a_folder_is_no_file_of_questions(tmp_path):
 
 
 def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
-    from searchr1_mini import data
 
-    monkeypatch.setattr(data, "BIG_CORPUS", 1000)
+    monkeypatch.setattr(datasets, "BIG_CORPUS", 1000)
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
     (tmp_path / "t").mkdir()
     for name in ("a", "b"):

@@ -17,25 +17,25 @@ from test_hostile_input import told
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from searchr1_mini import eval_config, evaluate
-from searchr1_mini.bases import check_source
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.data import Example
-from searchr1_mini.encoding import prompt_ids
-from searchr1_mini.errors import UserError
-from searchr1_mini.generation import Decoder
-from searchr1_mini.methods import make_method
-from searchr1_mini.metrics import empty_think
-from searchr1_mini.resolve import resolve
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.rewards import reward
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.core.scores import evaluate
+from searchr1_mini.core.training import collect, train
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.models import chat_template
+from searchr1_mini.models.bases import check_source
+from searchr1_mini.models.prompting import eos_ids, prompt_ids
+from searchr1_mini.options import eval_config
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
-from searchr1_mini.rewards import reward
-from searchr1_mini.robust import chat_template
-from searchr1_mini.rollout import RolloutLimits, rollout
-from searchr1_mini.session import start
-from searchr1_mini.sft import gold_demonstration
-from searchr1_mini.stops import eos_ids
-from searchr1_mini.training import collect, train
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.run.imitation import gold_demonstration
+from searchr1_mini.run.metrics import empty_think
+from searchr1_mini.run.session import start
 
 DAY = date(2026, 1, 5)
 BOS = "<|begin_of_text|>"
@@ -177,8 +177,8 @@ def test_ids_without_an_embedding_and_a_text_without_an_end_are_told(base, tmp_p
 
 def test_a_row_without_a_token_is_an_error_and_does_not_wait(random_policy):
     decoder = Decoder(
-        random_policy.hidden, random_policy.lm_head, random_policy.config, random_policy.tokenizer, n_rows=1,
-        max_length=16, temperature=0.0, seed=0, device=random_policy.device, dtype=random_policy.dtype,
+        random_policy, n_rows=1,
+        max_length=16, temperature=0.0, seed=0,
     )  # fmt: skip
     decoder.expect([[]])
     decoder.start(0, [])
@@ -316,7 +316,7 @@ def test_a_cell_of_another_day_is_not_kept_where_prompts_show_the_day(dated, ran
     assert "kept" not in evaluated(dated, date="2026-01-06")
     assert "kept" not in evaluated(random_qwen2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("searchr1_mini.comparison.plan.today", lambda: date(2031, 5, 7))
+        patch.setattr("searchr1_mini.evaluation.plan.today", lambda: date(2031, 5, 7))
         assert "kept from before" in evaluated(random_qwen2)
 
 

@@ -12,17 +12,18 @@ import pytest
 import torch
 from sessions import session_of
 
-from searchr1_mini import evaluation, measure, methods, training
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.prompts import SEARCH_TEMPLATE, STOP_STRINGS
-from searchr1_mini.resolve import resolve
+from searchr1_mini.core import methods, scores, training
+from searchr1_mini.core.prompts import SEARCH_TEMPLATE, STOP_STRINGS
+from searchr1_mini.core.rollout import RolloutLimits
+from searchr1_mini.core.rollout_stats import RolloutStats
+from searchr1_mini.core.training import collect, train, train_step
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
-from searchr1_mini.rollout import RolloutLimits
-from searchr1_mini.rollout_stats import RolloutStats
-from searchr1_mini.session import Session, limits_of, method_of
-from searchr1_mini.tracking import read_jsonl
-from searchr1_mini.training import collect, train, train_step
-from searchr1_mini.trajectory import Segment, Trajectory
+from searchr1_mini.run import evaluations
+from searchr1_mini.run.session import Session, limits_of, method_of
+from searchr1_mini.storage.files import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +279,10 @@ def test_a_run_is_measured_greedily_on_held_out_questions(run, monkeypatch):
         asked.append((examples, retriever, temperature))
         return [played(run, example, is_right=len(asked) == 1) for example in examples], None
 
-    monkeypatch.setattr(evaluation, "rollout", rollout)
-    assert measure.measure(run)["em"] == 1
+    monkeypatch.setattr(scores, "rollout", rollout)
+    assert evaluations.measure(run)["em"] == 1
     samples = run.samples
-    assert measure.measure(run, is_empty=True)["em"] == 0 and run.samples is samples
+    assert evaluations.measure(run, is_empty=True)["em"] == 0 and run.samples is samples
     (first, engine, cold), (second, nothing, colder) = asked
     assert first == second == run.held_out.examples
     assert not {e.question for e in first} & {e.question for e in run.train.examples}
@@ -290,12 +291,12 @@ def test_a_run_is_measured_greedily_on_held_out_questions(run, monkeypatch):
 
 def test_a_base_is_measured_once(run, monkeypatch):
     """A resumed run compares with what its first process measured."""
-    monkeypatch.setattr(evaluation, "rollout", lambda examples, *_, **__: ([played(run, e) for e in examples], None))
+    monkeypatch.setattr(scores, "rollout", lambda examples, *_, **__: ([played(run, e) for e in examples], None))
     run.before = None
-    measure.measure_before(run)
+    evaluations.measure_before(run)
     assert run.before["em"] == 0 and run.samples_before == run.samples
     run.before = {"em": 0.5}
-    measure.measure_before(run)
+    evaluations.measure_before(run)
     assert run.before == {"em": 0.5}
 
 

@@ -17,12 +17,12 @@ import torch
 from sessions import session_of
 from torch import Tensor
 
-from searchr1_mini import update
-from searchr1_mini.algorithms import group_advantages
-from searchr1_mini.batch import build_batch
-from searchr1_mini.session import Session
-from searchr1_mini.training import collect
-from searchr1_mini.trajectory import Trajectory
+from searchr1_mini.core import update
+from searchr1_mini.core.algorithms import group_advantages
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.training import collect
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.run.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
 CLIPS = {"clip_eps": 0.1, "clip_eps_high": 0.3}

@@ -11,11 +11,11 @@ from typing import get_args
 
 import pytest
 
-from searchr1_mini.errors import UserError
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.data.world import Difficulty, make_questions, make_world, split_of, world_examples
+from searchr1_mini.data.world_text import RELATIONS, all_names
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny.traces import BASE, RIGHT, agent_trace, copy_drill, page_trace, reading_trace
-from searchr1_mini.world import Difficulty, make_questions, make_world, split_of, world_examples
-from searchr1_mini.world_text import RELATIONS, all_names
 
 
 @pytest.fixture(scope="module", params=get_args(Difficulty))

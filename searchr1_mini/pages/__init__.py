@@ -1,1 +1,1 @@
-"""What a person looks at: curves, the report, the chat, model cards, text that is safe to show."""
+"""The report of a run: curves, rollouts, and cards of exported weights."""

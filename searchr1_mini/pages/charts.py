@@ -6,7 +6,7 @@ import math
 from html import escape
 from itertools import pairwise
 
-from searchr1_mini.pages.printable import one_line
+from searchr1_mini.storage.printable import one_line
 
 Series = dict[str, list[tuple[float, float]]]
 Bands = dict[str, list[tuple[float, float, float]]]

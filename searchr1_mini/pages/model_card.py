@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import yaml
 
 from searchr1_mini import __version__
-from searchr1_mini.config import TrainConfig
-from searchr1_mini.defaults import HUB_MODELS
-from searchr1_mini.pages.printable import markdown_text
-from searchr1_mini.prompts import render_passage, template_of
-from searchr1_mini.retrieval import Passage
-from searchr1_mini.robust.files import read_json, read_summary
+from searchr1_mini.core.prompts import render_passage, template_of
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import HUB_MODELS
+from searchr1_mini.storage.files import read_json, read_summary
+from searchr1_mini.storage.printable import markdown_text
 
 if TYPE_CHECKING:
-    from searchr1_mini.merge import Merge
+    from searchr1_mini.models.merge import Merge
 
 CARD = """---
 {front_matter}

@@ -11,11 +11,10 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.pages.printable import one_line, plain
-from searchr1_mini.robust.files import read_json
-from searchr1_mini.robust.forms import ROLLOUT
-from searchr1_mini.tracking import read_jsonl
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.storage.files import read_json, read_jsonl
+from searchr1_mini.storage.forms import ROLLOUT
+from searchr1_mini.storage.printable import one_line, plain
 
 BUDGET = 7_500_000  # bytes of rollouts in a page, over all of its runs
 KINDS = ("prompt", "policy", "observation")
@@ -158,8 +157,8 @@ def pieces_of(run_dir: Path, config: dict[str, Any]) -> Pieces:
     folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
     if folder is None:
         return lambda segment: None
-    from searchr1_mini.bases import load_tokenizer  # a second, which --help does not wait for
-    from searchr1_mini.stops import token_bytes
+    from searchr1_mini.core.stops import token_bytes
+    from searchr1_mini.models.bases import load_tokenizer  # a second, which --help does not wait for
 
     try:
         table = token_bytes(load_tokenizer(str(folder)))

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from searchr1_mini.defaults import DENSE_MODEL
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Hit, Passage, cache_dir, fingerprint, kept_at, new_memmap
-from searchr1_mini.retrievers.extras import require
-from searchr1_mini.robust.hub import ask_hub_first
-from searchr1_mini.weights import refuse_pickles
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.models.weights import refuse_pickles
+from searchr1_mini.retrievers.bm25s import fingerprint
+from searchr1_mini.retrievers.names import DENSE_MODEL
+from searchr1_mini.storage.cache import cache_dir, kept_at, new_memmap
+from searchr1_mini.storage.extras import require
+from searchr1_mini.storage.hub import ask_hub_first
 
 CHUNK = 4096  # passages encoded between two moves of the progress bar
 E5_PROMPTS = ("query: ", "passage: ")  # Wang et al. 2022, arXiv 2212.03533

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Hit, Passage, Retriever
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Hit, Passage, Retriever
 from searchr1_mini.retrievers.dense import load_model, passage_text
 
 # fixed depths: what is found in the top 3 does not depend on how many more were asked for

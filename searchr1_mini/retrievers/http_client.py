@@ -14,10 +14,11 @@ from concurrent.futures import Future, wait
 from itertools import count
 from typing import Any
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.pages.printable import one_line
-from searchr1_mini.retrieval import Hit, Passage, split_contents
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS
+from searchr1_mini.retrievers.passages import split_contents
+from searchr1_mini.storage.printable import one_line
 
 LARGEST_REPLY = 2**28  # bytes of a server's answer
 MOST_SAID = 500  # bytes of a refusal that are shown

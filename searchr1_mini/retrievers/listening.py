@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrievers.extras import require
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.storage.extras import require
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from searchr1_mini.data import Example
-from searchr1_mini.errors import UserError
-from searchr1_mini.retrieval import Hit, Passage
-from searchr1_mini.rewards import contains_gold
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.core.rewards import contains_gold
 
 
 class EmptyRetriever:
@@ -59,7 +59,7 @@ class OracleRetriever:
         """
         raise TypeError("an oracle is asked by question, not by query")
 
-    def supporting(self, example_ids: Sequence[str], topk: int) -> list[list[Hit]]:
+    def search_for(self, example_ids: Sequence[str], topk: int) -> list[list[Hit]]:
         """For each question its supporting passages, `topk` at most."""
         return [[Hit(passage, 1.0) for passage in self.of_question.get(id_, [])[:topk]] for id_ in example_ids]
 

@@ -7,9 +7,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from searchr1_mini.data.world import Difficulty, make_questions, make_world
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
-from searchr1_mini.world import Difficulty, make_questions, make_world
 
 DIFFICULTY_MIX: dict[Difficulty, float] = {"infobox": 0.1, "simple": 0.3, "natural": 0.6}
 HOPS_MIX = {1: 0.37, 2: 0.55, 3: 0.08}

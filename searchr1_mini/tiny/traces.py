@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from searchr1_mini.prompts import INVALID_ACTION, SHORT_TEMPLATE, render_observation
-from searchr1_mini.retrieval import Passage, Retriever
-from searchr1_mini.trajectory import Kind
-from searchr1_mini.world import Fact, Question, World
-from searchr1_mini.world_text import RELATIONS
+from searchr1_mini.core.prompts import INVALID_ACTION, SHORT_TEMPLATE, render_observation
+from searchr1_mini.core.retrieval import Passage, Retriever
+from searchr1_mini.core.trajectory import Kind
+from searchr1_mini.data.world import Fact, Question, World
+from searchr1_mini.data.world_text import RELATIONS
 
 Trace = list[tuple[Kind, str]]
 

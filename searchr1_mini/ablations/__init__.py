@@ -1,0 +1,1 @@
+"""Ablations, and a museum of bugs."""

@@ -1,0 +1,61 @@
+"""A museum of bugs: faults that public code bases had, each behind a flag that is off by default.
+
+`python -m searchr1_mini.ablate bugs` trains with each and draws its curve beside the sound run's. One more, training on
+what the engine wrote, is `--no-mask-observations`, the paper's own ablation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.rewards import contains_gold
+from searchr1_mini.core.trajectory import Trajectory
+
+
+def retokenised(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> Trajectory:
+    """`--bug-retokenise`: every turn decoded, cut at its stop string, stripped and encoded again.
+
+    The ids that are trained on are then not those that were sampled, EOS is never learnt, and the sampler's log-probs
+    fit no token any more: they become nan, and are filled from a forward as if that forward had sampled.
+    """
+    segments = []
+    for segment in trajectory.segments:
+        if segment.kind == "policy":
+            ids = tokenizer(segment.text.strip(), add_special_tokens=False)["input_ids"]
+            segment = replace(segment, token_ids=ids, logprobs=[math.nan] * len(ids))
+        segments.append(segment)
+    return replace(trajectory, segments=segments)
+
+
+def colliding_group_ids(examples: Sequence[Example]) -> list[int]:
+    """`--bug-colliding-groups`: a question's number inside its own source, so that two sources share the numbers."""
+    numbers: dict[str, dict[str, int]] = defaultdict(dict)
+    return [numbers[e.source].setdefault(e.id, len(numbers[e.source])) for e in examples]
+
+
+def weights_over_all_tokens(loss_mask: Tensor) -> Tensor:
+    """`--bug-masked-in-denominator`: the mean over every position (B, T), masked and padding ones included."""
+    return loss_mask.float() / loss_mask.numel()
+
+
+def weights_by_whole_length(loss_mask: Tensor) -> Tensor:
+    """`--bug-tool-tokens-in-length`: a sequence mean (B, T) whose length runs from the first policy token to the last.
+
+    What lies between them are observations, so that a trajectory that searched weighs less for every passage it read.
+    """
+    started = loss_mask.float().cummax(1).values
+    not_ended = loss_mask.flip(1).float().cummax(1).values.flip(1)
+    length = (started * not_ended).sum(1, keepdim=True)
+    return loss_mask.float() / (len(loss_mask) * length.clamp(min=1))
+
+
+def whole_text_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:
+    """`--bug-reward-from-whole-text`: 1.0 if a gold answer stands anywhere, in passages as well as in turns."""
+    return float(contains_gold(" ".join(segment.text for segment in trajectory.segments), golden_answers))

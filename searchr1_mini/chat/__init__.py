@@ -1,0 +1,1 @@
+"""Questions answered live, in the terminal and in the browser."""

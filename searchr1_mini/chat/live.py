@@ -1,0 +1,127 @@
+"""What --ask, --chat and --web answer with: one row of a table, and a search engine without a data set's questions."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+
+from searchr1_mini.chat import web
+from searchr1_mini.chat.terminal import Chat, Screen, chat_in_terminal
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.data.rows import is_text
+from searchr1_mini.evaluation.cells import check_models, load
+from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column
+from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read, plan_evaluation
+from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.defaults import SEARCHING
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
+from searchr1_mini.retrievers.listening import LOOPBACK, listen
+from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
+from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.task import load_task
+
+
+def check_live(config: EvalConfig, flag: str | None) -> None:
+    """Refuses what --ask, --chat or --web (`flag`) does not read, or what an evaluation (None) does not.
+
+    Raises:
+        UserError: names the flag and the remedy.
+    """
+    if flag is None:
+        if config.host is not None or config.port is not None:
+            raise UserError("--host and --port are about the --web page; add --web, or leave them out")
+        if config.colour != EvalConfig.colour:
+            raise UserError("--colour is about trajectories in the terminal; add --ask or --chat, or leave it out")
+        return
+    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_of(name) != flag]
+    of_tables = ("train", "shots", "limit", "compare", "against", "output_dir")
+    unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
+    for option_ in fields(config):
+        if option_.name in unread and getattr(config, option_.name) != option_.default:
+            raise UserError(f"{flag_of(option_.name)} does nothing with {flag}; leave it out")
+    if config.host in ("0.0.0.0", "::", "*", ""):
+        raise UserError(
+            f"--host {config.host}: the page answers under one name only; give the address that browsers will use, or "
+            "keep 127.0.0.1 and come through ssh -L"
+        )
+
+
+def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
+    """The one row that --ask, --chat or --web (`flag`) answers with, and what it searches.
+
+    Passages of the user's own, by --corpus or on a server, take the place of those that the run was trained on.
+
+    Raises:
+        UserError: several rows or columns were named, one that cannot answer a question of the user's, or a flag that
+            does nothing.
+    """
+    check_live(config, flag)
+    is_own = config.datasets is None and bool(config.corpus or config.retriever == "http")
+    if is_own:
+        for name in ("data_path", *OF_THE_WORLD, "world_seed"):
+            if getattr(config, name) is not None:
+                raise UserError(f"{flag_of(name)} does nothing with passages of your own; leave it out")
+    plan = plan_evaluation(replace(config, train=False, corpus=None if is_own else config.corpus))
+    if len(plan.rows) > 1 or len(plan.columns) > 1:
+        raise UserError(f"{flag} answers with one method, one run and one corpus; name one of each")
+    (row,), (column,) = plan.rows, plan.columns
+    if row.settings.retriever == "oracle":
+        raise UserError(f"{flag} needs a retriever that does not know the answer's passages; leave out oracle")
+    if not is_own:
+        return row, column
+    if config.corpus and row.settings.retriever == "http" and not config.retriever:
+        row = replace(row, settings=only_what_is_read(replace(row.settings, retriever="auto")))
+    searches = row.method in SEARCHING and row.settings.retriever not in ("none", "empty")
+    if config.corpus and (not searches or row.settings.retriever == "http"):
+        what = f"--retriever {row.settings.retriever}" if row.method in SEARCHING else f"{row.method}, without a search"
+        raise UserError(f"--corpus does nothing with {what}; leave it out")
+    data = dict.fromkeys(column.data) | {"dataset": "jsonl", "corpus": config.corpus, "world_noise": 0, "seed": 0}
+    return row, Column(config.corpus or row.settings.retriever_url, data, "all")
+
+
+def live_retriever(row: Row, settings: TrainConfig, column: Column) -> Retriever:
+    """The search engine of a row on its passages; of a data set no question is read.
+
+    Raises:
+        UserError: passages, a server or a package that is not there or not as it should be.
+    """
+    if row.method not in SEARCHING or settings.retriever in ("none", "empty"):
+        return EmptyRetriever()
+    if settings.dataset == "world":
+        return load_task(replace(settings, eval_questions=2), column.split).retriever
+    engine = engine_of(settings)
+    if engine.retriever == "http":
+        return build_retriever(engine, [])
+    passages = load_corpus(settings.corpus, settings.dataset, settings.data_path, engine.terms)
+    return RandomRetriever(passages) if engine.retriever == "random" else build_retriever(engine, passages)
+
+
+def answer_live(config: EvalConfig) -> None:
+    """Answers --ask in the terminal, coloured by who wrote what; or questions as they come, with --chat or --web.
+
+    Raises:
+        UserError: the question is blank, the flags do not fit, or anything else that the user can mend.
+    """
+    flag = "--ask" if config.ask is not None else "--chat" if config.chat else "--web"
+    row, column = plan_live(config, flag)
+    if config.ask is not None and not is_text(config.ask):
+        raise UserError("--ask is blank or broken Unicode; ask a question in UTF-8")
+    listener = listen(config.host or LOOPBACK[0], config.port or web.PORT) if config.web else None
+    settings = cell_settings(config, row, column)
+    check_models(config, [settings])
+    retriever = live_retriever(row, settings, column)
+    policy = load(config, settings, settings.model, row.weights)
+    chat = Chat(policy, retriever, method_of(settings), limits_of(settings), config.temperature, config.seed)
+    about = f"{row.label} of {config.run or config.adapter or settings.model}"
+    if row.method in SEARCHING:
+        about += f", {described(engine_of(settings))} on {column.name}"
+    colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
+    if config.ask:
+        Screen(chat, colour, shows_prompt=True).answer(config.ask)
+    elif config.chat:
+        chat_in_terminal(chat, colour, about)
+    else:
+        web.serve(chat, about, config.host, listener)

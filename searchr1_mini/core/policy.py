@@ -1,0 +1,196 @@
+"""The policy: a causal language model with what is trained on it, and its reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from searchr1_mini.core.decode_weights import cast_once, merged, unpacked
+
+ADAPTER = "policy"
+UNDEFINED_LOGIT = -1e9  # no -inf: 0 * inf in an entropy is nan
+REFERENCE = "reference"  # an adapter, or a folder, that holds the reference
+
+
+class Policy:
+    """A causal language model that is trained, its tokenizer, and its reference.
+
+    Attributes:
+        model: the transformers model, wrapped by peft when it has an adapter.
+        tokenizer: its tokenizer, with a pad token.
+        frozen: the reference of full fine-tuning; an adapter needs none.
+        has_own_reference: whether the reference is no longer the base, see `freeze_reference`.
+        device, dtype: where it runs and what it computes in.
+        encode_prompt: text of the first message -> the ids that a conversation begins with.
+        eos_ids: ids that end a turn by themselves.
+        base_name: what its base is called, wherever it lies.
+        base_identity: what tells its base from another, see identity.py; saved beside the weights.
+        dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
+        merges: whether rollouts may add the adapter into a float32 base; the load probe finds out.
+        undefined: ids of the head that no token has; they have no probability.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        frozen: nn.Module | None = None,
+        encode_prompt: Callable[[str], list[int]] | None = None,
+        eos_ids: Collection[int] = (),
+    ) -> None:
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
+        self.device = next(model.parameters()).device
+        self.frozen, self.encode_prompt, self.eos_ids = frozen, encode_prompt, eos_ids
+        self.has_own_reference = False
+        self.dequantise = False
+        self.merges = True
+        self.base_identity: dict = {}
+        self.base_name = ""
+        self._decode_step: Callable | None = None
+        head = self.causal_lm.get_output_embeddings()
+        self.undefined = torch.tensor(undefined_ids(tokenizer, head.weight.shape[0]), device=self.device)
+
+    @property
+    def causal_lm(self) -> nn.Module:
+        """The `...ForCausalLM` inside any adapter wrapper."""
+        return self.model.get_base_model() if self.has_adapter else self.model
+
+    @property
+    def config(self):
+        return self.causal_lm.config.get_text_config()
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The causal language model less its head, under whatever name it has there."""
+        backbone = self.causal_lm.base_model
+        return backbone if backbone is not self.causal_lm else self.causal_lm.model
+
+    @property
+    def has_adapter(self) -> bool:
+        """False in full fine-tuning."""
+        return isinstance(self.model, PeftModel)
+
+    def activate(self, adapter: str) -> None:
+        """Switches the base to one of its adapters; peft then lets gradients into that one alone."""
+        if self.has_adapter:
+            self.model.set_adapter(adapter)
+
+    def autocast(self):
+        """Computes in `dtype` when the trained weights are kept in float32 beside it."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def hidden(self, **inputs) -> Tensor:
+        """Last hidden states (B, T, H) of `input_ids` (B, T); other arguments as transformers takes them."""
+        is_decoding = inputs.get("past_key_values") is not None
+        inputs.setdefault("use_cache", is_decoding)
+        is_step = is_decoding and inputs["input_ids"].shape[1] == 1
+        backbone = self._decode_step if is_step and self._decode_step else self.backbone
+        with self.autocast():
+            return backbone(**inputs).last_hidden_state
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """The model's own logits (.., V) of hidden states (.., H), less ids that no token has."""
+        with self.autocast():
+            logits = final_logits(self.causal_lm.get_output_embeddings()(hidden), self.config)
+            return without_undefined(logits, self.undefined)
+
+    def compile_decode(self, backend: str = "inductor") -> None:
+        """Compiles the step of one token a row: its many small kernels become few. The first rollout takes longer."""
+        self._decode_step = torch.compile(self.backbone.forward, dynamic=True, backend=backend)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is pi_ref: the adapter switched off, or its frozen twin; in full fine-tuning a copy."""
+        if not self.has_adapter:
+            with self.standing_in(self.frozen):
+                yield
+        elif not self.has_own_reference:
+            with self.model.disable_adapter():
+                yield
+        else:
+            self.model.set_adapter(REFERENCE, inference_mode=True)
+            try:
+                yield
+            finally:
+                self.activate(ADAPTER)
+
+    def freeze_reference(self) -> None:
+        """Makes the policy as it is now its reference, from now on; again and again, if wanted.
+
+        An adapter gets a frozen twin, so that no weight is rounded; full fine-tuning has a frozen copy anyway.
+        """
+        if self.has_adapter:
+            if not self.has_own_reference:
+                self.model.add_adapter(REFERENCE, copy.deepcopy(self.model.peft_config[ADAPTER]))
+            weights = get_peft_model_state_dict(self.model, adapter_name=ADAPTER, save_embedding_layers=False)
+            set_peft_model_state_dict(self.model, weights, adapter_name=REFERENCE)
+        else:
+            self.frozen.load_state_dict(self.model.state_dict())
+        self.has_own_reference = True
+
+    @contextmanager
+    def standing_in(self, model: nn.Module) -> Iterator[None]:
+        """Inside, another model computes in place of the policy's own."""
+        own, self.model = self.model, model
+        try:
+            yield
+        finally:
+            self.model = own
+
+    @contextmanager
+    def for_rollouts(self) -> Iterator[None]:
+        """Inside, the same policy with weights that are quicker to decode with; afterwards all are what they were.
+
+        Gradients do not reach the weights. Meanwhile a matrix may be in memory twice.
+        """
+        with ExitStack() as stack:
+            if self.dequantise:
+                stack.enter_context(unpacked(self.model, self.dtype))
+            if self.has_adapter and self.merges and self.dtype == torch.float32:
+                stack.enter_context(merged(self.model, ADAPTER))
+            stack.enter_context(cast_once(self.model, self.dtype))
+            yield
+
+    @contextmanager
+    def training(self, gradient_checkpointing: bool) -> Iterator[None]:
+        """Inside, gradient checkpointing is at work; it needs train mode, in which the KV cache would be off."""
+        self.model.train(gradient_checkpointing)
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The policy's parameters that the optimiser updates; a critic has its own."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def final_logits(logits: Tensor, config: Any) -> Tensor:
+    """What some families do to the logits (.., V) after the head: scale (Cohere, Granite), soft cap (Gemma 2)."""
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if scaling := getattr(config, "logits_scaling", None):
+        logits = logits / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def undefined_ids(tokenizer: PreTrainedTokenizerBase, n_rows: int) -> list[int]:
+    """Rows of the head that no token of the tokenizer has: they are padding, and may never be sampled."""
+    known = set(tokenizer.get_vocab().values())
+    return [id_ for id_ in range(n_rows) if id_ not in known]
+
+
+def without_undefined(logits: Tensor, undefined: Tensor) -> Tensor:
+    """Logits (.., V) in which the ids of `undefined` have no probability; written in place."""
+    lowest = max(UNDEFINED_LOGIT, torch.finfo(logits.dtype).min)
+    return logits.index_fill_(-1, undefined, lowest) if len(undefined) else logits

@@ -1,0 +1,112 @@
+"""What an evaluation comes to: scores of each answer, their means a source, intervals, a paired test, the failures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+
+from searchr1_mini.core.methods import MakeMethod
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.core.rewards import contains_gold, exact_match, f1_score, sub_exact_match
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.core.trajectory import Trajectory
+
+FAILURES = ("no answer", "malformed", "never retrieved", "misread", "inexact")
+FINISH_REASONS = ("answer", "eos", "turns", "length")
+
+
+def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
+    """Figures of one trajectory; docs/evaluation.md explains each.
+
+    `gold_retrieved`: a gold answer stood in some observation. `support_retrieved` and `all_support_retrieved` (where
+    supporting titles are known): some, or every one of them, was among the passages that came back.
+    """
+    golden = example.golden_answers
+    figures = {
+        "em": exact_match(trajectory.answer, golden),
+        "f1": f1_score(trajectory.answer, golden),
+        "sub_em": sub_exact_match(trajectory.answer, golden),
+        "searches": len(trajectory.queries),
+        "response_tokens": trajectory.n_policy_tokens,
+        "turns": sum(1 for _ in trajectory.of_kind("policy")),
+        "invalid_actions": trajectory.invalid_actions,
+        "answered": trajectory.answer is not None,
+        "gold_retrieved": any(contains_gold(text, golden) for text in trajectory.retrieved),
+    }
+    if example.supporting:
+        wanted = {title for title, _ in example.supporting}
+        found = wanted & {title for titles in trajectory.titles for title in titles}
+        figures |= {"support_retrieved": bool(found), "all_support_retrieved": found == wanted}
+    why = failure(example, trajectory)
+    figures |= {f"failure/{name}": name == why for name in FAILURES}
+    figures |= {f"finish/{reason}": reason == trajectory.finish_reason for reason in FINISH_REASONS}
+    return {name: float(value) for name, value in figures.items()}
+
+
+def failure(example: Example, trajectory: Trajectory) -> str | None:
+    """Why a trajectory is not exactly right, the first that holds; None if it is right.
+
+    malformed: no answer, and some turn was no valid action (but for one that the end of the context cut off). no
+    answer: none, though every turn was valid. inexact: a gold answer stands in the answer. never retrieved: no
+    observation held a gold answer. misread: one did.
+    """
+    golden = example.golden_answers
+    if exact_match(trajectory.answer, golden):
+        return None
+    if trajectory.answer is None:
+        return "malformed" if trajectory.invalid_actions and trajectory.finish_reason != "length" else "no answer"
+    if sub_exact_match(trajectory.answer, golden):
+        return "inexact"
+    return "misread" if any(contains_gold(text, golden) for text in trajectory.retrieved) else "never retrieved"
+
+
+def summarise(examples: Sequence[Example], trajectories: Sequence[Trajectory]) -> dict:
+    """Means of `score` over the trajectories, in all and `by_source`, with `n` and `valid_actions` (share of turns)."""
+    scored = [(example.source, score(example, t)) for example, t in zip(examples, trajectories, strict=True)]
+    sources = sorted({source for source, _ in scored})
+    by_source = {source: means([figures for of, figures in scored if of == source]) for source in sources}
+    return {**means([figures for _, figures in scored]), "by_source": by_source}
+
+
+def means(scored: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the trajectories that have it."""
+    names = dict.fromkeys(name for figures in scored for name in figures)
+    out = {name: fmean(figures[name] for figures in scored if name in figures) for name in names}
+    out["valid_actions"] = 1 - out["invalid_actions"] / max(out["turns"], 1)
+    return out | {"n": len(scored)}
+
+
+def bootstrap_interval(values: Sequence[float], n_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean (Efron, 1979), from a fixed seed."""
+    array = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(len(array), size=(n_resamples, len(array)))
+    low, high = np.quantile(array[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mcnemar(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Two-sided p of McNemar's exact test (1947) on paired right/wrong answers; 1 where the two never differ."""
+    only_ours = sum(one > other for one, other in zip(ours, theirs, strict=True))
+    n = only_ours + sum(one < other for one, other in zip(ours, theirs, strict=True))
+    tail = sum(math.comb(n, k) for k in range(min(only_ours, n - only_ours) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def evaluate(
+    examples: Sequence[Example],
+    make_method: MakeMethod,
+    policy: Policy,
+    retriever: Retriever,
+    limits: RolloutLimits,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> tuple[dict, list[Trajectory]]:
+    """One trajectory a question; temperature 0 decodes greedily. Returns the summary and the trajectories."""
+    trajectories, _ = rollout(examples, make_method, policy, retriever, limits, temperature=temperature, seed=seed)
+    return summarise(examples, trajectories), trajectories

@@ -1,0 +1,1 @@
+"""Questions and passages: data sets, files, the synthetic world, scripted episodes."""

@@ -1,0 +1,275 @@
+"""Questions and passages: HotpotQA, the paper's training set, the FlashRAG sets and local files, read into one form.
+
+Data sets are read as parquet or json lines; loading scripts are an error in `datasets` 4 and later. docs/data.md lists
+fields and licences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.terms import DEFAULT_TERMS, Terms
+from searchr1_mini.data import names
+from searchr1_mini.data.answers import golden_answers
+from searchr1_mini.data.corpus import context_passages, corpus_files, distinct, parse_passage, passages_in, read_rows
+from searchr1_mini.data.notes import tell
+from searchr1_mini.data.rows import QUESTION_FIELDS, is_text, question_files
+from searchr1_mini.data.squad import is_squad, support_of
+from searchr1_mini.retrievers.index import open_store
+from searchr1_mini.storage.cache import cache_dir, kept_at
+from searchr1_mini.storage.hub import ask_hub_first
+from searchr1_mini.storage.printable import one_line
+
+Split = Literal["train", "eval", "selection", "all"]
+FLASHRAG = {  # data set -> its training and evaluation files; None: it has none
+    "nq": ("train", "test"),
+    "triviaqa": ("train", "test"),
+    "popqa": (None, "test"),
+    "2wikimultihopqa": ("train", "dev"),
+    "musique": ("train", "dev"),
+    "bamboogle": (None, "test"),
+}
+DATASETS = [name for name in names.DATASETS if name != "world"]
+HOTPOTQA_ID, NQ_HOTPOTQA_ID = "hotpotqa/hotpot_qa", "PeterJinGo/nq_hotpotqa_train"
+SQUAD_ID = "rajpurkar/squad"
+FLASHRAG_ID = "RUC-NLPIR/FlashRAG_datasets"
+REVISIONS = {  # commits on the hub: a run of today and one of next year read the same rows
+    HOTPOTQA_ID: "1908d6afbbead072334abe2965f91bd2709910ab",
+    NQ_HOTPOTQA_ID: "b7d80abfee334a7a91cb377544f09180d58b34f6",
+    SQUAD_ID: "7b6d24c440a36b6815f21b70d25016731768db1f",
+    FLASHRAG_ID: "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c",
+}
+BRING_PASSAGES = ("hotpotqa", "squad")
+CORPUS_RECIPE = "union of paragraphs 1"
+MOST_HELD_OUT = 500
+BIG_CORPUS = 64 * 2**20
+
+
+def load_examples(
+    dataset: str, data_path: str | None, split: Split, limit: int | None = None, without: Collection[str] = ()
+) -> list[Example]:
+    """The questions of one split, in a fixed order; `limit` takes always the same of them, see `subset`.
+
+    A local file serves both splits: a tenth of it (1 to 500, chosen by a hash of the questions) is held out. The split
+    `all` is the whole of a local file, and of a data set on the hub its evaluation split. `selection` is of the
+    evaluation split what a run is measured on as it trains: of a file's half at most, so that others are left by which
+    its best checkpoint was not chosen.
+
+    Args:
+        without: questions to leave out; with a limit, others take their places.
+
+    Raises:
+        UserError: no such data set or file, a malformed row, no questions, or no network.
+    """
+    _check_known(dataset)
+    if data_path:
+        name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
+        rows = [_example(name, *row) for file in question_files(Path(data_path)) for row in read_rows(file)]
+        examples = _unique(rows) if split == "all" else own_split(_unique(rows), split, dataset == "squad")
+        if split == "selection":
+            limit = min(limit or len(examples), -(-len(examples) // 2))
+    else:
+        examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
+    if not examples:
+        raise UserError(
+            f"{data_path or dataset} holds no questions for the {split} split; both splits together need two different "
+            "questions at least"
+        )
+    left = [example for example in examples if example.question not in without]
+    if not left:
+        raise UserError(
+            f"every held-out question of {data_path or dataset} helped to choose the checkpoint; leave out "
+            "--checkpoint best, or name other questions with --datasets"
+        )
+    return subset(left, limit)
+
+
+def subset(examples: list[Example], limit: int | None) -> list[Example]:
+    """`limit` questions by a hash of their text: the same in whatever order; a higher limit only adds to them."""
+    if limit is None or limit >= len(examples):
+        return examples
+    border = sorted((_hash(example), index) for index, example in enumerate(examples))[limit - 1]
+    return [example for index, example in enumerate(examples) if (_hash(example), index) <= border]
+
+
+def _hash(example: Example) -> str:
+    return _digest(example.question)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_corpus(
+    corpus: str | None, dataset: str, data_path: str | None, terms: Terms = DEFAULT_TERMS
+) -> Sequence[Passage]:
+    """The passages of a file or folder (`--corpus`), or the union of the paragraphs that come with HotpotQA or SQuAD.
+
+    Files of more than `BIG_CORPUS` bytes become a store on disk, indexed by `terms`, and are not held in memory.
+
+    Raises:
+        UserError: the data set brings no passages, or as `load_examples`.
+    """
+    _check_known(dataset)
+    name = corpus or (dataset if not data_path else None)
+    if name in BRING_PASSAGES:
+        passages = _corpus_of(name)
+    elif corpus:
+        folder = Path(corpus) if Path(corpus).is_dir() else None
+        files, skipped = corpus_files(Path(corpus))
+        parsed = passages_in(files, folder, skipped)
+        is_big = sum(file.stat().st_size for file in files if file.is_file()) > BIG_CORPUS
+        passages = open_store(files, parsed, terms, folder) if is_big else distinct(parsed)
+        if folder is not None and not passages:
+            reasons = ", ".join(f"{file.name}: {why}" for file, why in skipped[:5])
+            raise UserError(one_line(f"the corpus {folder} is empty; skipped {len(skipped)}: {reasons}"))
+        if folder is not None:
+            tell(folder, len(passages), len(files) - len({file for file, _ in skipped} & set(files)), skipped)
+    elif not data_path or dataset not in (*BRING_PASSAGES, "jsonl"):
+        raise UserError(
+            f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, take --corpus hotpotqa "
+            "(half a million paragraphs), or use --retriever http"
+        )
+    else:
+        rows = (row for file in question_files(Path(data_path)) for row in read_rows(file))
+        passages = distinct(context_passages(rows))
+    if not passages:
+        raise UserError(f"the corpus {corpus or data_path or dataset} is empty; each line needs one passage")
+    return passages
+
+
+def _check_known(dataset: str) -> None:
+    if dataset not in DATASETS:
+        raise UserError(f"unknown data set {dataset!r}{suggest(dataset, DATASETS)}; known: {', '.join(DATASETS)}")
+
+
+def _hub_rows(dataset: str, split: Split) -> Iterator[tuple[dict[str, Any], str]]:
+    if dataset == "hotpotqa":
+        return _from_hub(HOTPOTQA_ID, "train" if split == "train" else "validation", name="distractor")
+    if dataset == "squad":
+        return _from_hub(SQUAD_ID, "train" if split == "train" else "validation")
+    if dataset == "nq_hotpotqa":
+        return _from_hub(NQ_HOTPOTQA_ID, "train" if split == "train" else "test")
+    if dataset in FLASHRAG:
+        file = FLASHRAG[dataset][split != "train"]
+        if file is None:
+            raise UserError(f"data set {dataset} is for evaluation only; train on hotpotqa, nq_hotpotqa or nq")
+        return _from_hub(FLASHRAG_ID, "train", data_files=f"{dataset}/{file}.jsonl")
+    raise UserError(f"data set {dataset} is read from a file; name it with --data-path")
+
+
+def _from_hub(hub_id: str, split: str, **arguments: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    ask_hub_first(hub_id)
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub_id, split=split, revision=REVISIONS[hub_id], **arguments)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"cannot load data set {hub_id} at revision {REVISIONS[hub_id]} from the hub "
+            f"({' '.join(str(error).split())[:150]}); check the network, or name local files with --data-path (and "
+            "--corpus)"
+        ) from error
+    return ((row, f"{hub_id}, row {number}") for number, row in enumerate(rows, start=1))
+
+
+def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
+    """One row of any known form: HotpotQA, FlashRAG, the paper's parquet, or plain question and answers."""
+    row = {str(name).strip().lower(): value for name, value in row.items()} | row
+    question = next((row[name] for name in QUESTION_FIELDS if is_text(row.get(name))), None)
+    if question is None:
+        raise UserError(
+            f'{where}: no usable "question"; each row needs "question" and "answer" or "golden_answers"{_held(row)}'
+        )
+    try:
+        answers, why = golden_answers(row), ""
+    except ValueError as error:
+        answers, why = (), f": {error}"
+    if not answers:
+        raise UserError(f'{where}: no usable "answer" (text) or "golden_answers" (a list of texts){why}{_held(row)}')
+    source = row.get("data_source") or dataset
+    if not is_text(source):
+        raise UserError(f'{where}: "data_source" is {source!r}; it must be a text such as "nq"')
+    ids = (row[name] for name in ("id", "_id") if row.get(name) not in (None, ""))
+    id_ = next(ids, hashlib.sha256(question.encode()).hexdigest()[:16])
+    if not is_text(str(id_)):
+        raise UserError(f'{where}: "id" is blank or broken Unicode; mend the row or leave the field out')
+    return Example(f"{source}/{id_}", question, answers, source, _supporting(row, where))
+
+
+def _held(row: dict[str, Any]) -> str:
+    return "; this one holds " + (one_line(", ".join(map(str, row)))[:200] or "nothing")
+
+
+def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
+    """Supporting titles, from HotpotQA's `supporting_facts` in either form or MuSiQue's `paragraphs`; FlashRAG keeps
+    both under `metadata`. Empty where there are none."""
+    if is_squad(row):
+        return support_of(row)
+    holders = [part for part in (row, row.get("metadata")) if isinstance(part, dict)]
+    facts = next((part["supporting_facts"] for part in holders if part.get("supporting_facts")), None)
+    paragraphs = next((part["paragraphs"] for part in holders if part.get("paragraphs")), [])
+    try:
+        if facts is not None:
+            titles = facts["title"] if isinstance(facts, dict) else [title for title, _ in facts]
+        else:
+            titles = [paragraph["title"] for paragraph in paragraphs if paragraph.get("is_supporting")]
+        if not all(isinstance(title, str) for title in titles):
+            raise TypeError("a title is no text")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f'{where}: "supporting_facts" is not a list of [title, sentence], nor "paragraphs" one of {{"title", '
+            f'"is_supporting"}} ({error}); mend the row or leave the field out'
+        ) from error
+    return tuple((title, "") for title in dict.fromkeys(titles))
+
+
+def _unique(examples: list[Example]) -> list[Example]:
+    """Examples with ids of their own: a repeated id gets a number, since groups are keyed by it."""
+    taken = {example.id for example in examples}
+    seen: dict[str, int] = {}
+    out = []
+    for example in examples:
+        number = seen[example.id] = seen.get(example.id, 0) + 1
+        new_id = example.id
+        while number > 1 and new_id in taken:  # "a#2" may be an id of the file itself
+            new_id, number = f"{example.id}#{number}", number + 1
+        taken.add(new_id)
+        out.append(replace(example, id=new_id))
+    return out
+
+
+def own_split(examples: list[Example], split: Split, by_article: bool = False) -> list[Example]:
+    """A stable tenth is held out: chosen by a hash of the question, so equal questions stay on one side.
+
+    `by_article`: whole articles, by a hash of their titles, so that no paragraph is both trained and evaluated on; the
+    tenth is then as near as articles allow, and at least one of two.
+    """
+    if not examples:
+        return []
+    n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
+    keys = [_digest(e.supporting[0][0]) if by_article and e.supporting else _hash(e) for e in examples]
+    border = sorted(keys)[n_held_out - 1]
+    return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split != "train")]
+
+
+def _corpus_of(dataset: str) -> list[Passage]:
+    """The paragraphs of both splits of a data set on the hub without repeats, built once and kept in the cache."""
+    hub_id = {"hotpotqa": HOTPOTQA_ID, "squad": SQUAD_ID}[dataset]
+    recipe = f"{hub_id} {REVISIONS[hub_id]} {'distractor ' if dataset == 'hotpotqa' else ''}{CORPUS_RECIPE}"
+    path = cache_dir() / "corpora" / f"{dataset}-{_digest(recipe)[:16]}.jsonl"
+    if path.is_file():
+        return [parse_passage(*row) for row in read_rows(path)]
+    rows = (row for split in ("train", "eval") for row in _hub_rows(dataset, split))
+    passages = distinct(context_passages(rows))
+    with kept_at(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(vars(passage)) + "\n" for passage in passages)
+    return passages

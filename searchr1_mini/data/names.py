@@ -1,0 +1,6 @@
+"""Names of data sets."""
+
+from __future__ import annotations
+
+DATASETS = "world hotpotqa nq_hotpotqa nq triviaqa popqa 2wikimultihopqa musique bamboogle squad jsonl".split()
+WORLD_DIFFICULTY = "natural"  # the hardest

@@ -1,0 +1,234 @@
+"""Rows of local files: JSON as lines or as one list, tables with a header, parquet; each with where it stands."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.storage.printable import one_line
+
+QUESTION_FIELDS = ("question", "query", "input")
+ANSWER_FIELDS = (
+    *("golden_answers", "answer", "answers", "possible_answers", "gold_answers", "target", "targets"),
+    "reward_model",
+)
+_OTHER_FIELDS = (
+    "answer_aliases id _id data_source supporting_facts metadata paragraphs context "
+    "contents title wikipedia_title text turns segments"
+)
+# nothing else is read of a row, and of parquet nothing else is loaded
+READ_FIELDS = frozenset([*QUESTION_FIELDS, *ANSWER_FIELDS, *_OTHER_FIELDS.split()])
+FORMS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # and, parquet aside, the same with .gz
+ACCEPTED = (
+    "questions are read from .jsonl (an object a line), .json (a list of objects, or an object a line), .csv and .tsv "
+    "(the first line names the columns), all of them also as .gz, and from .parquet"
+)
+MOST_ROW = 2**26  # bytes of a line
+MOST_LIST = 2**30  # bytes of a file that is one JSON list, which is read as a whole; HotpotQA's is 566 MB
+
+_HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate; no tokenizer can encode it
+
+
+def is_text(value: Any) -> bool:
+    """A text that is not blank and that UTF-8 can hold."""
+    return isinstance(value, str) and bool(value.strip()) and is_whole(value)
+
+
+def is_whole(text: str) -> bool:
+    """A text without halves of surrogate pairs."""
+    return text.isascii() or not _HALF_A_PAIR.search(text)
+
+
+def form_of(path: Path) -> str:
+    """`.jsonl` of `a.jsonl.gz` and `B.JSONL`."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def is_question_file(name: str) -> bool:
+    """Whether a name, as of `--dataset`, is that of a file of questions, by its ending."""
+    return form_of(Path(name)) in FORMS
+
+
+def question_files(path: Path) -> list[Path]:
+    """The file itself, or those of a folder, of the first of the known forms that it holds.
+
+    Raises:
+        UserError: the folder holds none, or those of several splits.
+    """
+    if not path.is_dir():
+        return [path]
+    visible = [file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)) and file.is_file()]
+    files = next((found for form in FORMS if (found := [file for file in visible if form_of(file) == form])), [])
+    if not files:
+        raise UserError(f"the folder {path} holds no file of questions; {ACCEPTED}")
+    parts = {"train": re.compile("train"), "evaluation": re.compile("test|dev|valid|eval")}
+    held = [[file for file in files if pattern.search(file.name.lower())] for pattern in parts.values()]
+    if all(held):
+        raise UserError(
+            f"the folder {path} holds questions to train on ({held[0][0].name}) and others to evaluate on "
+            f"({held[1][0].name}); name one of the files"
+        )
+    return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def table_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of any of the forms with where each stands; a line of JSON as bytes, so that it is told if it is no UTF-8.
+
+    Raises:
+        UserError: it is of another form, damaged, or a line is longer than `MOST_ROW`.
+    """
+    form = form_of(path)
+    if form == ".parquet":
+        yield from _parquet(path)
+    elif form in (".csv", ".tsv"):
+        yield from _delimited(path, form)
+    elif _starts_a_list(path) or (form == ".json" and not _holds_lines(path)):
+        yield from _list(path)
+    else:
+        with _opened(path) as file:
+            yield from ((f"{path}, line {number}", line) for number, line in _numbered(file, path) if line.strip())
+
+
+def _opened(path: Path) -> Any:
+    return (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb")
+
+
+def _starts_a_list(path: Path) -> bool:
+    """Whether the first character that is no blank opens a JSON list."""
+    with _opened(path) as file:
+        for _, line in _numbered(file, path):
+            if start := line.lstrip(b"\xef\xbb\xbf \t\r\n"):
+                return start.startswith(b"[")
+    return False
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether a .json file holds an object a line, whatever one object that is all of it may hold."""
+    with _opened(path) as file:
+        lines = (line for _, line in _numbered(file, path) if line.strip())
+        first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
+        try:
+            row = json.loads(first)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(row, dict) and (bool(READ_FIELDS & {*map(str.lower, row)}) or next(lines, None) is not None)
+
+
+def _list(path: Path) -> Iterator[tuple[str, Any]]:
+    with _opened(path) as file:
+        content = file.read(MOST_LIST + 1)
+    if len(content) > MOST_LIST:
+        raise UserError(f"{path}: more than {MOST_LIST >> 20} MB in one JSON list; write an object a line (.jsonl)")
+    rows = json.loads(content.decode("utf-8-sig"))
+    if isinstance(rows, dict) and _are_articles(rows.get("data")):  # SQuAD's own files
+        try:
+            rows = list(_of_articles(rows["data"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not in SQuAD's form, articles of paragraphs of questions ({error!r})") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: not a JSON list of rows, nor an object a line; {ACCEPTED}")
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _are_articles(data: Any) -> bool:
+    """Whether it is what SQuAD's own files hold: a list of articles with paragraphs."""
+    return isinstance(data, list) and bool(data) and isinstance(data[0], dict) and "paragraphs" in data[0]
+
+
+def _of_articles(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """One row a question, in the hub's form, from the nested form of SQuAD's own files.
+
+    Questions without an answer (SQuAD 2.0) are left out; what is of another form raises KeyError or TypeError.
+    """
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                if not asked.get("is_impossible"):
+                    parts = {name: asked[name] for name in ("id", "question", "answers")}
+                    yield {**parts, "title": article.get("title") or "", "context": paragraph["context"]}
+
+
+def _delimited(path: Path, form: str) -> Iterator[tuple[str, Any]]:
+    """Rows of a table by the names in its first line; cells that are empty are left out."""
+    limit = csv.field_size_limit(MOST_ROW)
+    try:
+        with _opened(path) as file:
+            place = f"{path}, line 1"
+            lines = (line.decode("utf-8-sig" if number == 1 else "utf-8") for number, line in _numbered(file, path))
+            first = next(lines, "")
+            delimiter = "\t" if form == ".tsv" else max(",;\t", key=first.count)
+            reader = csv.reader((line for part in ([first], lines) for line in part), delimiter=delimiter, strict=True)
+            names: list[str] = []
+            for cells in reader:
+                place = f"{path}, line {reader.line_num}"
+                if not names:
+                    names = [cell.strip() for cell in cells]
+                    if twice := [name for name in names if name and names.count(name) > 1]:
+                        raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
+                    if not READ_FIELDS & {name.lower() for name in names}:
+                        raise UserError(f"{path}: its first line must name the columns, as in question,answer")
+                elif len(cells) > len(names):
+                    raise UserError(
+                        f"{place}: {len(cells)} cells under {len(names)} columns; put a cell that holds "
+                        f"{delimiter!r} in double quotes"
+                    )
+                elif any(map(str.strip, cells)):
+                    yield place, {name: cell for name, cell in zip(names, cells, strict=False) if cell.strip()}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{place}: cannot be read: {one_line(str(error))[:200]}; save it as CSV in UTF-8") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows with the columns that are read, since others may hold what Python cannot, as dates out of its range."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        file = ParquetFile(path)
+        names = file.schema_arrow.names
+        known = [name for name in names if name.lower() in READ_FIELDS]
+        if not known:
+            raise UserError(f"{path}: none of its columns ({', '.join(names)[:200]}) is one that is read; {ACCEPTED}")
+        for batch in file.iter_batches(columns=known):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        where = f"{path}, after row {number}" if number else str(path)
+        raise UserError(
+            f"{where}: cannot be read: {one_line(str(error))[:200]}; mend it, or write questions and answers as text"
+        ) from error
+
+
+def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1; what is wrong with the file itself is told by the last line before it.
+
+    Raises:
+        UserError: a line is longer than `MOST_ROW`, or the file is damaged.
+    """
+    number = 0
+    try:
+        while line := file.readline(MOST_ROW + 1):
+            number += 1
+            if len(line) > MOST_ROW:
+                raise UserError(f"{path}, line {number}: longer than {MOST_ROW >> 20} MB; write one row a line")
+            yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        where = f"{path}, after line {number}" if number else str(path)
+        raise UserError(
+            f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
+        ) from error

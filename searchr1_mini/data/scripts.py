@@ -1,0 +1,224 @@
+"""Scripted episodes for a cold start: what an agent would write, made of what the data knows of its questions.
+
+A script is a list of policy turns. Where the questions are those of the synthetic world, its chain of facts is the
+script; where supporting passages are known, each is searched for by its title and quoted; else the passage that holds
+the answer is searched for with the question's own words. A search that does not find its passage is not shown.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from searchr1_mini.core import methods
+from searchr1_mini.core.encoding import foreign_ids, observation_ids
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.prompts import Form, parse_action
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rewards import contains_gold, exact_match
+from searchr1_mini.core.terms import STOP_WORDS
+from searchr1_mini.core.trajectory import Segment, Trajectory, opened_by
+from searchr1_mini.data.corpus import read_rows
+from searchr1_mini.data.world import World
+from searchr1_mini.data.world_text import RELATIONS
+
+FIRST = ("I need to find {want}.", "I should look up {want}.", "First I have to find {want}.")
+NEXT = ("{said} Now I need to find {want}.", "{said} Next I should look up {want}.", "{said} Now I look for {want}.")
+LAST = ("{said}", "{said} That answers the question.", "{said} So the answer is {answer}.")
+MOST_WORDS = 40  # of a quotation: thoughts are short
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(\d])")
+_NAME_ADDITION = re.compile(r"\s*\(.*\)$")
+
+Find = Callable[[str], Sequence[Passage]]
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One search of a script.
+
+    Attributes:
+        want: what is looked for, as it stands in a thought.
+        query: what the engine is asked.
+        said: what is said of what came back.
+    """
+
+    want: str
+    query: str
+    said: str
+
+
+def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random) -> list[str]:
+    """The policy's turns: a thought and a search for each hop, then a thought and the answer."""
+    turns, said = [], ""
+    for hop in hops:
+        thought = rng.choice(NEXT if said else FIRST).format(said=said, want=hop.want)
+        turns.append(f"<think> {thought} </think>\n<search> {hop.query} </search>")
+        said = hop.said
+    thought = rng.choice(LAST).format(said=said, answer=answer)
+    return [*turns, f"<think> {thought} </think>\n<answer> {answer} </answer>"]
+
+
+def world_hops(world: World, example: Example, find: Find, rng: random.Random) -> list[Hop] | None:
+    """The chain of facts behind a question of the synthetic world; None where a search does not find its fact."""
+    hops = []
+    for subject, object_ in example.supporting:
+        name = next(name for name in RELATIONS if (f := world.facts.get((subject, name))) and f.object == object_)
+        relation = RELATIONS[name]
+        query = subject if rng.random() < 0.25 else f"{subject} {relation.noun}"
+        if not any(passage.title == subject and object_ in passage.text for passage in find(query)):
+            return None
+        hops.append(Hop(rng.choice(relation.phrases).format(s=subject), query, relation.sentence(subject, object_)))
+    return hops
+
+
+def supported_hops(example: Example, find: Find) -> list[Hop] | None:
+    """A search by title for each supporting passage that is in reach, those that the question names first.
+
+    In reach is a title that stands in the question or in a passage that was read; of the others the first is searched
+    for with the question's own words. None where the answer was not read in the end (yes and no are exempt).
+    """
+    words_of = dict(reversed(example.supporting))
+    titles = list(dict.fromkeys(title for title, _ in example.supporting))
+    titles.sort(key=lambda title: not is_named(title, example.question))
+    hops: list[Hop] = []
+    read, used = example.question, set()
+    for title in titles:
+        query = _NAME_ADDITION.sub("", title) if is_named(title, read) else own_words(example.question)
+        passage = next(
+            (passage for passage in find(query) if passage.title == title and words_of[title] in passage.text), None
+        )
+        if passage is None or query in used:
+            continue
+        used.add(query)
+        read += f" {passage.title} {passage.text}"
+        wanted = [*example.golden_answers, *titles]
+        hops.append(Hop(query, query, quotation(passage, wanted)))
+    is_closed = {answer.lower().strip() for answer in example.golden_answers} & {"yes", "no"}
+    is_read = is_closed or any(contains_gold(hop.said, example.golden_answers) for hop in hops)
+    return hops if hops and is_read else None
+
+
+def answer_hops(example: Example, find: Find) -> list[Hop] | None:
+    """One search with the question's own words; None where no passage that it finds holds the answer."""
+    query = own_words(example.question)
+    passage = next((p for p in find(query) if contains_gold(p.text, example.golden_answers)), None)
+    return None if passage is None else [Hop(query, query, quotation(passage, example.golden_answers))]
+
+
+def is_named(title: str, text: str) -> bool:
+    """Whether a text names a title, less what stands in brackets behind it: `Hamlet (play)`."""
+    return contains_gold(text, [_NAME_ADDITION.sub("", title)])
+
+
+def own_words(question: str) -> str:
+    """The question's words without English function words, in their order, as a query."""
+    words = [word for word in re.findall(r"[\w'’.-]+", question) if word.lower().strip(".'’-") not in STOP_WORDS]
+    return " ".join(word.strip(".") for word in words) or question
+
+
+def quotation(passage: Passage, wanted: Sequence[str]) -> str:
+    """The first sentence of a passage that holds something wanted, else its first; cut to `MOST_WORDS` around that."""
+    sentences = _SENTENCE.split(passage.text.strip())
+    of_wanted = (s for part in wanted if part != passage.title for s in sentences if contains_gold(s, [part]))
+    words = next(of_wanted, sentences[0]).split()
+    if len(words) > MOST_WORDS:
+        held = [
+            start
+            for start in range(0, len(words) - MOST_WORDS + 1)
+            if contains_gold(" ".join(words[start : start + MOST_WORDS]), wanted)
+        ]
+        start = held[len(held) // 2] if held else 0
+        words = words[start : start + MOST_WORDS]
+    return " ".join(words)
+
+
+def play(
+    example: Example,
+    turns: Sequence[str],
+    make_method: methods.MakeMethod,
+    find: Find,
+    tokenizer: PreTrainedTokenizerBase,
+    encode_prompt: Callable[[str], list[int]],
+    max_total_tokens: int,
+    max_observation_tokens: int,
+    form: Form = "plain",
+) -> Trajectory | None:
+    """One conversation in which these turns are the policy's; None where it does not end with the last of them.
+
+    Prompt, passages and their cutting are those of a rollout, so that what is imitated has the very form of what is
+    sampled. A turn that is longer than the method lets it be, or a context that is full, ends it early.
+    """
+    method = make_method(example.question)
+    text = method.send(None).text
+    prompt = encode_prompt(text)
+    trajectory = Trajectory(example.id, [Segment("prompt", prompt, text=text)])
+    waiting, value = list(turns), None
+    if waiting and opened_by(tokenizer.decode(prompt)).strip() == "<think>":  # by the chat template
+        waiting[0] = waiting[0].removeprefix("<think>")
+    while True:
+        room = max_total_tokens - len(trajectory.token_ids)
+        match method.send(value):
+            case methods.Generate(_, max_new_tokens):
+                value = waiting.pop(0) if waiting else ""
+                ids = tokenizer(value, add_special_tokens=False)["input_ids"]
+                if not ids or len(ids) > min(max_new_tokens, room):
+                    return None
+                trajectory.segments.append(Segment("policy", ids, [0.0] * len(ids), value))
+            case methods.Search(query, _):
+                value = find(query)
+                trajectory.queries.append(query)
+                trajectory.titles.append([passage.title for passage in value])
+            case methods.Observe(text, passages):
+                most = min(room - 1, max_observation_tokens)
+                cut = (
+                    (foreign_ids(text, tokenizer), text)
+                    if passages is None
+                    else observation_ids(passages, tokenizer, most, form)
+                )
+                if cut is None or len(cut[0]) > room - 1:
+                    return None
+                trajectory.segments.append(Segment("observation", cut[0], text=cut[1]))
+                value = None
+            case methods.Finish(answer, reason, _):
+                trajectory.answer, trajectory.finish_reason = answer, reason
+                return trajectory if reason == "answer" and not waiting else None
+            case _:
+                return None
+
+
+def read_demonstrations(path: Path) -> Iterator[tuple[Example, list[str]]]:
+    """Questions with their policy turns from a file of demonstrations, or from a run's own rollouts.
+
+    A line is {"question", "turns": [texts]}, or a line of rollouts/step-N.jsonl, of which those that were right are
+    taken. docs/recipes.md has an example.
+
+    Raises:
+        UserError: a line is of neither form, or its last turn does not answer.
+    """
+    for row, where in read_rows(path):
+        question, turns = row.get("question"), row.get("turns")
+        if turns is None and isinstance(row.get("segments"), list):
+            if not exact_match(row.get("answer"), row.get("golden_answers") or ()):
+                continue
+            turns = [part.get("text") for part in row["segments"] if part.get("kind") == "policy"]
+        if not (isinstance(question, str) and question.strip() and is_list_of_texts(turns)):
+            raise UserError(
+                f'{where}: not a demonstration; each line needs "question" (text) and "turns" (a list of texts), or is '
+                "a line of a run's rollouts"
+            )
+        kinds = [parse_action(turn).kind for turn in turns]
+        if kinds[-1] != "answer" or "answer" in kinds[:-1]:
+            raise UserError(f"{where}: the last turn, and no other, must hold <answer> and </answer>")
+        yield Example(f"demonstration/{where}", question, (parse_action(turns[-1]).content,), "demonstration"), turns
+
+
+def is_list_of_texts(value: Any) -> bool:
+    """Whether it is a list of texts, and not an empty one."""
+    return isinstance(value, list) and bool(value) and all(isinstance(part, str) and part.strip() for part in value)

@@ -1,0 +1,38 @@
+"""SQuAD (Rajpurkar et al., 2016) as an open question set, with the union of its paragraphs as the corpus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.data.rows import is_text
+
+LEAD = 60  # characters of a paragraph that tell it from the others of its article
+
+
+def is_squad(row: dict[str, Any]) -> bool:
+    """Whether a row has its paragraph as one text."""
+    return isinstance(row.get("context"), str)
+
+
+def title_of(row: dict[str, Any]) -> str:
+    """`University_of_Notre_Dame` -> `University of Notre Dame`."""
+    title = row.get("title")
+    return title.replace("_", " ").strip() if isinstance(title, str) else ""
+
+
+def support_of(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The paragraph that a question is about, as `Example.supporting`."""
+    return ((title_of(row), row["context"].strip()[:LEAD]),)
+
+
+def paragraph_of(row: dict[str, Any], where: str) -> Passage:
+    """The paragraph of a row.
+
+    Raises:
+        UserError: it is blank or broken Unicode; it names where the row stands.
+    """
+    if not is_text(row["context"]):
+        raise UserError(f'{where}: "context" is blank or broken Unicode; fix it, or name the passages with --corpus')
+    return Passage("", title_of(row), row["context"].strip())

@@ -1,0 +1,256 @@
+"""The command behind eval.py: methods x data sets -> one table, or questions of the user's answered live.
+
+A cell is a row on a column of the table. A finished cell is kept in the output folder under a hash of all that it
+depends on, so that an interrupted evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from searchr1_mini import __version__
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.core.scores import score
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.evaluation.columns import Column
+from searchr1_mini.evaluation.plan import (
+    OF_A_SEARCH,
+    OF_AN_ENGINE,
+    OF_THE_MODEL,
+    Plan,
+    Row,
+    cell_settings,
+    run_folders,
+    slug,
+    train_row,
+)
+from searchr1_mini.evaluation.shots import draw_shots, write_shots
+from searchr1_mini.evaluation.tables import Results
+from searchr1_mini.models.bases import check_model, check_source
+from searchr1_mini.models.chat_template import parse_day, refuse_day, writes_day
+from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import SEARCHING
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.retrievers.engines import engine_of
+from searchr1_mini.run.held_out import chosen_by
+from searchr1_mini.run.log import trajectory_row
+from searchr1_mini.run.preflight import unpacked_fits
+from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.task import Library, Task, load_task
+from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
+from searchr1_mini.storage.forms import CELL, misfit
+from searchr1_mini.storage.printable import one_line
+
+CHUNK = 512  # questions whose answers are written at a time
+
+
+def prepare_output(out: Path) -> None:
+    """Makes the folder, so that one that cannot be written is told before any work.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another --output-dir") from error
+
+
+def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
+    """Every row on every column: kept results are read, the others computed; weights are loaded once."""
+    library, results, done = Library(), Results(), 0
+    tasks, prompts = {}, {}
+    check_models(config, [row.settings for row in plan.rows])
+    chose = chosen_by(run_folders(config)) if config.checkpoint == "best" else []
+    if chose:
+        plan.notes.append(
+            f"The best checkpoint was chosen by {len(chose)} held-out questions of its run, which no row is asked here."
+        )
+    for column in plan.columns:  # what cannot be read is told before any work
+        tasks |= {(row.label, column.name): task_of(config, row, column, library, tasks, chose) for row in plan.rows}
+        if config.shots:
+            tell_shots(config, plan, column, library, tasks, prompts)
+    rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
+    for (_, model), of_weights in groupby(rows, key=lambda row: (row.weights, row.settings.model)):
+        policy: Policy | None = None
+        for row in of_weights:
+            for column in plan.columns:
+                task, settings = tasks[row.label, column.name], cell_settings(config, row, column)
+                done, began = done + 1, time.perf_counter()
+                worked = prompts.get((row.label, column.name), "")
+                name = f"{slug(row.label)}--{slug(column.name)}-{fingerprint(config, row, settings, task, worked)}"
+                path = out / "cells" / f"{name}.jsonl"
+                found = kept_lines(path, task)
+                is_kept = len(found) == len(task.examples)
+                if path.exists() and not is_kept:
+                    print(f"warning: {path} is damaged or cut; what is missing is answered again", file=sys.stderr)
+                    path.replace(path.with_suffix(".part"))
+                if not is_kept:
+                    policy = policy or load(config, row.settings, model, row.weights)
+                    run_cell(config, policy, settings, task, path, worked)
+                    found = read_jsonl(path)
+                results.add(row, column.name, settings, found)
+                em = sum(line["scores"]["em"] for line in found) / len(found)
+                told = "kept from before" if is_kept else f"{time.perf_counter() - began:.0f} s"
+                total = len(rows) * len(plan.columns)
+                print(f"[{done}/{total}] {row.label} on {one_line(column.name)}: EM {em:.3f} ({told})", flush=True)
+    return results
+
+
+def tell_shots(
+    config: EvalConfig, plan: Plan, column: Column, library: Library, tasks: dict[tuple, Task], prompts: dict
+) -> None:
+    """Puts the worked examples of a column into `prompts`, and takes their questions out of what any row is asked."""
+    shots, find = draw_shots(cell_settings(config, plan.rows[0], column), config.shots, config.seed, library)
+    shown = {example.question for example, _ in shots}
+    for row in plan.rows:
+        key = row.label, column.name
+        rest = [example for example in tasks[key].examples if example.question not in shown]
+        tasks[key] = replace(tasks[key], examples=rest)
+        if row.shots:
+            prompts[key] = write_shots(
+                row.method, shots, find, row.settings.template, config.seed, row.settings.observation
+            )
+
+
+def task_of(
+    config: EvalConfig,
+    row: Row,
+    column: Column,
+    library: Library,
+    tasks: dict[tuple, Task],
+    without: Sequence[Example] = (),
+) -> Task:
+    """The questions of a column with the retriever of a row; one that never searches needs no passages."""
+    settings = cell_settings(config, row, column)
+    if row.method not in SEARCHING:
+        settings = replace(settings, retriever="empty", retriever_url=None)
+    key = (column.name, engine_of(settings))
+    if key not in tasks:
+        tasks[key] = load_task(replace(settings, method="search-r1"), column.split, library, without)
+    return tasks[key]
+
+
+def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task, shots: str = "") -> str:
+    """A hash of all that a cell's result depends on."""
+    names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
+    unread = ("rollout_batch_size", "date")  # the date only where prompts show it
+    day = day_of_prompts(settings.model, settings.date)
+    parts = {
+        "version": __version__,
+        "settings": {name: getattr(settings, name) for name in names if name not in unread},
+        "base": state_of(Path(resolve_model(settings.model))),
+        "weights": state_of(row.weights) if row.weights else None,
+        "dtype": str(pick_dtype(config.dtype, pick_device(config.device))),  # auto is another on another device
+        "temperature": [config.temperature, config.seed if config.temperature else 0],
+        "questions": [asdict(example) for example in task.examples],
+        "passages": task.corpus_hash,
+        **({"date": day} if day else {}),
+    }
+    parts |= {"shots": shots} if shots else {}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=16)
+def day_of_prompts(model: str, date: str) -> str | None:
+    """The date that prompts of a model show; None where its chat template writes none.
+
+    Raises:
+        UserError: the model cannot be used.
+    """
+    return date if writes_day(check_source(resolve_model(model), parse_day(date), is_first_look=True)) else None
+
+
+def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
+    """Looks at the device, and into every model, before any work; refuses a `--date` that none of them shows.
+
+    Raises:
+        UserError: names the model.
+    """
+    tell_of_no_gpu(config.device, pick_device(config.device), any(row.load_in_4bit for row in rows))
+    days = [day_of_prompts(row.model, row.date) for row in rows]
+    if config.date and not any(days):
+        raise refuse_day(rows[0].model)
+
+
+def state_of(folder: Path) -> list:
+    """What tells whether weights have changed: a checkpoint's checksums, else size and time of a folder's files."""
+    manifest = folder.parent / checkpoint.MANIFEST
+    if manifest.is_file():
+        return [manifest.read_text(encoding="utf-8")]
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [str(folder)]
+
+
+def run_cell(
+    config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path, shots: str = ""
+) -> None:
+    """One trajectory a question with its scores, written by chunks; what an interrupted evaluation wrote is kept."""
+    part = path.with_suffix(".part")
+    written = kept_lines(part, task)
+    written = written[: len(written) // CHUNK * CHUNK]  # the random streams are those of whole chunks
+    write_jsonl_atomic(part, written)
+    for start in range(len(written), len(task.examples), CHUNK):
+        examples = task.examples[start : start + CHUNK]
+        trajectories, _ = rollout(
+            examples, method_of(settings, shots), policy, task.retriever, limits_of(settings),
+            temperature=config.temperature, seed=config.seed + start,
+        )  # fmt: skip
+        append_jsonl(part, (cell_row(*pair) for pair in zip(trajectories, examples, strict=True)))
+    part.replace(path)
+
+
+def kept_lines(path: Path, task: Task) -> list[dict]:
+    """The lines of a cell's file from its first question on, up to one that is missing or damaged."""
+    lines: list[dict] = []
+    for text, example in zip(path.read_bytes().split(b"\n") if path.is_file() else [], task.examples, strict=False):
+        try:
+            row = json.loads(text)
+            if misfit(row, CELL) or row["example_id"] != example.id:
+                break
+        except (ValueError, RecursionError):
+            break
+        lines.append(row)
+    return lines
+
+
+def cell_row(trajectory: Trajectory, example: Example) -> dict:
+    """A trajectory with its scores, as a line of a cell's file."""
+    scores = score(example, trajectory)
+    asides = {"asides": [asdict(segment) for segment in trajectory.asides]} if trajectory.asides else {}
+    return trajectory_row(trajectory, example, scores["em"]) | asides | {"scores": scores}
+
+
+def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | None) -> Policy:
+    """The policy, with the run's adapter or fine-tuned weights on it."""
+    device, source = pick_device(config.device), resolve_model(model)
+    dtype = pick_dtype(config.dtype, device)
+    check_model(source, settings.max_total_tokens)
+    return load_policy(
+        source,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        load_in_4bit=settings.load_in_4bit,
+        dtype=dtype,
+        device=device,
+        dequantise=bool(settings.load_in_4bit) and unpacked_fits(settings, source, device, dtype),
+        weights=weights,
+        day=parse_day(settings.date),
+    )

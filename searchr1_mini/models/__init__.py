@@ -1,0 +1,1 @@
+"""Bases loaded, checked, saved and merged."""

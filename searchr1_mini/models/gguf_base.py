@@ -1,0 +1,162 @@
+"""A GGUF file as a base: unpacked once, by transformers, into a folder that everything else loads like any other.
+
+What is trained on are the file's numbers in float32, as transformers dequantizes them. The folder lies in the user's
+cache, under a hash of the file, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.storage.lock import aside_folder
+
+SAMPLE = 2**20  # bytes in five places, the header among them, that tell a file from another
+FLOAT32 = 4
+
+
+def find_gguf(name: str) -> Path | None:
+    """The GGUF file that `--model` names, or the only one of a folder without safetensors; None where it names none.
+
+    Raises:
+        UserError: it is not there or several are, or it is a part of a model.
+    """
+    path = Path(name).expanduser()
+    if name.endswith(".gguf") and not path.is_file():
+        raise UserError(f"there is no file {name}; --model takes a GGUF file, a folder, a hub id or a short name")
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        found = sorted(path.glob("*.gguf"))
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found[:5])
+            raise UserError(f"{name} holds {len(found)} GGUF files ({names}); name one of them as --model")
+        path = found[0] if found else path
+    if path.suffix != ".gguf":
+        return None
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
+        raise UserError(f"{path} is one part of several; join them with `llama-gguf-split --merge` and name the result")
+    if "mmproj" in path.name.lower():
+        raise UserError(f"{path} is the image part of a model; name the GGUF file of its language model")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"{path} is no GGUF file, or a damaged one; download it again")
+    return path
+
+
+def unpacked(path: Path) -> Path:
+    """The folder with the weights, config, tokenizer and chat template of a GGUF file; made where it is not there.
+
+    Raises:
+        UserError: the `gguf` package is missing, the file is damaged or of no known architecture, there is no room.
+    """
+    folder = cache_folder() / f"{path.stem}-{file_hash(path)}"
+    if folder.is_dir():
+        return folder
+    if not find_spec("gguf"):
+        raise UserError(f'{path} needs the gguf package; run `pip install -e ".[gguf]" -c constraints.txt`')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"unpacking {path.name} to float32, once, into {folder}", file=sys.stderr, flush=True)
+    refuse_without_room(path, folder.parent)
+    with aside_folder(folder.parent, "unpacking") as aside:
+        write_unpacked(path, aside / "whole")
+        try:
+            (aside / "whole").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was faster
+                raise
+    return folder
+
+
+def cache_folder() -> Path:
+    """`~/.cache/searchr1_mini/gguf`, or as XDG_CACHE_HOME says."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "searchr1_mini" / "gguf"
+
+
+def file_hash(path: Path) -> str:
+    """A hash of the file's size, header, and samples."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, size // 4, size // 2, size * 3 // 4, max(size - SAMPLE, 0)):
+            file.seek(start)
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def refuse_without_room(path: Path, folder: Path) -> None:
+    """Refuses a file that memory or disk cannot hold unpacked: its header says how many weights it has.
+
+    Raises:
+        UserError: names what is needed.
+    """
+    try:
+        from gguf import GGUFReader
+
+        needed = FLOAT32 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+    except Exception as error:  # the package raises whatever a wrong byte leads to
+        raise UserError(f"{path} is damaged, or cut ({_first_line(error)}); download it again") from error
+    held = psutil.virtual_memory().available
+    if needed > held:
+        raise UserError(
+            f"{path} takes {needed / 1e9:.1f} GB of memory while unpacked, but {held / 1e9:.1f} GB are free; take "
+            "a smaller model, or its safetensors"
+        )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{path} takes {needed / 1e9:.1f} GB unpacked, but {folder} has {free / 1e9:.1f} GB; free some space, or "
+            "set XDG_CACHE_HOME to a folder on another disk"
+        )
+
+
+def write_unpacked(path: Path, folder: Path) -> None:
+    """Has transformers load the file, and saves what it loaded as a model that was never quantized.
+
+    Raises:
+        UserError: transformers does not know the architecture, or the file lacks tensors.
+    """
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    arguments = {"dtype": torch.float32, "output_loading_info": True}
+    if hasattr(transformers, "GgufConfig"):  # with a kernel at hand it would keep the weights packed
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, use_safetensors=True, trust_remote_code=False, **arguments
+        )
+    except Exception as error:  # the same
+        raise UserError(
+            f"cannot load {path}: {_first_line(error)}; take a GGUF file of an architecture that transformers reads "
+            "(llama, qwen2, qwen3 and others), or the model's safetensors"
+        ) from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would make them up
+        raise UserError(f"{path} lacks {len(missing)} tensors, {missing[0]} among them; download it again")
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:  # a tied head is its embeddings
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.contiguous()
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, name):
+            delattr(config, name)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]

@@ -1,0 +1,85 @@
+"""What a run rests on, told by hashes: its base beside the saved weights, its questions and passages in config.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.storage.files import read_json
+
+BASE_FILE = "base.json"
+SIZES = (
+    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+).split()
+PROBE = "<think> Who won in 1998, and where? </think>\n<search>Zürich 東京 \U0001f600</search>\n\n<|im_end|>"
+NUMBERS = 64  # read from a tensor of one dimension; of others the first row
+
+
+def base_identity(source: str, tokenizer: Any, config: Any) -> dict[str, Any]:
+    """What tells one base from another: sizes as numbers, token ids (the tokenizer) and weights as hashes.
+
+    Args:
+        source: the folder or hub id that the base was loaded from; a hub id must be in the cache by now.
+        tokenizer: of transformers.
+        config: of transformers; sizes that it does not have are left out.
+    """
+    sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
+    return sizes | {"token ids": tokenizer_hash(tokenizer), "weights": weights_hash(base_folder(source))}
+
+
+def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
+    """Refuses a base that saved weights do not belong to; weights without `BASE_FILE` pass, as exported ones.
+
+    Raises:
+        UserError: names what differs.
+    """
+    paths = [folder / BASE_FILE for folder in (weights, weights.parent)]  # an adapter by itself lies one deeper
+    saved = next((read_json(path) for path in paths if path.is_file()), {})
+    for name, value in identity.items():
+        if None in (value, saved.get(name)) or saved[name] == value:
+            continue
+        what = f"{name} {value}, not {str(saved[name])[:60]}" if name in SIZES else f"other {name}"
+        raise UserError(
+            f"{weights} was trained on another base: {source} has {what}; give back the base that it was trained on, "
+            "or train on this one in a new --output-dir"
+        )
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """A hash of the vocabulary, of the merges as a probe shows them, and of the chat template."""
+    parts = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"], tokenizer.eos_token_id]
+    return digest(json.dumps([*parts, tokenizer.chat_template]).encode())
+
+
+def base_folder(source: str) -> Path:
+    """The folder itself, or the one that the hub's cache keeps the model in."""
+    if Path(source).is_dir():
+        return Path(source)
+    from transformers.utils import cached_file
+
+    return Path(cached_file(source, "config.json", local_files_only=True)).parent
+
+
+def weights_hash(folder: Path) -> str | None:
+    """A hash of some numbers of every tensor, whatever files and precision they are kept in; None without safetensors.
+
+    Numbers are read as float32, so that the same weights in bfloat16 and in float32 have the same hash.
+    """
+    from safetensors import safe_open
+
+    digests = []
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                part = file.get_slice(name)
+                shape = part.get_shape()
+                numbers = part[: 1 if len(shape) > 1 else NUMBERS] if shape else file.get_tensor(name)
+                digests.append((name, shape, digest(numbers.float().contiguous().numpy().tobytes())))
+    return digest(json.dumps(sorted(digests)).encode()) if digests else None
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

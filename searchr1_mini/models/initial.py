@@ -1,0 +1,138 @@
+"""`--init`: a run starts from what another learnt, an adapter or whole weights, and keeps a copy of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.policy import ADAPTER
+from searchr1_mini.models.bases import from_pretrained, load_tokenizer
+from searchr1_mini.models.identity import BASE_FILE, SIZES, base_identity, check_base
+from searchr1_mini.models.weights import ADAPTER_CONFIG, adapter_folder, adapter_settings, find_adapter, refuse_pickles
+from searchr1_mini.storage.checkpoint import MANIFEST, best_checkpoint, checkpoint_step, is_whole, latest_checkpoint
+from searchr1_mini.storage.files import read_json
+
+KEPT = "init"  # the copy's folder within the run's
+PARTS = (".", "model", "adapter", "merged")  # where a folder may hold weights: itself, a checkpoint, an export
+
+
+def init_weights(name: str, run: Path | None = None) -> Path:
+    """The folder of the weights that `--init` names, or the copy of them that a run keeps.
+
+    Args:
+        name: the folder of a run (its best checkpoint is taken, without evaluations its newest), of a checkpoint, an
+            adapter, an export, or a fine-tuned model.
+        run: the run that is resumed.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    if run and (run / KEPT).is_dir():
+        return run / KEPT
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--init {name}: there is no such folder; name a run, a checkpoint, an adapter or a model")
+    if is_run(folder):
+        checkpoint = best_checkpoint(folder) or latest_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(f"--init {name}: this run has no whole checkpoint yet; train it on with --resume")
+        return checkpoint / "model"
+    if (folder / MANIFEST).is_file() and not is_whole(folder):
+        raise UserError(f"--init {name}: this checkpoint is damaged; name another, or the run's folder")
+    for part in (folder / name for name in PARTS):
+        refuse_pickles(part, f"--init {name}")
+        if has_adapter(part) or has_whole_weights(part):
+            return part
+    raise UserError(f"--init {name}: there are no weights in it; name a run, a checkpoint, an adapter or a model")
+
+
+def open_init(name: str, source: str, run: Path | None = None) -> Path:
+    """`init_weights` of a run that begins, or is resumed; says what they are, and refuses those of another base.
+
+    Raises:
+        UserError: there are none, or they do not belong to the base.
+    """
+    folder = init_weights(name, run)
+    if run is None:
+        check_init(folder, source)
+        print(f"starts from {origin(name, folder)}, which is its reference too", flush=True)
+    return folder
+
+
+def is_run(folder: Path) -> bool:
+    """A model's folder has a config.json too."""
+    return (folder / "config.json").is_file() and "algorithm" in read_json(folder / "config.json")
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether `find_adapter` finds one."""
+    return (folder / ADAPTER).is_dir() or (folder / ADAPTER_CONFIG).is_file()
+
+
+def has_whole_weights(folder: Path) -> bool:
+    """Whether it is a model of transformers."""
+    return (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
+
+
+def init_settings(folder: Path) -> dict[str, float]:
+    """`lora_rank` and `lora_alpha` of the adapter; of whole weights the rank is 0.
+
+    Raises:
+        UserError: the adapter is none that can be trained on.
+    """
+    return adapter_settings(folder) if has_adapter(folder) else {"lora_rank": 0}
+
+
+def trained_model(name: str, folder: Path) -> str | None:
+    """The `--model` of the run that `--init` names or is a checkpoint of; None where no run is known."""
+    run = next(
+        (path for path in (Path(name).expanduser(), *folder.parents[:3]) if path.is_dir() and is_run(path)), None
+    )
+    return read_json(run / "config.json").get("model") if run else None
+
+
+def origin(name: str, folder: Path) -> str:
+    """`NAME, step 40` of a run's checkpoint, else the folder's name: where it lay is nobody's business."""
+    checkpoint = folder.resolve().parent
+    if (checkpoint / MANIFEST).is_file() and checkpoint.name.startswith("step-"):
+        return f"{checkpoint.parent.parent.name}, step {checkpoint_step(checkpoint)}"
+    return Path(name).expanduser().resolve().name
+
+
+def check_init(folder: Path, source: str) -> None:
+    """Refuses weights that do not belong to the base, before any is loaded.
+
+    Raises:
+        UserError: names what differs.
+    """
+    config = from_pretrained(AutoConfig, source)
+    check_base(folder, source, base_identity(source, load_tokenizer(source), config))
+    own = from_pretrained(AutoConfig, str(folder)) if has_whole_weights(folder) else config
+    for name in SIZES:
+        if getattr(own, name, None) != getattr(config, name, None):
+            raise UserError(
+                f"--init {folder} has {name} {getattr(own, name, None)}, but {source} has "
+                f"{getattr(config, name, None)}; name its own base as --model"
+            )
+
+
+def keep_init(folder: Path, run: Path) -> Path:
+    """Copies the weights into the run's folder, once, so that it can be resumed when where they came from is gone."""
+    kept, aside = run / KEPT, run / f".{KEPT}"
+    if kept.is_dir():
+        return kept
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    if has_adapter(folder):
+        adapter = adapter_folder(find_adapter(folder), may_search=True)
+        shutil.copytree(adapter, aside / ADAPTER)
+        files = [path for path in (adapter.parent / BASE_FILE, adapter / BASE_FILE) if path.is_file()]
+    else:
+        files = [path for path in folder.iterdir() if path.is_file()]
+    for path in files:
+        shutil.copy(path, aside)
+    aside.rename(kept)
+    return kept

@@ -1,0 +1,199 @@
+"""The load probe: right after a model is loaded, a few tokens go through every way in which a run computes them.
+
+Rollout, update and reference must give the log-probs of the causal language model's own forward, to the noise of the
+dtype. What does not agree, or does not run, is refused before any question is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from searchr1_mini.core.batch import Batch, build_batch
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError, is_out_of_memory
+from searchr1_mini.core.logprobs import token_logprobs
+from searchr1_mini.core.policy import without_undefined
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.models.architecture import unsupported
+
+TEXT = "Who wrote the play? It was written in 1601 by William Shakespeare, they say."
+N_IDS, N_PROMPTS, N_OBSERVED, N_SAMPLED = 16, (4, 7), 3, (1, 2)
+# mean and largest difference of log-probs; docs/models.md has what was measured
+LIMITS = {torch.float32: (3e-4, 3e-3), torch.bfloat16: (0.15, torch.inf), torch.float16: (0.05, torch.inf)}
+JOLT = 0.02  # spread of the numbers that stand in for a fresh adapter's zeros while it is probed
+
+
+class Failed(Exception):
+    """What the probe found, to follow the name of the family."""
+
+
+class Probe:
+    """Takes the untouched model's log-probs when it is made, before an adapter is put on; `check` compares.
+
+    Args:
+        policy: a `models.Policy` around the model that the reference stands for.
+
+    Raises:
+        UserError: the model's own forward does not run.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        ids = policy.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+        self.ids = (ids * N_IDS)[:N_IDS]
+        rows = [Trajectory("", [Segment("policy", self.ids[:n], [0.0] * n)]) for n in (N_IDS - 6, N_IDS)]
+        self.text = build_batch(rows, [0.0] * 2, [0, 1], policy.tokenizer.pad_token_id or 0).to(policy.device)
+        with told(policy):
+            self.untouched = runs("its own forward", lambda: own_logprobs(policy, self.text))
+
+    def check(self, policy: Any, gradient_checkpointing: bool, is_loaded: bool) -> None:
+        """Compares reference, rollout and update with the model's own forward, and settles `policy.merges`.
+
+        Weights, gradients and random state are afterwards what they were.
+
+        Args:
+            policy: as the run will use it.
+            gradient_checkpointing: as its update will have it.
+            is_loaded: whether its adapter, or its weights, come from a folder; they too have a forward of their own.
+
+        Raises:
+            UserError: something does not agree, or does not run.
+        """
+        with told(policy):
+            with torch.no_grad(), policy.reference():
+                reference = runs("the reference", lambda: run_logprobs(policy, self.text))
+            agree("reference and base", reference, self.untouched, seen(self.text), policy.dtype)
+            with numbers_in_adapter(policy):
+                try:
+                    self.check_rollout(policy, gradient_checkpointing, is_loaded)
+                except Failed as failed:
+                    if not policy.has_adapter:
+                        raise
+                    policy.merges = False
+                    self.check_rollout(policy, gradient_checkpointing, is_loaded)
+                    print(f"rollouts compute the adapter beside the base, since merged into it {failed}", flush=True)
+
+    def check_rollout(self, policy: Any, gradient_checkpointing: bool, is_loaded: bool) -> None:
+        """Rolls out two short conversations, and compares what was sampled with the update and the own forward."""
+        batch = runs("a rollout", lambda: self.roll(policy)).to(policy.device)
+        update = runs("the update", lambda: update_logprobs(policy, batch, gradient_checkpointing))
+        agree("rollout and update", batch.old_logprobs, update, batch.loss_mask, policy.dtype)
+        if is_loaded:  # else its numbers are the probe's, and the base's own forward has been compared
+            own = runs("its own forward", lambda: own_logprobs(policy, batch))
+            agree("update and own forward", update, own, seen(batch), policy.dtype)
+
+    def roll(self, policy: Any) -> Batch:
+        """Two prompts of different lengths, a turn on each, an observation on the first while the other is idle, and
+        one more turn."""
+        decoder = Decoder(
+            policy,
+            n_rows=len(N_PROMPTS),
+            max_length=2 * N_IDS,
+            temperature=1.0,
+            seed=0,
+        )
+        prompts, observed = [self.ids[:n] for n in N_PROMPTS], self.ids[-N_OBSERVED:]
+        rows = [Trajectory("", [Segment("prompt", prompt)]) for prompt in prompts]
+        with torch.no_grad(), policy.for_rollouts():
+            for key, prompt in enumerate(prompts):
+                decoder.start(key, prompt)
+                decoder.generate(key, (), N_SAMPLED[key])
+            take_turns(decoder, rows, len(prompts))
+            decoder.append(0, observed)
+            rows[0].segments.append(Segment("observation", observed))
+            decoder.generate(0, (), N_SAMPLED[0])
+            take_turns(decoder, rows, 1)
+        return build_batch(rows, [0.0] * len(rows), range(len(rows)), policy.tokenizer.pad_token_id or 0)
+
+
+def take_turns(decoder: Decoder, rows: list[Trajectory], n_turns: int) -> None:
+    """Decodes until so many turns are finished."""
+    while n_turns:
+        for key, turn in decoder.step():
+            rows[key].segments.append(Segment("policy", turn.token_ids, turn.logprobs))
+            n_turns -= 1
+
+
+def own_logprobs(policy: Any, batch: Batch) -> Tensor:
+    """Log-probs (B, T-1) of all targets by the model's own forward in eval mode, as anybody would call it."""
+    with torch.no_grad(), policy.autocast():
+        logits = policy.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
+    logprobs = without_undefined(logits, policy.undefined).float().log_softmax(-1)
+    return logprobs.gather(-1, batch.targets[..., None])[..., 0]
+
+
+def run_logprobs(policy: Any, batch: Batch) -> Tensor:
+    """Log-probs (B, T-1) of all targets as update and reference compute them, 0 in the padding."""
+    hidden = policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids)[:, :-1]
+    return token_logprobs(hidden, policy.lm_head, batch.targets, seen(batch), temperature=1.0)[0]
+
+
+def update_logprobs(policy: Any, batch: Batch, gradient_checkpointing: bool) -> Tensor:
+    """The same in the update's mode, backward included, which must reach the weights that are trained."""
+    trained = policy.trainable()
+    try:
+        with torch.enable_grad(), policy.training(gradient_checkpointing):
+            logprobs = run_logprobs(policy, batch)
+            logprobs.sum().backward()
+        if not any(weight.grad is not None and weight.grad.any() for weight in trained):
+            raise Failed("no gradient of the update reaches the weights that are trained")
+    finally:
+        for weight in trained:
+            weight.grad = None
+    return logprobs.detach()
+
+
+def seen(batch: Batch) -> Tensor:
+    """(B, T-1) bool: which targets are no padding."""
+    return torch.arange(batch.targets.shape[1], device=batch.lengths.device) < batch.lengths[:, None] - 1
+
+
+def agree(what: str, one: Tensor, other: Tensor, mask: Tensor, dtype: torch.dtype) -> None:
+    """Raises Failed unless both are the same to the noise of the dtype; nan is not."""
+    change = (one - other)[mask].abs()
+    mean, largest = change.mean().item(), change.max().item()
+    if not (mean <= LIMITS[dtype][0] and largest <= LIMITS[dtype][1]):
+        raise Failed(f"{what} differ in their log-probs, by {mean:.2g} in the mean and {largest:.2g} at most")
+
+
+def runs(what: str, way: Callable[[], Tensor | Batch]) -> Tensor | Batch:
+    """The result of one way; whatever breaks in the code of an architecture is told as that, with its cause."""
+    try:
+        return way()
+    except (Failed, UserError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        reason = (" ".join(str(error).split()) or repr(error))[:120]
+        raise Failed(f"{what} does not run ({type(error).__name__}: {reason})") from error
+
+
+@contextmanager
+def told(policy: Any) -> Iterator[None]:
+    """Inside, what fails becomes the one sentence that names the family."""
+    try:
+        yield
+    except Failed as failed:
+        raise unsupported(policy.config, str(failed)) from failed
+
+
+@contextmanager
+def numbers_in_adapter(policy: Any) -> Iterator[None]:
+    """Inside, an adapter's weights are moved a little at random: a fresh one computes 0, whatever is wrong with it."""
+    weights = policy.trainable() if policy.has_adapter else []
+    kept = [weight.data for weight in weights]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for weight in weights:
+            spread = max(JOLT, JOLT * weight.data.abs().max().item())
+            noise = torch.empty(weight.shape).normal_(0, spread, generator=generator)
+            weight.data = weight.data + noise.to(weight.device, weight.dtype)
+        yield
+    finally:
+        for weight, numbers in zip(weights, kept, strict=True):
+            weight.data = numbers

@@ -1,0 +1,1 @@
+"""Every option, what it resolves to, and the command line."""

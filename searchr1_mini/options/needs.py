@@ -1,0 +1,215 @@
+"""What holds for every option, whatever it means: its type, its range, and that the run reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.options.config import flag_of
+from searchr1_mini.retrievers.names import ENGINES
+
+WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+OPENED_BY_PYTHON = ("data_path", "corpus", "dataset", "datasets", "ask")
+MOST_NAME = 255  # bytes of a name in a path, on every common file system
+SHOWN = 60  # characters of a wrong value in a sentence
+
+Needs = Mapping[str, tuple | int]
+_RL, _GRPO, _PPO = ({"algorithm": names} for names in (("grpo", "ppo"), ("grpo",), ("ppo",)))
+_SAMPLES = {"algorithm": ("grpo", "ppo", "rejection-sampling")}
+_SEARCHES = {"method": ("search-r1",)}
+_FINDS = _SEARCHES | {"retriever": (*ENGINES, "random", "oracle")}
+_OF_A_GROUP = {"group_size": 1}
+_WORLD = {"dataset": ("world",)}
+# option of training -> what it does nothing without: options with the values under which it is read, or the number
+# that they must be above; what only some retrievers read is in defaults.READ_BY
+NEEDS: dict[str, Needs] = {
+    "corpus": _SEARCHES | {"retriever": tuple(name for name in _FINDS["retriever"] if name != "http")},
+    "world_difficulty": _WORLD, "world_hops": _WORLD, "world_noise": _WORLD,
+    "retriever": _SEARCHES, "topk": _FINDS, "max_turns": _SEARCHES, "max_observation_tokens": _SEARCHES,
+    "observation": _FINDS,
+    "temperature": _SAMPLES, "group_size": _SAMPLES,
+    "demonstration_questions": {"algorithm": ("sft", "rejection-sampling")},
+    "cold_start": _SAMPLES | _SEARCHES | {"retriever": ENGINES}, "demonstrations": {"cold_start": 0},
+    "cold_start_learning_rate": {"cold_start": 0}, "cold_start_batch_size": {"cold_start": 0},
+    "cold_start_multi_hop": {"cold_start": 0},
+    "stratify": _RL,
+    "reward": _RL | {"bug_reward_from_whole_text": (False,)},
+    "retrieval_bonus": _RL | _FINDS | {"bug_reward_from_whole_text": (False,)},
+    "overlong": _RL,
+    "overlong_buffer": _RL | {"overlong": ("penalise",), "bug_reward_from_whole_text": (False,)},
+    "baseline": _GRPO, "normalize_std": _GRPO | _OF_A_GROUP | {"baseline": ("group",)},
+    "drop_zero_variance": _RL | _OF_A_GROUP, "dynamic_sampling": _GRPO | _OF_A_GROUP,
+    "loss_aggregation": _RL | {"bug_masked_in_denominator": (False,), "bug_tool_tokens_in_length": (False,)},
+    "ratio": _RL, "clip_eps": _RL, "clip_eps_high": _RL, "kl_coef": _RL, "kl_estimator": _RL | {"kl_coef": 0},
+    "entropy_coef": _RL, "importance_cap": _RL, "llds_coef": _GRPO,
+    "critic_learning_rate": _PPO, "critic_warmup_steps": _PPO, "gamma": _PPO, "gae_lambda": _PPO, "value_clip": _PPO,
+    "mask_observations": _RL | _SEARCHES, "bug_retokenise": _RL, "bug_colliding_groups": _GRPO,
+    "bug_masked_in_denominator": _RL,
+    "bug_tool_tokens_in_length": _RL | _SEARCHES | {"bug_masked_in_denominator": (False,)},
+    "bug_no_last_turn": _RL | _SEARCHES, "bug_reward_from_whole_text": _RL,
+    "lora_alpha": {"lora_rank": 0}, "check": _RL, "memory_limit": {"memory_check": (True,)},
+    "rollout_weights": {"load_in_4bit": (True,)},
+}  # fmt: skip
+
+
+def check_ranges(config: Any) -> None:
+    """Refuses a number outside of its range, and text that no file system or model could take.
+
+    Args:
+        config: a dataclass of options.
+
+    Raises:
+        UserError: names the flag, its value and the range.
+    """
+    for option in fields(config):
+        if fault := fault_of(option.name, getattr(config, option.name), option.metadata):
+            raise UserError(f"{flag_of(option.name)} {shown(getattr(config, option.name))}: it must be {fault}")
+
+
+def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
+    """What a value of the right type must be, and is not; None where it is."""
+    if isinstance(value, str):
+        return fault_of_text(name, value)
+    if value is None or isinstance(value, bool):
+        return None
+    least, above, most = (bounds[name] for name in ("least", "above", "most"))
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if above is not None and not value > above:
+        return f"above {above}"
+    if least is not None and not value >= least:
+        return f"at least {least}"
+    return f"at most {most}" if most is not None and value > most else None
+
+
+def fault_of_text(name: str, text: str) -> str | None:
+    """What text must be to be a path that can be opened, by Python, and but for data by other libraries too."""
+    errors = "surrogateescape" if name in OPENED_BY_PYTHON else "strict"
+    try:
+        parts = text.encode(errors=errors).replace(b",", b"/").split(b"/")
+    except UnicodeEncodeError:
+        return "text in UTF-8"
+    if b"\0" in text.encode(errors=errors):
+        return "text without the character NUL"
+    if name != "ask" and max(map(len, parts)) > MOST_NAME:
+        return f"made of names of at most {MOST_NAME} bytes"
+    return None
+
+
+def convert(name: str, value: Any, hint: Any) -> Any:
+    """The word after a flag, or a yaml value, as the type of its option; `name` is how the error calls it.
+
+    Raises:
+        UserError: it is of another type, or no known choice.
+    """
+    kinds = kinds_of(hint)
+    if value in (None, "None") and type(None) in kinds:
+        return None
+    if value in (None, ""):
+        raise UserError(f"{name} needs a value")
+    choices = get_args(kinds[0])
+    if choices:
+        if value not in choices:
+            known = ", ".join(choices)
+            raise UserError(f"{name} {shown(value)}: it must be one of {known}{suggest(str(value)[:SHOWN], choices)}")
+        return value
+    try:
+        is_foreign = str(value).strip() != str(value) or not str(value).isascii()  # int() takes digits of any script
+        if kinds[0] in (int, float) and is_foreign:
+            raise ValueError
+        return {"True": True, "False": False}[str(value)] if kinds[0] is bool else kinds[0](str(value))
+    except (ValueError, KeyError):
+        raise UserError(f"{name} {shown(value)}: it must be {WANTED[kinds[0]]}") from None
+
+
+def kinds_of(hint: Any) -> tuple:
+    """`int | None` -> (int, NoneType); a Literal stays whole."""
+    return (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, cut where it is long."""
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}.. ({len(text)} characters)"
+
+
+def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> None:
+    """Refuses a saved option that no flag could have set: another type, an unknown choice, a number out of its range.
+
+    Args:
+        path: the file that `saved` was read from.
+        config_class: what it is to become; names that it does not have are passed over.
+
+    Raises:
+        UserError: the file is damaged; names the option and its value.
+    """
+    hints = get_type_hints(config_class)
+    for option in fields(config_class):
+        if option.name not in saved:
+            continue
+        value, kinds = saved[option.name], kinds_of(hints[option.name])
+        if value is None and type(None) in kinds:
+            continue
+        kind = kinds[0]
+        fault = None
+        if choices := get_args(kind):
+            fault = None if value in choices else f"one of {', '.join(choices)}"
+        elif type(value) is not kind and not (kind is float and type(value) is int):
+            fault = WANTED[kind]
+        if fault := fault or fault_of(option.name, value, option.metadata):
+            raise UserError(
+                f"{path} is damaged: {option.name} is {shown(repr(value))}, and must be {fault}; put back a copy of "
+                "it, or name another run"
+            )
+
+
+def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
+    """Options that a config does not read -> what stands in their way, and what they need, as words of a command."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, conditions in needs.items():
+        for other, wanted in conditions.items():
+            value = getattr(config, other)
+            if isinstance(wanted, tuple):
+                is_met, need = value in wanted, spelled(other, wanted[0])
+                need += "".join(f" or {each}" for each in wanted[1:])
+            else:
+                is_met, need = (value or 0) > wanted, f"{flag_of(other)} above {wanted}"
+            if not is_met:
+                found[name] = spelled(other, value), need
+                break
+    return found
+
+
+def spelled(name: str, value: Any) -> str:
+    """An option as it is written on a command line: `--no-memory-check`, `--lora-rank 0`."""
+    if value is None or value is False:
+        return "--no-" + name.replace("_", "-") if value is False else f"no {flag_of(name)}"
+    return flag_of(name) if value is True else f"{flag_of(name)} {shown(value)}"
+
+
+def refuse_idle(
+    given: Any, resolved: Any, bare: Any, needs: Mapping[str, Needs], unasked: Collection[str] = ()
+) -> None:
+    """Refuses an option that the run would not read, rather than letting it do nothing.
+
+    Args:
+        given, resolved: the config as it was asked for, and as it will be used.
+        bare: what `resolved` would be had nobody asked for the idle options; to ask for that is no fault.
+        needs: see `NEEDS`.
+        unasked: names whose values come from a preset or an earlier run: they may be idle.
+
+    Raises:
+        UserError: names the flag, what stands in its way, and the remedy.
+    """
+    for name, (obstacle, need) in idle(resolved, needs).items():
+        if name not in unasked and getattr(given, name) not in (getattr(type(given), name), getattr(bare, name)):
+            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}, or leave it out")
+
+
+def without(config: Any, names: Collection[str]) -> Any:
+    """The config with some options at their defaults."""
+    return replace(config, **{name: getattr(type(config), name) for name in names})

@@ -1,0 +1,71 @@
+"""Yaml files of options, whatever they hold: of bounded size and depth, without aliases, each option once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from searchr1_mini.core.errors import UserError
+
+MOST_BYTES = 100_000  # every option with a long comment takes 20,000
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """`option: value` lines: text as it is written (3e-5, 010, 2020-01-01), True, False or None.
+
+    Raises:
+        UserError: it cannot be read, is too large, too deep or damaged, has aliases, or names an option twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Leaves numbers and dates as text, which their option makes of them what a flag would."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has an alias (*name); write the value itself")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            names = [key.value.replace("-", "_") for key, _ in node.value if isinstance(key.value, str)]
+            if len(names) < len(node.value):
+                raise yaml.YAMLError("a name is not text")
+            for name in names:
+                if names.count(name) > 1:
+                    raise yaml.YAMLError(f"{name} stands there twice")
+            return super().construct_mapping(node, deep)
+
+    for kind in ("int", "float", "timestamp", "binary"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_scalar)
+    try:
+        values = Loader(read_bounded(path).decode("utf-8-sig")).get_single_data()
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        told = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"cannot read --config {path}: {told}") from error
+    if not isinstance(values, (dict, type(None))):
+        raise UserError(f"--config {path} must hold `option: value` lines")
+    return {str(key): value for key, value in (values or {}).items()}
+
+
+def read_bounded(path: Path) -> bytes:
+    """A file's bytes, or a pipe's, where somebody writes into it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, or a pipe into which nobody writes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer waits for ever
+    with open(descriptor, "rb") as file:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if not is_file:
+            os.set_blocking(descriptor, True)
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES} bytes, which no list of options is")
+    if not content and not is_file:
+        raise ValueError("nothing comes from it")
+    return content

@@ -1,0 +1,241 @@
+"""Runs as one self-contained page: curves, before and after, and every token with who wrote it and what it was worth."""
+
+from __future__ import annotations
+
+import os
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
+from searchr1_mini.run.diagnosis import DIAGNOSIS
+from searchr1_mini.run.log import COLD_START, summary_table
+from searchr1_mini.storage.files import read_jsonl, read_summary, write_text_atomic
+from searchr1_mini.storage.forms import METRICS as METRICS_FORM
+from searchr1_mini.storage.forms import WARNING
+from searchr1_mini.storage.printable import plain
+
+PAGE = Path(__file__).parent / "report_page"
+METRICS = {  # key -> (title, unit, what it tells)
+    "reward": ("Reward", "exact match", "mean reward of the step's rollouts, sampled at the run's temperature"),
+    "em": ("Exact match of rollouts", "share", "right answers among the step's rollouts, whatever else the reward pays for"),
+    "searches": ("Searches", "a question", "executed queries a rollout"),
+    "response_tokens": ("Response length", "tokens", "tokens that the policy wrote in a rollout, over all of its turns"),
+    "observation_tokens": ("Observations", "tokens", "tokens that the engine returned in a rollout; masked out of the loss"),
+    "invalid_actions": ("Invalid actions", "a question", "turns that were neither a search nor an answer"),
+    "zero_variance_groups": ("Zero-variance rollouts", "share", "rollouts whose group all got the same reward: no signal"),
+    "kl": ("KL to the reference", "nats a token", "to the model before training, as --kl-estimator says"),
+    "entropy": ("Entropy", "nats a token", "of the policy's distribution over its own tokens; a collapse shows here first"),
+    "explained_variance": ("Explained variance", "of the critic", "1 is a perfect critic, 0 one that knows only the mean"),
+    "value_loss": ("Value loss", "of the critic", "half the squared error of the values, clipped"),
+    "correct_loglik_change": ("Likelihood of right rollouts", "nats a token", "what a step's first updates did to them; "
+                              "below 0 for long, a collapse is near"),
+    "clip_fraction": ("Clip fraction", "share of tokens", "tokens whose gradient the clipped objective took away"),
+    "grad_norm": ("Gradient norm", "before clipping", "spikes announce trouble"),
+    "logprob_diff_max": ("Sampled vs. recomputed", "nats, largest", "log-probs at sampling against a forward of the same "
+                         "weights; must be noise"),
+    "fed_ratio": ("Tokens fed / tokens", "ratio", "at most 1: nothing is computed twice; below 1: shared prompts"),
+    "seconds": ("Time a step", "seconds", "rollouts, rewards and update; evaluations are not in it"),
+    "rollout_seconds": ("Time of the rollouts", "seconds", "decoding and retrieval, of the time a step"),
+    "tokens_per_second": ("Speed", "tokens a second", "tokens of all trajectories over the whole step, update included"),
+}  # fmt: skip
+
+
+def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
+    """Writes the page from whatever the runs' folders hold so far; returns its path.
+
+    Args:
+        run_dirs: one run, or several to put side by side.
+        output: the file [default: report.html in the run's folder, of several report-A-B.html in the first's].
+
+    Raises:
+        UserError: a file of a run is damaged.
+    """
+    names = [name_of(run_dir) for run_dir in run_dirs]
+    path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
+    data = report_data(run_dirs)
+    style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js"))
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": html_text(" and ".join(names)),
+        "style": style,
+        "before": _before(run_dirs),
+        "sample": html_text(_sample(data)),
+        "data": as_json(data),
+        "script": script,
+    }
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    write_text_atomic(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page))
+    return path
+
+
+def cut_name(text: str, most: int = 200) -> str:
+    """A name for a file of at most so many bytes."""
+    return text if len(os.fsencode(text)) <= most else os.fsencode(text)[:most].decode(errors="ignore")
+
+
+def _hash(source: str) -> str:
+    """As a content security policy names an inline script or style that may be used."""
+    return "sha256-" + b64encode(sha256(source.encode()).digest()).decode()
+
+
+def _before(run_dirs: Sequence[Path]) -> str:
+    """What is on the page without its script: the runs, held-out scores, warnings, curves."""
+    summaries = [_summary(run_dir) for run_dir in run_dirs]
+    letters = ascii_uppercase[: len(run_dirs)] if len(run_dirs) > 1 else [""]
+    heads = [_head(*each) for each in zip(letters, run_dirs, summaries, strict=True)]
+    title = html_text(" and ".join(map(name_of, run_dirs)))
+    tables = [_table(letter, summary) for letter, summary in zip(letters, summaries, strict=True) if summary]
+    held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
+    diagnoses = [_diagnosis(run_dir) for run_dir in run_dirs]
+    warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
+    metrics = [read_jsonl(run_dir / "metrics.jsonl", METRICS_FORM) for run_dir in run_dirs]
+    curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
+    cold = [read_jsonl(run_dir / COLD_START / "metrics.jsonl", METRICS_FORM) for run_dir in run_dirs]
+    cold_start = _cold_start(dict(zip(letters, cold, strict=True)))
+    return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings, cold_start, curves])
+
+
+def _summary(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "summary.json"
+    return read_summary(path) if path.exists() else None
+
+
+def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
+    config = config_of(run_dir)
+    told = [f"{letter}: {name_of(run_dir)}"] if letter else []
+    told += [
+        f"{key} {config[key]}"
+        for key in ("model", "method", "algorithm", "dataset", "seed")
+        if config.get(key) is not None
+    ]
+    if config.get("started_from"):
+        told.append(f"started from {config['started_from']}")
+    if summary:
+        told.append(f"{summary['steps']} steps in {summary['train_seconds']} s, peak {summary['peak_memory_gb']} GB")
+    return f'<p class="soft">{html_text(" · ".join(told))}</p>'
+
+
+_COLUMNS = {
+    "before": "before",
+    "after cold start": "after_cold_start",
+    "after": "after",
+    "after, empty retriever": "after_without_retriever",
+}
+
+
+def _table(letter: str, summary: dict[str, Any]) -> str:
+    columns = {f"{letter} {name}".strip(): summary[key] for name, key in _COLUMNS.items() if summary.get(key)}
+    return f'<pre class="table" tabindex="0">{escape(summary_table(columns))}</pre>'
+
+
+def _warnings(letter: str, run_dir: Path) -> str:
+    rows = read_jsonl(run_dir / "warnings.jsonl", WARNING)
+    items = "".join(f"<li>step {row['step']}: {html_text(row['warning'])}</li>" for row in rows)
+    of = f" in {letter}" if letter else ""
+    return f"<h2>What the stability watch saw{of}</h2>\n<ul>{items}</ul>" if rows else ""
+
+
+def _diagnosis(run_dir: Path) -> str:
+    """Why the run could learn nothing, where that was seen at its start and still holds."""
+    path = run_dir / DIAGNOSIS
+    return (
+        f'<pre class="table" tabindex="0">{escape(plain(path.read_text(encoding="utf-8")))}</pre>'
+        if path.exists()
+        else ""
+    )
+
+
+def _sample(data: dict[str, Any]) -> str:
+    """Which rollouts the page holds, and by what rule."""
+    steps = [step for run in data["runs"] for step in run["steps"]]
+    if not steps:
+        return "No rollouts yet."
+    n_groups, n_all = sum(len(step["groups"]) for step in steps), sum(step["n_groups"] for step in steps)
+    return (
+        f"The page holds {n_groups} of the {n_all} questions of {len(steps)} steps, each with all of its rollouts: the first "
+        "of every step, in the order in which they were drawn, as many as fit; of long runs every second, 5th, 10th .. "
+        "step. All are in rollouts/. Ratios, the probability after the step's updates over that at sampling, are "
+        "logged at the steps of an evaluation."
+    )
+
+
+def series_of(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """The line of a metric; steps without a value are left out."""
+    return [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
+
+
+def eval_series(metrics: list[dict[str, Any]], summary: dict[str, Any] | None, key: str) -> Series:
+    """A held-out measure per source, with the measurement before the first step as step 0."""
+    keys = dict.fromkeys(name for row in metrics for name in row)
+    start, end = "eval/", f"/{key}"
+    names = [name[len(start) : -len(end)] for name in keys if name.startswith(start) and name[4:].endswith(end)]
+    start_of_rl = (summary or {}).get("after_cold_start") or (summary or {}).get("before") or {}
+    before = start_of_rl.get("by_source", {})
+    series = {}
+    for name in filter(None, names):
+        line = series_of(metrics, start + name + end)
+        series[name] = ([(0, before[name][key])] if name in before else []) + line
+    return {name: line for name, line in series.items() if line}
+
+
+def _cold_start(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Charts of what was imitated before RL, over its updates; nothing where nothing was."""
+    charts = {
+        "loss": ("Cold start: loss", "nats a token", "-log pi of the scripted turns, before each update on them"),
+        "entropy": (
+            "Cold start: entropy",
+            "nats a token",
+            "of the policy's distribution over the tokens of the scripts",
+        ),
+    }
+    figures = []
+    for key, words in charts.items():
+        lines = {letter: series_of(metrics, key) for letter, metrics in runs.items()}
+        figures.append(_figure({letter: line for letter, line in lines.items() if line}, *words, over="update"))
+    charts_html = "\n".join(filter(None, figures))
+    return f'<h2>Cold start</h2>\n<div class="charts">{charts_html}</div>' if charts_html else ""
+
+
+def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]]) -> str:
+    """Charts of (metrics, summary) of each run, a line a run; of a held-out measure a line for each source too."""
+    charts = [
+        ("Held-out exact match", "exact match", "greedy, on questions whose entities never occur in training", "em"),
+        ("Held-out searches", "a question", "executed queries, greedy", "searches"),
+    ]
+    figures = []
+    for *words, key in charts:
+        lines = {(letter, name): line for letter, run in runs.items() for name, line in eval_series(*run, key).items()}
+        figures.append(_figure({" ".join(filter(None, names)): line for names, line in lines.items()}, *words))
+    for key, words in METRICS.items():
+        lines = {letter: series_of(metrics, key) for letter, (metrics, _) in runs.items()}
+        figures.append(_figure({letter: line for letter, line in lines.items() if line}, *words))
+    return '<h2>Curves</h2>\n<div class="charts">' + "\n".join(filter(None, figures)) + "</div>"
+
+
+def _figure(series: Series, title: str, unit: str, meaning: str, over: str = "step") -> str:
+    if not series:
+        return ""
+    chart = svg(line_chart(series, title, over, unit), 460, 280, f"{title}: {meaning}", "")
+    return f"<figure>{chart}<figcaption>{html_text(meaning)}</figcaption></figure>"
+
+
+def write_curves_svg(run_dir: Path, path: Path) -> Path:
+    """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
+    metrics, summary = read_jsonl(run_dir / "metrics.jsonl", METRICS_FORM), _summary(run_dir)
+    charts = [
+        (eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match", {}),
+        (eval_series(metrics, summary, "searches"), "Searches a question", "searches", {}),
+    ]
+    write_text_atomic(path, picture(charts, "What training changed"))
+    return path

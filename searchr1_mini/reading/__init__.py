@@ -1,1 +1,0 @@
-"""Files of the user's own, in whatever form they come: rows, gold answers, notes."""

@@ -1,0 +1,13 @@
+"""Names of retrievers, and which options each reads."""
+
+from __future__ import annotations
+
+PROBES = ("none", "empty", "random", "oracle")  # retrievers that tell whether a policy really searches
+ENGINES = ("auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http")
+MOST_TOPK = 1000  # passages a search
+DENSE_MODEL = "intfloat/e5-base-v2"
+_BM25 = ("auto", "bm25", "bm25s", "hybrid", "milvus")
+READ_BY = {  # option -> the retrievers that read it
+    "retriever_url": ("http", "milvus"), "stemming": _BM25, "stop_words": _BM25, "dense_model": ("dense", "hybrid"),
+    "dense_index": ("dense", "hybrid"), "reranker": ENGINES,
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""What keeps a run sound: its state, files, evaluations, checks and phases."""

@@ -1,0 +1,200 @@
+"""The cold start: a model that never earns a first reward imitates scripted episodes before RL begins.
+
+RL can only make likelier what is sampled now and then. A small or plainly instructed model never writes a tag, so that
+every reward is 0; some hundred scripted episodes teach it the form (DeepSeek-R1, arXiv 2501.12948, section 2.3.1, calls
+this the cold start). The loss is that of imitation with RL's mask; the policy that comes of it is RL's reference.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from searchr1_mini.core import interrupt
+from searchr1_mini.core.distributed import any_of, is_main, on_main
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.interrupt import Stopped
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.data.scripts import (
+    Find,
+    answer_hops,
+    play,
+    read_demonstrations,
+    supported_hops,
+    world_hops,
+    write_turns,
+)
+from searchr1_mini.data.world import make_world
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.run.diagnosis import diagnose, tell
+from searchr1_mini.run.evaluations import measure, measure_before
+from searchr1_mini.run.imitation import imitation_step
+from searchr1_mini.run.log import COLD_START
+from searchr1_mini.run.session import Session, restore, save_step
+from searchr1_mini.storage.checkpoint import latest_checkpoint
+from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
+
+SAVE_EVERY = 10  # updates
+WARM_UP, DECAY = 0.1, 0.3  # shares of the updates: the rate rises to the full one, and falls to 0
+EPISODES = "episodes.jsonl"
+
+Script = tuple[Example, "list[str] | None"]
+
+
+def cold_start(run: Session) -> None:
+    """Imitates scripted episodes, measures what comes of it, and makes that the reference; resumable at any update.
+
+    Its checkpoints, metrics and episodes lie in the run's `cold_start` folder. Once it is over it is step 0 of the run.
+
+    Raises:
+        Stopped: the user asked to stop; the last whole update is saved.
+        UserError: no episode can be written, or memory does not suffice.
+    """
+    folder = run.folder / COLD_START
+    newest = on_main(lambda: latest_checkpoint(folder)) if run.config.resume else None
+    if is_main():
+        folder.mkdir(exist_ok=True)
+    episodes = on_main(lambda: kept_episodes(run, folder / EPISODES))
+    size = run.config.cold_start_batch_size
+    n_updates = -(-len(episodes) // size)
+    cold = cold_session(run, folder, n_updates)
+    if newest:
+        restore(cold, newest)
+        run.before, run.samples_before, run.earlier_seconds = cold.before, cold.samples_before, cold.earlier_seconds
+    measure_before(run)
+    cold.before, cold.samples_before = run.before, run.samples_before
+    if not newest:
+        save_step(cold, 0)  # the evaluation of the base is not made twice
+    for update in range(cold.first_step, n_updates + 1):
+        cold.step = update
+        try:
+            metrics = imitation_step(cold, episodes[(update - 1) * size : update * size])
+        except (Stopped, UserError):
+            save_step(cold, update - 1)
+            raise
+        cold.train_seconds += metrics["seconds"]
+        if is_main():
+            append_jsonl(folder / "metrics.jsonl", [{"step": update, **metrics}])
+            told = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"
+            print(f"cold start {update}/{n_updates}: {told}", flush=True)
+        if update % SAVE_EVERY == 0 or update == n_updates or any_of(interrupt.is_asked()):
+            save_step(cold, update)
+        if any_of(interrupt.is_asked()):
+            raise Stopped
+    run.cold_start_seconds, run.micro_batch_tokens = cold.train_seconds, cold.micro_batch_tokens
+    run.policy.freeze_reference()
+    run.after_cold_start = measure(run)
+    if is_main():
+        tell(run.folder, diagnose(run.samples, run.config, bool(run.policy.tokenizer.chat_template)))
+    save_step(run, 0)
+
+
+def cold_session(run: Session, folder: Path, n_updates: int) -> Session:
+    """The run as a run of imitation: with a folder, an optimizer and a count of updates of its own."""
+    config = replace(
+        run.config, algorithm="sft", mini_batches=1, epochs=1, steps=n_updates,
+        learning_rate=run.config.cold_start_learning_rate, warmup_steps=max(round(WARM_UP * n_updates), 1),
+        decay_steps=max(round(DECAY * n_updates), 1),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(run.policy.trainable(), config.learning_rate, weight_decay=0.0)
+    return replace(
+        run, config=config, folder=folder, optimizer=optimizer, critic=None, updates=0,
+        skipped_in_a_row=0, train_seconds=0.0, first_step=1, unlogged=None,
+    )  # fmt: skip
+
+
+def kept_episodes(run: Session, path: Path) -> list[Trajectory]:
+    """The episodes of the run, written once, so that a resumed run imitates the same ones."""
+    if not path.exists():
+        write_jsonl_atomic(path, map(asdict, scripted_episodes(run)))
+    return [Trajectory.from_json(row) for row in read_jsonl(path)]
+
+
+def scripted_episodes(run: Session) -> list[Trajectory]:
+    """`--cold-start` episodes, each played through the method and the engine of the run.
+
+    Where there are fewer questions, each comes again, in other words.
+
+    Raises:
+        UserError: none can be written, or none of a kind of which `--cold-start-multi-hop` wants a share, or a file of
+            demonstrations is not as it should be.
+    """
+    config, limits = run.config, run.limits
+    rng = random.Random(f"{config.seed}/cold start")
+
+    def find(query: str) -> list[Passage]:
+        return [hit.passage for hit in run.train.retriever.search([query], config.topk)[0]]
+
+    episodes: list[Trajectory] = []
+    wanted = kinds_wanted(config.cold_start, config.cold_start_multi_hop)
+    n_tried, n_before = 0, -1
+    while n_before < len(episodes) < config.cold_start:
+        n_before = len(episodes)
+        for example, turns in demonstrated(config) if config.demonstrations else scripted(run, find, rng):
+            n_tried += 1
+            is_multi_hop = turns is not None and len(turns) > 2
+            if wanted and not wanted[is_multi_hop]:
+                continue
+            played = turns and play(
+                example, turns, run.make_method, find, run.policy.tokenizer, run.policy.encode_prompt,
+                limits.max_total_tokens, limits.max_observation_tokens, limits.form,
+            )  # fmt: skip
+            if played:
+                episodes.append(played)
+                if wanted:
+                    wanted[is_multi_hop] -= 1
+            if len(episodes) == config.cold_start:
+                break
+    if not episodes:
+        raise UserError(
+            f"--cold-start: none of {n_tried} questions gave a scripted episode: no search finds what answers them, or "
+            "they do not fit into --max-total-tokens, --max-new-tokens and --max-turns; give --demonstrations FILE"
+        )
+    if wanted and any(wanted.values()):
+        raise UserError(
+            f"--cold-start-multi-hop {config.cold_start_multi_hop:g}: none of {n_tried} questions gave an episode that "
+            f"searches {'twice or more' if wanted[True] else 'once'}; leave the flag out, or take other questions"
+        )
+    print(f"cold start: {len(episodes)} scripted episodes, from {n_tried} scripts", flush=True)
+    rng.shuffle(episodes)
+    return episodes
+
+
+def kinds_wanted(n_episodes: int, multi_hop: float | None) -> Counter[bool] | None:
+    """How many episodes shall search twice or more (True), and how many once; None where any will do."""
+    if multi_hop is None:
+        return None
+    n_multi_hop = round(multi_hop * n_episodes)
+    return Counter({True: n_multi_hop, False: n_episodes - n_multi_hop})
+
+
+def demonstrated(config: TrainConfig) -> list[Script]:
+    """The scripts of `--demonstrations`.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    scripts = list(read_demonstrations(Path(config.demonstrations)))
+    if not scripts:
+        raise UserError(f"--demonstrations {config.demonstrations} holds no demonstration that ends in a right answer")
+    return scripts
+
+
+def scripted(run: Session, find: Find, rng: random.Random) -> Iterator[Script]:
+    """A script for every training question, in random order; None in the place of one that cannot be written."""
+    config, world = run.config, None
+    if config.dataset == "world":
+        world = make_world(config.seed, "train", config.world_difficulty, config.world_noise)
+    for example in rng.sample(run.train.examples, len(run.train.examples)):
+        if world:
+            hops = world_hops(world, example, find, rng)
+        else:
+            hops = (supported_hops if example.supporting else answer_hops)(example, find)
+        yield example, hops and write_turns(hops, example.golden_answers[0], rng)

@@ -1,0 +1,104 @@
+"""Why a run will learn nothing, said at its start: a model that writes no tags, or rewards that are all equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.storage.files import write_text_atomic
+from searchr1_mini.storage.printable import one_line
+
+DIAGNOSIS = "diagnosis.txt"
+FEW_VALID = 0.1  # share of turns that are valid actions, below which the form is not known
+ENOUGH = 8  # turns without form, or equal rewards, that are no accident
+MOST_CHARACTERS = 110  # of each line of the rollout that is shown
+
+
+def diagnose(
+    trajectories: Sequence[Trajectory],
+    config: TrainConfig,
+    is_instructed: bool,
+    rewards: Sequence[float] | None = None,
+) -> str | None:
+    """One paragraph on what is wrong and what to try, or None where RL has something to work with.
+
+    Args:
+        trajectories: of an evaluation, or the rollouts of a step.
+        is_instructed: the tokenizer has a chat template.
+        rewards: of the rollouts of a step, all of the same weights.
+    """
+    turns = sum(sum(1 for _ in t.of_kind("policy")) for t in trajectories)
+    valid = 1 - sum(t.invalid_actions for t in trajectories) / max(turns, 1)
+    is_formless = turns >= ENOUGH and valid < FEW_VALID
+    is_flat = rewards is not None and len(rewards) >= ENOUGH and len(set(rewards)) == 1 and rewards[0] < 1
+    if not (is_formless or is_flat):
+        return None
+    told = f"only {valid:.0%} of {turns} turns are a valid action, <search> or <answer>"
+    if not is_formless:
+        told = (
+            f"all {len(rewards)} rewards are equal ({rewards[0]:g}), though {valid:.0%} of the turns are valid actions"
+        )
+    remedies = [
+        f"  {number}. {remedy}"
+        for number, remedy in enumerate(what_to_try(config, is_formless, is_instructed), start=1)
+    ]
+    return "\n".join(
+        [
+            f"diagnosis: {told}. Where all rollouts earn the same, RL has nothing to learn from. One of them:",
+            *(f"  | {line}" for line in in_three_lines(trajectories[0])),
+            "what to try, in this order:",
+            *remedies,
+        ]
+    )
+
+
+def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool) -> list[str]:
+    """Remedies, the likeliest first, less those that the run already takes."""
+    has_search = config.method == "search-r1" and config.algorithm != "sft"
+    more = max(200, 2 * config.cold_start)
+    remedies = {
+        f"--cold-start {more}: imitate {more} scripted episodes before RL": has_search,
+        "an -Instruct model, which follows the prompt sooner": not is_instructed,
+        "--reward format: pay for a well-formed turn too": is_formless and config.reward != "format",
+        f"more rollouts per question: --group-size {2 * config.group_size}, or --dynamic-sampling 3": True,
+        "easier questions, or --reward f1": not is_formless,
+    }
+    return [remedy for remedy, is_open in remedies.items() if is_open]
+
+
+def in_three_lines(trajectory: Trajectory) -> list[str]:
+    """The end of the prompt, the first turn, and how the rollout ended."""
+    prompt = next(trajectory.of_kind("prompt"))
+    first = next(trajectory.of_kind("policy"), None)
+    ended = (
+        f"answer: {trajectory.answer}" if trajectory.answer is not None else f"no answer ({trajectory.finish_reason})"
+    )
+    wrote = one_line(first.text) if first else ""
+    ends = one_line(prompt.text)
+    return [
+        f"prompt: ..{ends[-MOST_CHARACTERS:]}",
+        f"wrote: {wrote[:MOST_CHARACTERS]}{'..' if len(wrote) > MOST_CHARACTERS else ''}",
+        one_line(f"{ended}, after {trajectory.invalid_actions} invalid turns")[:MOST_CHARACTERS],
+    ]
+
+
+def tell(folder: Path, diagnosis: str | None) -> None:
+    """Prints a diagnosis and keeps it in the run's folder for its end and its report; None is not told."""
+    if diagnosis:
+        print(f"\n{diagnosis}\n", flush=True)
+        write_text_atomic(folder / DIAGNOSIS, diagnosis + "\n")
+
+
+def tell_again(folder: Path, after: dict) -> None:
+    """Prints the run's diagnosis under its last table where it still holds; else it is taken out of the folder.
+
+    Args:
+        after: summary of the evaluation at the end.
+    """
+    path = folder / DIAGNOSIS
+    if path.is_file() and (after["em"] == 0 or after["valid_actions"] < FEW_VALID):
+        print(f"\n{path.read_text(encoding='utf-8').rstrip()}", flush=True)
+    else:
+        path.unlink(missing_ok=True)

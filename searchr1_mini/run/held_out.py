@@ -1,0 +1,48 @@
+"""The questions that a run is measured on as it trains: by them its best checkpoint is chosen, others are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import saved_config
+from searchr1_mini.run.task import load_task
+from searchr1_mini.storage.files import read_jsonl, write_jsonl_atomic
+
+HELD_OUT = "held_out.jsonl"
+
+
+def keep_held_out(run: Path, examples: Sequence[Example]) -> None:
+    """Writes the questions into the run's folder, one a line."""
+    write_jsonl_atomic(run / HELD_OUT, map(asdict, examples))
+
+
+def chosen_by(runs: Iterable[Path]) -> list[Example]:
+    """The questions by which the best checkpoints of some runs were chosen.
+
+    Raises:
+        UserError: the file of them is damaged, or what an older run was measured on is not there.
+    """
+    return [example for run in runs for example in _read(run)]
+
+
+def _read(run: Path) -> list[Example]:
+    path = run / HELD_OUT
+    if not path.is_file():  # a run of an older version, which kept no file
+        saved = saved_config(run)
+        settings = TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig)})
+        return load_task(replace(settings, retriever="empty", retriever_url=None), "eval").examples
+    try:
+        return [
+            Example(
+                row["id"], row["question"], tuple(row["golden_answers"]), row["source"],
+                tuple((title, words) for title, words in row["supporting"]),
+            )
+            for row in read_jsonl(path)
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); put back a copy, or leave out --checkpoint best") from error

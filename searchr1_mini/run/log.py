@@ -1,0 +1,248 @@
+"""What a run leaves to read: metrics.jsonl, the progress line, TensorBoard or W&B, rollouts, text for the terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tqdm import tqdm
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic, write_text_atomic
+from searchr1_mini.storage.forms import METRICS
+from searchr1_mini.storage.printable import one_line, plain
+
+COLD_START = "cold_start"  # folder of what comes before the first step of RL
+SHOWN = {
+    "reward": "{:.2f}",
+    "searches": "{:.2f}",
+    "response_tokens": "{:.0f}",
+    "kl": "{:.3f}",
+    "tokens_per_second": "{:.0f}",
+    "prefill_tokens_saved": "{:.0f}",
+}
+COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;32m", "observation": "\x1b[34m"}
+
+
+class Tracker:
+    """Writes the metrics of each step; a context manager that closes what it opened.
+
+    Args:
+        run_dir: the run's folder.
+        total_steps: the length of the progress bar.
+        first_step: 1, or the step after the checkpoint that a run was resumed from.
+        tensorboard, wandb: also write there.
+        config: shown by W&B.
+        run_name: name of the run in W&B.
+
+    Raises:
+        UserError: a logger was asked for whose package is missing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        total_steps: int,
+        first_step: int,
+        tensorboard: bool,
+        wandb: bool,
+        config: dict,
+        run_name: str,
+    ) -> None:
+        self.total_steps = total_steps
+        self.metrics, self.warnings = run_dir / "metrics.jsonl", run_dir / "warnings.jsonl"
+        append_jsonl(self.metrics, [])
+        self.bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not sys.stderr.isatty())
+        self.board = self.wandb = None
+        with self._optional("board"):
+            self.board = _open_tensorboard(run_dir, first_step) if tensorboard else None
+        with self._optional("wandb"):
+            self.wandb = _open_wandb(run_name, config, run_dir) if wandb else None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        with self._optional("board"):
+            if self.board:
+                self.board.close()
+        with self._optional("wandb"):
+            if self.wandb:
+                self.wandb.finish()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of metrics.jsonl; a value that is not finite becomes null."""
+        row = {"step": step, **{key: value if math.isfinite(value) else None for key, value in metrics.items()}}
+        append_jsonl(self.metrics, [row])
+        with self._optional("board"):
+            if self.board:
+                for key, value in metrics.items():
+                    self.board.add_scalar(key, value, step)
+        with self._optional("wandb"):
+            if self.wandb:
+                self.wandb.log(metrics, step=step)
+
+    @contextmanager
+    def _optional(self, name: str) -> Iterator[None]:
+        """A logger that fails is left out from then on, with a warning: metrics.jsonl holds all that it is told."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # each has exceptions of its own
+            setattr(self, name, None)
+            logger = {"board": "TensorBoard", "wandb": "Weights & Biases"}[name]
+            self.bar.write(f"warning: {logger} is left out from here on: {error}", file=sys.stderr)
+
+    def progress(self, step: int, metrics: dict[str, float]) -> None:
+        """The progress bar, or a plain line where there is no terminal; evaluations get a line of their own."""
+        shown = {key: form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        if not sys.stderr.isatty():
+            print(f"step {step}/{self.total_steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+        scores = {one_line(key[5:-3]): em for key, em in metrics.items() if re.fullmatch(r"(?s)eval/.+/em", key)}
+        if scores:
+            self.bar.write(f"step {step}: held-out EM " + ", ".join(f"{name} {em:.2f}" for name, em in scores.items()))
+
+    def warn(self, step: int, warnings: Iterable[str]) -> None:
+        """Shows what the stability watch found, and adds it to warnings.jsonl."""
+        for warning in warnings:
+            self.bar.write(f"step {step}: warning: {warning}", file=sys.stderr)
+            append_jsonl(self.warnings, [{"step": step, "warning": warning}])
+
+
+def _open_tensorboard(run_dir: Path, first_step: int):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "TensorBoard is not installed; run `pip install tensorboard`, or add --no-tensorboard"
+        ) from error
+    _silence(threads_of="tensorboard.")
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step if first_step > 1 else None)
+
+
+def _silence(threads_of: str) -> None:
+    """Keeps the tracebacks of a library's threads off the terminal: TensorBoard raises the same again in `log`."""
+    told = threading.excepthook
+
+    def tell(failed) -> None:
+        if not type(failed.thread).__module__.startswith(threads_of):
+            told(failed)
+
+    threading.excepthook = tell
+
+
+def _open_wandb(name: str, config: dict, run_dir: Path):
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("Weights & Biases is not installed; run `pip install wandb`, or leave out --wandb") from error
+    kept = run_dir / "wandb_id"  # by which a resumed run goes on with its curves
+    if not kept.exists():
+        write_text_atomic(kept, uuid4().hex)
+    return wandb.init(
+        project="searchr1-mini", id=kept.read_text(), name=name, config=config, dir=str(run_dir), resume="allow"
+    )
+
+
+def truncate_metrics(path: Path, step: int, form: Any = METRICS) -> list[dict[str, Any]]:
+    """Drops what was logged after `step`, so that a resumed run logs every step once; returns what is left."""
+    rows = [row for row in read_jsonl(path, form) if row["step"] <= step]
+    if path.exists():
+        write_jsonl_atomic(path, rows)
+    return rows
+
+
+def trajectory_row(
+    trajectory: Trajectory,
+    example: Example,
+    reward: float,
+    advantage: float | None = None,
+    of_tokens: Mapping[str, Sequence[float | None]] | None = None,
+) -> dict:
+    """One line of rollouts/step-N.jsonl: the question, what came of it, and every segment with ids and log-probs.
+
+    Args:
+        trajectory, example, reward: the rollout, its question, and what it earned.
+        advantage: of all of its tokens, where they share one.
+        of_tokens: name -> numbers of the tokens from the second on, None where masked; a segment that is trained on
+            gets its own under that name.
+    """
+    ends = list(accumulate(len(segment.token_ids) for segment in trajectory.segments))
+
+    def numbers(segment: Segment, end: int) -> dict[str, list[float]]:
+        span = slice(max(end - len(segment.token_ids) - 1, 0), end - 1)
+        parts = {name: values[span] for name, values in (of_tokens or {}).items()}
+        return {name: [round(v, 5) for v in part] for name, part in parts.items() if part and None not in part}
+
+    return {
+        "example_id": example.id,
+        "question": example.question,
+        "golden_answers": list(example.golden_answers),
+        "source": example.source,
+        "reward": reward,
+        "advantage": advantage,
+        "finish_reason": trajectory.finish_reason,
+        "answer": trajectory.answer,
+        "queries": trajectory.queries,
+        "segments": [
+            {"kind": s.kind, "text": s.text, "token_ids": s.token_ids, "logprobs": [round(p, 5) for p in s.logprobs]}
+            | numbers(s, end)
+            for s, end in zip(trajectory.segments, ends, strict=True)
+        ],
+    }
+
+
+def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
+    """rollouts/step-000010.jsonl, one trajectory a line."""
+    folder = run_dir / "rollouts"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:06d}.jsonl"
+    write_jsonl_atomic(path, rows)
+    return path
+
+
+def render_segment(kind: str, text: str, colour: bool) -> str:
+    """One segment for the terminal: coloured by who wrote it, or with the writer's name before each line."""
+    if colour:
+        return f"{COLOURS[kind]}{plain(text)}\x1b[0m"
+    lines = plain(text).strip("\n").split("\n")
+    return "".join(f"{kind:>11} | {line}\n" for line in lines)
+
+
+def render_trajectory(trajectory: Trajectory, colour: bool) -> str:
+    """A trajectory for the terminal, see `render_segment`."""
+    return "".join(render_segment(segment.kind, segment.text, colour) for segment in trajectory.segments).rstrip("\n")
+
+
+def summary_table(columns: dict[str, dict]) -> str:
+    """Held-out EM, searches a question and response length in tokens, per source and in all, one summary a column."""
+    measures = {"EM": ("em", "{:.3f}"), "searches": ("searches", "{:.2f}"), "tokens": ("response_tokens", "{:.1f}")}
+    first = next(iter(columns.values()))
+    rows = [["held-out questions", "", *columns]]
+    for source in [*sorted(first["by_source"]), None]:
+        parts = [summary["by_source"][source] if source else summary for summary in columns.values()]
+        for label, (key, form) in measures.items():
+            name = f"{one_line(source or 'all')} ({parts[0]['n']})" if label == "EM" else ""
+            rows.append([name, label, *(form.format(part[key]) for part in parts)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, label, *cells in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths[2:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), label.ljust(widths[1]), *numbers]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

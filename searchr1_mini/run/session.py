@@ -1,0 +1,313 @@
+"""The state of a run: opened, resumed, saved."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from searchr1_mini import __version__
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.distributed import is_main, main_first, n_processes, on_main
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.methods import MakeMethod, make_method
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.rollout import RolloutLimits
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.models.bases import check_model, day_of_run
+from searchr1_mini.models.initial import keep_init, open_init, origin
+from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
+from searchr1_mini.models.saving import load_critic, load_reference, save_critic, save_policy, save_reference
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.run import preflight
+from searchr1_mini.run.data_identity import check_data, data_identity
+from searchr1_mini.run.held_out import HELD_OUT, keep_held_out
+from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
+from searchr1_mini.run.task import Library, Task, load_task
+from searchr1_mini.run.watch import Watch
+from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage.files import write_json_atomic
+from searchr1_mini.storage.forms import WARNING
+
+MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
+    "output_dir resume steps decay_steps eval_every save_every keep_checkpoints tensorboard wandb check device dtype "
+    "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
+    "compile_decode fused_kernels max_skipped_updates retriever_url"
+).split()
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass
+class Session:
+    """The state of a run. `updates` counts optimiser steps; `samples` are the last evaluation's trajectories.
+
+    Attributes:
+        step: the one at hand, which decides the learning rate.
+        began, earlier_seconds: when this process began (`time.perf_counter`), and how long those before it took.
+        micro_batch_tokens: as configured, or fewer once memory ran out.
+        frozen_digest: of the weights that nothing trains, with `--check`.
+        after_cold_start: the evaluation after the cold start; None before it is over.
+        unlogged: metrics of the step before `first_step`, whose evaluation was broken off.
+    """
+
+    config: TrainConfig
+    folder: Path
+    policy: Policy
+    train: Task
+    held_out: Task
+    make_method: MakeMethod
+    limits: RolloutLimits
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    critic: Critic | None
+    watch: Watch
+    tracker: Tracker | None = None
+    micro_batch_tokens: int = 0
+    first_step: int = 1
+    step: int = 1
+    unlogged: dict[str, float] | None = None
+    frozen_digest: int | None = None
+    updates: int = 0
+    skipped_in_a_row: int = 0
+    train_seconds: float = 0.0
+    began: float = 0.0
+    earlier_seconds: float = 0.0
+    before: dict | None = None
+    after_cold_start: dict | None = None
+    cold_start_seconds: float = 0.0
+    samples_before: list[Trajectory] = field(default_factory=list)
+    samples: list[Trajectory] = field(default_factory=list)
+
+    @property
+    def total_seconds(self) -> float:
+        """How long the run has taken so far, in all of its processes."""
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+
+def start(config: TrainConfig, scratch: Path | None = None) -> Session:
+    """Opens the run's folder, loads model, questions and index, and with `--resume` the newest checkpoint.
+
+    A process that is not the first of its run writes into `scratch` instead of the run's folder.
+    """
+    began = time.perf_counter()
+    folder = on_main(lambda: Path(config.output_dir))  # one name, though each process made up one by its clock
+    checkpoint.seed_rng(config.seed)
+    device = pick_device(config.device)
+    tell_of_no_gpu(config.device, device, config.load_in_4bit)
+    dtype = pick_dtype(config.dtype, device)
+    source = resolve_model(config.model)
+    began_on = folder / "config.json" if config.resume else None
+    day = on_main(lambda: day_of_run(source, config.model, config.date, began_on))
+    config = replace(config, date=day.isoformat())
+    init = open_init(config.init, source, folder if config.resume else None) if config.init else None
+    check_model(source, config.max_total_tokens)
+    library = Library()
+    with main_first():
+        is_older = config.resume and not (folder / HELD_OUT).is_file()  # whose held-out questions were chosen otherwise
+        train = load_task(config, "train", library)
+        held_out = load_task(config, "eval" if is_older else "selection", library)
+    questions = [example.question for example in train.examples + held_out.examples]
+    checked = preflight.check(config, source, device, dtype, questions)
+    config = on_main(lambda: checked)
+    data_hashes = data_identity(train.examples, train.corpus_hash if config.retriever != "http" else "")
+    about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
+    about |= {"started_from": origin(config.init, init)} if init else {}
+    must_match = [f.name for f in fields(config) if f.name not in MAY_CHANGE]
+    on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, must_match))
+    on_main(lambda: None if config.resume else keep_held_out(folder, held_out.examples))
+    on_main(lambda: check_data(folder, data_hashes) if config.resume else None)
+    newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.resume else None
+    init = init and on_main(lambda: keep_init(init, folder))
+    folder = scratch or folder
+    print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
+    saved = newest
+    if config.resume and config.cold_start and newest is None:
+        saved = on_main(lambda: checkpoint.latest_checkpoint(Path(config.output_dir) / COLD_START))
+    policy = load_policy(
+        source,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        load_in_4bit=config.load_in_4bit,
+        dtype=dtype,
+        device=device,
+        dequantise=config.rollout_weights == "dequantised",
+        gradient_checkpointing=config.gradient_checkpointing,
+        fused_kernels=config.fused_kernels,
+        weights=saved / "model" if saved else init,
+        seed=config.seed,
+        day=day,
+    )
+    if init and not saved:
+        policy.freeze_reference()
+    if config.compile_decode:
+        policy.compile_decode()
+    check_questions(train.examples + held_out.examples, policy, config)
+    critic = None
+    if config.algorithm == "ppo":
+        critic = Critic(policy, config.seed)
+        if newest:
+            load_critic(critic, newest / "critic")
+    run = Session(
+        config,
+        folder,
+        policy,
+        train,
+        held_out,
+        method_of(config),
+        limits_of(config),
+        optimizer_of(config, policy, critic),
+        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        critic,
+        Watch(),
+        micro_batch_tokens=config.tokens_per_micro_batch,
+        began=began,
+    )
+    if newest:
+        restore(run, newest)
+    elif config.resume:  # interrupted before the first checkpoint: from the start
+        truncate_metrics(folder / "metrics.jsonl", 0)
+        truncate_metrics(folder / "warnings.jsonl", 0, WARNING)
+    run.tracker = Tracker(
+        folder, config.steps, run.first_step, config.tensorboard and is_main(), config.wandb and is_main(),
+        asdict(config), folder.name,
+    )  # fmt: skip
+    return run
+
+
+def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None) -> torch.optim.Optimizer:
+    """AdamW over the policy's parameters and the critic's; `learning_rates` has the rate of each update."""
+    groups = [{"params": policy.trainable(), "lr": config.learning_rate}]
+    if critic:
+        groups.append({"params": critic.parameters(), "lr": config.critic_learning_rate})
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
+    """The method that the config names, with its settings, and worked examples in its prompt if wanted."""
+    return make_method(
+        config.method,
+        template=config.template,
+        max_turns=config.max_turns,
+        max_new_tokens=config.max_new_tokens,
+        topk=config.topk,
+        serves_search=config.retriever != "none",
+        last_turn=not config.bug_no_last_turn,
+        shots=shots,
+    )
+
+
+def limits_of(config: TrainConfig) -> RolloutLimits:
+    """The bounds of a rollout that the config names."""
+    return RolloutLimits(
+        config.rollout_batch_size,
+        config.max_total_tokens,
+        config.max_observation_tokens,
+        overlap_search=config.retriever in ("http", "milvus"),
+        form=config.observation,
+    )
+
+
+def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
+    """Refuses a question that does not fit into the context before any work is spent on the run.
+
+    Raises:
+        UserError: names the question.
+    """
+    make = method_of(config)
+    for example in examples:
+        if len(example.question.encode()) < config.max_total_tokens // 2:  # a token is at least a byte
+            continue
+        n_tokens = len(policy.encode_prompt(make(example.question).send(None).text))
+        if n_tokens >= config.max_total_tokens:
+            raise UserError(
+                f"question {example.id} is {n_tokens} tokens long with its prompt, but --max-total-tokens is "
+                f"{config.max_total_tokens}; raise it or leave the question out"
+            )
+
+
+def _describe(config: TrainConfig, source: str, device: torch.device, dtype: torch.dtype) -> dict:
+    """config.json: every resolved value, and what it ran on."""
+    repository, git = Path(__file__).parents[2], shutil.which("git")
+    commit = ""
+    if git and (repository / ".git").exists():  # an installed package may lie in somebody else's repository
+        commit = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=repository).stdout
+    return {
+        **asdict(config),
+        "resolved_model": source,
+        "resolved_device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "resolved_dtype": str(dtype).removeprefix("torch."),
+        "processes": n_processes(),
+        "python": sys.version.split()[0],
+        "versions": {"searchr1_mini": __version__, **{name: version(name) for name in PACKAGES if find_spec(name)}},
+        "git_commit": commit.strip() or None,
+    }
+
+
+def restore(run: Session, folder: Path) -> None:
+    """Goes on exactly where the checkpoint was written: reference, optimiser, random state, metrics."""
+    load_reference(run.policy, folder / "model")
+    rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scaler)
+    checkpoint.restore_rng(rng)
+    progress = checkpoint.read_progress(folder / "progress.json")
+    try:
+        run.first_step, run.updates = progress["step"] + 1, progress["updates"]
+        run.before, run.train_seconds = progress["before"], progress["train_seconds"]
+        run.earlier_seconds = progress["total_seconds"]
+        run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
+        if progress["tokens_per_micro_batch"] == run.config.tokens_per_micro_batch:
+            run.micro_batch_tokens = progress["micro_batch_tokens"]
+        run.after_cold_start = progress.get("after_cold_start")
+        run.cold_start_seconds = progress.get("cold_start_seconds", 0.0)
+        run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'progress.json'} {checkpoint.OF_ANOTHER_VERSION} ({error!r})") from error
+    logged = progress["step"] - (run.unlogged is not None)
+    run.watch = Watch(truncate_metrics(run.folder / "metrics.jsonl", logged))
+    truncate_metrics(run.folder / "warnings.jsonl", logged, WARNING)
+    print(f"resumed after step {progress['step']} from {folder}", flush=True)
+
+
+def save_step(run: Session, step: int) -> Path:
+    """Writes checkpoints/step-N: the adapter (or model), optimiser state and progress."""
+
+    def write_files(folder: Path) -> None:
+        save_policy(run.policy, folder / "model")
+        save_reference(run.policy, folder / "model")
+        if run.critic:
+            save_critic(run.critic, folder / "critic")
+        checkpoint.save_training_state(
+            folder / "state.pt",
+            optimizer=run.optimizer,
+            scaler=run.scaler,
+            rng=checkpoint.capture_rng(),
+        )
+        progress = {
+            "step": step,
+            "updates": run.updates,
+            "before": run.before,
+            "after_cold_start": run.after_cold_start,
+            "cold_start_seconds": run.cold_start_seconds,
+            "train_seconds": run.train_seconds,
+            "total_seconds": run.total_seconds,
+            "skipped_in_a_row": run.skipped_in_a_row,
+            "unlogged": run.unlogged,
+            "tokens_per_micro_batch": run.config.tokens_per_micro_batch,
+            "micro_batch_tokens": run.micro_batch_tokens,
+            "samples_before": [asdict(trajectory) for trajectory in run.samples_before],
+        }
+        write_json_atomic(folder / "progress.json", progress)
+
+    def save() -> Path:
+        path = checkpoint.save_checkpoint(run.folder, step, write_files)
+        checkpoint.prune_checkpoints(run.folder, run.config.keep_checkpoints)
+        return path
+
+    return on_main(save)

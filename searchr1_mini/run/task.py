@@ -1,0 +1,83 @@
+"""What a run trains and is measured on: questions and retrievers, of the synthetic world or of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage, Retriever
+from searchr1_mini.data.datasets import Split, load_corpus, load_examples
+from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.resolve import world_hops_list
+from searchr1_mini.retrievers.bm25s import fingerprint
+from searchr1_mini.retrievers.engines import build_retriever, engine_of
+from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions of one split and the retriever that can answer them; `corpus_hash` is of its passages, or address."""
+
+    examples: list[Example]
+    retriever: Retriever
+    corpus_hash: str = ""
+
+
+@dataclass
+class Library:
+    """Corpora with their hashes, and indexes, that several tasks share, so that each is read and built once."""
+
+    corpora: dict[tuple, tuple[Sequence[Passage], str]] = field(default_factory=dict)
+    engines: dict[tuple, Retriever] = field(default_factory=dict)
+
+
+def load_task(
+    config: TrainConfig, split: Split, library: Library | None = None, without: Sequence[Example] = ()
+) -> Task:
+    """Questions of one split and their retriever: training questions in full, else `eval_questions` at most.
+
+    The two splits of the synthetic world never share an entity, whatever the seed.
+
+    Args:
+        without: questions to leave out, whatever words they are in; others take their places.
+
+    Raises:
+        UserError: a file, data set or server that is not there or not as it should be.
+    """
+    library = library or Library()
+    limit = None if split == "train" else config.eval_questions
+    if config.dataset == "world":
+        side = "train" if split == "train" else "eval"
+        key = ("world", side, config.seed, config.world_difficulty, config.world_noise)
+        world = make_world(config.seed, side, config.world_difficulty, config.world_noise)
+        examples = world_examples(world, world_hops_list(config), limit, config.seed, {e.supporting for e in without})
+        library.corpora[key] = world.passages, fingerprint(world.passages)
+    else:
+        examples = load_examples(config.dataset, config.data_path, split, limit, {e.question for e in without})
+        key = (config.corpus or config.dataset, None if config.corpus else config.data_path)
+    return Task(examples, *_retriever(config, key, examples, library))
+
+
+def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> tuple[Retriever, str]:
+    """The engine that the config names, or one of the probes on its corpus; and the hash of what it searches."""
+    name, engine = config.retriever, engine_of(config)
+    if name in ("none", "empty") or config.method in ("r1", "direct", "cot"):
+        return EmptyRetriever(), ""
+    if name == "http":
+        key = ("http", config.retriever_url)
+        library.corpora[key] = [], config.retriever_url
+    elif key not in library.corpora:
+        key = (*key, engine.terms)  # a big corpus is indexed while it is read
+        if key not in library.corpora:
+            passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
+            library.corpora[key] = passages, fingerprint(passages)
+    passages, corpus_hash = library.corpora[key]
+    if name == "random":
+        return RandomRetriever(passages), corpus_hash
+    if name == "oracle":
+        return OracleRetriever(passages, examples), corpus_hash
+    if (engine, key) not in library.engines:
+        library.engines[engine, key] = build_retriever(engine, passages)
+    return library.engines[engine, key], corpus_hash
