@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from test_hostile_input import cpu_seconds, told
 from test_supply_chain import Trap
 
+from searchr1_mini import evaluate
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.scores import evaluate
 from searchr1_mini.core.training import train
 from searchr1_mini.models.bases import check_source
 from searchr1_mini.models.loading import load_policy

@@ -16,9 +16,9 @@ from faults import ADAPTER, ROOT, config_of, evaluation_of, sentence_of
 
 from searchr1_mini.core import training
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.scores import evaluate
 from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.evaluation import cells
 from searchr1_mini.export import ExportConfig, export_run
 from searchr1_mini.models.identity import BASE_FILE
 from searchr1_mini.options.eval_config import EvalConfig
@@ -165,8 +165,8 @@ def test_lines_are_whole_after_kill_9(tmp_path):
 def test_a_full_disk_costs_no_finished_chunk_of_an_evaluation(disk, capsys, monkeypatch):
     config = EvalConfig(model="tiny", methods="direct", limit=6, output_dir=str(disk / "eval"))
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "CHUNK", 2)
-        just_before(patch, evaluate, "append_jsonl", lambda: fill(disk), lambda part, _rows: part.stat().st_size > 0)
+        patch.setattr(cells, "CHUNK", 2)
+        just_before(patch, cells, "append_jsonl", lambda: fill(disk), lambda part, _rows: part.stat().st_size > 0)
         assert "the disk is full" in sentence_of(capsys, evaluate_command, config)
         (disk / "filler").unlink()
         (part,) = (disk / "eval" / "cells").iterdir()
@@ -310,7 +310,7 @@ def test_a_run_of_a_version_with_fewer_options_goes_on(run):
 
 
 def test_damaged_results_of_an_evaluation_are_answered_again(run, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "CHUNK", 2)
+    monkeypatch.setattr(cells, "CHUNK", 2)
     config = replace(evaluation_of(run), limit=6)
     evaluate_command(config)
     (cell,) = (Path(config.output_dir) / "cells").iterdir()

@@ -18,7 +18,7 @@ from searchr1_mini.core.logprobs import token_logprobs
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
-from searchr1_mini.core.scores import evaluate
+from searchr1_mini.evaluation import cells
 from searchr1_mini.models import probe
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.config import TrainConfig
@@ -233,5 +233,5 @@ def test_check_sees_what_is_random_in_the_updates_mode_only(tmp_path, monkeypatc
 def test_an_evaluation_unpacks_a_4_bit_base_where_there_is_room(room, is_unpacked, random_qwen2, monkeypatch):
     monkeypatch.setattr(preflight, "room_of", lambda device: room)
     settings = resolve(TrainConfig(model=str(random_qwen2), load_in_4bit=True, max_total_tokens=640, date="2026-01-01"))
-    policy = evaluate.load(EvalConfig(device="cpu"), settings, str(random_qwen2), None)
+    policy = cells.load(EvalConfig(device="cpu"), settings, str(random_qwen2), None)
     assert policy.dequantise == is_unpacked

@@ -17,13 +17,13 @@ from test_hostile_input import told
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from searchr1_mini import evaluate
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import reward
 from searchr1_mini.core.rollout import RolloutLimits, rollout
-from searchr1_mini.core.scores import evaluate
 from searchr1_mini.core.training import collect, train
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.models import chat_template
