@@ -36,6 +36,7 @@ from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.update import prepare, update
 from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.session import Session, start
 
@@ -63,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_random(Path(folder) / "model", *SHAPES[args.shape])
         config = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags)
-        config = resolve(replace(config, model=f"{folder}/model", output_dir=f"{folder}/run"))
+        config = resolve(with_options(config, model=f"{folder}/model", output_dir=f"{folder}/run"))
         run = start(config)
         print(f"{args.shape}, {torch.cuda.get_device_name() if run.policy.device.type == 'cuda' else 'CPU'}, {flags}")
         print_decode(run, args)
@@ -148,7 +149,9 @@ def print_phases(run: Session, args: argparse.Namespace) -> None:
     for name, (seconds, peak) in phases.items():
         print(f"{name:10}{seconds:>9.2f}{seconds / total:>8.0%}{lengths.sum() / seconds:>10.0f}{peak:>10.2f}")
     print(f"{'step':10}{total:>9.2f}{1:>8.0%}{lengths.sum() / total:>10.0f}{max(p for _, p in phases.values()):>10.2f}")
-    print(f"gradient checkpointing {config.gradient_checkpointing}, micro-batches of {config.tokens_per_micro_batch}")
+    print(
+        f"gradient checkpointing {config.weights.gradient_checkpointing}, micro-batches of {config.optimization.tokens_per_micro_batch}"
+    )
 
 
 def phase(phases: dict[str, tuple[float, float]], name: str, work):

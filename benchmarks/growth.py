@@ -20,6 +20,7 @@ import psutil
 
 from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measure
 from searchr1_mini.run.metrics import eval_metrics
@@ -42,7 +43,7 @@ def main() -> None:
         size = dict(steps=args.steps, questions_per_step=args.questions, group_size=args.group, max_turns=2)
         rhythm = dict(mini_batches=1, eval_questions=8, eval_every=100, save_every=50)
         sound = dict(learning_rate=3e-4, drop_zero_variance=False)  # so many steps at 3e-3 collapse, and lengths grow
-        config = resolve(TrainConfig(output_dir=f"{folder}/run", **size, **rhythm, **sound))
+        config = resolve(make(TrainConfig, output_dir=f"{folder}/run", **size, **rhythm, **sound))
         run = start(config)
         with run.tracker, redirect_stdout(Path(os.devnull).open("w")):
             rows = np.array([one_step(run, step) for step in range(1, args.steps + 1)])
@@ -57,12 +58,12 @@ def main() -> None:
 def one_step(run: Session, step: int) -> tuple[float, float, float]:
     """A step as `train` takes it; resident memory after it in MB, its seconds, its tokens."""
     metrics = train_step(run, step)
-    if step % run.config.eval_every == 0:
+    if step % run.config.logging.eval_every == 0:
         metrics |= eval_metrics(measure(run))
     run.tracker.log(step, metrics)
     run.tracker.progress(step, metrics)
     run.tracker.warn(step, run.watch.see(step, metrics).values())
-    if step % run.config.save_every == 0:
+    if step % run.config.logging.save_every == 0:
         save_step(run, step)
     if step % 50 == 0:
         print(f"step {step}", file=sys.stderr, flush=True)

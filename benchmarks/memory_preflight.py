@@ -19,6 +19,8 @@ from typing import Any
 
 from ppo_memory import peak_gb, reset_peak
 
+from searchr1_mini.options.nested import make
+
 PHASES = {"measure": "rollout", "collect": "rollout", "prepare": "log-probs", "update": "update"}
 WORDS = "the city mayor of was born in".split()  # a token each
 
@@ -102,12 +104,12 @@ def measure(setting: Setting) -> dict[str, tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         save_model(setting, Path(folder) / "model")
         values = {"model": f"{folder}/model", "output_dir": f"{folder}/run", **save_questions(setting, Path(folder))}
-        config = resolve(TrainConfig(**TINY | OPTIONS | setting.options | values))
+        config = resolve(make(TrainConfig, **TINY | OPTIONS | setting.options | values))
         for name, phase in PHASES.items():
             setattr(training, name, watched(getattr(training, name), phase))
         device = pick_device("auto")
         questions = [" ".join(WORDS[:1] * setting.question_tokens)]
-        expected = predictor(config.model, device, pick_dtype("auto", device), questions)(config)
+        expected = predictor(config.run.model, device, pick_dtype("auto", device), questions)(config)
         print(expected.table(), file=sys.stderr)
         run = start(config)
         training.measure(run)

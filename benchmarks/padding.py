@@ -20,6 +20,7 @@ from searchr1_mini.core.algorithms import zero_variance
 from searchr1_mini.core.batch import micro_batches, mini_batches
 from searchr1_mini.core.training import Rollouts, rows_to_train_on
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import saved_config
 from searchr1_mini.storage.files import read_jsonl
 
@@ -66,23 +67,23 @@ def filled(lengths: list[int], budget: int) -> list[list[int]]:
 def of_run(run: Path, budget: int | None) -> Iterator[tuple[int, int, list[list[int]]]]:
     """For each step of a run its number, the budget, and the lengths of the rows of each optimiser step."""
     saved = saved_config(run)
-    config = TrainConfig(**{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
+    config = make(TrainConfig, **{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
     n_updates = 0
     for path in sorted((run / "rollouts").glob("step-*.jsonl")):
         rows = read_jsonl(path)
-        group_ids = [index // config.group_size for index in range(len(rows))]
+        group_ids = [index // config.optimization.group_size for index in range(len(rows))]
         rewards = [row["reward"] for row in rows]
         is_flat = zero_variance(torch.tensor(rewards), torch.tensor(group_ids))
         endings = [SimpleNamespace(finish_reason=row["finish_reason"]) for row in rows]
         kept = rows_to_train_on(config, Rollouts(endings, [], rewards, group_ids, None), is_flat)
         lengths = [sum(len(segment["token_ids"]) for segment in rows[index]["segments"]) for index in kept]
         updates: list[list[int]] = []
-        for _ in range(config.epochs if kept else 0):
-            shuffle = torch.Generator().manual_seed(n_updates * 7919 + config.seed)  # as `update` seeds it
-            minis = mini_batches([group_ids[index] for index in kept], config.mini_batches, shuffle)
+        for _ in range(config.optimization.epochs if kept else 0):
+            shuffle = torch.Generator().manual_seed(n_updates * 7919 + config.run.seed)  # as `update` seeds it
+            minis = mini_batches([group_ids[index] for index in kept], config.optimization.mini_batches, shuffle)
             updates += [[lengths[row] for row in mini] for mini in minis if mini]
             n_updates += sum(map(bool, minis))
-        yield int(path.stem.removeprefix("step-")), budget or config.tokens_per_micro_batch, updates
+        yield int(path.stem.removeprefix("step-")), budget or config.optimization.tokens_per_micro_batch, updates
 
 
 def drawn(budget: int, n_steps: int = 20) -> Iterator[tuple[int, int, list[list[int]]]]:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from searchr1_mini.options.nested import make
+
 SETTINGS = {
     "grpo": {"questions_per_step": 2, "group_size": 4, "drop_zero_variance": False},
     "ppo": {"questions_per_step": 8, "group_size": 1},
@@ -75,7 +77,7 @@ def measure(algorithm: str, model: str) -> float:
         values = TINY | {"model": model, "load_in_4bit": True, "gradient_checkpointing": True, "lora_rank": 32}
         values |= {"max_new_tokens": 16, "max_turns": 1, "eval_questions": 2, "tokens_per_micro_batch": 1024}
         values |= {"algorithm": algorithm, "output_dir": f"{folder}/run", "tensorboard": False}
-        run = start(resolve(TrainConfig(**values | SETTINGS[algorithm])))
+        run = start(resolve(make(TrainConfig, **values | SETTINGS[algorithm])))
         reset_peak()
         train_step(run, 1)
         return peak_gb()

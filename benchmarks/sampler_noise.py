@@ -7,10 +7,10 @@ The differences are rounding, and what a clip of a sequence's ratio would make o
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve
 
 CLIPS = ((0.0003, 0.0004), (0.003, 0.004), (0.2, 0.2))  # GSPO's, ten times that, GRPO's
@@ -20,7 +20,7 @@ def main() -> None:
     """Prints the differences of each token and of each trajectory's mean, in nats."""
     config = resolve(parse(TrainConfig, "sampler_noise.py", __doc__.splitlines()[0]))
     with tempfile.TemporaryDirectory() as folder:
-        measure(replace(config, output_dir=f"{folder}/run", tensorboard=False))
+        measure(with_options(config, output_dir=f"{folder}/run", tensorboard=False))
 
 
 def measure(config: TrainConfig) -> None:
@@ -34,7 +34,7 @@ def measure(config: TrainConfig) -> None:
     rollouts = collect(run, 1)
     batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
     batch = batch.to(run.policy.device)
-    with run.policy.training(config.gradient_checkpointing):
+    with run.policy.training(config.weights.gradient_checkpointing):
         change = (all_logprobs(run, batch) - batch.old_logprobs) * batch.loss_mask
     of_tokens = change[batch.loss_mask].abs()
     ratios = (change.sum(1) / batch.loss_mask.sum(1)).exp()

@@ -32,6 +32,7 @@ from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.core.rewards import f1_score
 from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.session import start
 from searchr1_mini.run.task import load_task
@@ -78,7 +79,7 @@ def settings(args: argparse.Namespace, turns: int, folder: str) -> TrainConfig:
     lengths = dict(max_new_tokens=args.new, max_total_tokens=CONTEXT, max_turns=turns)
     loss = dict(kl_coef=0.0, drop_zero_variance=False, reward="f1", warmup_steps=0, decay_steps=0)
     return resolve(
-        TrainConfig(output_dir=f"{folder}/ours", eval_questions=2, tensorboard=False, **size, **lengths, **loss)
+        make(TrainConfig, output_dir=f"{folder}/ours", eval_questions=2, tensorboard=False, **size, **lengths, **loss)
     )
 
 
@@ -88,16 +89,16 @@ def time_ours(config: TrainConfig, turns: int) -> tuple[float, float]:
     def method(question: str) -> Method:
         yield Prompt(prompt_of(question))
         for turn in range(turns):
-            text = yield Generate(("\x00never",), config.max_new_tokens)
+            text = yield Generate(("\x00never",), config.rollout.max_new_tokens)
             if turn < turns - 1:
-                yield Observe(passages=(yield Search(text, config.topk)))
+                yield Observe(passages=(yield Search(text, config.retrieval.topk)))
         yield Finish(text, "answer")
 
     run = start(config)
     run.make_method = method
     run.policy.tokenizer.eos_token = run.policy.config.eos_token_id = None  # nothing ends a turn early
     with run.tracker:
-        rows = [train_step(run, step) for step in range(1, config.steps + 1)][1:]
+        rows = [train_step(run, step) for step in range(1, config.optimization.steps + 1)][1:]
     tokens = statistics.fmean(row["response_tokens"] + row["observation_tokens"] for row in rows)
     return statistics.median(row["seconds"] for row in rows), tokens
 
@@ -112,19 +113,22 @@ def time_trl(config: TrainConfig, turns: int, batch: int) -> tuple[float, float]
         return [f1_score(c[-1]["content"], gold) for c, gold in zip(completions, golden_answers, strict=True)]
 
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(resolve_model(config.model), dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(resolve_model(config.run.model), dtype=torch.float32),
         reward_funcs=f1,
         args=trl_config(config, turns, batch),
         train_dataset=Dataset.from_list([trl_row(example) for example in task.examples]),
         processing_class=trl_tokenizer(config, turns),
         callbacks=[clock],
         peft_config=LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=config.weights.lora_rank,
+            lora_alpha=config.weights.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
         ),
-        tools=[search_tool(task.retriever, config.topk)] if turns > 1 else None,
+        tools=[search_tool(task.retriever, config.retrieval.topk)] if turns > 1 else None,
     )
     trainer.train()
-    n_samples = config.questions_per_step * config.group_size
+    n_samples = config.optimization.questions_per_step * config.optimization.group_size
     return statistics.median(clock.seconds[1:]), statistics.fmean(lengths[n_samples:])
 
 
@@ -145,12 +149,12 @@ class Clock(TrainerCallback):
 
 def trl_config(config: TrainConfig, turns: int, batch: int) -> GRPOConfig:
     """TRL's names for our settings; what would slow it down on a CPU is off."""
-    turn = {"max_new_tokens": config.max_new_tokens, "min_new_tokens": config.max_new_tokens}
+    turn = {"max_new_tokens": config.rollout.max_new_tokens, "min_new_tokens": config.rollout.max_new_tokens}
     return GRPOConfig(
-        output_dir=f"{config.output_dir}-trl", max_steps=config.steps, num_generations=config.group_size, beta=0.0,
+        output_dir=f"{config.run.output_dir}-trl", max_steps=config.optimization.steps, num_generations=config.optimization.group_size, beta=0.0,
         per_device_train_batch_size=batch, max_completion_length=CONTEXT, generation_kwargs=turn,
-        gradient_accumulation_steps=config.questions_per_step * config.group_size // batch,
-        max_tool_calling_iterations=turns - 1, learning_rate=config.learning_rate, lr_scheduler_type="constant",
+        gradient_accumulation_steps=config.optimization.questions_per_step * config.optimization.group_size // batch,
+        max_tool_calling_iterations=turns - 1, learning_rate=config.optimization.learning_rate, lr_scheduler_type="constant",
         use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1,
         disable_tqdm=True,
     )  # fmt: skip
@@ -158,7 +162,7 @@ def trl_config(config: TrainConfig, turns: int, batch: int) -> GRPOConfig:
 
 def trl_tokenizer(config: TrainConfig, turns: int) -> PreTrainedTokenizerBase:
     """The tiny base's tokenizer with a chat template; with tools, every turn is read as a search for its own text."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model), chat_template=CHAT)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.run.model), chat_template=CHAT)
 
     def parse_response(ids: list[int], **_: object) -> dict:
         text = tokenizer.decode(ids)

@@ -33,6 +33,7 @@ from searchr1_mini import export  # noqa: E402
 from searchr1_mini.core.errors import UserError  # noqa: E402
 from searchr1_mini.core.training import train  # noqa: E402
 from searchr1_mini.options.config import TrainConfig  # noqa: E402
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model  # noqa: E402
 
 SECONDS = 60
@@ -50,7 +51,7 @@ def result_of(name: str, folder: Path) -> str:
     base = save_family(folder / "base", name, AutoTokenizer.from_pretrained(resolve_model("tiny")))
     for checkpointing in (True, False):
         run = folder / f"run-{checkpointing}"
-        config = TrainConfig(model=str(base), output_dir=str(run), gradient_checkpointing=checkpointing, **SMALL)
+        config = make(TrainConfig, model=str(base), output_dir=str(run), gradient_checkpointing=checkpointing, **SMALL)
         told = in_time(lambda: train(resolve(config)))  # noqa: B023
         if "no gradient checkpointing" in told:
             continue

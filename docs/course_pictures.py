@@ -15,6 +15,7 @@ from transformers import Qwen2Config
 from searchr1_mini.core.algorithms import clipped_surrogate, gae, group_advantages
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.charts import COLOURS, html_text, line_chart, svg
 from searchr1_mini.run.memory import GB, predict, shape_of
@@ -167,7 +168,7 @@ def memory() -> str:
     parts = [text(20, 28, "Predicted peak of each phase, Qwen2.5-3B in NF4 with LoRA, GRPO", "start", "title")]
     y = 48
     for preset in ("24gb", "16gb", "12gb"):
-        predicted = predict(resolve(TrainConfig(model="Qwen2.5-3B", **PRESETS[preset])), shape, 2, on_gpu=True)
+        predicted = predict(resolve(make(TrainConfig, model="Qwen2.5-3B", **PRESETS[preset])), shape, 2, on_gpu=True)
         parts.append(text(20, y + 34, f"--preset {preset}", "start", "name"))
         for colour, phase in zip(COLOURS, predicted.phases, strict=False):
             size = predicted.total(phase) / GB

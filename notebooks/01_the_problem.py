@@ -86,7 +86,6 @@ print(f"exact match {summary['em']:.3f}, searches a question {summary['searches'
 # * **oracle**: returns the supporting passages whatever the query: the best that any engine could do.
 
 # %%
-from dataclasses import replace
 
 ENGINES = {"none": "none", "empty": "empty", "bm25": "auto", "oracle": "oracle"}
 
@@ -95,7 +94,7 @@ def by_engine(policy, temperature):
     """Engine -> (summary, trajectories) on the same questions."""
     results = {}
     for name, retriever in ENGINES.items():
-        settings = replace(config, retriever=retriever)
+        settings = with_options(config, retriever=retriever)
         task = load_task(settings, "eval")
         results[name] = evaluate(
             task.examples, method_of(settings), policy, task.retriever, limits_of(settings), temperature=temperature
@@ -133,6 +132,7 @@ assert right["did not search"] == 0
 # run is `python train.py`: 40 steps, both hops.
 
 # %%
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 
 runs = TemporaryDirectory()

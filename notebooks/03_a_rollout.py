@@ -168,7 +168,9 @@ from searchr1_mini.core.logprobs import token_logprobs
 batch = build_batch([longest], [0.0], [0], tokenizer.pad_token_id).to(policy.device)
 with torch.no_grad():
     hidden = policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids)
-    again, _ = token_logprobs(hidden[:, :-1], policy.lm_head, batch.targets, batch.loss_mask, config.temperature)
+    again, _ = token_logprobs(
+        hidden[:, :-1], policy.lm_head, batch.targets, batch.loss_mask, config.rollout.temperature
+    )
 difference = (again - batch.old_logprobs)[batch.loss_mask].abs().max().item()
 assert difference < 1e-3, difference
 print(f"{int(batch.loss_mask.sum())} policy tokens, every log-prob the same to 1e-3")

@@ -116,8 +116,8 @@ loss, _ = policy_loss(
     batch.old_logprobs,
     torch.ones_like(weights),
     weights,
-    clip_eps=config.clip_eps,
-    clip_eps_high=config.clip_eps,
+    clip_eps=config.objective.clip_eps,
+    clip_eps_high=config.objective.clip_eps,
 )
 loss.backward()
 print("gradients on masked tokens: ", logprobs.grad[~batch.loss_mask].unique().tolist())

@@ -118,7 +118,7 @@ from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(world_hops="1", eval_questions=24)
 task = load_task(config, "eval")
-G = config.group_size
+G = config.optimization.group_size
 group = [example for example in task.examples for _ in range(G)]
 trajectories, _ = rollout(group, method_of(config), policy, task.retriever, limits_of(config), temperature=1.0, seed=0)
 paid = [reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]

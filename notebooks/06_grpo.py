@@ -35,6 +35,7 @@ from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect, train_step
 from searchr1_mini.core.update import all_logprobs, prepare, update
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measure
 from searchr1_mini.run.session import start
@@ -47,7 +48,7 @@ from searchr1_mini.run.session import start
 
 # %%
 config = resolve(
-    TrainConfig(
+    make(TrainConfig, 
         world_difficulty="infobox", world_hops="1", steps=7, questions_per_step=8, group_size=8, mini_batches=1,
         warmup_steps=1, decay_steps=0, eval_questions=40, dtype="float32", tensorboard=False,
         output_dir=f"{tempfile.mkdtemp()}/run",
@@ -117,7 +118,7 @@ fig, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 bins = torch.linspace(0.5, 1.5, 41).tolist()
 for chosen, colour, name in ((sign > 0, BLUE, "A > 0"), (sign < 0, ORANGE, "A < 0")):
     axis.hist(ratio_after.cpu()[chosen].clamp(0.5, 1.5).tolist(), bins, color=colour, alpha=0.6, label=name)
-for edge in (1 - config.clip_eps, 1 + config.clip_eps):
+for edge in (1 - config.objective.clip_eps, 1 + config.objective.clip_eps):
     axis.axvline(edge, color="black", linestyle=":")
 axis.set(xlabel="ratio after one optimiser step (dotted: the clip)", ylabel="tokens", yscale="log")
 _ = axis.legend()
@@ -137,7 +138,9 @@ _ = axis.legend()
 log_ratios = torch.linspace(-0.5, 0.5, 201, requires_grad=True)
 fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharex=True, layout="constrained")
 for advantage, colour in ((1.0, BLUE), (-1.0, ORANGE)):
-    loss, _ = clipped_surrogate(log_ratios, torch.tensor(advantage), config.clip_eps, config.clip_eps_high)
+    loss, _ = clipped_surrogate(
+        log_ratios, torch.tensor(advantage), config.objective.clip_eps, config.objective.clip_eps_high
+    )
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratios)
     for axis, values in zip(axes, (loss, gradient), strict=True):
         axis.plot(log_ratios.detach().exp(), values.detach(), color=colour, label=f"A = {advantage:+.0f}")
@@ -169,7 +172,7 @@ assert abs(sum(k3) / len(k3) - ours.mean()) < 1e-4
 # token (notebook 4). A loop over plain numbers:
 
 # %%
-eps, beta, n_tokens = config.clip_eps, config.kl_coef, int(mask.sum())
+eps, beta, n_tokens = config.objective.clip_eps, config.objective.kl_coef, int(mask.sum())
 total = 0.0
 for i, t in mask.nonzero().tolist():
     rho, a = math.exp(new[i, t] - old[i, t]), float(advantages[i])
@@ -222,7 +225,7 @@ print(inspect.getsource(train_step))
 log = [
     {"reward": rewards.mean().item(), "searches": sum(len(t.queries) for t in rollouts.trajectories) / 64, **metrics}
 ]
-log += [train_step(run, step) for step in range(2, config.steps + 1)]
+log += [train_step(run, step) for step in range(2, config.optimization.steps + 1)]
 after, emptied = measure(run), measure(run, is_empty=True)
 
 # %%

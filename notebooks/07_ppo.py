@@ -33,6 +33,7 @@ from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect, train_step
 from searchr1_mini.core.update import all_values, prepare
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measure
 from searchr1_mini.run.session import start
@@ -155,7 +156,7 @@ for name, guess in (
 
 # %%
 config = resolve(
-    TrainConfig(
+    make(TrainConfig, 
         algorithm="ppo", world_difficulty="infobox", world_hops="1", steps=6, questions_per_step=48, mini_batches=2,
         warmup_steps=1, critic_warmup_steps=1, decay_steps=0, eval_questions=40, tensorboard=False,
         output_dir=f"{tempfile.mkdtemp()}/run",
@@ -182,7 +183,7 @@ print(f"{n_policy:,} trained numbers in the policy's adapter, {n_critic:,} in th
 # critic to update.
 
 # %%
-log = [train_step(run, step) for step in range(1, config.steps + 1)]
+log = [train_step(run, step) for step in range(1, config.optimization.steps + 1)]
 after = measure(run)
 steps = range(1, len(log) + 1)
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
@@ -210,7 +211,7 @@ assert log[-1]["reward"] > log[0]["reward"]
 # A rollout of one more step, its tokens from left to right: where the engine wrote, there is no value to learn from.
 
 # %%
-rollouts = collect(run, step=config.steps + 1)
+rollouts = collect(run, step=config.optimization.steps + 1)
 batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, pad).to(run.policy.device)
 values = all_values(run, batch).cpu()
 row = next(i for i, t in enumerate(rollouts.trajectories) if t.queries and rollouts.rewards[i] > 0)

@@ -34,6 +34,7 @@ from searchr1_mini.core.algorithms import group_advantages, loss_weights
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect, train_step
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.session import start
 from searchr1_mini.run.watch import SIGNS, Watch
@@ -53,12 +54,12 @@ EASY = dict(
 
 def opened(**changes):
     with capture_output():
-        return start(resolve(TrainConfig(**EASY | changes, output_dir=f"{tempfile.mkdtemp()}/run")))
+        return start(resolve(make(TrainConfig, **EASY | changes, output_dir=f"{tempfile.mkdtemp()}/run")))
 
 
 def trained(**changes):
     run, watch, log, warned = opened(**changes), Watch(), [], {}
-    for step in range(1, run.config.steps + 1):
+    for step in range(1, run.config.optimization.steps + 1):
         log.append(train_step(run, step))
         warned |= {f"step {step}, {sign}": words for sign, words in watch.see(step, log[-1]).items()}
     return log, warned

@@ -35,6 +35,7 @@ from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import train, train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.memory import GB, NF4, predict, shape_of
@@ -74,7 +75,7 @@ for size, shape in shapes.items():
 
 # %%
 def predicted(size, **changes):
-    config = resolve(TrainConfig(model=f"Qwen2.5-{size}", **changes))
+    config = resolve(make(TrainConfig, model=f"Qwen2.5-{size}", **changes))
     return predict(config, shapes[size], width=2, on_gpu=True)
 
 
@@ -136,7 +137,7 @@ for name, changes in {
 # Three knobs move what is left. Each line starts from the defaults of Qwen2.5-3B and turns one of them.
 
 # %%
-config = resolve(TrainConfig(model="Qwen2.5-3B"))
+config = resolve(make(TrainConfig, model="Qwen2.5-3B"))
 knobs = {
     "tokens_per_micro_batch": (512, 1024, 2048, 4096, 8192, 16384),
     "rollout_batch_size": (4, 8, 16, 32, 64, 128),
@@ -145,7 +146,7 @@ knobs = {
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
 for axis, (knob, values) in zip(axes, knobs.items(), strict=True):
     for phase, colour in zip(("rollout", "update"), COLOURS, strict=False):
-        tried = [predict(replace(config, **{knob: value}), shapes["3B"], 2, True) for value in values]
+        tried = [predict(with_options(config, **{knob: value}), shapes["3B"], 2, True) for value in values]
         axis.plot(values, [t.total(phase) / GB for t in tried], "o-", color=colour, label=phase)
     axis.set(xlabel="--" + knob.replace("_", "-"), xscale="log")
     axis.set_xticks(values, [f"{n // 1024}k" if n >= 1024 else str(n) for n in values])
@@ -180,7 +181,7 @@ for size, shape in shapes.items():
 # %%
 options = dict(eval_questions=20, tensorboard=False, output_dir=f"{tempfile.mkdtemp()}/run", world_difficulty="infobox")
 with capture_output():
-    run = start(resolve(TrainConfig(**options)))
+    run = start(resolve(make(TrainConfig, **options)))
 examples = run.train.examples[:64]
 speeds = {}
 for at_a_time in (1, 4, 16, 64):
@@ -212,7 +213,7 @@ if is_cached or FILE.is_file():
     folder, model = f"{tempfile.mkdtemp()}/run", NAME if is_cached else str(FILE)
     settings = PRESETS["laptop-llm"] | small | dict(model=model, output_dir=folder, tensorboard=False)
     with capture_output():
-        train(resolve(TrainConfig(**settings)), write_report)
+        train(resolve(make(TrainConfig, **settings)), write_report)
     summary = read_summary(Path(folder, "summary.json"))
     for when in ("before", "after_cold_start", "after", "after_without_retriever"):
         print(f"{when:24} exact match {summary[when]['em']:.2f}  valid actions {summary[when]['valid_actions']:.2f}")
@@ -233,7 +234,7 @@ is_cached = isinstance(try_to_load_from_cache("Qwen/Qwen2.5-0.5B", "model.safete
 if torch.cuda.is_available() and is_cached:
     del run
     small = dict(model="Qwen2.5-0.5B", dataset="world", eval_questions=8, questions_per_step=4, group_size=4)
-    real = start(resolve(TrainConfig(**options | small | {"output_dir": f"{tempfile.mkdtemp()}/run"})))
+    real = start(resolve(make(TrainConfig, **options | small | {"output_dir": f"{tempfile.mkdtemp()}/run"})))
     torch.cuda.reset_peak_memory_stats()
     metrics = train_step(real, 1)
     print(predict(real.config, shapes["0.5B"], width=2, on_gpu=True).line(), "predicted")

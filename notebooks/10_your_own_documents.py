@@ -35,6 +35,7 @@ from searchr1_mini.core.training import train_step
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrieval_metrics import measure as measure_retriever
 from searchr1_mini.run.evaluations import measure
@@ -152,7 +153,7 @@ _ = axis.legend()
 
 # %%
 config = resolve(
-    TrainConfig(
+    make(TrainConfig, 
         dataset=str(questions), corpus=str(corpus), steps=6, questions_per_step=8, group_size=8, warmup_steps=1,
         decay_steps=0, tensorboard=False, output_dir=str(WORK / "run"),
     )
@@ -160,7 +161,7 @@ config = resolve(
 with capture_output():
     run = start(config)
 before, asked_before = measure(run), run.samples
-log = [train_step(run, step) for step in range(1, config.steps + 1)]
+log = [train_step(run, step) for step in range(1, config.optimization.steps + 1)]
 after, asked_after = measure(run), run.samples
 
 # %%

@@ -20,6 +20,7 @@ from searchr1_mini.core.training import train
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.models.loading import load_policy, pick_device
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.report import write_report
 
@@ -39,23 +40,23 @@ def load_tiny(weights: Path | None = None, **options) -> tuple[TrainConfig, Poli
     Returns:
         The resolved config, and the policy.
     """
-    config = resolve(TrainConfig(**options))
+    config = resolve(make(TrainConfig, **options))
     policy = load_policy(
         resolve_model("tiny"),
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_rank=config.weights.lora_rank,
+        lora_alpha=config.weights.lora_alpha,
         load_in_4bit=False,
         dtype=torch.float32,
         device=pick_device("auto"),
         weights=weights,
-        seed=config.seed,
+        seed=config.run.seed,
     )
     return config, policy
 
 
 def train_quietly(folder: str, **options) -> Path:
     """`train.py` with these options into `folder`, without its printed lines; returns the folder."""
-    config = resolve(TrainConfig(output_dir=folder, tensorboard=False, **options))
+    config = resolve(make(TrainConfig, output_dir=folder, tensorboard=False, **options))
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         return train(config, write_report)
 

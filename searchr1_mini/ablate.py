@@ -29,9 +29,10 @@ from typing import Any
 from searchr1_mini.ablations.studies import STUDIES, Study
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.cli import parse, run_command
-from searchr1_mini.options.config import MOST_STEPS, TrainConfig, option
+from searchr1_mini.options.config import MOST_STEPS, TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.pages.report import write_report
@@ -53,15 +54,15 @@ CURVES = {
 class AblateConfig:
     """Options of a study."""
 
-    study: str | None = option("what", None, "one of the studies above; the first word of the command line will do")
-    model: str = option("what", "tiny", "as in train.py")
-    output_dir: str | None = option("what", None, "folder of the study [default: runs/ablate-STUDY]")
+    study: str | None = grouped("what", None, "one of the studies above; the first word of the command line will do")
+    model: str = grouped("what", "tiny", "as in train.py")
+    output_dir: str | None = grouped("what", None, "folder of the study [default: runs/ablate-STUDY]")
 
-    seeds: int = option("how", 3, "runs an arm", least=1, most=100)
-    steps: int | None = option(
+    seeds: int = grouped("how", 3, "runs an arm", least=1, most=100)
+    steps: int | None = grouped(
         "how", None, "training steps of every run [default: the study's]", least=1, most=MOST_STEPS
     )
-    jobs: int | None = option(
+    jobs: int | None = grouped(
         "how", None, "runs at a time [default: the number of CPU cores; 1 on a GPU]", least=1, most=1000
     )
 
@@ -74,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config = parse_study(argv)
     study = STUDIES[config.study]
-    out = Path(config.output_dir or f"runs/ablate-{config.study}")
-    seeds, steps, model = range(config.seeds), config.steps, config.model
+    out = Path(config.run.output_dir or f"runs/ablate-{config.study}")
+    seeds, steps, model = range(config.seeds), config.optimization.steps, config.run.model
     configs = {(arm, seed): config_of(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
     if study.warm and model != "tiny":
         raise UserError(
@@ -124,7 +125,7 @@ def config_of(study: Study, arm: str, seed: int, out: Path, steps: int | None, m
         tiny = TINY | {"learning_rate": LEARNING_RATES["tiny", "lora"]} if model == "tiny" else {}
         values = tiny | values | {"model": str(out / "warm_base")}
     values |= {"seed": seed, "output_dir": str(folder_of(out, arm, seed)), "tensorboard": False}
-    return resolve(TrainConfig(**values))
+    return resolve(make(TrainConfig, **values))
 
 
 def open_study(out: Path, settings: dict[str, Any]) -> None:
@@ -188,14 +189,14 @@ def end_with_parent() -> None:
 def train_one(config: TrainConfig) -> float:
     """One run, in a process of its own, with its output in ARM/seed-N.log; returns its final held-out exact match."""
     end_with_parent()
-    folder = Path(config.output_dir)
+    folder = Path(config.run.output_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     from searchr1_mini.core.training import train
 
-    train(replace(config, resume=(folder / "config.json").exists()), write_report)
+    train(with_options(config, resume=(folder / "config.json").exists()), write_report)
     return read_json(folder / "summary.json", {"after": {"em": float}})["after"]["em"]
 
 

@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,9 +26,10 @@ from searchr1_mini.core.prompts import template_of
 from searchr1_mini.models.gguf_base import find_gguf
 from searchr1_mini.models.names import base_name, base_revision
 from searchr1_mini.options.cli import parse, run_command
-from searchr1_mini.options.config import TrainConfig, option
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve_model, saved_config
 
 if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once
@@ -44,15 +45,15 @@ PROBE_TEXTS, PROBE_TOKENS = 4, 256  # on which the merged model is compared with
 class ExportConfig:
     """Options of the export."""
 
-    run: str | None = option("what", None, "folder of a training run; the first word of the command line will do")
-    what: Literal["all", "merged", "adapter", "questions"] = option(
+    run: str | None = grouped("what", None, "folder of a training run; the first word of the command line will do")
+    what: Literal["all", "merged", "adapter", "questions"] = grouped(
         "what", "all", "the model with its adapter merged, the adapter alone, the questions, or all that the run has"
     )
-    checkpoint: str | None = option("what", None, "step of the run's checkpoint, or best [default: the newest]")
-    dtype: Literal["bfloat16", "float16", "float32"] | None = option(
+    checkpoint: str | None = grouped("what", None, "step of the run's checkpoint, or best [default: the newest]")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = grouped(
         "what", None, "of the merged model's weights [default: float32, which loses nothing]"
     )
-    output_dir: str | None = option("what", None, "a new or empty folder [default: RUN/export]")
+    output_dir: str | None = grouped("what", None, "a new or empty folder [default: RUN/export]")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,8 +85,8 @@ def export_run(config: ExportConfig) -> Path:
         raise UserError("name the run: python -m searchr1_mini.export runs/NAME")
     run = Path(config.run)
     saved = saved_config(run)
-    settings = TrainConfig(**{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
-    told = replace(settings, model=public_name(settings.model))
+    settings = make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig) if name in saved})
+    told = with_options(settings, model=public_name(settings.run.model))
     parts = parts_of(config, settings)
     out = Path(config.output_dir or run / "export")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -116,7 +117,7 @@ def parts_of(config: ExportConfig, settings: TrainConfig) -> list[str]:
         UserError: the run has no such part, or a flag belongs to none of them.
     """
     parts = ["questions", "adapter", "merged"] if config.what == "all" else [config.what]
-    if settings.lora_rank == 0 and "adapter" in parts:
+    if settings.weights.lora_rank == 0 and "adapter" in parts:
         if config.what == "adapter":
             raise UserError(f"{config.run} trained every weight and has no adapter; take --what merged")
         parts.remove("adapter")
@@ -171,7 +172,7 @@ def probe_of(run: Path, settings: TrainConfig) -> list[str]:
     newest = max((run / "rollouts").glob("step-*.jsonl"), default=None)
     by_question = {row["example_id"]: row for row in (read_jsonl(newest) if newest else [])}
     texts = ["".join(segment["text"] for segment in row["segments"]) for row in by_question.values()]
-    return texts[:PROBE_TEXTS] or [template_of(settings.method, settings.template)]
+    return texts[:PROBE_TEXTS] or [template_of(settings.run.method, settings.data.template)]
 
 
 def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str, probe: Sequence[str]) -> Merge:
@@ -199,16 +200,16 @@ def load_in_float32(settings: TrainConfig, weights: Path) -> Policy:
 
     try:
         return load_policy(
-            resolve_model(settings.model),
-            lora_rank=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
+            resolve_model(settings.run.model),
+            lora_rank=settings.weights.lora_rank,
+            lora_alpha=settings.weights.lora_alpha,
             load_in_4bit=False,
             dtype=torch.float32,
             device=torch.device("cpu"),
             weights=weights,
         )
     except UserError as error:
-        if settings.lora_rank:
+        if settings.weights.lora_rank:
             raise
         print(f"warning: {error}; what rounding costs cannot be told without the base", file=sys.stderr)
     from transformers import AutoModelForCausalLM
@@ -227,8 +228,8 @@ def write_adapter(settings: TrainConfig, weights: Path, folder: Path) -> None:
         shutil.copy(weights / BASE_FILE, folder)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    gguf = find_gguf(settings.model)
-    source = gguf.name if gguf else resolve_model(settings.model)
+    gguf = find_gguf(settings.run.model)
+    source = gguf.name if gguf else resolve_model(settings.run.model)
     config |= {"base_model_name_or_path": base_name(source), "revision": base_revision(source)}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -241,7 +242,7 @@ def write_questions(settings: TrainConfig, folder: Path) -> None:
     from searchr1_mini.run.task import load_task
 
     make_method = method_of(settings)
-    settings = replace(settings, retriever="empty", retriever_url=None)  # no index is needed
+    settings = with_options(settings, retriever="empty", retriever_url=None)  # no index is needed
     for split, ours in (("train", "train"), ("test", "selection")):
         examples = load_task(settings, ours).examples
         rows = [question_row(example, make_method, split, index) for index, example in enumerate(examples)]

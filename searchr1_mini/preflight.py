@@ -23,12 +23,12 @@ def main() -> None:
     """Prints the table of a run on a GPU (or `--device cpu`), and refuses it beyond `--memory-limit`."""
     about = "Predicts a run's memory: options of train.py."
     config = resolve(*parse_asked(TrainConfig, "python -m searchr1_mini.preflight", about))
-    shape = load_shape(resolve_model(config.model))
-    is_cpu = config.device == "cpu"
-    width = {"auto": 4 if is_cpu else 2, "float32": 4}.get(config.dtype, 2)
+    shape = load_shape(resolve_model(config.run.model))
+    is_cpu = config.run.device == "cpu"
+    width = {"auto": 4 if is_cpu else 2, "float32": 4}.get(config.weights.dtype, 2)
     print(predict(config, shape, width, not is_cpu).table(), flush=True)
     refuse_beyond(
-        (config.memory_limit or math.inf) * GB, config, lambda tried: predict(tried, shape, width, not is_cpu)
+        (config.weights.memory_limit or math.inf) * GB, config, lambda tried: predict(tried, shape, width, not is_cpu)
     )
 
 

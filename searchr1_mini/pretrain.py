@@ -33,7 +33,7 @@ from searchr1_mini.core.prompts import INVALID_ACTION, SEARCH_TEMPLATE
 from searchr1_mini.data.world import Difficulty, make_questions, make_world
 from searchr1_mini.models.loading import pick_device
 from searchr1_mini.options.cli import parse, run_command
-from searchr1_mini.options.config import MOST_SEED, option
+from searchr1_mini.options.config import MOST_SEED
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
@@ -178,25 +178,25 @@ def step_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.Tensor)
 class PretrainConfig:
     """Options of the pre-training."""
 
-    output: str | None = option("what", None, "folder for the base and its tokenizer")
-    init: str | None = option("what", None, "go on from this base instead of a random one")
-    first_stage: int = option("what", 0, "1 leaves the first stage out", least=0, most=len(STAGES) - 1)
-    warm_start: bool = option("what", False, "a single stage with many right episodes instead")
+    output: str | None = grouped("what", None, "folder for the base and its tokenizer")
+    init: str | None = grouped("what", None, "go on from this base instead of a random one")
+    first_stage: int = grouped("what", 0, "1 leaves the first stage out", least=0, most=len(STAGES) - 1)
+    warm_start: bool = grouped("what", False, "a single stage with many right episodes instead")
 
-    vocab_size: int = option("model", 1664, "tokens of the tokenizer", least=400, most=200_000)
-    hidden: int = option("model", 128, "width of the model, a multiple of 64", least=64, most=8192)
-    layers: int = option("model", 4, "layers of the model", least=1, most=128)
+    vocab_size: int = grouped("model", 1664, "tokens of the tokenizer", least=400, most=200_000)
+    hidden: int = grouped("model", 128, "width of the model, a multiple of 64", least=64, most=8192)
+    layers: int = grouped("model", 4, "layers of the model", least=1, most=128)
 
-    tokens: float = option("training", 100e6, "tokens of all stages, padding included", above=0, most=1e12)
-    muon_lr: float = option("training", 0.015, "of the matrices", above=0, most=10)
-    adam_lr: float = option("training", 3e-3, "of all other weights", above=0, most=10)
-    batch_tokens: int = option("training", 8_192, "tokens per optimizer step", least=1024, most=10**7)
-    max_length: int = option("training", 640, "tokens of a trace; longer ones are left out", least=64, most=32_768)
-    report_every: float = option("training", 2e6, "tokens between reports", above=0, most=1e12)
-    workers: int = option("training", 1, "processes that write demonstrations", least=1, most=256)
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("training", "auto", "where to compute")
-    compile: bool = option("training", True, "compile the step with torch.compile")
-    seed: int = option("training", 0, "of the weights and the demonstrations", least=0, most=MOST_SEED)
+    tokens: float = grouped("training", 100e6, "tokens of all stages, padding included", above=0, most=1e12)
+    muon_lr: float = grouped("training", 0.015, "of the matrices", above=0, most=10)
+    adam_lr: float = grouped("training", 3e-3, "of all other weights", above=0, most=10)
+    batch_tokens: int = grouped("training", 8_192, "tokens per optimizer step", least=1024, most=10**7)
+    max_length: int = grouped("training", 640, "tokens of a trace; longer ones are left out", least=64, most=32_768)
+    report_every: float = grouped("training", 2e6, "tokens between reports", above=0, most=1e12)
+    workers: int = grouped("training", 1, "processes that write demonstrations", least=1, most=256)
+    device: Literal["auto", "cpu", "cuda", "mps"] = grouped("training", "auto", "where to compute")
+    compile: bool = grouped("training", True, "compile the step with torch.compile")
+    seed: int = grouped("training", 0, "of the weights and the demonstrations", least=0, most=MOST_SEED)
 
 
 def pretrain(config: PretrainConfig, device: torch.device) -> None:

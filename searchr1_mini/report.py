@@ -19,7 +19,7 @@ from string import ascii_uppercase
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse, run_command
-from searchr1_mini.options.config import option
+from searchr1_mini.options.config import 
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.storage.files import listed_paths
 
@@ -28,10 +28,10 @@ from searchr1_mini.storage.files import listed_paths
 class ReportConfig:
     """Options of the report."""
 
-    runs: str | None = option(
+    runs: str | None = grouped(
         "what", None, "folders of training runs, separated by commas; the first words of the command line will do"
     )
-    output: str | None = option("what", None, "the page [default: report.html in the run's folder]")
+    output: str | None = grouped("what", None, "the page [default: report.html in the run's folder]")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ import pytest
 from searchr1_mini.options.cli import run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,7 @@ SMALL = {
 
 def config_of(folder: Path, **options) -> TrainConfig:
     """A run of seconds whose every step changes the weights."""
-    return resolve(TrainConfig(**SMALL | {"output_dir": str(folder)} | options))
+    return resolve(make(TrainConfig, **SMALL | {"output_dir": str(folder)} | options))
 
 
 def sentence_of(capsys, command, *arguments) -> str:

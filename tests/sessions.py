@@ -9,6 +9,7 @@ from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import Rollouts, collect
 from searchr1_mini.core.update import Experience, prepare
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.session import Session, start
 
@@ -20,7 +21,7 @@ SMALL = {
 
 def session_of(folder: Path, **settings) -> Session:
     """An opened run that has not begun; its tracker is closed."""
-    run = start(resolve(TrainConfig(**SMALL | settings, output_dir=str(folder))))
+    run = start(resolve(make(TrainConfig, **SMALL | settings, output_dir=str(folder))))
     run.tracker.__exit__()
     return run
 

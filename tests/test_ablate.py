@@ -31,7 +31,7 @@ def test_every_arm_of_every_study_is_a_valid_run_that_differs_from_the_first(nam
     configs = {arm: config_of(study, arm, 0, tmp_path, None, "tiny") for arm in study.arms}
     first, *others = configs.values()
     assert all(isinstance(config, TrainConfig) for config in configs.values())
-    assert len({config.output_dir for config in configs.values()}) == len(configs)
+    assert len({config.run.output_dir for config in configs.values()}) == len(configs)
     for other in others:
         differing = {key for key in vars(first) if getattr(first, key) != getattr(other, key)}
         assert differing - {"output_dir"}

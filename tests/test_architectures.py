@@ -21,6 +21,7 @@ from searchr1_mini.models.bases import check_model
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.preflight import load_shape
 
@@ -103,7 +104,7 @@ def test_training_and_evaluation_refuse_too_long_a_context_before_the_weights(tm
     tokenizer.save_pretrained(tmp_path / "base")
     base, told = str(tmp_path / "base"), "--max-total-tokens 400 is too long .* 128 positions"
     options = {"model": base, "max_total_tokens": 400, "max_new_tokens": 32}
-    run = TrainConfig(dataset="world", max_observation_tokens=64, output_dir=str(tmp_path / "run"), **options)
+    run = make(TrainConfig, dataset="world", max_observation_tokens=64, output_dir=str(tmp_path / "run"), **options)
     with pytest.raises(UserError, match=told):
         train(resolve(run))
     assert not (tmp_path / "run").exists()

@@ -24,6 +24,7 @@ from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.preflight import load_shape
 
@@ -66,7 +67,7 @@ def test_weights_that_are_quantised_already_are_refused_before_training(model, t
     value, said = QUANTISED[form]
     changed(model / "config.json", quantization_config=value)
     settings = {"model": str(model), "dataset": "world", "memory_check": form == "awq"}
-    config = TrainConfig(**settings, output_dir=str(tmp_path / "run"))
+    config = make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))
     sentence = told(lambda: train(resolve(config)), capsys)
     assert said in sentence and "quantised already" in sentence and "--load-in-4bit" in sentence
     assert not (tmp_path / "run").exists()

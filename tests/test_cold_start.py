@@ -34,6 +34,7 @@ from searchr1_mini.data.scripts import (
 )
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import check_demonstrations, resolve
 from searchr1_mini.pages.report import eval_series, write_report
 from searchr1_mini.run import cold_start as module
@@ -220,7 +221,7 @@ def test_what_is_no_demonstration_is_told_with_its_line(tmp_path, row):
 )
 def test_a_cold_start_that_cannot_be_is_refused(settings, told):
     with pytest.raises(UserError, match=told):
-        resolve(TrainConfig(**settings))
+        resolve(make(TrainConfig, **settings))
 
 
 def test_a_file_of_demonstrations_that_is_not_there_is_told_before_any_work():
@@ -237,7 +238,7 @@ RUN = {
 
 def trained(folder: Path, stop_at: tuple[str, int] | None, monkeypatch, **settings) -> None:
     """Runs to the end; with `stop_at` it is broken off at that call of that function, and resumed from the disk."""
-    config = resolve(TrainConfig(**RUN | settings, output_dir=str(folder)))
+    config = resolve(make(TrainConfig, **RUN | settings, output_dir=str(folder)))
     run = start(config)
     if stop_at:
         name, number = stop_at
@@ -254,7 +255,7 @@ def trained(folder: Path, stop_at: tuple[str, int] | None, monkeypatch, **settin
             patch.setattr(module, name, stopped)
             run_steps(run)
         run.tracker.__exit__()
-        run = start(replace(config, resume=True))
+        run = start(with_options(config, resume=True))
     run_steps(run)
     run.tracker.__exit__()
 
@@ -317,7 +318,7 @@ def test_an_update_that_cannot_move_a_weight_is_not_made():
     flat, config = torch.zeros(4), resolve(TrainConfig())
     assert not teaches(config, flat, updates=0)  # the KL to itself has no gradient
     assert teaches(config, flat, updates=3)
-    assert not teaches(replace(config, kl_coef=0.0), flat, updates=3)
-    assert teaches(replace(config, kl_coef=0.0), torch.tensor([0.0, 1.0]), updates=0)
+    assert not teaches(with_options(config, kl_coef=0.0), flat, updates=3)
+    assert teaches(with_options(config, kl_coef=0.0), torch.tensor([0.0, 1.0]), updates=0)
     for term in ("entropy_coef", "llds_coef", "weight_decay"):
-        assert teaches(replace(config, kl_coef=0.0, **{term: 0.1}), flat, updates=0)
+        assert teaches(with_options(config, kl_coef=0.0, **{term: 0.1}), flat, updates=0)

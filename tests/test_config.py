@@ -20,6 +20,7 @@ from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import flat, make
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config, world_hops_list
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.storage.files import write_json_atomic
@@ -138,8 +139,8 @@ def test_flags_go_over_yaml_over_presets(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("lora-rank: 7\nrollout_batch_size: 3\n")
     config = parsed("--preset", "12gb", "--config", str(file), "--rollout-batch-size", "5")
-    assert (config.lora_rank, config.rollout_batch_size) == (7, 5)
-    assert config.tokens_per_micro_batch == PRESETS["12gb"]["tokens_per_micro_batch"]
+    assert (config.weights.lora_rank, config.rollout.rollout_batch_size) == (7, 5)
+    assert config.optimization.tokens_per_micro_batch == PRESETS["12gb"]["tokens_per_micro_batch"]
     file.write_text("lora_rnk: 7\n")
     with pytest.raises(UserError, match="did you mean lora_rank"):
         parsed("--config", str(file))
@@ -149,8 +150,8 @@ def test_yaml_values_take_the_type_of_their_option(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("learning_rate: 3e-5\nworld_hops: 2\ntensorboard: off\nload_in_4bit: false\nlora_rank: null\n")
     config = parsed("--preset", "12gb", "--config", str(file))
-    assert (config.learning_rate, config.world_hops, config.tensorboard) == (3e-5, "2", False)
-    assert config.load_in_4bit is False and config.lora_rank is None
+    assert (config.optimization.learning_rate, config.data.world_hops, config.logging.tensorboard) == (3e-5, "2", False)
+    assert config.weights.load_in_4bit is False and config.weights.lora_rank is None
 
 
 @pytest.mark.parametrize(
@@ -200,13 +201,13 @@ def test_ctrl_c_exits_with_130_and_a_bug_keeps_its_traceback(capsys):
 
 
 def test_open_values_are_resolved_per_model():
-    tiny, real = resolve(TrainConfig()), resolve(TrainConfig(model="Qwen2.5-3B"))
+    tiny, real = resolve(TrainConfig()), resolve(make(TrainConfig, model="Qwen2.5-3B"))
     assert all(getattr(tiny, name) == value for name, value in TINY.items())
     assert all(getattr(real, name) == value for name, value in REAL.items())
     assert real.learning_rate == 2e-5 and real.lora_alpha == 64 and real.clip_eps_high == 0.2
-    full = resolve(TrainConfig(model="Qwen2.5-3B", lora_rank=0))
+    full = resolve(make(TrainConfig, model="Qwen2.5-3B", lora_rank=0))
     assert full.learning_rate == 1e-6 and full.load_in_4bit is False
-    ppo = resolve(TrainConfig(algorithm="ppo"))
+    ppo = resolve(make(TrainConfig, algorithm="ppo"))
     assert (ppo.group_size, ppo.kl_estimator, tiny.kl_estimator) == (1, "k1", "k3") and ppo.critic_learning_rate > 0
     assert tiny.world_hops == "1,2" and world_hops_list(tiny) == [1, 2]
     assert None not in [getattr(tiny, f.name) for f in fields(tiny) if f.name not in UNSET]
@@ -237,7 +238,7 @@ def test_the_papers_ppo_differs_from_its_grpo_where_the_paper_does():
 
 @pytest.mark.parametrize(("flags", "rate"), [([], 1e-4), (["--lora-rank", "0"], 1e-5)])
 def test_the_critics_rate_follows_what_is_trained(flags, rate):
-    assert resolve(parsed("--model", "Qwen2.5-3B", "--algorithm", "ppo", *flags)).critic_learning_rate == rate
+    assert resolve(parsed("--model", "Qwen2.5-3B", "--algorithm", "ppo", *flags)).ppo.critic_learning_rate == rate
 
 
 def test_models_by_every_name(tmp_path):
@@ -280,8 +281,8 @@ def test_so_does_one_of_every_algorithm(demonstration_questions, **given_values)
 
 
 def assert_settled(given_values):
-    config = resolve(TrainConfig(**given_values))
-    again = TrainConfig(**json.loads(json.dumps(asdict(config))))
+    config = resolve(make(TrainConfig, **given_values))
+    again = make(TrainConfig, **json.loads(json.dumps(flat(config))))
     assert again == config == resolve(again)
     kept = {name: value for name, value in given_values.items() if value is not None}
     assert {name: getattr(config, name) for name in kept} == kept
@@ -304,7 +305,7 @@ def test_flags_say_what_the_fields_hold(as_underscores, **values):
             words += ["--resume" if value else "--no-resume"]
         elif value is not None:
             words += [f"--{spelled}", str(value)]
-    assert parsed(*words) == TrainConfig(**values)
+    assert parsed(*words) == make(TrainConfig, **values)
 
 
 @pytest.mark.parametrize("config", [TrainConfig, EvalConfig])

@@ -17,6 +17,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage, RankBM25
 from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers import dense
 from searchr1_mini.retrievers.dense import DenseRetriever, encode, encode_corpus, load_model, prompts_of
@@ -178,11 +179,11 @@ def test_a_missing_package_names_its_extra(module, extra, monkeypatch):
 def test_a_task_searches_by_the_encoder_of_its_config(tmp_path, name):
     passages = make_world(0, "eval").passages
     model = save_word_vectors(tmp_path / "m", [f"{p.title} {p.text}" for p in passages], {})
-    config = resolve(TrainConfig(retriever=name, dense_model=model, dense_index="hnsw", eval_questions=4))
+    config = resolve(make(TrainConfig, retriever=name, dense_model=model, dense_index="hnsw", eval_questions=4))
     library = Library()
     task = load_task(config, "eval", library)
     wanted = [{title for title, _ in example.supporting[:1]} for example in task.examples]
     found = task.retriever.search([example.question for example in task.examples], 5)
     assert [titles <= {h.passage.title for h in hits} for titles, hits in zip(wanted, found, strict=True)] == [True] * 4
     assert load_task(config, "eval", library).retriever is task.retriever
-    assert load_task(replace(config, retriever="auto"), "eval", library).retriever is not task.retriever
+    assert load_task(with_options(config, retriever="auto"), "eval", library).retriever is not task.retriever

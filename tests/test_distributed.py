@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from searchr1_mini.core.training import train
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,9 @@ def in_two_processes(*words: str) -> subprocess.CompletedProcess:
 
 def in_one_process(folder: Path, algorithm: str, resume: bool = False) -> Path:
     critic = {"critic_learning_rate": 1e-5} if algorithm == "ppo" else {}
-    return train(resolve(TrainConfig(**SMALL, **critic, output_dir=str(folder), algorithm=algorithm, resume=resume)))
+    return train(
+        resolve(make(TrainConfig, **SMALL, **critic, output_dir=str(folder), algorithm=algorithm, resume=resume))
+    )
 
 
 @pytest.fixture(scope="module", params=["grpo", "ppo"])

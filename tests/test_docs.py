@@ -7,7 +7,6 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -16,7 +15,8 @@ import pytest
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
-from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 
 ROOT = Path(__file__).parent.parent
@@ -148,9 +148,9 @@ def run_parser(script: str, words: list[str]) -> None:
         words = words[1:]
     config = parse(config_class, script, "", words)
     if config_class is TrainConfig and is_whole:
-        config = resolve(replace(config, init=None))  # a run that is not there
-        if config.model.startswith("Qwen"):
-            resolve_model(config.model)
+        config = resolve(with_options(config, init=None))  # a run that is not there
+        if config.run.model.startswith("Qwen"):
+            resolve_model(config.run.model)
 
 
 def flags_of(config_class: type) -> set[str]:

@@ -288,4 +288,4 @@ def test_the_4_bit_base_is_quantised_and_only_the_adapter_trains(random_qwen2):
 
 def test_defaults_are_those_of_the_embedded_world():
     config = resolve(TrainConfig())
-    assert (config.dataset, config.lora_rank, config.load_in_4bit) == ("world", 16, False)
+    assert (config.data.dataset, config.weights.lora_rank, config.weights.load_in_4bit) == ("world", 16, False)

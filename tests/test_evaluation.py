@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -18,6 +17,7 @@ from searchr1_mini.evaluation import paper
 from searchr1_mini.evaluation.plan import Row
 from searchr1_mini.evaluation.tables import Grid, Results, latex, markdown, subset_name, terminal, write_tables
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 
 EXAMPLE = Example("q/1", "Where is Oslo?", ("Norway",), "q", (("Oslo", ""), ("Norway", "")))
@@ -108,7 +108,7 @@ def line_of(example: Example, answered: Trajectory) -> dict:
 
 def results_of(**answers) -> Results:
     """label -> answers to two questions of nq and one of hotpotqa, all with the gold answer `Norway`."""
-    settings = replace(resolve(TrainConfig(model="Qwen2.5-3B")), corpus="passages.jsonl")
+    settings = with_options(resolve(make(TrainConfig, model="Qwen2.5-3B")), corpus="passages.jsonl")
     results = Results()
     for label, texts in answers.items():
         rows = []

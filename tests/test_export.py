@@ -27,6 +27,7 @@ from searchr1_mini.models.merge import Kept
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.run.task import load_task
@@ -126,7 +127,7 @@ def test_the_card_tells_how_the_weights_came_to_be(exported, grpo):
 
 @pytest.mark.parametrize("method", ["direct", "r1", "search-r1"])
 def test_the_cards_fences_stand_alone(method, tmp_path):
-    card = model_card(resolve(TrainConfig(method=method)), tmp_path, 1, is_adapter=False)
+    card = model_card(resolve(make(TrainConfig, method=method)), tmp_path, 1, is_adapter=False)
     fences = [line for line in card.splitlines() if "```" in line]
     assert fences == ["```text", "```", "```python", "```"]
 
@@ -134,12 +135,12 @@ def test_the_cards_fences_stand_alone(method, tmp_path):
 def test_questions_come_back_as_they_were(exported, grpo):
     """Both splits, through `--dataset FILE.parquet`; rows are in the form of Search-R1's public code."""
     saved = saved_config(grpo)
-    settings = TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig)})
+    settings = make(TrainConfig, **{field.name: saved[field.name] for field in fields(TrainConfig)})
     for split, ours in (("train", "train"), ("test", "eval")):
         wanted = load_task(settings, ours).examples
         file = str(exported / "questions" / f"{split}.parquet")
         assert load_examples("jsonl", file, "all") == [replace(example, supporting=()) for example in wanted]
-        named = resolve(TrainConfig(dataset=file, method="r1"))
+        named = resolve(make(TrainConfig, dataset=file, method="r1"))
         found = [example.id for part in ("train", "eval") for example in load_task(named, part).examples]
         assert sorted(found) == sorted(example.id for example in wanted)
         rows = datasets.Dataset.from_parquet(file)

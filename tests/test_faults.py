@@ -22,6 +22,7 @@ from searchr1_mini.evaluation import cells
 from searchr1_mini.export import ExportConfig, export_run
 from searchr1_mini.models.identity import BASE_FILE
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import evaluations
 from searchr1_mini.run.log import Tracker
@@ -102,14 +103,14 @@ def test_a_disk_that_fails_costs_nothing_that_was_saved(disk, whole_run, capsys,
                 if file == "metrics":
                     patch.setattr(Tracker, "log", lambda self, step, row, log=Tracker.log: log(self, step, row | BULKY))
                 just_before(patch, *MEETS[file][:2], happen, MEETS[file][2])
-                told = sentence_of(capsys, train, replace(config, resume=saved > 0))
+                told = sentence_of(capsys, train, with_options(config, resume=saved > 0))
             assert words in told and "--resume" in told, file
             assert [json.loads(line)["step"] for line in (disk / "run" / "metrics.jsonl").open()] in ([1], [1, 2])
             saved = checkpoint.checkpoint_step(checkpoint.latest_checkpoint(disk / "run"))
             assert saved == (2 if file == "report" else 1)
             remount(disk, "rw")
             (disk / "filler").unlink(missing_ok=True)
-    train(replace(config, resume=True))
+    train(with_options(config, resume=True))
     assert [row["step"] for row in read_jsonl(disk / "run" / "metrics.jsonl")] == [1, 2]
     assert (disk / "run" / "report.html").is_file()
     last = Path("checkpoints") / "step-000002" / ADAPTER
@@ -181,7 +182,7 @@ def test_tensorboard_on_a_full_disk_is_left_out_and_the_run_goes_on(run, capfd):
     for size, steps in ((4096, 3), (8192, 7)):
         with mounted(run / "tensorboard", size) as folder:
             (folder / "filler").write_bytes(bytes(4096))
-            train(replace(config_of(run), steps=steps, resume=True, tensorboard=True))
+            train(with_options(config_of(run), steps=steps, resume=True, tensorboard=True))
         told = capfd.readouterr().err
         assert told.count("TensorBoard is left out") == 1 and "Traceback" not in told
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == list(range(1, 8))
@@ -232,7 +233,7 @@ def test_a_damaged_config_of_a_run_is_told(run, content, capsys):
     (run / "config.json").write_bytes(content)
     commands = [(evaluate_command, evaluation_of(run)), (export_run, ExportConfig(run=str(run), what="adapter"))]
     if content != b"{}":
-        commands.append((train, replace(config_of(run), resume=True)))
+        commands.append((train, with_options(config_of(run), resume=True)))
     for command, config in commands:
         told = sentence_of(capsys, command, config)
         assert f"{run / 'config.json'} is damaged" in told and "put back a copy" in told
@@ -242,21 +243,21 @@ def test_a_damaged_config_of_a_run_is_told(run, content, capsys):
 def test_a_damaged_line_of_metrics_is_told(run, line, capsys):
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(line + b"\n")
-    told = sentence_of(capsys, train, replace(config_of(run), resume=True))
+    told = sentence_of(capsys, train, with_options(config_of(run), resume=True))
     assert f"line 3 of {run / 'metrics.jsonl'} is damaged" in told and "remove it" in told
 
 
 def test_a_damaged_summary_harms_nothing_but_itself(run, capsys):
     (run / "summary.json").write_bytes(b'{"before"')
     assert "summary.json is damaged" in sentence_of(capsys, write_report, run)
-    train(replace(config_of(run), resume=True))
+    train(with_options(config_of(run), resume=True))
     assert "after" in json.loads((run / "summary.json").read_text())
 
 
 def test_the_checkpoint_before_a_damaged_one_is_taken(run, whole_run, capsys):
     newest = run / "checkpoints" / "step-000002"
     (newest / ADAPTER).write_bytes(b"")
-    train(replace(config_of(run), resume=True))
+    train(with_options(config_of(run), resume=True))
     assert "step-000002 is damaged and passed over" in capsys.readouterr().err
     assert (newest / ADAPTER).read_bytes() == (whole_run / "checkpoints" / "step-000002" / ADAPTER).read_bytes()
 
@@ -265,7 +266,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(run, capsys):
     for path in (run / "checkpoints").iterdir():
         (path / "manifest.json").write_text("{}")
     before = (run / "metrics.jsonl").read_bytes()
-    assert "every checkpoint" in sentence_of(capsys, train, replace(config_of(run), resume=True))
+    assert "every checkpoint" in sentence_of(capsys, train, with_options(config_of(run), resume=True))
     assert "no whole checkpoint" in sentence_of(capsys, evaluate_command, evaluation_of(run))
     assert (run / "metrics.jsonl").read_bytes() == before
 
@@ -292,7 +293,7 @@ def test_a_checkpoint_of_another_version_is_told(run, other, capsys):
         state.pop("scaler" if other == "no scaler" else "x", None)
         torch.save({"state": Path("x")} if other == "no tensors" else state, newest / "state.pt")
     sign(newest)
-    told = sentence_of(capsys, train, replace(config_of(run), resume=True))
+    told = sentence_of(capsys, train, with_options(config_of(run), resume=True))
     assert str(newest) in told and "of another form than this version writes" in told
     evaluate_command(evaluation_of(run))
 
@@ -305,7 +306,7 @@ def test_a_run_of_a_version_with_fewer_options_goes_on(run):
     for path in run.rglob(BASE_FILE):
         path.unlink()
         sign(path.parent.parent)
-    train(replace(config_of(run), resume=True, steps=3))
+    train(with_options(config_of(run), resume=True, steps=3))
     evaluate_command(evaluation_of(run))
 
 
@@ -313,7 +314,7 @@ def test_damaged_results_of_an_evaluation_are_answered_again(run, capsys, monkey
     monkeypatch.setattr(cells, "CHUNK", 2)
     config = replace(evaluation_of(run), limit=6)
     evaluate_command(config)
-    (cell,) = (Path(config.output_dir) / "cells").iterdir()
+    (cell,) = (Path(config.run.output_dir) / "cells").iterdir()
     whole = cell.read_bytes()
     lines = whole.splitlines(keepends=True)
     for damaged in (b"".join(lines[:4]), b"".join([*lines[:2], b"{}\n", *lines[3:]]), b"".join(lines[1:]), whole[:-9]):

@@ -15,6 +15,7 @@ from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.held_out import HELD_OUT, chosen_by
 from searchr1_mini.run.session import save_step, start
@@ -60,7 +61,7 @@ def of_a_file(tmp_path_factory) -> Path:
 def test_in_the_world_no_fact_that_chose_is_asked_in_any_words(of_the_world, tmp_path, capsys):
     chose = {fact(example) for example in chosen_by([of_the_world])}
     assert len(chose) == 300
-    settings = resolve(TrainConfig(eval_questions=500))
+    settings = resolve(make(TrainConfig, eval_questions=500))
     without = load_task(settings, "eval", without=chosen_by([of_the_world])).examples
     assert len({example.id for example in without}) == 500 and not chose & {fact(example) for example in without}
     assert chose & {fact(example) for example in load_task(settings, "eval").examples}
@@ -68,7 +69,7 @@ def test_in_the_world_no_fact_that_chose_is_asked_in_any_words(of_the_world, tmp
     assert [row["question"] for row in best] == [
         example.question
         for example in load_task(
-            resolve(TrainConfig(eval_questions=4)), "eval", None, chosen_by([of_the_world])
+            resolve(make(TrainConfig, eval_questions=4)), "eval", None, chosen_by([of_the_world])
         ).examples
     ]
     assert "chosen by 300 held-out questions of its run" in capsys.readouterr().out
@@ -76,7 +77,7 @@ def test_in_the_world_no_fact_that_chose_is_asked_in_any_words(of_the_world, tmp
 
 def test_without_best_the_questions_are_those_of_ever(of_the_world, tmp_path):
     newest = asked(of_the_world, tmp_path / "newest")
-    examples = load_task(resolve(TrainConfig(eval_questions=4)), "eval").examples
+    examples = load_task(resolve(make(TrainConfig, eval_questions=4)), "eval").examples
     assert [row["question"] for row in newest] == [example.question for example in examples]
 
 
@@ -116,7 +117,7 @@ def test_a_run_of_an_older_version_keeps_what_it_is_measured_on(of_a_file, tmp_p
     told = sentence_of(capsys, evaluate_command, EvalConfig(run=str(run), checkpoint="best", output_dir=str(tmp_path)))
     assert "every held-out question" in told
     values = {name: path[name] for name in ("dataset", "data_path", "corpus", "eval_questions")}
-    resumed = start(resolve(TrainConfig(**SMALL | SHORT | values, output_dir=str(run), resume=True)))
+    resumed = start(resolve(make(TrainConfig, **SMALL | SHORT | values, output_dir=str(run), resume=True)))
     resumed.tracker.__exit__()
     assert len(resumed.held_out.examples) == 6 and not (run / HELD_OUT).exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,6 +26,7 @@ from searchr1_mini.evaluation.tables import Results, write_tables
 from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.charts import picture
 from searchr1_mini.pages.model_card import model_card
@@ -127,8 +127,8 @@ def test_tables_hold_hostile_names_as_text(tmp_path, text):
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_model_card_names_hostile_folders_as_text(tmp_path, text):
     def card(name: str) -> tuple[list, dict]:
-        settings = resolve(TrainConfig(dataset="jsonl", data_path=f"x/{name}.jsonl", corpus="c.jsonl"))
-        text = model_card(replace(settings, model=name), tmp_path / name, 3, False)
+        settings = resolve(make(TrainConfig, dataset="jsonl", data_path=f"x/{name}.jsonl", corpus="c.jsonl"))
+        text = model_card(with_options(settings, model=name), tmp_path / name, 3, False)
         _, front, body = text.split("---\n", 2)
         assert not unsafe(body)
         return rendered(body), yaml.safe_load(front)

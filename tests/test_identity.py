@@ -27,6 +27,7 @@ from searchr1_mini.models.saving import save_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import TINY
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run.task import load_task
 
@@ -42,7 +43,7 @@ class Own:
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.output_dir)
+        return Path(self.config.run.output_dir)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_a_corpus_that_was_cut_is_told_and_the_run_goes_on_with_the_whole_one(ow
     lines = whole.splitlines(keepends=True)
     zipped = tmp_path / "c.jsonl.gz"
     zipped.write_bytes(gzip.compress(whole)[:-30])
-    zipped_run = replace(own_run.config, corpus=str(zipped), output_dir=str(tmp_path / "run"))
+    zipped_run = with_options(own_run.config, corpus=str(zipped), output_dir=str(tmp_path / "run"))
     assert f"{zipped}" in (told := sentence_of(capsys, train, zipped_run)) and "cannot be read" in told
     for cut, words in (
         (whole[:-20], "c.jsonl, line 20: cannot be read"),
@@ -151,7 +152,7 @@ def test_a_corpus_that_was_cut_is_told_and_the_run_goes_on_with_the_whole_one(ow
 def test_an_index_that_was_cut_is_told_and_built_anew(own_run, damage, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "BIG_CORPUS", 0)
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
-    config = replace(own_run.config, retriever="bm25s")
+    config = with_options(own_run.config, retriever="bm25s")
     load_task(config, "train")
     (store,) = (tmp_path / "stores").iterdir()
     for path in sorted(path for path in store.rglob("*") if path.is_file()):
@@ -180,5 +181,5 @@ def test_weights_that_are_missing_are_not_made_up(own_run, tmp_path, capsys):
     weights = load_file(own_run.base / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     with changed(own_run.base / "model.safetensors", save(weights, {"format": "pt"})):
-        told = sentence_of(capsys, train, replace(own_run.config, output_dir=str(tmp_path / "run")))
+        told = sentence_of(capsys, train, with_options(own_run.config, output_dir=str(tmp_path / "run")))
     assert "lack 1 tensors, model.layers.1.mlp.up_proj.weight among them" in told

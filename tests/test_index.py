@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from searchr1_mini.data import datasets
 from searchr1_mini.data.corpus import distinct
 from searchr1_mini.data.datasets import load_corpus
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers import index
 from searchr1_mini.retrievers.bm25s import BM25S, fingerprint
@@ -130,10 +130,10 @@ def test_a_task_opens_the_store_of_its_terms(big):
     corpus = write_corpus(big / "c.jsonl", 20)
     questions = big / "q.jsonl"
     questions.write_text("".join(json.dumps({"question": f"place {n}?", "answer": "x"}) + "\n" for n in range(4)))
-    config = resolve(TrainConfig(model="Qwen2.5-3B", dataset=str(questions), corpus=str(corpus)))
+    config = resolve(make(TrainConfig, model="Qwen2.5-3B", dataset=str(questions), corpus=str(corpus)))
     library = Library()
     plain = load_task(config, "train", library)
-    stems = load_task(replace(config, stemming=True), "train", library)
+    stems = load_task(with_options(config, stemming=True), "train", library)
     assert plain.retriever.search(["placed 7"], 1) != stems.retriever.search(["placed 7"], 1)
     assert plain.corpus_hash == stems.corpus_hash and len(list((big / "cache" / "stores").iterdir())) == 2
 

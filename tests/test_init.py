@@ -18,6 +18,7 @@ from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import memory
@@ -33,7 +34,7 @@ def imitation(folder: Path, **options) -> TrainConfig:
     """Two steps that sample nothing."""
     few = {"demonstration_questions": 8, "questions_per_step": 4, "mini_batches": 1, "max_new_tokens": 16, "seed": 1}
     saved = {"steps": 2, "save_every": 1, "eval_every": 1, "eval_questions": 2, "tensorboard": False}
-    return resolve(TrainConfig(algorithm="sft", **few | saved | options, output_dir=str(folder)))
+    return resolve(make(TrainConfig, algorithm="sft", **few | saved | options, output_dir=str(folder)))
 
 
 def weights_of(run: Path, step: int, part: str = "policy") -> dict[str, torch.Tensor]:
@@ -220,7 +221,7 @@ def test_a_run_with_another_start_is_not_gone_on_with(going_on, warm_full, capsy
 
 
 def test_memory_knows_the_second_adapter():
-    plain = resolve(TrainConfig(model="Qwen2.5-3B"))
+    plain = resolve(make(TrainConfig, model="Qwen2.5-3B"))
     shape = memory.Shape(36, 2048, 11008, 16, 2048, 256, 151_936, 2_774_532_096, 22_544_384, 311_000_000, 1_870_848)
     before, after = (
         memory.predict(config, shape, 2, on_gpu=True) for config in (plain, replace(plain, init="runs/warm"))
@@ -234,6 +235,6 @@ def test_a_copy_that_was_broken_off_is_made_anew(warm, tmp_path):
     start(config).tracker.__exit__()
     shutil.rmtree(tmp_path / "run" / "init")
     (tmp_path / "run" / ".init").mkdir()
-    run = train(replace(config, resume=True, steps=1))
+    run = train(with_options(config, resume=True, steps=1))
     assert same(weights_of(run, 1, "reference"), weights_of(warm, 1))
     assert checkpoint.latest_checkpoint(run)

@@ -12,10 +12,11 @@ import pytest
 from searchr1_mini.core import interrupt
 from searchr1_mini.core.training import train
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.storage.files import read_jsonl
 
-SETTINGS = TrainConfig(
+SETTINGS = make(TrainConfig, 
     steps=3, questions_per_step=2, group_size=4, eval_questions=2, eval_every=2, save_every=3, max_new_tokens=40,
     tokens_per_micro_batch=600, drop_zero_variance=False, reward="format", tensorboard=False, memory_check=False,
 )  # fmt: skip
@@ -59,7 +60,7 @@ def test_a_signal_at_any_point_costs_no_bit(tmp_path, signal_at, capsys):
             train(config)
         told |= {line for line in capsys.readouterr().out.splitlines() if line.startswith("saved step")}
         signal_at.at = None
-        train(replace(config, resume=True))
+        train(with_options(config, resume=True))
         assert left_behind(tmp_path / str(point)) == whole, point
     assert told >= {"saved step 1", "saved step 2"}
 
@@ -84,5 +85,5 @@ def test_an_evaluation_that_was_broken_off_is_made_up_for(tmp_path, signal_at, m
         train(config)
     assert [row["step"] for row in read_jsonl(tmp_path / "broken" / "metrics.jsonl")] == [1]
     assert (tmp_path / "broken" / "checkpoints" / "step-000002").is_dir()
-    train(replace(config, resume=True))
+    train(with_options(config, resume=True))
     assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "whole")

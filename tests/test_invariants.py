@@ -11,6 +11,7 @@ from sessions import session_of, step_of
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.training import train
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.invariants import check_advantages, check_step
 
 
@@ -136,7 +137,7 @@ def test_a_run_with_every_check_on_ends_as_one_without(tmp_path):
     runs = [session_of(tmp_path / name, check=name == "on", steps=2, eval_every=2) for name in ("on", "off")]
     rows = []
     for run in runs:
-        train(replace(run.config, resume=True))
+        train(with_options(run.config, resume=True))
         rows.append([json.loads(line) for line in (run.folder / "metrics.jsonl").open()])
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]] and len(rows[0]) == 2
 

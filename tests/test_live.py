@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.evaluation.plan import cell_settings
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import flat, make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import task
 from searchr1_mini.storage import checkpoint
@@ -27,7 +27,7 @@ HOTPOTQA = {"dataset": "hotpotqa"}
 def save_run(folder: Path, **options) -> str:
     """A run's folder as train.py leaves it, but for what is in the files of its checkpoint."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(asdict(resolve(TrainConfig(**options)))))
+    (folder / "config.json").write_text(json.dumps(flat(resolve(make(TrainConfig, **options)))))
     checkpoint.save_checkpoint(folder, 5, lambda path: (path / "model").write_text("weights"))
     return str(folder)
 

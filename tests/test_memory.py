@@ -6,7 +6,6 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.cli import run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory, preflight
 
@@ -43,7 +43,7 @@ WAYS = [
     {"method": "r1"},
 ]
 configs = st.builds(
-    lambda way, **numbers: resolve(TrainConfig(model="Qwen2.5-3B", **way, **numbers)),
+    lambda way, **numbers: resolve(make(TrainConfig, model="Qwen2.5-3B", **way, **numbers)),
     st.sampled_from(WAYS),
     tokens_per_micro_batch=st.integers(64, 16_384),
     rollout_batch_size=st.integers(1, 128),
@@ -63,7 +63,7 @@ def totals(config: TrainConfig, shape: memory.Shape = SHAPE, width: int = 2) -> 
     st.integers(1, 4096),
 )
 def test_no_phase_takes_less_when_there_is_more_of_anything(config, name, more):
-    larger = replace(config, **{name: getattr(config, name) + more})
+    larger = with_options(config, **{name: getattr(config, name) + more})
     assert all(after >= before for before, after in zip(totals(config), totals(larger), strict=True))
 
 
@@ -85,7 +85,7 @@ def test_a_shape_counts_what_qwen2_5_counts():
 def test_weights_are_those_of_the_loaded_model(tmp_path, tokenizer, load_in_4bit, dtype, lora_rank):
     folder = save_random_qwen2(tmp_path, tokenizer, hidden=512)
     options = {"lora_rank": lora_rank, "load_in_4bit": load_in_4bit}
-    config = resolve(TrainConfig(model=str(folder), **options))
+    config = resolve(make(TrainConfig, model=str(folder), **options))
     predicted = memory.predict(config, preflight.load_shape(str(folder)), dtype.itemsize, on_gpu=False)
     policy = load_policy(str(folder), lora_alpha=8, dtype=dtype, device=CPU, **options)
     models = [policy.model] if lora_rank else [policy.model, policy.frozen]
@@ -108,7 +108,9 @@ def test_saved_activations_are_those_that_autograd_saves(tmp_path, tokenizer, lo
     predicted, saved = [], []
     for layers in (2, 6):
         folder = save_random_qwen2(tmp_path / str(layers), tokenizer, hidden=128, layers=layers)
-        config = resolve(TrainConfig(model=str(folder), max_total_tokens=1024, tokens_per_micro_batch=2048, **options))
+        config = resolve(
+            make(TrainConfig, model=str(folder), max_total_tokens=1024, tokens_per_micro_batch=2048, **options)
+        )
         terms = memory.update_terms(config, preflight.load_shape(str(folder)), 4, on_gpu=False)
         predicted.append(terms["saved activations"])
         policy = load_policy(str(folder), lora_alpha=8, load_in_4bit=False, dtype=torch.float32, device=CPU, **options)
@@ -140,19 +142,23 @@ def test_the_flags_that_fit_fit_and_none_is_changed_for_nothing(config, share):
     room = share * predicted(config).peak
     changes = preflight.flags_that_fit(config, predicted, room)
     if changes is None:
-        smallest = {"tokens_per_micro_batch": 1, "rollout_batch_size": 1, "max_total_tokens": config.max_new_tokens + 1}
-        smallest |= {"gradient_checkpointing": True, "load_in_4bit": config.lora_rank > 0}
-        assert predicted(replace(config, **smallest)).peak > room
+        smallest = {
+            "tokens_per_micro_batch": 1,
+            "rollout_batch_size": 1,
+            "max_total_tokens": config.rollout.max_new_tokens + 1,
+        }
+        smallest |= {"gradient_checkpointing": True, "load_in_4bit": config.weights.lora_rank > 0}
+        assert predicted(with_options(config, **smallest)).peak > room
         return
-    assert predicted(replace(config, **changes)).peak <= room
+    assert predicted(with_options(config, **changes)).peak <= room
     for name in changes:
         kept = {other: value for other, value in changes.items() if other != name}
-        assert predicted(replace(config, **kept)).peak > room, name
+        assert predicted(with_options(config, **kept)).peak > room, name
 
 
 def test_every_preset_fits_its_card_with_qwen2_5_3b():
     for preset, card in (("24gb", 24), ("16gb", 16), ("t4", 16), ("12gb", 12)):
-        config = resolve(TrainConfig(model="Qwen2.5-3B", **PRESETS[preset]))
+        config = resolve(make(TrainConfig, model="Qwen2.5-3B", **PRESETS[preset]))
         assert memory.predict(config, SHAPE, 2, on_gpu=True).peak < 0.9 * card * memory.GB
 
 
@@ -180,7 +186,7 @@ def test_train_refuses_before_it_loads_or_writes(tmp_path):
 
 def test_a_limit_without_the_check_is_refused():
     with pytest.raises(UserError, match="--memory-limit does nothing with --no-memory-check"):
-        resolve(TrainConfig(memory_limit=1.0, memory_check=False))
+        resolve(make(TrainConfig, memory_limit=1.0, memory_check=False))
 
 
 @pytest.mark.parametrize(
@@ -203,14 +209,14 @@ def test_the_room_in_a_container_is_its_limit_less_what_cannot_be_dropped(tmp_pa
 def test_a_4_bit_base_is_unpacked_for_rollouts_where_there_is_room(tmp_path):
     QWEN_3B.save_pretrained(tmp_path)
     arguments = str(tmp_path), CPU, torch.bfloat16, ["Who?"]
-    config = resolve(TrainConfig(model=str(tmp_path), tokens_per_micro_batch=1024, memory_limit=1000.0))
+    config = resolve(make(TrainConfig, model=str(tmp_path), tokens_per_micro_batch=1024, memory_limit=1000.0))
     predicted = preflight.predictor(*arguments)
     packed, unpacked = (
-        predicted(replace(config, rollout_weights=name)).peak / memory.GB for name in ("base", "dequantised")
+        predicted(with_options(config, rollout_weights=name)).peak / memory.GB for name in ("base", "dequantised")
     )
     assert unpacked - packed > 3  # 2.8e9 numbers in the layers' matrices, two bytes each
     for room, settled in ((unpacked / 0.85 + 0.1, "dequantised"), (packed / 0.85, "auto")):
-        assert preflight.check(replace(config, memory_limit=room), *arguments).rollout_weights == settled
+        assert preflight.check(with_options(config, memory_limit=room), *arguments).rollout_weights == settled
 
 
 def test_the_formulas_count_with_the_bounds_of_the_code():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -18,6 +18,7 @@ from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import NEEDS, check_ranges, convert, kinds_of
+from searchr1_mini.options.nested import flat, make, with_options
 from searchr1_mini.options.option_files import MOST_BYTES
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
@@ -71,7 +72,7 @@ def test_the_largest_value_of_each_option_resolves_or_is_refused(name):
     kind = kinds_of(get_type_hints(TrainConfig)[name])[0]
     for value in map(kind, (option.metadata["most"], option.metadata["least"] or (1e-300 if kind is float else 0))):
         try:
-            config = resolve(TrainConfig(**{name: value}))
+            config = resolve(make(TrainConfig, **{name: value}))
         except UserError as error:
             assert "\n" not in str(error) and "--" in str(error)
         else:
@@ -80,7 +81,7 @@ def test_the_largest_value_of_each_option_resolves_or_is_refused(name):
 
 @pytest.mark.parametrize("text", ["5", "+5", "1_000", "0005"])
 def test_numbers_as_python_writes_them_are_taken(text):
-    assert parse(TrainConfig, "train.py", "", ["--steps", text]).steps == int(text)
+    assert parse(TrainConfig, "train.py", "", ["--steps", text]).optimization.steps == int(text)
 
 
 # yaml
@@ -123,8 +124,8 @@ def test_text_in_yaml_is_text_as_it_is_written(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("\ufeffoutput_dir: 010\ncorpus: 2020-01-01\ndata_path: 1_000\nmodel: 1e3\nworld-hops: 1,2\n")
     config = parse(TrainConfig, "train.py", "", ["--config", str(file)])
-    assert (config.output_dir, config.corpus, config.data_path) == ("010", "2020-01-01", "1_000")
-    assert (config.model, config.world_hops) == ("1e3", "1,2")
+    assert (config.run.output_dir, config.data.corpus, config.data.data_path) == ("010", "2020-01-01", "1_000")
+    assert (config.run.model, config.data.world_hops) == ("1e3", "1,2")
 
 
 def test_an_endless_file_or_a_pipe_does_not_hang(tmp_path):
@@ -139,7 +140,7 @@ def test_an_endless_file_or_a_pipe_does_not_hang(tmp_path):
             parse(TrainConfig, "train.py", "", ["--config", str(path)])
     read, write = os.pipe()  # as `--config <(..)` gives it
     threading.Thread(target=lambda: os.write(write, b"steps: 7\n") and os.close(write)).start()
-    assert parse(TrainConfig, "train.py", "", ["--config", f"/dev/fd/{read}"]).steps == 7
+    assert parse(TrainConfig, "train.py", "", ["--config", f"/dev/fd/{read}"]).optimization.steps == 7
     os.close(read)
 
 
@@ -197,14 +198,14 @@ def other_values(name: str, value) -> list:
 def test_an_option_that_a_run_does_not_read_is_refused(tmp_path, monkeypatch, situation):
     """Which are read is seen by running: whatever else is asked for is refused, whoever wrote the list of needs."""
     monkeypatch.setattr(imitation, "exact_match", lambda *_: 1.0)  # so that there is something to imitate
-    asked = TrainConfig(**SMALL | SITUATIONS[situation] | {"output_dir": str(tmp_path / "run")})
+    asked = make(TrainConfig, **SMALL | SITUATIONS[situation] | {"output_dir": str(tmp_path / "run")})
     READ.clear()
-    train(Recording(**asdict(resolve(asked))))
+    train(Recording(**flat(resolve(asked))))
     accepted = []
     for name in set(TrainConfig.__dataclass_fields__) - READ - {"memory_check"}:  # that is off to keep this test small
         for value in other_values(name, getattr(asked, name)):
             try:
-                resolve(replace(asked, **{name: value}))
+                resolve(with_options(asked, **{name: value}))
                 accepted.append((name, value))
             except UserError as error:
                 assert "--" + name.replace("_", "-") in str(error), name
@@ -221,7 +222,7 @@ def needy(name: str) -> TrainConfig:
             values[other] = wanted + 1
     if NEEDS[name].get("load_in_4bit"):
         values["model"] = "Qwen2.5-3B"
-    return TrainConfig(**values)
+    return make(TrainConfig, **values)
 
 
 @pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("corpus", "check")])
@@ -231,7 +232,7 @@ def test_an_option_is_taken_where_its_needs_are_met(name):
     taken = refused = 0
     for value in other_values(name, getattr(resolve(config), name)) or ["1"]:
         try:
-            resolve(replace(config, **{name: value}))
+            resolve(with_options(config, **{name: value}))
             taken += 1
         except UserError as error:
             assert "does nothing" not in str(error), str(error)
@@ -240,7 +241,7 @@ def test_an_option_is_taken_where_its_needs_are_met(name):
         unmet = [wanted] if isinstance(wanted, int) else [each for each in kinds if each not in wanted]
         for value in unmet if other != "dataset" else ["nq"]:
             asked = [{other: value, name: each} for each in other_values(name, None) or ["1"]]
-            found = [told for told in (refusal(replace(config, **changed)) for changed in asked) if told]
+            found = [told for told in (refusal(with_options(config, **changed)) for changed in asked) if told]
             assert found and all("--" in told and "\n" not in told for told in found), other
             refused += 1
     assert taken and refused
@@ -256,7 +257,7 @@ def refusal(config: TrainConfig) -> str | None:
 
 def test_what_a_preset_brings_may_be_idle_and_what_is_asked_for_may_not(tmp_path):
     flags = ["--model", "Qwen2.5-3B", "--preset", "paper-ppo", "--algorithm", "grpo"]
-    assert resolve(*parse_asked(TrainConfig, "train.py", "", flags)).critic_warmup_steps == 8
+    assert resolve(*parse_asked(TrainConfig, "train.py", "", flags)).ppo.critic_warmup_steps == 8
     for asked in (["--critic-warmup-steps", "9"], ["--critic_warmup_steps=9"]):
         with pytest.raises(UserError, match="--critic-warmup-steps does nothing with --algorithm grpo"):
             resolve(*parse_asked(TrainConfig, "train.py", "", [*flags, *asked]))
@@ -267,11 +268,11 @@ def test_what_a_preset_brings_may_be_idle_and_what_is_asked_for_may_not(tmp_path
 
 
 def test_a_run_of_an_older_version_goes_on_with_options_that_do_nothing(tmp_path):
-    began = asdict(resolve(TrainConfig())) | {"overlong_buffer": 32, "kl_coef": 0.0, "kl_estimator": "k1"}
+    began = flat(resolve(TrainConfig())) | {"overlong_buffer": 32, "kl_coef": 0.0, "kl_estimator": "k1"}
     write_json_atomic(tmp_path / "config.json", began)
     words = ["--resume", "--output-dir", str(tmp_path)]
     config, unasked = parse_asked(TrainConfig, "train.py", "", words, base=saved_config(tmp_path))
-    assert resolve(config, unasked).overlong_buffer == 32
+    assert resolve(config, unasked).reward.overlong_buffer == 32
     config, unasked = parse_asked(TrainConfig, "train.py", "", [*words, "--overlong-buffer", "16"], base=began)
     with pytest.raises(UserError, match="--overlong-buffer does nothing with --overlong keep"):
         resolve(config, unasked)
@@ -292,7 +293,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
 def test_a_saved_option_that_no_flag_could_set_means_damage(tmp_path, name, value):
-    write_json_atomic(tmp_path / "config.json", asdict(resolve(TrainConfig())) | {name: value})
+    write_json_atomic(tmp_path / "config.json", flat(resolve(TrainConfig())) | {name: value})
     with pytest.raises(UserError, match=rf"config.json is damaged: .*{name}") as told:
         saved_config(tmp_path)
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
@@ -300,6 +301,6 @@ def test_a_saved_option_that_no_flag_could_set_means_damage(tmp_path, name, valu
 
 def test_paths_at_home_are_spelled_out(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse(TrainConfig, "train.py", "", ["--output-dir=~/run"]).output_dir == str(tmp_path / "run")
+    assert parse(TrainConfig, "train.py", "", ["--output-dir=~/run"]).run.output_dir == str(tmp_path / "run")
     assert parse(EvalConfig, "eval.py", "", ["--ask=~/why"]).ask == "~/why"
     assert Path(parse(ExportConfig, "export", "", ["--run", "a~b"]).run) == Path("a~b")

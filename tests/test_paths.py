@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_is_refused_in_one_sentence(tmp_path, monkeypatc
 def test_every_path_is_read_or_told(flag, value):
     words = [f"{flag}={value}"] + (["--model=Qwen2.5-3B"] if flag in ("--data-path", "--corpus") else [])
     try:
-        resolve_model(resolve(parse(TrainConfig, "train.py", "", words)).model)
+        resolve_model(resolve(parse(TrainConfig, "train.py", "", words)).run.model)
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 400
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from searchr1_mini.evaluation.plan import cell_settings, folder_for, plan_evalua
 from searchr1_mini.evaluation.tables import Results, setup
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import flat, make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.data_identity import data_identity
 from searchr1_mini.run.task import Library
@@ -34,7 +35,7 @@ def write_weights(folder: Path) -> None:
 def save_run(folder: Path, **options) -> str:
     """A run's folder as train.py leaves it, but for what is in the files of its checkpoint."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(asdict(resolve(TrainConfig(**options), unasked=options))))
+    (folder / "config.json").write_text(json.dumps(flat(resolve(make(TrainConfig, **options), unasked=options))))
     checkpoint.save_checkpoint(folder, 5, write_weights)
     return str(folder)
 
@@ -65,7 +66,7 @@ def test_a_model_by_itself_and_a_run_by_itself(tmp_path):
     run = save_run(tmp_path / "a", algorithm="ppo", seed=3, topk=2, world_hops="2")
     (row,) = plan_evaluation(EvalConfig(run=run)).rows
     assert row.label == "search-r1" and row.weights == tmp_path / "a" / "checkpoints" / "step-000005" / "model"
-    assert row.settings.topk == 2
+    assert row.settings.retrieval.topk == 2
     (column,) = plan_evaluation(EvalConfig(run=run)).columns
     assert (column.data["seed"], column.data["world_hops"], column.split) == (3, "2", "eval")
 
@@ -79,7 +80,7 @@ def test_each_run_is_evaluated_with_its_own_method_and_weights(tmp_path):
         save_run(tmp_path / "rs", algorithm="rejection-sampling"),
     ]
     plan = plan_evaluation(EvalConfig(run=",".join(runs)))
-    found = {row.label: (row.settings.method, row.weights.parts[-4]) for row in plan.rows}
+    found = {row.label: (row.settings.run.method, row.weights.parts[-4]) for row in plan.rows}
     assert found == {
         "direct (direct)": ("direct", "direct"),  # RL without reasoning, not the base
         "sft": ("direct", "sft"),
@@ -123,8 +124,8 @@ def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_w
 
     def stand_in(config: TrainConfig) -> None:
         wanted.append(config)
-        save_run(Path(config.output_dir), **vars(config))
-        (Path(config.output_dir) / "summary.json").write_text("{}")
+        save_run(Path(config.run.output_dir), **vars(config))
+        (Path(config.run.output_dir) / "summary.json").write_text("{}")
 
     monkeypatch.setattr(training, "train", stand_in)
     run = save_run(tmp_path / "run", algorithm="sft", dataset=dataset)
@@ -143,7 +144,9 @@ def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_w
 @pytest.mark.parametrize(("dataset", "corpus"), [("nq", "hotpotqa"), ("world", None)])
 def test_without_a_corpus_it_is_the_one_of_the_table(tmp_path, monkeypatch, dataset, corpus):
     wanted = []
-    monkeypatch.setattr(training, "train", lambda config: wanted.append(config) or save_run(Path(config.output_dir)))
+    monkeypatch.setattr(
+        training, "train", lambda config: wanted.append(config) or save_run(Path(config.run.output_dir))
+    )
     run = save_run(tmp_path / "run", algorithm="sft", dataset=dataset)
     config = EvalConfig(run=run, methods="sft,search-r1", train=True, retriever="bm25s")
     plan = plan_evaluation(config)
@@ -152,11 +155,11 @@ def test_without_a_corpus_it_is_the_one_of_the_table(tmp_path, monkeypatch, data
 
 
 def test_a_baseline_of_other_settings_is_trained_anew(tmp_path):
-    wanted = resolve(TrainConfig(algorithm="sft"))
+    wanted = resolve(make(TrainConfig, algorithm="sft"))
     assert folder_for(wanted, tmp_path / "sft") == tmp_path / "sft"
     save_run(tmp_path / "sft", algorithm="sft", output_dir=str(tmp_path / "sft"))
     assert folder_for(wanted, tmp_path / "sft") == tmp_path / "sft"
-    assert folder_for(replace(wanted, seed=1), tmp_path / "sft") == tmp_path / "sft-2"
+    assert folder_for(with_options(wanted, seed=1), tmp_path / "sft") == tmp_path / "sft-2"
 
 
 def test_a_file_is_held_out_from_whatever_was_trained_on_it(tmp_path, file, corpus, monkeypatch):
@@ -218,11 +221,11 @@ def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
         tmp_path / "a", dataset="nq", retriever="http", retriever_url="http://localhost:1", model="Qwen2.5-3B"
     )
     (row,) = plan_evaluation(EvalConfig(run=run)).rows
-    assert (row.settings.retriever, row.settings.retriever_url) == ("http", "http://localhost:1")
+    assert (row.settings.retrieval.retriever, row.settings.retrieval.retriever_url) == ("http", "http://localhost:1")
     (row,) = plan_evaluation(EvalConfig(run=run, retriever="empty")).rows
-    assert (row.settings.retriever, row.settings.retriever_url) == ("empty", None)
+    assert (row.settings.retrieval.retriever, row.settings.retrieval.retriever_url) == ("empty", None)
     probed = save_run(tmp_path / "b", retriever="oracle")
-    assert plan_evaluation(EvalConfig(run=probed)).rows[0].settings.retriever == "auto"
+    assert plan_evaluation(EvalConfig(run=probed)).rows[0].settings.retrieval.retriever == "auto"
 
 
 def test_a_row_carries_only_what_its_retriever_reads(tmp_path):
@@ -233,7 +236,7 @@ def test_a_row_carries_only_what_its_retriever_reads(tmp_path):
     run = save_run(tmp_path / "a", retriever="hybrid", stemming=True, dense_model="m")
     again = plan_evaluation(EvalConfig(run=run)).rows[0].settings
     assert (again.retriever, again.stemming, again.dense_model) == ("hybrid", True, "m")
-    assert plan_evaluation(EvalConfig(run=run, retriever="random")).rows[0].settings.stemming is False
+    assert plan_evaluation(EvalConfig(run=run, retriever="random")).rows[0].settings.retrieval.stemming is False
     with pytest.raises(UserError, match="--stemming does nothing"):
         plan_evaluation(EvalConfig(model="tiny", methods="direct", stemming=True))
 
@@ -245,7 +248,7 @@ def test_an_adapters_rank_is_its_own(tmp_path):
     config.write_text(json.dumps({"r": 5, "lora_alpha": 7}))
     for folder in (tmp_path, config.parent):
         (row,) = plan_evaluation(EvalConfig(model="tiny", adapter=str(folder))).rows
-        assert (row.settings.lora_rank, row.settings.lora_alpha, row.weights) == (5, 7, folder)
+        assert (row.settings.weights.lora_rank, row.settings.weights.lora_alpha, row.weights) == (5, 7, folder)
     results, column = Results(), plan_evaluation(EvalConfig(model="tiny")).columns[0]
     results.add(row, "world", cell_settings(EvalConfig(), row, column), [])
     assert "tiny (LoRA rank 5)" in setup(results)[0]

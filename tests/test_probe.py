@@ -23,6 +23,7 @@ from searchr1_mini.models import probe
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run import invariants, preflight
@@ -232,6 +233,8 @@ def test_check_sees_what_is_random_in_the_updates_mode_only(tmp_path, monkeypatc
 @pytest.mark.parametrize(("room", "is_unpacked"), [(1e12, True), (1e6, False)])
 def test_an_evaluation_unpacks_a_4_bit_base_where_there_is_room(room, is_unpacked, random_qwen2, monkeypatch):
     monkeypatch.setattr(preflight, "room_of", lambda device: room)
-    settings = resolve(TrainConfig(model=str(random_qwen2), load_in_4bit=True, max_total_tokens=640, date="2026-01-01"))
+    settings = resolve(
+        make(TrainConfig, model=str(random_qwen2), load_in_4bit=True, max_total_tokens=640, date="2026-01-01")
+    )
     policy = cells.load(EvalConfig(device="cpu"), settings, str(random_qwen2), None)
     assert policy.dequantise == is_unpacked

@@ -10,6 +10,7 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 from searchr1_mini.run.task import load_task
@@ -47,7 +48,7 @@ def test_the_oracle_brings_the_passages_that_the_answer_rests_on():
 
 @pytest.mark.parametrize("difficulty", ["infobox", "simple", "natural"])
 def test_the_oracle_of_the_world_holds_every_answer(difficulty):
-    config = resolve(TrainConfig(retriever="oracle", world_difficulty=difficulty, eval_questions=60))
+    config = resolve(make(TrainConfig, retriever="oracle", world_difficulty=difficulty, eval_questions=60))
     task = load_task(config, "eval")
     for example in task.examples:
         (hits,) = task.retriever.search_for([example.id], 3)
@@ -56,7 +57,7 @@ def test_the_oracle_of_the_world_holds_every_answer(difficulty):
 
 def test_a_rollout_asks_the_oracle_by_question(random_policy):
     """Whatever is searched for, the passages are those of the question at hand."""
-    world = load_task(resolve(TrainConfig(retriever="oracle", eval_questions=8)), "eval")
+    world = load_task(resolve(make(TrainConfig, retriever="oracle", eval_questions=8)), "eval")
 
     def search_anything(question):
         yield methods.Prompt(question)
@@ -74,6 +75,6 @@ def test_a_rollout_asks_the_oracle_by_question(random_policy):
 
 @pytest.mark.parametrize("name", ["none", "empty", "random", "oracle"])
 def test_a_run_may_train_on_a_probe(name):
-    task = load_task(resolve(TrainConfig(retriever=name)), "train")
+    task = load_task(resolve(make(TrainConfig, retriever=name)), "train")
     kinds = {"random": RandomRetriever, "oracle": OracleRetriever}
     assert isinstance(task.retriever, kinds.get(name, EmptyRetriever))

@@ -27,6 +27,7 @@ from searchr1_mini.export import main as export
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 
 FILE = os.environ.get("SEARCHR1_SMOLLM2", "")
@@ -108,7 +109,7 @@ def test_the_chat_template_is_the_files_and_no_passage_forges_a_control_token(po
 def run(source, tmp_path_factory) -> Path:
     """One step of GRPO on the base in NF4."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    return train(resolve(TrainConfig(model=FILE, load_in_4bit=True, output_dir=str(folder), **SMALL)))
+    return train(resolve(make(TrainConfig, model=FILE, load_in_4bit=True, output_dir=str(folder), **SMALL)))
 
 
 def test_a_step_of_grpo_on_nf4_moves_the_adapter(run):
@@ -125,7 +126,7 @@ def test_a_cold_start_lowers_the_loss_makes_turns_valid_and_earns_a_first_reward
         "observation": "plain", "max_new_tokens": 32, "eval_questions": 2, "lora_rank": 32,
         "load_in_4bit": False, "gradient_checkpointing": False, "dtype": "fast",
     }  # fmt: skip
-    folder = train(resolve(TrainConfig(model=FILE, output_dir=str(tmp_path / "run"), **settings)))
+    folder = train(resolve(make(TrainConfig, model=FILE, output_dir=str(tmp_path / "run"), **settings)))
     curve = [json.loads(row)["loss"] for row in (folder / "cold_start" / "metrics.jsonl").read_text().splitlines()]
     assert len(curve) == 10 and curve[-1] < curve[0] / 3
     summary = json.loads((folder / "summary.json").read_text())

@@ -6,7 +6,6 @@ import gzip
 import json
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import StreamRequestHandler, TCPServer, ThreadingTCPServer
 
@@ -18,6 +17,7 @@ from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.training import train
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import check_retriever, resolve
 from searchr1_mini.options.retrieval_config import MetricsConfig
 from searchr1_mini.retrievers import http_client
@@ -195,7 +195,7 @@ def test_what_a_server_refuses_is_told_in_its_words_and_not_asked_again(server):
 @pytest.mark.parametrize(
     "refused",
     [
-        lambda: resolve(TrainConfig(dataset="hotpotqa", retriever="http", retriever_url="http://h:1", topk=101)),
+        lambda: resolve(make(TrainConfig, dataset="hotpotqa", retriever="http", retriever_url="http://h:1", topk=101)),
         lambda: check_retriever(MetricsConfig(retriever="http", retriever_url="http://h:1", topk="1,101"), ["http"]),
     ],
 )
@@ -256,7 +256,7 @@ def test_a_server_that_stays_down_costs_no_finished_step(flaky_server, tmp_path)
     url, state = flaky_server
     examples = world_examples(make_world(0, "train"), [1], 40, 0)
     questions = [{"id": e.id, "question": e.question, "golden_answers": list(e.golden_answers)} for e in examples]
-    config = TrainConfig(
+    config = make(TrainConfig, 
         dataset="jsonl", data_path=write_lines(tmp_path / "q.jsonl", questions), retriever="http", retriever_url=url,
         steps=6, questions_per_step=4, group_size=4, eval_questions=2, eval_every=6, save_every=6, tensorboard=False,
         template="short", output_dir=str(tmp_path / "run"),
@@ -268,6 +268,6 @@ def test_a_server_that_stays_down_costs_no_finished_step(flaky_server, tmp_path)
     done = int(saved.name[-1])
     assert 0 < done < 6
     state |= {"is_on": True, "off_after": None}
-    train(resolve(replace(config, resume=True)))
+    train(resolve(with_options(config, resume=True)))
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4, 5, 6]

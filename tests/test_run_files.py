@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,7 @@ from searchr1_mini.export import ExportConfig, export_run
 from searchr1_mini.models.identity import BASE_FILE, check_base
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.pages.report import write_report
@@ -35,7 +36,7 @@ from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.forms import METRICS, WARNING, misfit
 
 CELL_NAME = "cell.jsonl"
-SETTINGS = TrainConfig(
+SETTINGS = make(TrainConfig, 
     steps=2, questions_per_step=1, group_size=2, mini_batches=1, eval_questions=2, max_new_tokens=4, max_turns=1,
     eval_every=1, save_every=1, tensorboard=False, memory_check=False, drop_zero_variance=False,
 )  # fmt: skip
@@ -45,7 +46,7 @@ SETTINGS = TrainConfig(
 def whole(tmp_path_factory) -> SimpleNamespace:
     """A finished run, its held-out questions, and a finished cell of an evaluation of it."""
     folder = tmp_path_factory.mktemp("run") / "whole"
-    train(replace(resolve(SETTINGS), output_dir=str(folder)))
+    train(with_options(resolve(SETTINGS), output_dir=str(folder)))
     progress = json.loads((folder / "checkpoints/step-000002/progress.json").read_text())
     (folder / "progress.json").write_text(json.dumps(progress))
     shutil.copy(next(folder.glob(f"checkpoints/step-000002/**/{BASE_FILE}")), folder / BASE_FILE)
@@ -65,7 +66,7 @@ def whole(tmp_path_factory) -> SimpleNamespace:
 def use(run: Path, whole: SimpleNamespace) -> None:
     """Everything that reads a run's files, but for the loading of its weights."""
     saved = saved_config(run)
-    resolve(TrainConfig(**{name: saved[name] for name in TrainConfig.__dataclass_fields__}), unasked=saved)
+    resolve(make(TrainConfig, **{name: saved[name] for name in TrainConfig.__dataclass_fields__}), unasked=saved)
     write_report(run)
     model_card(resolve(TrainConfig()), run, 2, is_adapter=False)
     checkpoint.best_checkpoint(run)
@@ -76,7 +77,7 @@ def use(run: Path, whole: SimpleNamespace) -> None:
     if "samples_before" in progress:
         [Trajectory.from_json(row) for row in progress["samples_before"]]
     check_base(run, "somewhere", whole.base)
-    config = replace(resolve(SETTINGS), algorithm="rejection-sampling", demonstration_questions=1)
+    config = with_options(resolve(SETTINGS), algorithm="rejection-sampling", demonstration_questions=1)
     if (run / "demonstrations.jsonl").read_bytes():  # else they are sampled anew
         demonstrations(SimpleNamespace(folder=run, config=config, train=SimpleNamespace(examples=whole.examples)))
     lines = kept_lines(run / CELL_NAME, SimpleNamespace(examples=whole.examples))

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import whole as whole_export
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.storage.files import read_jsonl
 from searchr1_mini.storage.lock import aside_folder, only_one
@@ -56,19 +56,19 @@ def test_a_second_process_is_told_who_holds_the_folder_until_that_is_killed(tmp_
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("lock") / "run"
-    config = resolve(TrainConfig(**SMALL, steps=1, output_dir=str(folder)))
+    config = resolve(make(TrainConfig, **SMALL, steps=1, output_dir=str(folder)))
     train(config)
     return config
 
 
 def test_a_run_that_is_being_trained_is_not_resumed_by_another(whole):
     """And nothing of it is touched; once it is free, it goes on."""
-    folder = Path(whole.output_dir)
+    folder = Path(whole.run.output_dir)
     before = (folder / "metrics.jsonl").read_bytes()
     with only_one(folder, ""), pytest.raises(UserError, match="is in use by"):
-        train(replace(whole, resume=True, steps=2))
+        train(with_options(whole, resume=True, steps=2))
     assert (folder / "metrics.jsonl").read_bytes() == before
-    train(replace(whole, resume=True, steps=2))
+    train(with_options(whole, resume=True, steps=2))
     assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [1, 2]
 
 

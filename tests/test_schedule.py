@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from searchr1_mini.core import training, update
 from searchr1_mini.core.schedule import learning_rates
 from searchr1_mini.core.training import train, train_step
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.imitation import demonstrations, imitation_step
 from searchr1_mini.storage.files import read_jsonl
@@ -30,11 +30,11 @@ LAST_RATES = [0.01 * share for share in (2 / 4, 4 / 4, 1, 5 / 6, 3 / 6, 1 / 6)]
 def test_where_nothing_is_left_out_the_rates_are_those_of_a_schedule_of_updates(steps, warmup, decay, minis, epochs):
     """To the bit those of torch's LambdaLR, which counts updates."""
     config = resolve(
-        TrainConfig(steps=steps, warmup_steps=warmup, decay_steps=decay, mini_batches=minis, epochs=epochs)
+        make(TrainConfig, steps=steps, warmup_steps=warmup, decay_steps=decay, mini_batches=minis, epochs=epochs)
     )
     a_step = minis * epochs
     total, fall = steps * a_step, decay * a_step
-    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], config.learning_rate)
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], config.optimization.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda made: min(1.0, (made + 1) / max(warmup * a_step, 1), max(total - made, 0) / fall if fall else 1.0),
@@ -52,9 +52,11 @@ GROUPS_LEFT = {1: 2, 2: 1, 3: 0, 4: 2, 5: 1, 6: 1}  # of 2, at each step
 
 def train_with_groups_left_out(config: TrainConfig, first_step: int = 1) -> list[dict]:
     """Trains, as if all but `GROUPS_LEFT` groups of each step were flat; returns what metrics.jsonl holds then."""
-    steps = iter(range(first_step, config.steps + 1))
+    steps = iter(range(first_step, config.optimization.steps + 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "rows_to_train_on", lambda *_: range(GROUPS_LEFT[next(steps)] * config.group_size))
+        patch.setattr(
+            training, "rows_to_train_on", lambda *_: range(GROUPS_LEFT[next(steps)] * config.optimization.group_size)
+        )
         return read_jsonl(train(config) / "metrics.jsonl")
 
 
@@ -75,9 +77,9 @@ def test_groups_that_are_left_out_stretch_nothing(thinned):
 
 def test_a_resumed_run_of_which_groups_were_left_out_goes_on_at_the_same_rates(thinned, tmp_path):
     config, rows = thinned
-    resumed = shutil.copytree(config.output_dir, tmp_path / "resumed")
+    resumed = shutil.copytree(config.run.output_dir, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints" / "step-000006")
-    went_on = train_with_groups_left_out(replace(config, resume=True, output_dir=str(resumed)), first_step=4)
+    went_on = train_with_groups_left_out(with_options(config, resume=True, output_dir=str(resumed)), first_step=4)
     keys = ("step", "learning_rate", "loss", "grad_norm", "reward")
     assert [[row.get(key) for key in keys] for row in went_on] == [[row.get(key) for key in keys] for row in rows]
 

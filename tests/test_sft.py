@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -16,6 +15,7 @@ from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.core.update import forward
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.imitation import demonstrations, imitation_step, imitation_update
 from searchr1_mini.run.session import start
@@ -33,8 +33,10 @@ def train(folder: Path, *flags: object) -> str:
 
 
 def session_of(folder: Path, algorithm: str):
-    config = resolve(TrainConfig(algorithm=algorithm, output_dir=str(folder), eval_questions=4, tensorboard=False))
-    return start(replace(config, demonstration_questions=10))
+    config = resolve(
+        make(TrainConfig, algorithm=algorithm, output_dir=str(folder), eval_questions=4, tensorboard=False)
+    )
+    return start(with_options(config, demonstration_questions=10))
 
 
 def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):
@@ -55,7 +57,7 @@ def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):
 def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(tmp_path):
     """Against a loop over tokens, for rollouts with passages in between, in micro-batches of any size."""
     run = session_of(tmp_path / "run", "rejection-sampling")
-    run.config = replace(run.config, tokens_per_micro_batch=400, demonstration_questions=130)
+    run.config = with_options(run.config, tokens_per_micro_batch=400, demonstration_questions=130)
     shown = demonstrations(run)[:6]
     assert all(trajectory.queries for trajectory in shown)
     batch = build_batch(shown, [1.0] * len(shown), range(len(shown)), 0)
@@ -81,7 +83,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(t
 def test_a_step_logs_the_means_of_its_updates_so_that_one_thrown_away_shows(tmp_path, monkeypatch):
     """The first of two mini-batches has a loss that is not finite; the second is sound."""
     run = session_of(tmp_path / "run", "sft")
-    run.config = replace(run.config, mini_batches=2, epochs=1)
+    run.config = with_options(run.config, mini_batches=2, epochs=1)
     shown = demonstrations(run)
     told = []
 
@@ -141,7 +143,7 @@ def test_only_an_exact_answer_is_imitated(tmp_path, monkeypatch):
         return [Trajectory(e.id, [], "answer", text) for e, text in zip(examples, texts, strict=True)], None
 
     monkeypatch.setattr("searchr1_mini.run.imitation.rollout", rollout)
-    run.config = replace(run.config, demonstration_questions=130, group_size=6)
+    run.config = with_options(run.config, demonstration_questions=130, group_size=6)
     kept = demonstrations(run)
     golds = {example.id: example.golden_answers[0] for example in run.train.examples}
     assert len(kept) == 2 * 130 and len({seed for _, seed in asked}) == 3
@@ -153,6 +155,6 @@ def test_only_an_exact_answer_is_imitated(tmp_path, monkeypatch):
 def test_more_demonstrations_hold_the_fewer(tmp_path):
     run = session_of(tmp_path / "run", "sft")
     few = {trajectory.example_id for trajectory in demonstrations(run)}
-    run.config = replace(run.config, demonstration_questions=20)
+    run.config = with_options(run.config, demonstration_questions=20)
     assert few < {trajectory.example_id for trajectory in demonstrations(run)}
     run.tracker.__exit__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from sessions import session_of, step_of
@@ -16,6 +14,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.schedule import set_learning_rates
 from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory
 from searchr1_mini.run.invariants import check_agreement
@@ -44,7 +43,7 @@ def test_check_lets_rounding_pass_and_tells_another_temperature(run, step, monke
     rollouts, _ = step
     batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, 0)
     check_agreement(run, batch)
-    monkeypatch.setattr(run, "config", replace(run.config, temperature=3.0))
+    monkeypatch.setattr(run, "config", with_options(run.config, temperature=3.0))
     with pytest.raises(UserError, match="rollout and update agree on log-probs"):
         check_agreement(run, batch)
 
@@ -55,7 +54,9 @@ def test_before_a_weight_moves_no_trajectory_is_clipped(run, step):
     batch = experience.batch
     rounding = (batch.old_logprobs - experience.sampled_logprobs) * batch.loss_mask
     of_rows = (rounding.sum(1) / batch.loss_mask.sum(1)).exp() - 1
-    assert ((of_rows < -run.config.clip_eps) | (of_rows > run.config.clip_eps_high)).sum() >= run.config.group_size
+    assert (
+        (of_rows < -run.config.objective.clip_eps) | (of_rows > run.config.objective.clip_eps_high)
+    ).sum() >= run.config.optimization.group_size
     set_learning_rates(run.optimizer, [0.0])
     for rows in update.next_pass(run, batch.group_ids.tolist()):
         logged = update.optimiser_step(run, experience.select(rows), is_first=True)
@@ -128,6 +129,6 @@ def test_one_update_alone_makes_its_forward_once(tmp_path, monkeypatch, flags):
 
 def test_the_preflight_knows_of_the_forward():
     """Without a KL a step in float32 needs none before its update."""
-    config = resolve(TrainConfig(model="Qwen2.5-3B", kl_coef=0.0))
+    config = resolve(make(TrainConfig, model="Qwen2.5-3B", kl_coef=0.0))
     assert "log-probs" in memory.predict(config, SHAPE, 2, on_gpu=True).phases
     assert "log-probs" not in memory.predict(config, SHAPE, 4, on_gpu=True).phases

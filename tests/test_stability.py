@@ -14,6 +14,7 @@ from searchr1_mini.core.algorithms import loss_weights
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.options.nested import make
 from searchr1_mini.run.metrics import empty_think
 from searchr1_mini.run.watch import QUIET, SIGNS, WINDOW, Watch
 
@@ -152,7 +153,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_pa
 
     monkeypatch.setattr(update, "policy_loss", policy_loss)
     config = resolve(
-        TrainConfig(
+        make(TrainConfig, 
             questions_per_step=8, group_size=8, eval_questions=2, steps=9, mini_batches=1, max_skipped_updates=2,
             tensorboard=False, output_dir=str(tmp_path / "run"), drop_zero_variance=False, save_every=2,
         )

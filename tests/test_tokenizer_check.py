@@ -31,6 +31,7 @@ from searchr1_mini.models.bases import check_source
 from searchr1_mini.models.prompting import eos_ids, prompt_ids
 from searchr1_mini.options import eval_config
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.imitation import gold_demonstration
@@ -94,7 +95,7 @@ def test_a_prompt_begins_with_bos_once_wherever_it_is_made(base, tmp_path, token
     pattern, template = BOS_FORMS[form]
     folder = model_with(base, tmp_path / "model", with_bos(tokenizer, pattern, template))
     settings = SMALL | {"model": str(folder), "template": "short", "group_size": 1, "algorithm": "sft"}
-    run = start(resolve(TrainConfig(**settings, output_dir=str(tmp_path / "run"))))
+    run = start(resolve(make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))))
     run.tracker.__exit__()
     text = run.make_method("Who?").send(None).text
     own = AutoTokenizer.from_pretrained(folder)
@@ -138,7 +139,7 @@ def test_a_template_that_gives_no_prompt_ends_in_one_sentence(base, tmp_path, to
     template, said = FAULTS[fault]
     folder = model_with_template(base, tmp_path / "model", with_bos(tokenizer), template)
     run = tmp_path / "run"
-    sentence = told(lambda: train(resolve(TrainConfig(**SMALL, model=str(folder), output_dir=str(run)))), capsys)
+    sentence = told(lambda: train(resolve(make(TrainConfig, **SMALL, model=str(folder), output_dir=str(run)))), capsys)
     assert said in sentence and str(folder) in sentence and len(sentence) < 500 and not run.exists()
 
 
@@ -153,7 +154,7 @@ def test_a_folder_without_tokenizer_files_is_told(base, tmp_path, capsys, remove
     folder = Path(shutil.copytree(base, tmp_path / "model"))
     for path in [*folder.glob("tokenizer*")] if removed == "*" else [folder / removed]:
         path.unlink()
-    config = TrainConfig(**SMALL, model=str(folder), output_dir=str(tmp_path / "run"))
+    config = make(TrainConfig, **SMALL, model=str(folder), output_dir=str(tmp_path / "run"))
     assert "has no tokenizer that knows text" in told(lambda: train(resolve(config)), capsys)
     settings = eval_config.EvalConfig(model=str(folder), datasets="world", output_dir=str(tmp_path / "e"))
     assert "has no tokenizer that knows text" in told(lambda: evaluate.evaluate_command(settings), capsys)
@@ -249,7 +250,7 @@ def test_a_demonstration_closes_the_thought_that_the_template_opened(base, tmp_p
     template = CHAT + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
     folder = model_with(base, tmp_path / "model", with_bos(tokenizer, "$A", template))
     settings = SMALL | {"model": str(folder), "template": "paper", "algorithm": "sft"}
-    run = start(resolve(TrainConfig(**settings, output_dir=str(tmp_path / "run"))))
+    run = start(resolve(make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))))
     run.tracker.__exit__()
     example = run.train.examples[0]
     segment = gold_demonstration(run, example).segments[1]
@@ -286,9 +287,9 @@ def test_a_template_is_told_a_day_as_transformers_tells_it_today(tokenizer, code
 def test_a_resumed_run_and_its_evaluation_stay_on_the_day_that_it_began_on(dated, tmp_path, capsys):
     settings = SMALL | {"model": str(dated), "template": "short", "group_size": 1, "algorithm": "sft", "steps": 1}
     folder = tmp_path / "run"
-    train(resolve(TrainConfig(**settings, date="2026-01-05", output_dir=str(folder))))
+    train(resolve(make(TrainConfig, **settings, date="2026-01-05", output_dir=str(folder))))
     assert json.loads((folder / "config.json").read_text())["date"] == "2026-01-05"
-    again = resolve(TrainConfig(**settings | {"steps": 2}, output_dir=str(folder), resume=True))
+    again = resolve(make(TrainConfig, **settings | {"steps": 2}, output_dir=str(folder), resume=True))
     run = start(again)
     run.tracker.__exit__()
     shown = run.policy.tokenizer.decode(collect(run, 1).trajectories[0].segments[0].token_ids)
@@ -323,12 +324,12 @@ def test_a_cell_of_another_day_is_not_kept_where_prompts_show_the_day(dated, ran
 @pytest.mark.parametrize("given", ["tomorrow", "2026-02-30", "20260105", "2026-W02-1", ""])
 def test_a_date_that_is_none_is_told(given):
     with pytest.raises(UserError, match="--date"):
-        resolve(TrainConfig(date=given))
+        resolve(make(TrainConfig, date=given))
 
 
 def test_a_date_that_no_prompt_shows_is_refused(random_qwen2, tmp_path, capsys):
     settings = SMALL | {"model": str(random_qwen2), "date": "2026-01-05"}
-    config = TrainConfig(**settings, output_dir=str(tmp_path / "run"))
+    config = make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))
     assert "--date does nothing" in told(lambda: train(resolve(config)), capsys)
     answered = eval_config.EvalConfig(model=str(random_qwen2), date="2026-01-05", ask="Who?")
     assert "--date does nothing" in told(lambda: evaluate.evaluate_command(answered), capsys)

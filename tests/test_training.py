@@ -19,6 +19,7 @@ from searchr1_mini.core.rollout_stats import RolloutStats
 from searchr1_mini.core.training import collect, train, train_step
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run import evaluations
@@ -85,7 +86,7 @@ def test_a_question_that_comes_again_is_answered_anew(run):
     run.train = replace(run.train, examples=run.train.examples[:2])
 
     def sampled(step: int, **settings) -> dict[str, list]:
-        run.config = replace(run.config, **settings)
+        run.config = with_options(run.config, **settings)
         rollouts = collect(run, step)
         return {t.example_id: (t.token_ids, rollouts.trajectories[i ^ 1].token_ids) for i, t in
                 enumerate(rollouts.trajectories)}  # fmt: skip
@@ -97,7 +98,7 @@ def test_a_question_that_comes_again_is_answered_anew(run):
 
 
 def test_rounds_of_one_step_sample_by_seeds_of_their_own_and_have_groups_of_their_own(run, monkeypatch):
-    run.config = replace(run.config, dynamic_sampling=3, temperature=0.7)
+    run.config = with_options(run.config, dynamic_sampling=3, temperature=0.7)
     asked = play(monkeypatch, lambda number, example: played(run, example))  # all wrong: no round is enough
     rollouts = collect(run, 4)
     assert len(asked) == 3 and len({seed for _, seed, _ in asked}) == 3
@@ -110,7 +111,7 @@ def test_rounds_of_one_step_sample_by_seeds_of_their_own_and_have_groups_of_thei
 def test_dynamic_sampling_learns_from_as_many_groups_as_a_step_has(run, monkeypatch):
     """Round 1: one group of two differs; round 2: both do, of which one is wanted; there is no third round."""
     right = {0, 4, 7}
-    run.config = replace(run.config, dynamic_sampling=3)
+    run.config = with_options(run.config, dynamic_sampling=3)
     asked = play(monkeypatch, lambda number, example: played(run, example, is_right=number in right))
     is_in = learnt_from(run)
     assert len(asked) == 2
@@ -118,21 +119,21 @@ def test_dynamic_sampling_learns_from_as_many_groups_as_a_step_has(run, monkeypa
 
 
 def test_one_round_is_enough_where_every_group_differs(run, monkeypatch):
-    run.config = replace(run.config, dynamic_sampling=3)
+    run.config = with_options(run.config, dynamic_sampling=3)
     asked = play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
     assert learnt_from(run) == [True] * 4 and len(asked) == 1
 
 
 @pytest.mark.parametrize(("drops", "is_in"), [(True, [False, False, True, True]), (False, [True] * 4)])
 def test_groups_without_a_difference_are_left_out_where_asked(run, monkeypatch, drops, is_in):
-    run.config = replace(run.config, drop_zero_variance=drops)
+    run.config = with_options(run.config, drop_zero_variance=drops)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number == 3))
     assert learnt_from(run) == is_in
 
 
 def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):
     """The first group is dropped; what is left must not be trained on by the numbers of the first."""
-    run.config = replace(run.config, drop_zero_variance=True)
+    run.config = with_options(run.config, drop_zero_variance=True)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number == 3))
     got, prepare = [], training.prepare
 
@@ -152,7 +153,7 @@ def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):
 
 def test_overlong_drop_leaves_out_what_the_context_cut_and_nothing_else(run, monkeypatch):
     """One that used up its turns has failed by itself, and learns it."""
-    run.config = replace(run.config, overlong="drop", drop_zero_variance=False)
+    run.config = with_options(run.config, overlong="drop", drop_zero_variance=False)
     reasons = ["length", "turns", "eos", "answer"]
     play(monkeypatch, lambda number, example: played(run, example, reason=reasons[number]))
     assert learnt_from(run) == [False, True, True, True]
@@ -163,7 +164,7 @@ def test_the_overlong_penalty_counts_all_tokens_of_a_trajectory(run, monkeypatch
     trajectory = played(run, run.train.examples[0], is_right=True, n_observed=200)
     n_tokens = len(trajectory.token_ids)
     limit = n_tokens + 70
-    run.config = replace(run.config, overlong="penalise", max_total_tokens=limit, overlong_buffer=100)
+    run.config = with_options(run.config, overlong="penalise", max_total_tokens=limit, overlong_buffer=100)
     assert trajectory.n_policy_tokens < 40
     play(monkeypatch, lambda number, example: played(run, example, number % 2 == 0, n_observed=200))
     rollouts = collect(run, 1)
@@ -178,7 +179,7 @@ def test_the_overlong_penalty_counts_all_tokens_of_a_trajectory(run, monkeypatch
     ("settings", "paid"), [({}, 0.0), ({"reward": "format"}, 0.1), ({"retrieval_bonus": 0.25}, 0.25)]
 )
 def test_a_step_pays_the_reward_that_was_asked_for(run, monkeypatch, settings, paid):
-    run.config = replace(run.config, **settings)
+    run.config = with_options(run.config, **settings)
 
     def found(number, example):
         trajectory = played(run, example)
@@ -218,7 +219,7 @@ ADVANTAGES = [  # of rewards 1, 0, 0, 0 in a group of four
 
 @pytest.mark.parametrize(("settings", "wanted"), ADVANTAGES)
 def test_a_step_compares_rewards_as_it_was_told(run, monkeypatch, settings, wanted):
-    run.config = replace(run.config, group_size=4, questions_per_step=1, drop_zero_variance=False, **settings)
+    run.config = with_options(run.config, group_size=4, questions_per_step=1, drop_zero_variance=False, **settings)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number == 0))
     train_step(run, 1)
     rows = read_jsonl(run.folder / "rollouts" / "step-000001.jsonl")
@@ -227,10 +228,10 @@ def test_a_step_compares_rewards_as_it_was_told(run, monkeypatch, settings, want
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_what_was_read_is_trained_on_only_where_asked(run, monkeypatch, masks):
-    run.config = replace(run.config, mask_observations=masks, drop_zero_variance=False)
+    run.config = with_options(run.config, mask_observations=masks, drop_zero_variance=False)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
-    train_step(run, run.config.steps)  # whose ratios are written down
-    (row, *_) = read_jsonl(run.folder / "rollouts" / f"step-{run.config.steps:06d}.jsonl")
+    train_step(run, run.config.optimization.steps)  # whose ratios are written down
+    (row, *_) = read_jsonl(run.folder / "rollouts" / f"step-{run.config.optimization.steps:06d}.jsonl")
     learnt = [segment["kind"] for segment in row["segments"] if "ratios" in segment]
     assert learnt == (["policy", "policy"] if masks else ["policy", "observation", "policy"])
 
@@ -238,7 +239,7 @@ def test_what_was_read_is_trained_on_only_where_asked(run, monkeypatch, masks):
 def test_questions_come_in_an_order_of_the_runs_seed(run, monkeypatch):
     asked = play(monkeypatch, lambda number, example: played(run, example))
     for seed in (0, 1):
-        run.config = replace(run.config, seed=seed)
+        run.config = with_options(run.config, seed=seed)
         collect(run, 1)
         collect(run, 2)
     orders = [[example.id for example in examples] for examples, _, _ in asked]
@@ -250,9 +251,9 @@ def test_questions_come_in_an_order_of_the_runs_seed(run, monkeypatch):
 def test_the_options_of_a_rollout_reach_it():
     """Each is another than its default."""
     settings = {"max_turns": 3, "max_new_tokens": 21, "topk": 5, "template": "paper", "max_total_tokens": 700}
-    config = resolve(TrainConfig(**settings, max_observation_tokens=90, rollout_batch_size=7))
+    config = resolve(make(TrainConfig, **settings, max_observation_tokens=90, rollout_batch_size=7))
     assert limits_of(config) == RolloutLimits(7, 700, 90, overlap_search=False)
-    assert limits_of(replace(config, retriever="http")).overlap_search
+    assert limits_of(with_options(config, retriever="http")).overlap_search
 
     def asked(config: TrainConfig, replies: list) -> list:
         method = method_of(config)("Who")
@@ -265,9 +266,9 @@ def test_the_options_of_a_rollout_reach_it():
     turns = [request for request in requests if isinstance(request, methods.Generate)]
     assert turns == [methods.Generate(STOP_STRINGS, 21)] * 4  # the last without an engine
     assert requests[-1] == methods.Finish(None, "turns")
-    without_last = asked(replace(config, bug_no_last_turn=True), [None, *search * 3])
+    without_last = asked(with_options(config, bug_no_last_turn=True), [None, *search * 3])
     assert without_last[-1] == methods.Finish(None, "turns")
-    no_engine = asked(replace(config, retriever="none"), [None, *search[:1]])
+    no_engine = asked(with_options(config, retriever="none"), [None, *search[:1]])
     assert no_engine[-1] == methods.Observe(methods.INVALID_ACTION)
 
 
@@ -318,7 +319,7 @@ def test_imitation_takes_every_demonstration_once_an_epoch(run, monkeypatch):
     monkeypatch.setattr(training, "end_step", lambda run, step, metrics: None)
     monkeypatch.setattr(training, "demonstrations", lambda run: shown)
     monkeypatch.setattr(training, "imitation_step", lambda run, part: chosen.append(part) or {"seconds": 0.0})
-    run.config = replace(run.config, algorithm="sft", questions_per_step=2, steps=8)
+    run.config = with_options(run.config, algorithm="sft", questions_per_step=2, steps=8)
     training.run_steps(run)
     first, second = (list(chain.from_iterable(epoch)) for epoch in (chosen[:4], chosen[4:]))
     assert sorted(first) == sorted(second) == shown and first != second
@@ -347,7 +348,7 @@ def six_steps(tmp_path_factory) -> tuple[Path, list[list[list[float]]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", take)
         patch.setattr(training, "train_step", begin)
-        train(replace(run.config, resume=True))
+        train(with_options(run.config, resume=True))
     assert [len(updates) for updates in seen] == [2] * 6
     logged = [row["learning_rate"] for row in read_jsonl(folder / "metrics.jsonl")]
     assert logged == pytest.approx([updates[-1][0] * 1e-3 for updates in seen])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import pytest
@@ -22,6 +22,7 @@ from searchr1_mini.core.algorithms import group_advantages
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect
 from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
@@ -75,7 +76,7 @@ def shake(parameters, seed: int, std: float) -> None:
 def logprobs_of(run: Session, trajectory: Trajectory) -> tuple[list[Tensor], list[Tensor]]:
     """Log-prob and entropy at every position of a trajectory, by the model as transformers and peft have it."""
     ids = torch.tensor([trajectory.token_ids])
-    logits = run.policy.model(input_ids=ids).logits[0, :-1].float() / run.config.temperature
+    logits = run.policy.model(input_ids=ids).logits[0, :-1].float() / run.config.rollout.temperature
     full = logits.log_softmax(-1)
     chosen = full[torch.arange(len(full)), ids[0, 1:]]
     return [None, *chosen], [None, *-(full.exp() * full).sum(-1)]
@@ -124,7 +125,7 @@ def case_of(folder, settings: dict) -> Case:
 
 
 def add_group_advantages(case: Case) -> None:
-    size = case.run.config.group_size
+    size = case.run.config.optimization.group_size
     for row, tokens in enumerate(case.rows):
         first = row // size * size
         paid = case.rewards[first : first + size]
@@ -203,7 +204,7 @@ def test_ppo_prepares_what_a_loop_over_tokens_does(ppo):
 @contextmanager
 def with_options(run: Session, **settings) -> Iterator[None]:
     """Inside, the run has other options; its weights stay."""
-    before, run.config = run.config, replace(run.config, **settings)
+    before, run.config = run.config, with_options(run.config, **settings)
     try:
         yield
     finally:
@@ -213,7 +214,7 @@ def with_options(run: Session, **settings) -> Iterator[None]:
 def weight_of(case: Case, tokens: list[Token]) -> float:
     """What one token of this row counts in the loss."""
     n_rows, n_tokens = len(case.rows), sum(map(len, case.rows))
-    how = case.run.config.loss_aggregation
+    how = case.run.config.objective.loss_aggregation
     return {"token": 1 / n_tokens, "sequence": 1 / n_rows / len(tokens), "constant": 1 / n_rows / 40}[how]
 
 
@@ -221,7 +222,7 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
     """The step's loss as one sum over tokens, and what the log should tell of it."""
     config, loss = case.run.config, torch.zeros(())
     told = dict.fromkeys(("policy_loss", "approx_kl", "entropy", "clip_fraction"), 0.0)
-    bounds = 1 - config.clip_eps, 1 + config.clip_eps_high
+    bounds = 1 - config.objective.clip_eps, 1 + config.objective.clip_eps_high
     ratios, changes = [], []
     for tokens, trajectory in zip(case.rows, case.trajectories, strict=True):
         now, entropies = logprobs_of(case.run, trajectory)
@@ -230,15 +231,15 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
         fell_as_a_whole = sum(t.trainer - now[t.at].item() for t in tokens) > 0
         for token in tokens:
             weight, change = weight_of(case, tokens), now[token.at] - token.trainer
-            ratio = (change if config.ratio == "token" else mean_change).exp()
+            ratio = (change if config.objective.ratio == "token" else mean_change).exp()
             free, clipped = ratio * token.advantage, ratio.clamp(*bounds) * token.advantage
             surrogate = -torch.minimum(free, clipped) * token.importance
-            loss = loss + weight * (surrogate - config.entropy_coef * entropies[token.at])
+            loss = loss + weight * (surrogate - config.objective.entropy_coef * entropies[token.at])
             if not case.run.critic:
                 d = token.reference - now[token.at]
-                loss = loss + weight * config.kl_coef * (d.exp() - d - 1)
+                loss = loss + weight * config.objective.kl_coef * (d.exp() - d - 1)
                 if token.advantage >= 0 and fell_as_a_whole:
-                    loss = loss + weight * config.llds_coef * torch.relu(-change)
+                    loss = loss + weight * config.objective.llds_coef * torch.relu(-change)
             told["policy_loss"] += weight * surrogate.item()
             told["approx_kl"] += weight * (change.exp() - change - 1).item()
             told["entropy"] += weight * entropies[token.at].item()
@@ -391,8 +392,8 @@ def test_policy_and_critic_are_clipped_each_by_its_own_norm(ppo):
     with optimiser_that_waits(run) as applied:
         told = update.apply_gradients(run, 0.5)
     assert (told["grad_norm"], told["critic_grad_norm"]) == pytest.approx((10, 0.25), rel=1e-4)
-    assert [norm(group) for group in applied[0]] == pytest.approx([run.config.grad_clip, 0.25], rel=1e-4)
-    assert run.config.grad_clip == 1.0 and run.updates == before + 1
+    assert [norm(group) for group in applied[0]] == pytest.approx([run.config.optimization.grad_clip, 0.25], rel=1e-4)
+    assert run.config.optimization.grad_clip == 1.0 and run.updates == before + 1
     assert all(parameter.grad is None for group in run.optimizer.param_groups for parameter in group["params"])
 
 

@@ -14,9 +14,10 @@ from searchr1_mini.data.rows import is_text
 from searchr1_mini.evaluation.cells import check_models, load
 from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column
 from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read, plan_evaluation
-from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
@@ -68,18 +69,22 @@ def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
     if len(plan.rows) > 1 or len(plan.columns) > 1:
         raise UserError(f"{flag} answers with one method, one run and one corpus; name one of each")
     (row,), (column,) = plan.rows, plan.columns
-    if row.settings.retriever == "oracle":
+    if row.settings.retrieval.retriever == "oracle":
         raise UserError(f"{flag} needs a retriever that does not know the answer's passages; leave out oracle")
     if not is_own:
         return row, column
-    if config.corpus and row.settings.retriever == "http" and not config.retriever:
-        row = replace(row, settings=only_what_is_read(replace(row.settings, retriever="auto")))
-    searches = row.method in SEARCHING and row.settings.retriever not in ("none", "empty")
-    if config.corpus and (not searches or row.settings.retriever == "http"):
-        what = f"--retriever {row.settings.retriever}" if row.method in SEARCHING else f"{row.method}, without a search"
+    if config.corpus and row.settings.retrieval.retriever == "http" and not config.retriever:
+        row = replace(row, settings=only_what_is_read(with_options(row.settings, retriever="auto")))
+    searches = row.method in SEARCHING and row.settings.retrieval.retriever not in ("none", "empty")
+    if config.corpus and (not searches or row.settings.retrieval.retriever == "http"):
+        what = (
+            f"--retriever {row.settings.retrieval.retriever}"
+            if row.method in SEARCHING
+            else f"{row.method}, without a search"
+        )
         raise UserError(f"--corpus does nothing with {what}; leave it out")
     data = dict.fromkeys(column.data) | {"dataset": "jsonl", "corpus": config.corpus, "world_noise": 0, "seed": 0}
-    return row, Column(config.corpus or row.settings.retriever_url, data, "all")
+    return row, Column(config.corpus or row.settings.retrieval.retriever_url, data, "all")
 
 
 def live_retriever(row: Row, settings: TrainConfig, column: Column) -> Retriever:
@@ -88,14 +93,14 @@ def live_retriever(row: Row, settings: TrainConfig, column: Column) -> Retriever
     Raises:
         UserError: passages, a server or a package that is not there or not as it should be.
     """
-    if row.method not in SEARCHING or settings.retriever in ("none", "empty"):
+    if row.method not in SEARCHING or settings.retrieval.retriever in ("none", "empty"):
         return EmptyRetriever()
-    if settings.dataset == "world":
-        return load_task(replace(settings, eval_questions=2), column.split).retriever
-    engine = engine_of(settings)
+    if settings.data.dataset == "world":
+        return load_task(with_options(settings, eval_questions=2), column.split).retriever
+    engine = engine_of(settings.retrieval)
     if engine.retriever == "http":
         return build_retriever(engine, [])
-    passages = load_corpus(settings.corpus, settings.dataset, settings.data_path, engine.terms)
+    passages = load_corpus(settings.data.corpus, settings.data.dataset, settings.data.data_path, engine.terms)
     return RandomRetriever(passages) if engine.retriever == "random" else build_retriever(engine, passages)
 
 
@@ -113,11 +118,11 @@ def answer_live(config: EvalConfig) -> None:
     settings = cell_settings(config, row, column)
     check_models(config, [settings])
     retriever = live_retriever(row, settings, column)
-    policy = load(config, settings, settings.model, row.weights)
+    policy = load(config, settings, settings.run.model, row.weights)
     chat = Chat(policy, retriever, method_of(settings), limits_of(settings), config.temperature, config.seed)
-    about = f"{row.label} of {config.run or config.adapter or settings.model}"
+    about = f"{row.label} of {config.run or config.adapter or settings.run.model}"
     if row.method in SEARCHING:
-        about += f", {described(engine_of(settings))} on {column.name}"
+        about += f", {described(engine_of(settings.retrieval))} on {column.name}"
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
     if config.ask:
         Screen(chat, colour, shows_prompt=True).answer(config.ask)

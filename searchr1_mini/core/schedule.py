@@ -19,12 +19,16 @@ def learning_rates(config: TrainConfig, step: int, n_left: int) -> list[float]:
         step: from 1.
         n_left: updates of this step that are still to come after this one.
     """
-    a_step = config.mini_batches * config.epochs
-    update, total, decay = step * a_step - n_left, config.steps * a_step, config.decay_steps * a_step
+    a_step = config.optimization.mini_batches * config.optimization.epochs
+    update, total, decay = (
+        step * a_step - n_left,
+        config.optimization.steps * a_step,
+        config.optimization.decay_steps * a_step,
+    )
     of_decay = max(total - update + 1, 0) / decay if decay else 1.0
-    peaks = [(config.learning_rate, config.warmup_steps)]
-    if config.algorithm == "ppo":
-        peaks.append((config.critic_learning_rate, config.critic_warmup_steps))
+    peaks = [(config.optimization.learning_rate, config.optimization.warmup_steps)]
+    if config.run.algorithm == "ppo":
+        peaks.append((config.ppo.critic_learning_rate, config.ppo.critic_warmup_steps))
     return [peak * min(1.0, update / max(warmup * a_step, 1), of_decay) for peak, warmup in peaks]
 
 

@@ -47,16 +47,16 @@ def train(config: TrainConfig, write_report: Callable[[Path], Path] | None = Non
     Raises:
         UserError: anything that the user can mend.
     """
-    with processes(config.device) as scratch:
+    with processes(config.run.device) as scratch:
         return _train(config, scratch, write_report)
 
 
 def _train(config: TrainConfig, scratch: Path | None, write_report) -> Path:
     with ExitStack() as held:
-        if config.resume:  # before anything is read that another process may be writing
+        if config.run.resume:  # before anything is read that another process may be writing
             on_main(lambda: hold(config, held))
         run = start(config, scratch)
-        if not config.resume:
+        if not config.run.resume:
             on_main(lambda: hold(config, held))
         return _train_locked(run, write_report)
 
@@ -67,7 +67,7 @@ def hold(config: TrainConfig, held: ExitStack) -> None:
     Raises:
         UserError: another process trains in it.
     """
-    folder = Path(config.output_dir)
+    folder = Path(config.run.output_dir)
     if folder.is_dir():  # else --resume is told that there is no run
         held.enter_context(only_one(folder, "name another --output-dir"))
 
@@ -86,18 +86,20 @@ def _train_locked(run: Session, write_report) -> Path:
 def run_steps(run: Session) -> None:
     """Runs the remaining steps; one that is broken off leaves the weights as if it had not begun."""
     config = run.config
-    if config.cold_start and run.after_cold_start is None:
+    if config.imitation.cold_start and run.after_cold_start is None:
         cold_start(run)
     measure_before(run)
-    to_imitate = demonstrations(run) if imitates(config.algorithm) else []
+    to_imitate = demonstrations(run) if imitates(config.run.algorithm) else []
     if run.unlogged is not None:
         unlogged, run.unlogged = run.unlogged, None
         end_step(run, run.first_step - 1, unlogged)
-    for step in range(run.first_step, config.steps + 1):
+    for step in range(run.first_step, config.optimization.steps + 1):
         with saved_if_broken_off(run, step - 1):
             run.step = step
             if to_imitate:
-                metrics = imitation_step(run, slice_of_step(to_imitate, step, config.questions_per_step, config.seed))
+                metrics = imitation_step(
+                    run, slice_of_step(to_imitate, step, config.optimization.questions_per_step, config.run.seed)
+                )
             else:
                 metrics = train_step(run, step)
         run.train_seconds += metrics["seconds"]
@@ -112,16 +114,16 @@ def end_step(run: Session, step: int, metrics: dict[str, float]) -> None:
         UserError: updates are not finite.
     """
     config = run.config
-    if step % config.eval_every == 0 or step == config.steps:
+    if step % config.logging.eval_every == 0 or step == config.optimization.steps:
         with saved_if_broken_off(run, step, unlogged=metrics):
             metrics = metrics | eval_metrics(measure(run))
     run.tracker.log(step, metrics)
     run.tracker.progress(step, metrics)
     run.tracker.warn(step, run.watch.see(step, metrics).values())
     is_stopping = any_of(interrupt.is_asked())
-    if step % config.save_every == 0 or step == config.steps or is_stopping:
+    if step % config.logging.save_every == 0 or step == config.optimization.steps or is_stopping:
         save_step(run, step)
-    if is_stopping and step < config.steps:
+    if is_stopping and step < config.optimization.steps:
         print(f"saved step {step}", flush=True)
         raise Stopped
     stop_if_diverged(run, step)
@@ -158,7 +160,7 @@ def stop_if_diverged(run: Session, step: int) -> None:
     Raises:
         UserError: says what to try.
     """
-    if run.skipped_in_a_row >= run.config.max_skipped_updates:
+    if run.skipped_in_a_row >= run.config.optimization.max_skipped_updates:
         path = save_step(run, step)
         raise UserError(
             f"the last {run.skipped_in_a_row} updates had a loss or gradient that was not finite and were thrown away; "
@@ -188,15 +190,17 @@ def train_step(run: Session, step: int) -> dict[str, float]:
         rollouts.rewards,
         rollouts.group_ids,
         run.policy.tokenizer.pad_token_id,
-        config.mask_observations,
+        config.objective.mask_observations,
     )
     if step == 1 and is_main():
         is_instructed = bool(run.policy.tokenizer.chat_template)
         tell(run.folder, diagnose(rollouts.trajectories, config, is_instructed, rollouts.rewards))
     is_flat = zero_variance(batch.rewards, batch.group_ids)
     advantages = None
-    if config.algorithm == "grpo":
-        advantages = group_advantages(batch.rewards, batch.group_ids, config.baseline, config.normalize_std)
+    if config.run.algorithm == "grpo":
+        advantages = group_advantages(
+            batch.rewards, batch.group_ids, config.objective.baseline, config.objective.normalize_std
+        )
     kept = rows_to_train_on(config, rollouts, is_flat)
     if advantages is not None and not teaches(config, advantages[kept], run.updates):
         kept = []
@@ -204,7 +208,7 @@ def train_step(run: Session, step: int) -> dict[str, float]:
     metrics: dict[str, float] = {}
     of_tokens: list[TokenValues] = []
     if kept:
-        with_ratios = step % config.eval_every == 0 or step == config.steps
+        with_ratios = step % config.logging.eval_every == 0 or step == config.optimization.steps
         of_groups = None if advantages is None else advantages[kept]
         experience, metrics = prepare(run, batch.select(kept), of_groups, needs_old=with_ratios)
         metrics |= update(run, experience)
@@ -226,21 +230,21 @@ def collect(run: Session, step: int) -> Rollouts:
     """Rollouts of a step's questions; with dynamic sampling, rounds until enough groups differ in reward (DAPO)."""
     config = run.config
     parts: list[Rollouts] = []
-    for round_ in range(config.dynamic_sampling):
-        draw = stratified_slice if config.stratify else slice_of_step
-        questions = draw(run.train.examples, step, config.questions_per_step, config.seed, round_)
-        group = [question for question in questions for _ in range(config.group_size)]
+    for round_ in range(config.objective.dynamic_sampling):
+        draw = stratified_slice if config.optimization.stratify else slice_of_step
+        questions = draw(run.train.examples, step, config.optimization.questions_per_step, config.run.seed, round_)
+        group = [question for question in questions for _ in range(config.optimization.group_size)]
         trajectories, stats = rollout(
             group, run.make_method, run.policy, run.train.retriever, run.limits,
-            temperature=config.temperature, seed=config.seed * 1_000_003 + step + round_ * 500_009,
+            temperature=config.rollout.temperature, seed=config.run.seed * 1_000_003 + step + round_ * 500_009,
         )  # fmt: skip
         rewards = [reward_of(config, t, e) for t, e in zip(trajectories, group, strict=True)]
-        first = round_ * config.questions_per_step
-        group_ids = [first + index // config.group_size for index in range(len(group))]
-        if config.bug_colliding_groups:
+        first = round_ * config.optimization.questions_per_step
+        group_ids = [first + index // config.optimization.group_size for index in range(len(group))]
+        if config.museum.bug_colliding_groups:
             group_ids = museum.colliding_group_ids(group)
         parts.append(Rollouts(trajectories, group, rewards, group_ids, stats))
-        if sum(len(groups_with_signal(part)) for part in parts) >= config.questions_per_step:
+        if sum(len(groups_with_signal(part)) for part in parts) >= config.optimization.questions_per_step:
             break
     joined = [[x for part in parts for x in getattr(part, f.name)] for f in fields(Rollouts) if f.name != "stats"]
     return Rollouts(*joined, sum_stats([part.stats for part in parts]))
@@ -257,14 +261,14 @@ def groups_with_signal(rollouts: Rollouts) -> list[int]:
 def rows_to_train_on(config: TrainConfig, rollouts: Rollouts, is_flat: Tensor) -> list[int]:
     """Rows that go into the update: without flat groups, surplus groups and overlong rows where the config says so."""
     wanted = set(rollouts.group_ids)
-    if config.dynamic_sampling > 1:
-        wanted = set(groups_with_signal(rollouts)[: config.questions_per_step])
+    if config.objective.dynamic_sampling > 1:
+        wanted = set(groups_with_signal(rollouts)[: config.optimization.questions_per_step])
     return [
         row
         for row, (trajectory, group) in enumerate(zip(rollouts.trajectories, rollouts.group_ids, strict=True))
         if group in wanted
-        and not (config.drop_zero_variance and is_flat[row])
-        and not (config.overlong == "drop" and trajectory.finish_reason == "length")
+        and not (config.objective.drop_zero_variance and is_flat[row])
+        and not (config.reward.overlong == "drop" and trajectory.finish_reason == "length")
     ]
 
 
@@ -273,24 +277,29 @@ def teaches(config: TrainConfig, advantages: Tensor, updates: int) -> bool:
 
     With advantages of 0 only other terms can; the KL's gradient is 0 as long as the policy is its reference.
     """
-    others = config.entropy_coef or config.llds_coef or config.weight_decay or (config.kl_coef and updates)
+    others = (
+        config.objective.entropy_coef
+        or config.objective.llds_coef
+        or config.optimization.weight_decay
+        or (config.objective.kl_coef and updates)
+    )
     return bool(others) or bool(advantages.any())
 
 
 def reward_of(config: TrainConfig, trajectory: Trajectory, example: Example) -> float:
     """The reward that the config names."""
-    if config.bug_reward_from_whole_text:
+    if config.museum.bug_reward_from_whole_text:
         return museum.whole_text_reward(trajectory, example.golden_answers)
-    value = reward(trajectory, example.golden_answers, config.reward, config.retrieval_bonus)
-    if config.overlong == "penalise":
+    value = reward(trajectory, example.golden_answers, config.reward.reward, config.reward.retrieval_bonus)
+    if config.reward.overlong == "penalise":
         n_tokens = torch.tensor(len(trajectory.token_ids))
-        value += soft_overlong(n_tokens, config.max_total_tokens, config.overlong_buffer).item()
+        value += soft_overlong(n_tokens, config.rollout.max_total_tokens, config.reward.overlong_buffer).item()
     return value
 
 
 def as_trained_on(run: Session, trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
     """The very trajectories that were sampled, unless the museum's flag says otherwise."""
-    if run.config.bug_retokenise:
+    if run.config.museum.bug_retokenise:
         return [museum.retokenised(trajectory, run.policy.tokenizer) for trajectory in trajectories]
     return trajectories
 

@@ -80,18 +80,18 @@ def prepare(
     mask = batch.loss_mask
     batch.old_logprobs, sampled = old_and_sampled(run, batch, needs_old or group_advantages is None)
     importance = ref_logprobs = None
-    if config.importance_cap:
-        importance = truncated_importance(batch.old_logprobs, sampled, config.importance_cap)
-    if config.kl_coef > 0:
+    if config.objective.importance_cap:
+        importance = truncated_importance(batch.old_logprobs, sampled, config.objective.importance_cap)
+    if config.objective.kl_coef > 0:
         with policy.reference():
             ref_logprobs = own_logprobs(run, batch)
     if group_advantages is not None:
         advantages = group_advantages.to(policy.device)[:, None] * mask
         return Experience(batch, advantages, sampled, ref_logprobs, importance), {}
-    kl = None if ref_logprobs is None else kl_penalty(batch.old_logprobs, ref_logprobs, config.kl_estimator)
+    kl = None if ref_logprobs is None else kl_penalty(batch.old_logprobs, ref_logprobs, config.objective.kl_estimator)
     values = all_values(run, batch)
-    rewards = token_rewards(batch.rewards, mask, kl, config.kl_coef)
-    advantages, returns = gae(rewards, values, mask, config.gamma, config.gae_lambda)
+    rewards = token_rewards(batch.rewards, mask, kl, config.objective.kl_coef)
+    advantages, returns = gae(rewards, values, mask, config.ppo.gamma, config.ppo.gae_lambda)
     metrics = {
         "explained_variance": explained_variance(values, returns, mask).item(),
         "value_mean": values[mask].mean().item(),
@@ -111,14 +111,14 @@ def old_and_sampled(run: Session, batch: Batch, needs_old: bool = True) -> tuple
     update and nothing else needs pi_old, it is left nan: that update's own forward is pi_old, and is made only once.
     """
     sampled, is_rounded = batch.old_logprobs, run.policy.dtype != torch.float32
-    is_complete = not (run.config.importance_cap or sampled.isnan().any())
+    is_complete = not (run.config.objective.importance_cap or sampled.isnan().any())
     if is_complete and not is_rounded:
         return sampled, sampled
-    if is_complete and not needs_old and run.config.epochs == run.config.mini_batches == 1:
+    if is_complete and not needs_old and run.config.optimization.epochs == run.config.optimization.mini_batches == 1:
         return torch.full_like(sampled, torch.nan), sampled
     own = own_logprobs(run, batch)
     sampled = torch.where(sampled.isnan(), own, sampled)
-    return own if is_rounded or run.config.importance_cap else sampled, sampled
+    return own if is_rounded or run.config.objective.importance_cap else sampled, sampled
 
 
 def own_logprobs(run: Session, batch: Batch) -> Tensor:
@@ -126,7 +126,7 @@ def own_logprobs(run: Session, batch: Batch) -> Tensor:
     if run.policy.dtype == torch.float32:
         return all_logprobs(run, batch)
     out = torch.zeros_like(batch.old_logprobs)
-    with run.policy.training(run.config.gradient_checkpointing):
+    with run.policy.training(run.config.weights.gradient_checkpointing):
         for rows in next_pass(run, batch.group_ids.tolist()):
             part = batch.select(rows)
             out[rows, : part.targets.shape[1]] = all_logprobs(run, part)
@@ -136,9 +136,9 @@ def own_logprobs(run: Session, batch: Batch) -> Tensor:
 def update(run: Session, experience: Experience) -> dict[str, float]:
     """`epochs` passes over the rollouts in `mini_batches` optimiser steps each; returns means of what they logged."""
     config, group_ids = run.config, experience.batch.group_ids.tolist()
-    n_updates = config.epochs * min(config.mini_batches, len(set(group_ids)))
+    n_updates = config.optimization.epochs * min(config.optimization.mini_batches, len(set(group_ids)))
     logs: list[dict[str, float]] = []
-    for _ in range(config.epochs):
+    for _ in range(config.optimization.epochs):
         for rows in next_pass(run, group_ids):
             set_learning_rates(run.optimizer, learning_rates(config, run.step, n_updates - len(logs) - 1))
             logs.append(optimiser_step(run, experience.select(rows), is_first=not logs))
@@ -147,8 +147,8 @@ def update(run: Session, experience: Experience) -> dict[str, float]:
 
 def next_pass(run: Session, group_ids: Sequence[int]) -> list[list[int]]:
     """The rows of each optimiser step of the pass that comes next, drawn by the seed and the updates so far."""
-    shuffle = torch.Generator().manual_seed(run.updates * 7919 + run.config.seed)
-    return [rows for rows in mini_batches(group_ids, run.config.mini_batches, shuffle) if rows]
+    shuffle = torch.Generator().manual_seed(run.updates * 7919 + run.config.run.seed)
+    return [rows for rows in mini_batches(group_ids, run.config.optimization.mini_batches, shuffle) if rows]
 
 
 def means_over_updates(logs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -160,11 +160,11 @@ def means_over_updates(logs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def step_weights(config: TrainConfig, loss_mask: Tensor) -> Tensor:
     """The weight (B, T) of each token in an optimiser step's loss."""
-    if config.bug_masked_in_denominator:
+    if config.museum.bug_masked_in_denominator:
         return museum.weights_over_all_tokens(loss_mask)
-    if config.bug_tool_tokens_in_length:
+    if config.museum.bug_tool_tokens_in_length:
         return museum.weights_by_whole_length(loss_mask)
-    return loss_weights(loss_mask, config.loss_aggregation, config.max_new_tokens)
+    return loss_weights(loss_mask, config.objective.loss_aggregation, config.rollout.max_new_tokens)
 
 
 def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict[str, float]:
@@ -190,7 +190,7 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
             before, wanted = part.batch.old_logprobs, wanted & (part.batch.rewards[:, None] > 0)
         return stats, (logprobs - before)[wanted].cpu()
 
-    with run.policy.training(config.gradient_checkpointing):
+    with run.policy.training(config.weights.gradient_checkpointing):
         logs = over_micro_batches(run, batch, backward, may_stop=is_first)
     parts, changes = zip(*gather(logs), strict=True)
     totals = {key: sum(part[key] for part in parts) for key in parts[0]}
@@ -206,23 +206,25 @@ def optimiser_step(run: Session, experience: Experience, is_first: bool) -> dict
 def policy_backward(run: Session, part: Experience, weights: Tensor) -> tuple[dict[str, float], Tensor]:
     """Forward and backward of the policy; returns sums for the log and log pi (B, T-1)."""
     config, batch = run.config, part.batch
-    logprobs, entropy = forward(run.policy, batch, config.temperature, entropy_gradient=config.entropy_coef > 0)
+    logprobs, entropy = forward(
+        run.policy, batch, config.rollout.temperature, entropy_gradient=config.objective.entropy_coef > 0
+    )
     old_logprobs = torch.where(batch.old_logprobs.isnan(), logprobs.detach(), batch.old_logprobs)
     loss, stats = policy_loss(
         logprobs,
         old_logprobs,
         part.advantages,
         weights,
-        clip_eps=config.clip_eps,
-        clip_eps_high=config.clip_eps_high,
-        ratio=config.ratio,
+        clip_eps=config.objective.clip_eps,
+        clip_eps_high=config.objective.clip_eps_high,
+        ratio=config.objective.ratio,
         importance=part.importance,
         ref_logprobs=part.ref_logprobs,
-        kl_coef=config.kl_coef,
-        kl_estimator=config.kl_estimator,
+        kl_coef=config.objective.kl_coef,
+        kl_estimator=config.objective.kl_estimator,
         entropy=entropy,
-        entropy_coef=config.entropy_coef,
-        llds_coef=config.llds_coef,
+        entropy_coef=config.objective.entropy_coef,
+        llds_coef=config.objective.llds_coef,
     )
     run.scaler.scale(loss).backward()
     stats |= {"loss": loss.detach(), "entropy": (entropy * weights).sum().detach()}
@@ -233,7 +235,7 @@ def critic_backward(run: Session, part: Experience, weights: Tensor) -> float:
     """Forward and backward of the critic, both while its adapter is the active one; returns the value loss."""
     with run.critic.active():
         values = run.critic.values(part.batch.input_ids, part.batch.position_ids)
-        loss = value_loss(values, part.values, part.returns, weights, run.config.value_clip)
+        loss = value_loss(values, part.values, part.returns, weights, run.config.ppo.value_clip)
         run.scaler.scale(loss).backward()
     return loss.item()
 
@@ -247,7 +249,7 @@ def apply_gradients(run: Session, loss: float) -> dict[str, float]:
     run.scaler.scale(torch.zeros((), device=run.policy.device))  # a process without a micro-batch has no scale yet
     run.scaler.unscale_(run.optimizer)
     groups = [group["params"] for group in run.optimizer.param_groups]
-    norms = [torch.nn.utils.clip_grad_norm_(group, run.config.grad_clip).item() for group in groups]
+    norms = [torch.nn.utils.clip_grad_norm_(group, run.config.optimization.grad_clip).item() for group in groups]
     is_finite = math.isfinite(loss) and all(map(math.isfinite, norms))
     if is_finite or run.scaler.is_enabled():  # the scaler skips the step itself, and learns from it
         run.scaler.step(run.optimizer)
@@ -270,7 +272,9 @@ def forward(policy: Policy, batch: Batch, temperature: float, entropy_gradient: 
 
 def all_logprobs(run: Session, batch: Batch, may_stop: bool = True) -> Tensor:
     """Log-probs (N, T-1) of a whole batch under the weights as they are now, in micro-batches."""
-    return of_whole_batch(run, batch, lambda part: forward(run.policy, part, run.config.temperature)[0], may_stop)
+    return of_whole_batch(
+        run, batch, lambda part: forward(run.policy, part, run.config.rollout.temperature)[0], may_stop
+    )
 
 
 def all_values(run: Session, batch: Batch) -> Tensor:

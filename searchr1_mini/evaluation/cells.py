@@ -44,6 +44,7 @@ from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, t
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.retrievers.engines import engine_of
 from searchr1_mini.run.held_out import chosen_by
@@ -88,7 +89,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
         if config.shots:
             tell_shots(config, plan, column, library, tasks, prompts)
     rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
-    for (_, model), of_weights in groupby(rows, key=lambda row: (row.weights, row.settings.model)):
+    for (_, model), of_weights in groupby(rows, key=lambda row: (row.weights, row.settings.run.model)):
         policy: Policy | None = None
         for row in of_weights:
             for column in plan.columns:
@@ -126,7 +127,7 @@ def tell_shots(
         tasks[key] = replace(tasks[key], examples=rest)
         if row.shots:
             prompts[key] = write_shots(
-                row.method, shots, find, row.settings.template, config.seed, row.settings.observation
+                row.method, shots, find, row.settings.data.template, config.seed, row.settings.data.observation
             )
 
 
@@ -141,10 +142,10 @@ def task_of(
     """The questions of a column with the retriever of a row; one that never searches needs no passages."""
     settings = cell_settings(config, row, column)
     if row.method not in SEARCHING:
-        settings = replace(settings, retriever="empty", retriever_url=None)
-    key = (column.name, engine_of(settings))
+        settings = with_options(settings, retriever="empty", retriever_url=None)
+    key = (column.name, engine_of(settings.retrieval))
     if key not in tasks:
-        tasks[key] = load_task(replace(settings, method="search-r1"), column.split, library, without)
+        tasks[key] = load_task(with_options(settings, method="search-r1"), column.split, library, without)
     return tasks[key]
 
 
@@ -152,11 +153,11 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
     """A hash of all that a cell's result depends on."""
     names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
     unread = ("rollout_batch_size", "date")  # the date only where prompts show it
-    day = day_of_prompts(settings.model, settings.date)
+    day = day_of_prompts(settings.run.model, settings.data.date)
     parts = {
         "version": __version__,
-        "settings": {name: getattr(settings, name) for name in names if name not in unread},
-        "base": state_of(Path(resolve_model(settings.model))),
+        "settings": {name: get(settings, name) for name in names if name not in unread},
+        "base": state_of(Path(resolve_model(settings.run.model))),
         "weights": state_of(row.weights) if row.weights else None,
         "dtype": str(pick_dtype(config.dtype, pick_device(config.device))),  # auto is another on another device
         "temperature": [config.temperature, config.seed if config.temperature else 0],
@@ -242,15 +243,15 @@ def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | 
     """The policy, with the run's adapter or fine-tuned weights on it."""
     device, source = pick_device(config.device), resolve_model(model)
     dtype = pick_dtype(config.dtype, device)
-    check_model(source, settings.max_total_tokens)
+    check_model(source, settings.rollout.max_total_tokens)
     return load_policy(
         source,
-        lora_rank=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        load_in_4bit=settings.load_in_4bit,
+        lora_rank=settings.weights.lora_rank,
+        lora_alpha=settings.weights.lora_alpha,
+        load_in_4bit=settings.weights.load_in_4bit,
         dtype=dtype,
         device=device,
-        dequantise=bool(settings.load_in_4bit) and unpacked_fits(settings, source, device, dtype),
+        dequantise=bool(settings.weights.load_in_4bit) and unpacked_fits(settings, source, device, dtype),
         weights=weights,
-        day=parse_day(settings.date),
+        day=parse_day(settings.data.date),
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.data.datasets import BRING_PASSAGES, Split, load_examples, own_split
 from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
-from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import flat, make
 from searchr1_mini.options.resolve import name_file, resolve, world_hops_list
 from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
 from searchr1_mini.storage.files import listed_paths
@@ -52,7 +53,7 @@ def chosen(names: list[str], known: Sequence[str], flag: str, every: Sequence[st
 def own_data(config: EvalConfig, saved: dict[str, Any] | None) -> dict[str, Any]:
     """What the first run was trained on, or what the model would be, as values of `OF_THE_DATA`."""
     if saved is None:
-        saved = asdict(resolve(TrainConfig(model=config.model or "tiny", seed=config.seed)))
+        saved = flat(resolve(make(TrainConfig, model=config.model or "tiny", seed=config.seed)))
     return {name: saved[name] for name in OF_THE_DATA}
 
 
@@ -63,7 +64,7 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
         UserError: an unknown data set, flags that belong to none of them, or a file that cannot be read.
     """
     names = list(dict.fromkeys(listed_paths(config.datasets))) if config.datasets is not None else [own["dataset"]]
-    files = [name for name in names if name_file(TrainConfig(dataset=name)).data_path]
+    files = [name for name in names if name_file(make(TrainConfig, dataset=name)).data.data_path]
     names = chosen([name for name in names if name not in files], DATASETS, "--datasets", ALL_DATASETS) + files
     if not names:
         raise UserError("--datasets names no data set; write all, or a list such as nq,hotpotqa")
@@ -91,15 +92,15 @@ def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Pat
         name: of the data set, or a file.
         paths, hashes: the files that the runs were trained on, and the hashes of their training questions.
     """
-    file = name_file(TrainConfig(dataset=name))
-    path = file.data_path or config.data_path
+    file = name_file(make(TrainConfig, dataset=name))
+    path = file.data.data_path or config.data_path
     is_own_file = bool(path and own["data_path"]) and Path(path).resolve() == Path(own["data_path"]).resolve()
     is_own = is_own_file or (not path and name == own["dataset"])
-    data = dict(own) if is_own else dict.fromkeys(OF_THE_DATA) | {"dataset": file.dataset, "data_path": path}
+    data = dict(own) if is_own else dict.fromkeys(OF_THE_DATA) | {"dataset": file.data.dataset, "data_path": path}
     if data["dataset"] == "world":
         data |= {} if is_own else {"world_difficulty": WORLD_DIFFICULTY, "world_hops": "1,2", "world_noise": 0}
         data |= {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
-        world_hops_list(TrainConfig(world_hops=data["world_hops"]))
+        world_hops_list(make(TrainConfig, world_hops=data["world_hops"]))
     else:
         data |= {"corpus": corpus_of(config, data), "world_noise": 0}
     data["seed"] = own["seed"] if config.world_seed is None else config.world_seed

@@ -11,9 +11,10 @@ from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column, chosen, corpus_of, listed, own_data, plan_columns
 from searchr1_mini.models.chat_template import today
 from searchr1_mini.models.weights import adapter_settings
-from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import LEAST_TEMPERATURE, check_retriever, refuse_unread, resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
@@ -111,11 +112,11 @@ def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig
     values = {name: saved[name] for name in (*OF_THE_MODEL, *OF_A_SEARCH)} if saved else {}
     given = {name: getattr(config, name) for name in (*OF_THE_MODEL, *OF_A_SEARCH) if hasattr(config, name)}
     values |= {name: value for name, value in given.items() if value is not None}
-    settings = resolve(TrainConfig(**values), unasked=values)
+    settings = resolve(make(TrainConfig, **values), unasked=values)
     engine = saved["retriever"] if saved and saved["retriever"] not in PROBES else "auto"
-    of_engine = {name: (saved or {}).get(name, getattr(TrainConfig, name)) for name in OF_AN_ENGINE}
+    of_engine = {name: (saved or {}).get(name, default_of(TrainConfig, name)) for name in OF_AN_ENGINE}
     of_engine |= {name: value for name in OF_AN_ENGINE if (value := getattr(config, name)) is not None}
-    return replace(settings, retriever=engine, date=settings.date or today().isoformat(), **of_engine)
+    return with_options(settings, retriever=engine, date=settings.data.date or today().isoformat(), **of_engine)
 
 
 def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -> tuple[list[Row], list[str]]:
@@ -128,18 +129,18 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
     methods = chosen(listed(config.methods), METHODS, "--methods")
     if not methods:
         methods = [run_method(saved) for saved in runs.values()] or ["search-r1"]
-    trains = config.train if config.train is not None else len(methods) > 1 and base.model == "tiny"
+    trains = config.train if config.train is not None else len(methods) > 1 and base.run.model == "tiny"
     rows, notes = [], []
     for method in [name for name in METHODS if name in methods]:
         of_method = {folder: saved for folder, saved in runs.items() if run_method(saved) == method}
-        settings = replace(base, method=GENERATORS.get(method, method))
+        settings = with_options(base, method=GENERATORS.get(method, method))
         if of_method:
             rows += rows_of_runs(config, method, of_method)
         elif method in PROMPTED:
             rows.append(Row(method, method, settings, shots=config.shots))
         elif method == "search-r1" and config.adapter:
             folder = Path(config.adapter)
-            rows.append(Row(method, method, replace(settings, **adapter_settings(folder)), folder))
+            rows.append(Row(method, method, with_options(settings, **adapter_settings(folder)), folder))
         elif trains:
             rows.append(Row(method, method, settings, must_train=True))
         elif method == "search-r1" and not runs:
@@ -147,7 +148,7 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
         else:
             flags = "".join(f"{flag_of(name)} {value} " for name, value in TRAIN_AS.get(method, {}).items())
             notes.append(
-                f"{method} is left out: train it with `python train.py --model {base.model} {flags}--output-dir DIR` "
+                f"{method} is left out: train it with `python train.py --model {base.run.model} {flags}--output-dir DIR` "
                 "and name it with --run DIR, or add --train."
             )
     for folder, saved in runs.items():
@@ -178,7 +179,7 @@ def rows_of_runs(config: EvalConfig, method: str, runs: dict[Path, dict]) -> lis
     for folder, saved in runs.items():
         name = folder.name if names.count(folder.name) == 1 else str(folder)
         label = method if len(runs) == 1 and method in TRAINED else f"{method} ({name})"
-        settings = replace(settings_of(config, saved), method=GENERATORS.get(method, method))
+        settings = with_options(settings_of(config, saved), method=GENERATORS.get(method, method))
         rows.append(Row(label, method, settings, checkpoint_of(config, folder) / "model"))
     return rows
 
@@ -218,16 +219,18 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
     out = []
     for row in rows:
         searches = row.method in SEARCHING
-        for name in (names if searches else []) or [row.settings.retriever]:
-            if name == "none" and row.settings.method not in ("search-r1", "search-o1"):
+        for name in (names if searches else []) or [row.settings.retrieval.retriever]:
+            if name == "none" and row.settings.run.method not in ("search-r1", "search-o1"):
                 if len(names) == 1:
                     raise UserError(f"--retriever none: {row.method} always searches; take --retriever empty for it")
                 continue
-            settings = only_what_is_read(replace(row.settings, retriever=name))
+            settings = only_what_is_read(with_options(row.settings, retriever=name))
             check_retriever(settings, [name])
             label = f"{row.label}, {name}" if searches and len(names) > 1 else row.label
             out.append(replace(row, label=label, settings=settings))
-    refuse_unread(config, list(dict.fromkeys(row.settings.retriever for row in out if row.method in SEARCHING)))
+    refuse_unread(
+        config, list(dict.fromkeys(row.settings.retrieval.retriever for row in out if row.method in SEARCHING))
+    )
     return out
 
 
@@ -243,7 +246,7 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
         methods = ", ".join(dict.fromkeys(row.method for row in rows))
         told = f"no row searches ({methods}); leave out {', '.join(given)}, or add a method with a search"
         raise UserError(". ".join([told, *notes]))
-    searching = {row.settings.retriever for row in rows if row.method in SEARCHING}
+    searching = {row.settings.retrieval.retriever for row in rows if row.method in SEARCHING}
     for name, idle in (("corpus", {"none", "empty", "http"}), ("topk", {"none", "empty"})):
         if getattr(config, name) is not None and searching and searching <= idle:
             raise UserError(
@@ -255,15 +258,15 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
 
 def only_what_is_read(settings: TrainConfig) -> TrainConfig:
     """The settings with options that their retriever does not read at their defaults."""
-    unread = [name for name, readers in READ_BY.items() if settings.retriever not in readers]
-    return replace(settings, **{name: getattr(TrainConfig, name) for name in unread})
+    unread = [name for name, readers in READ_BY.items() if settings.retrieval.retriever not in readers]
+    return with_options(settings, **{name: default_of(TrainConfig, name) for name in unread})
 
 
 def cell_settings(config: EvalConfig, row: Row, column: Column) -> TrainConfig:
     """A row's settings on a column; the world's passages are on no server."""
-    settings = replace(row.settings, **column.data, eval_questions=config.limit)
-    is_remote_world = column.data["dataset"] == "world" and settings.retriever == "http"
-    return replace(settings, retriever="auto", retriever_url=None) if is_remote_world else settings
+    settings = with_options(row.settings, **column.data, eval_questions=config.limit)
+    is_remote_world = column.data["dataset"] == "world" and settings.retrieval.retriever == "http"
+    return with_options(settings, retriever="auto", retriever_url=None) if is_remote_world else settings
 
 
 def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
@@ -275,39 +278,39 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
 
     saved = next(map(saved_config, run_folders(config)), None)
     own = own_data(config, saved)
-    values = {name: getattr(row.settings, name) for name in OF_THE_MODEL}
+    values = {name: get(row.settings, name) for name in OF_THE_MODEL}
     values |= own | {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
     values |= {"device": config.device, "dtype": config.dtype, "tensorboard": False, "corpus": None}
     values |= TRAIN_AS.get(row.method, {})
     if row.method in SEARCHING:
         engine = row.settings
-        if engine.retriever in PROBES:  # all of them are put to the same weights, of an engine
-            engine = replace(settings_of(config, saved), retriever="auto")
-        elif engine.retriever == "http" and own["dataset"] == "world":
-            engine = replace(engine, retriever="auto")
+        if engine.retrieval.retriever in PROBES:  # all of them are put to the same weights, of an engine
+            engine = with_options(settings_of(config, saved), retriever="auto")
+        elif engine.retrieval.retriever == "http" and own["dataset"] == "world":
+            engine = with_options(engine, retriever="auto")
         engine = only_what_is_read(engine)
-        values |= {name: getattr(engine, name) for name in ("retriever", *OF_AN_ENGINE, *OF_A_SEARCH)}
+        values |= {name: get(engine, name) for name in ("retriever", *OF_AN_ENGINE, *OF_A_SEARCH)}
         values["corpus"] = corpus_of(config, own)
-    wanted = resolve(TrainConfig(**values), unasked=values)
+    wanted = resolve(make(TrainConfig, **values), unasked=values)
     folder = folder_for(wanted, out / "runs" / row.method)
     if not (folder / "summary.json").exists():
         print(f"\ntraining {row.method} in {folder}", flush=True)
         train(
-            replace(wanted, output_dir=str(folder), resume=(folder / "config.json").exists(), date=config.date),
+            with_options(wanted, output_dir=str(folder), resume=(folder / "config.json").exists(), date=config.date),
             write_report,
         )
-    settings = replace(row.settings, date=saved_config(folder)["date"] or row.settings.date)
+    settings = with_options(row.settings, date=saved_config(folder)["date"] or row.settings.data.date)
     weights = checkpoint_of(replace(config, checkpoint=None), folder) / "model"
     return replace(row, settings=settings, weights=weights, must_train=False)
 
 
 def folder_for(wanted: TrainConfig, first: Path) -> Path:
     """`sft`, or `sft-2`, .. where a run of other settings stands already."""
-    names = [f.name for f in fields(wanted) if f.name not in OF_NO_CONSEQUENCE]
+    names = [name for name in options_of(TrainConfig) if name not in OF_NO_CONSEQUENCE]
     number, folder = 1, first
     while (folder / "config.json").exists():
         saved = saved_config(folder)
-        if all(saved.get(name, getattr(TrainConfig, name)) == getattr(wanted, name) for name in names):
+        if all(saved.get(name, default_of(TrainConfig, name)) == get(wanted, name) for name in names):
             break
         number, folder = number + 1, first.with_name(f"{first.name}-{number + 1}")
     return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.prompts import (
@@ -22,6 +21,7 @@ from searchr1_mini.data.datasets import FLASHRAG
 from searchr1_mini.data.scripts import Find, Hop, answer_hops, supported_hops, world_hops, write_turns
 from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.task import Library, load_task
 
 Shot = tuple[Example, list[Hop]]
@@ -39,17 +39,17 @@ def draw_shots(settings: TrainConfig, n: int, seed: int, library: Library) -> tu
     Raises:
         UserError: there are not so many questions of which a script can be written.
     """
-    engine = settings.retriever if settings.retriever == "http" else "auto"
-    settings = replace(settings, retriever=engine, method="search-r1")
-    is_for_evaluation = not settings.data_path and FLASHRAG.get(settings.dataset, ("train",))[0] is None
+    engine = settings.retrieval.retriever if settings.retrieval.retriever == "http" else "auto"
+    settings = with_options(settings, retriever=engine, method="search-r1")
+    is_for_evaluation = not settings.data.data_path and FLASHRAG.get(settings.data.dataset, ("train",))[0] is None
     task = load_task(settings, "eval" if is_for_evaluation else "train", library)
     world = None
-    if settings.dataset == "world":
-        world = make_world(settings.seed, "train", settings.world_difficulty, settings.world_noise)
+    if settings.data.dataset == "world":
+        world = make_world(settings.run.seed, "train", settings.data.world_difficulty, settings.data.world_noise)
     rng = random.Random(f"{seed}/shots")
 
     def find(query: str) -> Sequence[Passage]:
-        return [hit.passage for hit in task.retriever.search([query], settings.topk)[0]]
+        return [hit.passage for hit in task.retriever.search([query], settings.retrieval.topk)[0]]
 
     shots: list[Shot] = []
     for example in rng.sample(task.examples, len(task.examples)):

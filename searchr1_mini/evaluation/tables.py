@@ -51,7 +51,7 @@ class Results:
         self.rows[row.label] = row
         if row.method in SEARCHING:
             self.corpora[corpus_name(settings)] = None  # of the cell, whose retriever may be another than the row's
-            self.retrievers[f"{described(engine_of(settings))}, {settings.topk} passages a search"] = None
+            self.retrievers[f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages a search"] = None
         for line in sorted(lines, key=lambda line: line["source"]):
             source = line["source"]
             if self.dataset_of.setdefault(source, dataset) != dataset:
@@ -107,7 +107,7 @@ def main_grid(results: Results, compare: bool, reference: str) -> Grid:
         tested = [difference(results, label, reference)] if several else []
         shares = [_share(fmean(cell) if cell else None) for cell in values]
         rows.append([label, *shares, _share(results.mean(label)), *tested])
-        new = {name: of for name, of in paper.rows_of(row.method, row.settings.model).items() if name not in theirs}
+        new = {name: of for name, of in paper.rows_of(row.method, row.settings.run.model).items() if name not in theirs}
         theirs |= new
         for name, figures in new.items() if compare else ():
             both = [figures[source] for source in results.sources if source in figures]
@@ -174,11 +174,11 @@ def setup(results: Results) -> list[str]:
     models, bounds = {}, {}
     for row in results.rows.values():
         settings = row.settings
-        adapter = "full fine-tuning" if settings.lora_rank == 0 else f"LoRA rank {settings.lora_rank}"
-        bits = ", base in 4 bits" if settings.load_in_4bit else ""
-        models[f"{settings.model} ({adapter if row.weights else 'as it is'}{bits})"] = None
-        tokens = f"{settings.max_new_tokens} tokens a turn, {settings.max_total_tokens} in all"
-        bounds[f"at most {settings.max_turns} actions, {tokens}"] = None
+        adapter = "full fine-tuning" if settings.weights.lora_rank == 0 else f"LoRA rank {settings.weights.lora_rank}"
+        bits = ", base in 4 bits" if settings.weights.load_in_4bit else ""
+        models[f"{settings.run.model} ({adapter if row.weights else 'as it is'}{bits})"] = None
+        tokens = f"{settings.rollout.max_new_tokens} tokens a turn, {settings.rollout.max_total_tokens} in all"
+        bounds[f"at most {settings.rollout.max_turns} actions, {tokens}"] = None
     retrievers = "; ".join(results.retrievers) or "none, as no row searches"
     return [
         f"Models: {'; '.join(models)}. Retrievers: {retrievers}. Corpora: {'; '.join(results.corpora) or 'none'}. "
@@ -194,18 +194,18 @@ def subset_name(results: Results, source: str) -> str:
 
 def corpus_name(settings: TrainConfig) -> str:
     """What the passages were."""
-    if settings.retriever == "http":
-        return f"that of the server at {settings.retriever_url}"
-    if settings.dataset == "world":
-        return f"the synthetic world ({settings.world_difficulty}, seed {settings.seed})"
-    if settings.corpus:
-        return "HotpotQA's paragraphs" if settings.corpus == "hotpotqa" else settings.corpus
-    return f"the paragraphs of {settings.data_path}" if settings.data_path else "HotpotQA's paragraphs"
+    if settings.retrieval.retriever == "http":
+        return f"that of the server at {settings.retrieval.retriever_url}"
+    if settings.data.dataset == "world":
+        return f"the synthetic world ({settings.data.world_difficulty}, seed {settings.run.seed})"
+    if settings.data.corpus:
+        return "HotpotQA's paragraphs" if settings.data.corpus == "hotpotqa" else settings.data.corpus
+    return f"the paragraphs of {settings.data.data_path}" if settings.data.data_path else "HotpotQA's paragraphs"
 
 
 def differences(results: Results) -> list[str]:
     """What differs between our rows and the paper's, so that nobody mistakes one for the other."""
-    sizes = sorted({paper.size_of(row.settings.model) for row in results.rows.values()})
+    sizes = sorted({paper.size_of(row.settings.run.model) for row in results.rows.values()})
     return [
         f"The paper's rows are Qwen2.5-{' and '.join(sizes)} (its Table 2): 16 bits, full fine-tuning, 500 steps of "
         "512 prompts, E5 over 21 million passages of Wikipedia 2018, the whole test or development sets. Ours have "
@@ -223,7 +223,7 @@ def as_json(results: Results, reference: str) -> dict:
             low, high = bootstrap_interval(results.values(label, source))
             cells[source] = means(list(of.values())) | {"em_interval": [low, high]}
         row = results.rows[label]
-        rows[label] = {"method": row.method, "by_source": cells, "settings": vars(row.settings)}
+        rows[label] = {"method": row.method, "by_source": cells, "settings": flat(row.settings)}
         rows[label]["against"] = {"row": reference, "em": difference(results, label, reference)}
     return {"rows": rows}
 

@@ -12,7 +12,6 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from searchr1_mini.core.errors import FULL_DISK, UserError, is_out_of_memory, suggest
-from searchr1_mini.options.config import flag_of
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.entry import INTERRUPTED, is_reader_gone, lost_output, signals_raise
 from searchr1_mini.options.needs import SHOWN, convert, shown

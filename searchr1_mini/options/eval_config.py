@@ -1,4 +1,4 @@
-"""Every option of evaluation in one flat dataclass."""
+"""Every option of evaluation; those that training has too are declared there."""
 
 from __future__ import annotations
 
@@ -6,98 +6,84 @@ from dataclasses import dataclass
 from typing import Literal
 
 from searchr1_mini.data.names import DATASETS
-from searchr1_mini.options.config import (
-    CORPUS_HELP,
-    DATE_HELP,
-    DENSE_INDEX_HELP,
-    DENSE_MODEL_HELP,
-    MOST_QUESTIONS,
-    MOST_SEED,
-    MOST_TOKENS,
-    OBSERVATION_HELP,
-    RERANKER_HELP,
-    RETRIEVER_URL_HELP,
-    STEMMING_HELP,
-    STOP_WORDS_HELP,
-    option,
-)
+from searchr1_mini.options.config import MOST_QUESTIONS, MOST_SEED, TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, TRAINED
-from searchr1_mini.retrievers.names import MOST_TOPK
+from searchr1_mini.options.nested import grouped, shared
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """Options of eval.py. None is taken from the run (--run), or resolved per model (--model)."""
 
-    run: str | None = option("what", None, "folder of a training run, or several, separated by commas")
-    checkpoint: str | None = option("what", None, "step of the run's checkpoint, or best [default: the newest]")
-    model: str | None = option("what", None, "instead of a run: tiny, a short name, a hub id or a local folder")
-    adapter: str | None = option("what", None, "folder of a LoRA adapter to put on --model, for search-r1")
-    ask: str | None = option("what", None, "show one trajectory for this question instead of an evaluation")
-    chat: bool = option("what", False, "answer questions in the terminal, live, until Ctrl-D")
-    web: bool = option("what", False, "answer questions on a page in the browser, live, until Ctrl-C")
-    methods: str | None = option(
+    run: str | None = grouped("what", None, "folder of a training run, or several, separated by commas")
+    checkpoint: str | None = grouped("what", None, "step of the run's checkpoint, or best [default: the newest]")
+    model: str | None = grouped("what", None, "instead of a run: tiny, a short name, a hub id or a local folder")
+    adapter: str | None = grouped("what", None, "folder of a LoRA adapter to put on --model, for search-r1")
+    ask: str | None = grouped("what", None, "show one trajectory for this question instead of an evaluation")
+    chat: bool = grouped("what", False, "answer questions in the terminal, live, until Ctrl-D")
+    web: bool = grouped("what", False, "answer questions on a page in the browser, live, until Ctrl-C")
+    methods: str | None = grouped(
         "what", None, f"all, or some of {', '.join((*PROMPTED, *TRAINED))} [default: the run's own, or search-r1]"
     )
-    datasets: str | None = option(
+    datasets: str | None = grouped(
         "what", None, f"all, or some of {', '.join(DATASETS)}, or files [default: the run's own, or the model's]"
     )
-    train: bool | None = option(
+    train: bool | None = grouped(
         "what", None, "train sft, r1, rejection-sampling and search-r1 first where --run has none [default: for tiny]"
     )
 
-    limit: int = option("how", 500, "questions a data set, always the same ones", least=1, most=MOST_QUESTIONS)
-    shots: int = option(
+    limit: int = grouped("how", 500, "questions a data set, always the same ones", least=1, most=MOST_QUESTIONS)
+    shots: int = grouped(
         "how",
         0,
         "worked examples, from training questions, in the prompt of methods that are not trained",
         least=0,
         most=32,
     )
-    temperature: float = option("how", 0.0, "0 decodes greedily", least=0, most=100)
-    seed: int = option(
+    temperature: float = grouped("how", 0.0, "0 decodes greedily", least=0, most=100)
+    seed: int = grouped(
         "how", 0, "of the sampling; with --model also of its world and its baselines", least=0, most=MOST_SEED
     )
-    compare: bool = option("how", False, "print the paper's figures beneath ours, and what differs in the set-up")
-    against: str | None = option("how", None, "row that others are tested against [default: the last]")
-    output_dir: str | None = option(
+    compare: bool = grouped("how", False, "print the paper's figures beneath ours, and what differs in the set-up")
+    against: str | None = grouped("how", None, "row that others are tested against [default: the last]")
+    output_dir: str | None = grouped(
         "how", None, "folder of the results; what is finished is kept [default: runs/eval-NAME]"
     )
-    colour: Literal["auto", "always", "never"] = option("how", "auto", "colour trajectories by who wrote what")
-    host: str | None = option("how", None, "address of the --web page [default: 127.0.0.1, this machine only]")
-    port: int | None = option("how", None, "port of the --web page [default: 8765]", least=1, most=65535)
+    colour: Literal["auto", "always", "never"] = grouped("how", "auto", "colour trajectories by who wrote what")
+    host: str | None = grouped("how", None, "address of the --web page [default: 127.0.0.1, this machine only]")
+    port: int | None = grouped("how", None, "port of the --web page [default: 8765]", least=1, most=65535)
 
-    data_path: str | None = option("data", None, "local file with the questions")
-    corpus: str | None = option("data", None, CORPUS_HELP + " [default: the data set's own, or else hotpotqa]")
-    world_difficulty: Literal["infobox", "simple", "natural"] | None = option("data", None, "of the synthetic world")
-    world_hops: str | None = option("data", None, "hops of the synthetic questions, as 1,2")
-    world_noise: int | None = option("data", None, "made-up words after every passage", least=0, most=1000)
-    world_seed: int | None = option(
+    data_path: str | None = shared("data", TrainConfig, "data_path")
+    corpus: str | None = shared(
+        "data", TrainConfig, "corpus", note=" [default: the data set's own, or else hotpotqa]"
+    )
+    world_difficulty: Literal["infobox", "simple", "natural"] | None = shared("data", TrainConfig, "world_difficulty")
+    world_hops: str | None = shared("data", TrainConfig, "world_hops")
+    world_noise: int | None = shared("data", TrainConfig, "world_noise")
+    world_seed: int | None = grouped(
         "data", None, "another number is a fresh world [default: the run's seed]", least=0, most=MOST_SEED
     )
-    template: Literal["paper", "short"] | None = option("data", None, "prompt template")
-    observation: Literal["paper", "plain"] | None = option("data", None, OBSERVATION_HELP)
-    date: str | None = option("data", None, DATE_HELP + " [default: the run's, or today]")
+    template: Literal["paper", "short"] | None = shared("data", TrainConfig, "template")
+    observation: Literal["paper", "plain"] | None = shared("data", TrainConfig, "observation")
+    date: str | None = shared("data", TrainConfig, "date", note=" [default: the run's, or today]")
 
-    retriever: str | None = option(
+    retriever: str | None = grouped(
         "retrieval", None, "as in train.py, or several, a row each: auto,empty,random,oracle,none"
     )
-    retriever_url: str | None = option("retrieval", None, RETRIEVER_URL_HELP)
-    topk: int | None = option("retrieval", None, "passages a search", least=1, most=MOST_TOPK)
-    stemming: bool | None = option("retrieval", None, STEMMING_HELP)
-    stop_words: bool | None = option("retrieval", None, STOP_WORDS_HELP)
-    dense_model: str | None = option("retrieval", None, DENSE_MODEL_HELP)
-    dense_index: Literal["flat", "hnsw"] | None = option("retrieval", None, DENSE_INDEX_HELP)
-    reranker: str | None = option("retrieval", None, RERANKER_HELP)
+    retriever_url: str | None = shared("retrieval", TrainConfig, "retriever_url")
+    topk: int | None = shared("retrieval", TrainConfig, "topk")
+    stemming: bool | None = shared("retrieval", TrainConfig, "stemming")
+    stop_words: bool | None = shared("retrieval", TrainConfig, "stop_words")
+    dense_model: str | None = shared("retrieval", TrainConfig, "dense_model")
+    dense_index: Literal["flat", "hnsw"] | None = shared("retrieval", TrainConfig, "dense_index")
+    reranker: str | None = shared("retrieval", TrainConfig, "reranker")
 
-    max_turns: int | None = option("rollout", None, "actions a question", least=1, most=1000)
-    max_new_tokens: int | None = option("rollout", None, "tokens a turn", least=1, most=MOST_TOKENS)
-    max_total_tokens: int | None = option(
-        "rollout", None, "tokens a trajectory, prompt included", least=16, most=MOST_TOKENS
-    )
-    max_observation_tokens: int | None = option("rollout", None, "tokens an observation", least=16, most=MOST_TOKENS)
-    rollout_batch_size: int | None = option("rollout", None, "conversations decoded at a time", least=1, most=10**6)
+    max_turns: int | None = shared("rollout", TrainConfig, "max_turns")
+    max_new_tokens: int | None = shared("rollout", TrainConfig, "max_new_tokens")
+    max_total_tokens: int | None = shared("rollout", TrainConfig, "max_total_tokens")
+    max_observation_tokens: int | None = shared("rollout", TrainConfig, "max_observation_tokens")
+    rollout_batch_size: int | None = shared("rollout", TrainConfig, "rollout_batch_size")
 
-    load_in_4bit: bool | None = option("model", None, "NF4 base through bitsandbytes")
-    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = option("model", "auto", "what to compute in")
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("model", "auto", "where to compute")
+    load_in_4bit: bool | None = shared("model", TrainConfig, "load_in_4bit")
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = shared("model", TrainConfig, "dtype", "auto")
+    device: Literal["auto", "cpu", "cuda", "mps"] = shared("model", TrainConfig, "device", "auto")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.options.config import flag_of
+from searchr1_mini.options.nested import default_of, flag_of, get, hints_of, options_of, with_options
 from searchr1_mini.retrievers.names import ENGINES
 
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
@@ -24,6 +23,7 @@ _SEARCHES = {"method": ("search-r1",)}
 _FINDS = _SEARCHES | {"retriever": (*ENGINES, "random", "oracle")}
 _OF_A_GROUP = {"group_size": 1}
 _WORLD = {"dataset": ("world",)}
+_NO_OTHER_REWARD = (None, "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn")
 # option of training -> what it does nothing without: options with the values under which it is read, or the number
 # that they must be above; what only some retrievers read is in defaults.READ_BY
 NEEDS: dict[str, Needs] = {
@@ -37,20 +37,16 @@ NEEDS: dict[str, Needs] = {
     "cold_start_learning_rate": {"cold_start": 0}, "cold_start_batch_size": {"cold_start": 0},
     "cold_start_multi_hop": {"cold_start": 0},
     "stratify": _RL,
-    "reward": _RL | {"bug_reward_from_whole_text": (False,)},
-    "retrieval_bonus": _RL | _FINDS | {"bug_reward_from_whole_text": (False,)},
+    "reward": _RL | {"bug": _NO_OTHER_REWARD}, "retrieval_bonus": _RL | _FINDS | {"bug": _NO_OTHER_REWARD},
     "overlong": _RL,
-    "overlong_buffer": _RL | {"overlong": ("penalise",), "bug_reward_from_whole_text": (False,)},
+    "overlong_buffer": _RL | {"overlong": ("penalise",), "bug": _NO_OTHER_REWARD},
     "baseline": _GRPO, "normalize_std": _GRPO | _OF_A_GROUP | {"baseline": ("group",)},
     "drop_zero_variance": _RL | _OF_A_GROUP, "dynamic_sampling": _GRPO | _OF_A_GROUP,
-    "loss_aggregation": _RL | {"bug_masked_in_denominator": (False,), "bug_tool_tokens_in_length": (False,)},
+    "loss_aggregation": _RL | {"bug": (None, "retokenize", "colliding-groups", "no-last-turn", "reward-from-whole-text")},
     "ratio": _RL, "clip_eps": _RL, "clip_eps_high": _RL, "kl_coef": _RL, "kl_estimator": _RL | {"kl_coef": 0},
     "entropy_coef": _RL, "importance_cap": _RL, "llds_coef": _GRPO,
     "critic_learning_rate": _PPO, "critic_warmup_steps": _PPO, "gamma": _PPO, "gae_lambda": _PPO, "value_clip": _PPO,
-    "mask_observations": _RL | _SEARCHES, "bug_retokenise": _RL, "bug_colliding_groups": _GRPO,
-    "bug_masked_in_denominator": _RL,
-    "bug_tool_tokens_in_length": _RL | _SEARCHES | {"bug_masked_in_denominator": (False,)},
-    "bug_no_last_turn": _RL | _SEARCHES, "bug_reward_from_whole_text": _RL,
+    "mask_observations": _RL | _SEARCHES, "bug": _RL,
     "lora_alpha": {"lora_rank": 0}, "check": _RL, "memory_limit": {"memory_check": (True,)},
     "rollout_weights": {"load_in_4bit": (True,)},
 }  # fmt: skip
@@ -65,9 +61,9 @@ def check_ranges(config: Any) -> None:
     Raises:
         UserError: names the flag, its value and the range.
     """
-    for option in fields(config):
-        if fault := fault_of(option.name, getattr(config, option.name), option.metadata):
-            raise UserError(f"{flag_of(option.name)} {shown(getattr(config, option.name))}: it must be {fault}")
+    for name, option in options_of(type(config)).items():
+        if fault := fault_of(name, get(config, name), option.metadata):
+            raise UserError(f"{flag_of(name)} {shown(get(config, name))}: it must be {fault}")
 
 
 def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
@@ -147,8 +143,8 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
     Raises:
         UserError: the file is damaged; names the option and its value.
     """
-    hints = get_type_hints(config_class)
-    for option in fields(config_class):
+    hints = hints_of(config_class)
+    for option in options_of(config_class).values():
         if option.name not in saved:
             continue
         value, kinds = saved[option.name], kinds_of(hints[option.name])
@@ -172,7 +168,7 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for name, conditions in needs.items():
         for other, wanted in conditions.items():
-            value = getattr(config, other)
+            value = get(config, other)
             if isinstance(wanted, tuple):
                 is_met, need = value in wanted, spelled(other, wanted[0])
                 need += "".join(f" or {each}" for each in wanted[1:])
@@ -206,10 +202,10 @@ def refuse_idle(
         UserError: names the flag, what stands in its way, and the remedy.
     """
     for name, (obstacle, need) in idle(resolved, needs).items():
-        if name not in unasked and getattr(given, name) not in (getattr(type(given), name), getattr(bare, name)):
+        if name not in unasked and get(given, name) not in (default_of(type(given), name), get(bare, name)):
             raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}, or leave it out")
 
 
 def without(config: Any, names: Collection[str]) -> Any:
     """The config with some options at their defaults."""
-    return replace(config, **{name: getattr(type(config), name) for name in names})
+    return with_options(config, **{name: default_of(type(config), name) for name in names})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.data.rows import is_question_file
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.models.gguf_base import find_gguf, unpacked
-from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import (
     COLD_START_RATES,
     CRITIC_LEARNING_RATES,
@@ -28,6 +28,7 @@ from searchr1_mini.options.defaults import (
 )
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.names import READ_BY
@@ -39,7 +40,7 @@ MOST_ROLLOUTS = 10**6
 
 def is_tiny(config: TrainConfig) -> bool:
     """Whether the run is on the base that ships with the package."""
-    return config.model == "tiny"
+    return config.run.model == "tiny"
 
 
 def resolve_model(name: str) -> str:
@@ -86,7 +87,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged: {name} is {shown(saved[name])}; put back a copy of it, or name another run"
         )
-    defaults = {f.name: getattr(TrainConfig, f.name) for f in fields(TrainConfig)} | {"observation": "plain"}
+    defaults = flat(TrainConfig()) | {"observation": "plain"}
     return defaults | saved  # an older version had fewer, and showed passages plainly
 
 
@@ -97,11 +98,11 @@ def world_hops_list(config: TrainConfig) -> list[int]:
         UserError: it is no list of numbers from 1 to 3.
     """
     try:
-        hops = [int(part) for part in config.world_hops.split(",")]
+        hops = [int(part) for part in config.data.world_hops.split(",")]
     except ValueError:
         hops = []
     if not hops or len(set(hops)) < len(hops) or not all(1 <= hop <= 3 for hop in hops):
-        raise UserError(f"--world-hops {config.world_hops}: give different numbers from 1 to 3, as in 1,2")
+        raise UserError(f"--world-hops {config.data.world_hops}: give different numbers from 1 to 3, as in 1,2")
     return hops
 
 
@@ -118,7 +119,7 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     check_ranges(config)
     given = name_file(config)
     _check_given(given, unasked)
-    given = replace(given, **values_of_init(given)) if given.init else given
+    given = with_options(given, **values_of_init(given)) if given.run.init else given
     config = _filled(given)
     _check_resolved(config)
     refuse_idle(given, config, _filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
@@ -129,33 +130,32 @@ def _filled(config: TrainConfig) -> TrainConfig:
     """The config with every open value filled in for its model and algorithm."""
     size = "tiny" if is_tiny(config) else "real"
     values = dict(TINY if size == "tiny" else REAL)
-    imitates = config.algorithm in ("sft", "rejection-sampling")
-    if config.algorithm == "ppo":
+    imitates = config.run.algorithm in ("sft", "rejection-sampling")
+    if config.run.algorithm == "ppo":
         values |= PPO[size]
     if imitates:
-        values |= IMITATION[size] | {"group_size": 1 if config.algorithm == "sft" else PAPERS_ROLLOUTS}
+        values |= IMITATION[size] | {"group_size": 1 if config.run.algorithm == "sft" else PAPERS_ROLLOUTS}
         del values["drop_zero_variance"]
-    if config.lora_rank == 0:
+    if config.weights.lora_rank == 0:
         values["load_in_4bit"] = False
-    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) is not None}
-    values |= given
-    if config.decay_steps is None:  # a short run keeps a constant half
+    values |= {name: value for name, value in flat(config).items() if value is not None}
+    if config.optimization.decay_steps is None:  # a short run keeps a constant half
         values["decay_steps"] = min(values["decay_steps"], values["steps"] // 2)
     way = "full" if values["lora_rank"] == 0 else "lora"
     values.setdefault("learning_rate", (IMITATION_RATES if imitates else LEARNING_RATES)[size, way])
-    values.setdefault("method", "direct" if config.algorithm == "sft" else "search-r1")
+    values.setdefault("method", "direct" if config.run.algorithm == "sft" else "search-r1")
     values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
-    if config.cold_start:
+    if config.imitation.cold_start:
         values.setdefault("cold_start_learning_rate", COLD_START_RATES[size, way])
-    if config.algorithm == "ppo":
+    if config.run.algorithm == "ppo":
         values.setdefault("critic_learning_rate", CRITIC_LEARNING_RATES[size, way])
     if not imitates:
-        values.setdefault("clip_eps_high", config.clip_eps)
-        values.setdefault("kl_estimator", "k1" if config.algorithm == "ppo" else "k3")
+        values.setdefault("clip_eps_high", config.objective.clip_eps)
+        values.setdefault("kl_estimator", "k1" if config.run.algorithm == "ppo" else "k3")
     if values["dataset"] == "world":
         values.setdefault("world_difficulty", WORLD_DIFFICULTY)
         values.setdefault("world_hops", "1,2")
-    return replace(config, **values)
+    return with_options(config, **values)
 
 
 def values_of_init(config: TrainConfig) -> dict[str, Any]:
@@ -166,14 +166,14 @@ def values_of_init(config: TrainConfig) -> dict[str, Any]:
     """
     from searchr1_mini.models.initial import init_settings, init_weights, trained_model  # it takes its time
 
-    folder = init_weights(config.init, Path(config.output_dir) if config.resume else None)
-    model = None if config.resume else trained_model(config.init, folder)
+    folder = init_weights(config.run.init, Path(config.run.output_dir) if config.run.resume else None)
+    model = None if config.run.resume else trained_model(config.run.init, folder)
     if is_tiny(config) and model not in (None, "tiny"):
-        raise UserError(f"--init {config.init} was trained on {model}, not on tiny; add --model {model}")
+        raise UserError(f"--init {config.run.init} was trained on {model}, not on tiny; add --model {model}")
     values = init_settings(folder)
     for name, value in values.items():
-        if getattr(config, name) not in (None, value):
-            told = f"{flag_of(name)} {getattr(config, name)}: --init {config.init} has {value:g}"
+        if get(config, name) not in (None, value):
+            told = f"{flag_of(name)} {get(config, name)}: --init {config.run.init} has {value:g}"
             raise UserError(f"{told}; leave the flag out, or name the merged weights as --model instead")
     return values
 
@@ -184,13 +184,13 @@ def name_file(config: TrainConfig) -> TrainConfig:
     Raises:
         UserError: both name a file.
     """
-    name = config.dataset
+    name = config.data.dataset
     is_file = name is not None and name not in DATASETS and (is_question_file(name) or Path(name).is_dir())
-    if is_file and config.data_path not in (None, config.dataset):
+    if is_file and config.data.data_path not in (None, config.data.dataset):
         raise UserError(
-            f"--dataset {config.dataset} and --data-path {config.data_path} both name a file of questions; name one"
+            f"--dataset {config.data.dataset} and --data-path {config.data.data_path} both name a file of questions; name one"
         )
-    return replace(config, dataset="jsonl", data_path=config.dataset) if is_file else config
+    return with_options(config, dataset="jsonl", data_path=config.data.dataset) if is_file else config
 
 
 def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
@@ -200,13 +200,14 @@ def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: S
         UserError: names the flag and the remedy.
     """
     refuse_unread(config, names)
+    url, topk = get(config, "retriever_url"), get(config, "topk") if "topk" in options_of(type(config)) else ""
     remote = [name for name in names if name in READ_BY["retriever_url"]]
-    if remote and not config.retriever_url:
+    if remote and not url:
         form = "http://host:port" if remote == ["http"] else "http://host:19530, or a path that ends in .db"
         raise UserError(f"--retriever {remote[0]} needs the address of a server; add --retriever-url {form}")
-    wanted = str(getattr(config, "topk", "")).split(",")  # the server has none, the metrics several
+    wanted = str(topk).split(",")  # the server has none, the metrics several
     if "http" in names and any(k.strip().isdecimal() and int(k) > MAX_TOPK for k in wanted):
-        raise UserError(f"--topk {config.topk}: a retrieval server gives at most {MAX_TOPK} passages a query")
+        raise UserError(f"--topk {topk}: a retrieval server gives at most {MAX_TOPK} passages a query")
 
 
 def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
@@ -216,34 +217,34 @@ def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfi
         UserError: names the flag and the remedy.
     """
     for option_, readers in READ_BY.items():
-        is_given = getattr(config, option_) not in (None, getattr(TrainConfig, option_))
+        is_given = get(config, option_) not in (None, default_of(TrainConfig, option_))
         if is_given and not set(names) & set(readers):
             told = f"{flag_of(option_)} does nothing with --retriever {', '.join(names) or 'none'}"
             raise UserError(f"{told}; it needs --retriever {' or '.join(readers)}")
-    if config.retriever_url and set(READ_BY["retriever_url"]) <= set(names):
+    if get(config, "retriever_url") and set(READ_BY["retriever_url"]) <= set(names):
         raise UserError("--retriever-url is the address of one server, http or milvus; leave the other out")
 
 
 def _check_given(config: TrainConfig, unasked: Collection[str]) -> None:
-    if config.date is not None:
-        parse_day(config.date)
-    if config.dataset is not None and config.dataset not in DATASETS:
+    if config.data.date is not None:
+        parse_day(config.data.date)
+    if config.data.dataset is not None and config.data.dataset not in DATASETS:
         raise UserError(
-            f"unknown data set {config.dataset!r}{suggest(config.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
+            f"unknown data set {config.data.dataset!r}{suggest(config.data.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
         )
-    if config.resume and config.output_dir is None:
+    if config.run.resume and config.run.output_dir is None:
         raise UserError("--resume needs the run's folder; add --output-dir runs/NAME")
-    check_retriever(config, [config.retriever])
-    has_search = config.method not in ("r1", "direct") and config.algorithm != "sft"
-    of_search = [f.name for f in fields(config) if f.metadata["group"] == "retrieval" or f.name == "corpus"]
+    check_retriever(config, [config.retrieval.retriever])
+    has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
+    of_search = [*options_of(RetrievalConfig), "corpus"]
     asked = [name for name in of_search if name not in unasked]
-    given = [flag_of(name) for name in asked if getattr(config, name) != getattr(TrainConfig, name)]
+    given = [flag_of(name) for name in asked if get(config, name) != default_of(TrainConfig, name)]
     if not has_search and given:
-        name = "--algorithm sft" if config.algorithm == "sft" else f"--method {config.method}"
+        name = "--algorithm sft" if config.run.algorithm == "sft" else f"--method {config.run.method}"
         raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
-    if config.method not in (None, "direct") and config.algorithm == "sft":
+    if config.run.method not in (None, "direct") and config.run.algorithm == "sft":
         raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
-    if config.method not in (None, "search-r1") and config.algorithm == "rejection-sampling":
+    if config.run.method not in (None, "search-r1") and config.run.algorithm == "rejection-sampling":
         raise UserError("--algorithm rejection-sampling learns from rollouts with search; leave out --method")
 
 
@@ -258,39 +259,39 @@ def check_demonstrations(path: str | None) -> None:
 
 
 def _check_resolved(config: TrainConfig) -> None:
-    is_world = config.dataset == "world"
+    is_world = config.data.dataset == "world"
     rules = [
-        (is_world and config.data_path, "--data-path does not go with --dataset world; name the file's data set"),
-        (is_world and config.corpus, "--corpus does not go with --dataset world, which brings its own passages"),
-        (is_world and config.retriever == "http", "--retriever http cannot know the passages of --dataset world"),
-        (not is_world and (config.world_difficulty or config.world_hops or config.world_noise),
-         f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {config.dataset}"),
-        (config.load_in_4bit and config.lora_rank == 0,
+        (is_world and config.data.data_path, "--data-path does not go with --dataset world; name the file's data set"),
+        (is_world and config.data.corpus, "--corpus does not go with --dataset world, which brings its own passages"),
+        (is_world and config.retrieval.retriever == "http", "--retriever http cannot know the passages of --dataset world"),
+        (not is_world and (config.data.world_difficulty or config.data.world_hops or config.data.world_noise),
+         f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {config.data.dataset}"),
+        (config.weights.load_in_4bit and config.weights.lora_rank == 0,
          "--load-in-4bit needs an adapter; set --lora-rank above 0, or --no-load-in-4bit for full fine-tuning"),
-        (config.max_new_tokens >= config.max_total_tokens,
-         f"--max-new-tokens {config.max_new_tokens} must be below --max-total-tokens {config.max_total_tokens}"),
-        (config.max_observation_tokens >= config.max_total_tokens,
-         f"--max-observation-tokens {config.max_observation_tokens} must be below --max-total-tokens "
-         f"{config.max_total_tokens}"),
-        (config.check and config.has_bug, "--check is about steps without a bug of the museum; leave it out"),
-        (config.mini_batches > config.questions_per_step,
-         f"--mini-batches {config.mini_batches} is more than --questions-per-step {config.questions_per_step}"),
-        (config.clip_eps >= 1, f"--clip-eps {config.clip_eps}: it must be below 1"),
-        ((config.clip_eps_high or config.clip_eps) < config.clip_eps,
-         f"--clip-eps-high {config.clip_eps_high} must not be below --clip-eps {config.clip_eps}"),
-        (config.dynamic_sampling > 1 and config.group_size == 1,
+        (config.rollout.max_new_tokens >= config.rollout.max_total_tokens,
+         f"--max-new-tokens {config.rollout.max_new_tokens} must be below --max-total-tokens {config.rollout.max_total_tokens}"),
+        (config.rollout.max_observation_tokens >= config.rollout.max_total_tokens,
+         f"--max-observation-tokens {config.rollout.max_observation_tokens} must be below --max-total-tokens "
+         f"{config.rollout.max_total_tokens}"),
+        (config.logging.check and config.has_bug, "--check is about steps without a bug of the museum; leave it out"),
+        (config.optimization.mini_batches > config.optimization.questions_per_step,
+         f"--mini-batches {config.optimization.mini_batches} is more than --questions-per-step {config.optimization.questions_per_step}"),
+        (config.objective.clip_eps >= 1, f"--clip-eps {config.objective.clip_eps}: it must be below 1"),
+        ((config.objective.clip_eps_high or config.objective.clip_eps) < config.objective.clip_eps,
+         f"--clip-eps-high {config.objective.clip_eps_high} must not be below --clip-eps {config.objective.clip_eps}"),
+        (config.objective.dynamic_sampling > 1 and config.optimization.group_size == 1,
          "--dynamic-sampling replaces groups whose rewards are all equal, and a group of 1 has one reward; raise "
          "--group-size"),
-        (config.temperature < LEAST_TEMPERATURE,
-         f"--temperature {config.temperature}: it must be at least {LEAST_TEMPERATURE}"),
-        (config.questions_per_step * config.group_size * config.dynamic_sampling > MOST_ROLLOUTS,
-         f"--questions-per-step {config.questions_per_step} times --group-size {config.group_size} (times "
+        (config.rollout.temperature < LEAST_TEMPERATURE,
+         f"--temperature {config.rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
+        (config.optimization.questions_per_step * config.optimization.group_size * config.objective.dynamic_sampling > MOST_ROLLOUTS,
+         f"--questions-per-step {config.optimization.questions_per_step} times --group-size {config.optimization.group_size} (times "
          f"--dynamic-sampling) are more than {MOST_ROLLOUTS} rollouts a step; lower one of them"),
-        (config.overlong == "penalise" and config.bug_reward_from_whole_text,
+        (config.reward.overlong == "penalise" and config.museum.bug_reward_from_whole_text,
          "--overlong penalise does nothing with --bug-reward-from-whole-text; leave one out"),
-        (config.overlong == "penalise" and config.overlong_buffer >= config.max_total_tokens,
-         f"--overlong-buffer {config.overlong_buffer} must be below --max-total-tokens {config.max_total_tokens}"),
-        (config.baseline == "leave-one-out" and config.group_size == 1 and config.algorithm == "grpo",
+        (config.reward.overlong == "penalise" and config.reward.overlong_buffer >= config.rollout.max_total_tokens,
+         f"--overlong-buffer {config.reward.overlong_buffer} must be below --max-total-tokens {config.rollout.max_total_tokens}"),
+        (config.objective.baseline == "leave-one-out" and config.optimization.group_size == 1 and config.run.algorithm == "grpo",
          "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
     ]  # fmt: skip
     for is_broken, sentence in rules:

@@ -70,13 +70,15 @@ def model_card(
         merge: what rounding made of merged weights.
         is_best: the checkpoint was chosen by its exact match.
     """
-    base = HUB_MODELS.get(settings.model, settings.model)
+    base = HUB_MODELS.get(settings.run.model, settings.run.model)
     is_on_hub = "/" in base
     front = ["library_name: " + ("peft" if is_adapter else "transformers"), "pipeline_tag: text-generation"]
     front += [yaml.safe_dump({"base_model": base}, width=1000).strip()] * is_on_hub + ["tags:", "- search-r1"]
     named = "the tiny base of searchr1_mini" if base == "tiny" else markdown_text(base)
-    whole = f"The weights of {named} with " + ("the trained adapter merged" if settings.lora_rank else "all trained")
-    line = render_passage(1, Passage("", "title", "text"), settings.observation).strip()
+    whole = f"The weights of {named} with " + (
+        "the trained adapter merged" if settings.weights.lora_rank else "all trained"
+    )
+    line = render_passage(1, Passage("", "title", "text"), settings.data.observation).strip()
     return CARD.format(
         front_matter="\n".join(front),
         name=f"{markdown_text(run.resolve().name)}, step {step}",
@@ -85,31 +87,32 @@ def model_card(
         table="\n".join(
             f"| {key} | {markdown_text(value)} |" for key, value in facts(settings, run, step, merge, is_best).items()
         ),
-        prompt=template_of(settings.method, settings.template).rstrip("\n") + "\n",  # the fence needs a line of its own
-        protocol=PROTOCOL.format(line=line) if settings.method == "search-r1" else "",
+        prompt=template_of(settings.run.method, settings.data.template).rstrip("\n")
+        + "\n",  # the fence needs a line of its own
+        protocol=PROTOCOL.format(line=line) if settings.run.method == "search-r1" else "",
         usage=USE_MERGED if not is_adapter else USE_ADAPTER if is_on_hub else USE_ADAPTER_ON,
     )
 
 
 def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_best: bool) -> dict[str, str]:
     """The rows of the card's table; without a summary of this step, no exact match."""
-    data = settings.dataset if settings.dataset != "jsonl" else Path(settings.data_path).name
-    if settings.dataset == "world":
-        data = f"synthetic world, {settings.world_difficulty}, hops {settings.world_hops}"
-    weights = f"LoRA of rank {settings.lora_rank}" if settings.lora_rank else "all of them"
-    quantised = ", on a base in 4-bit NF4" if settings.load_in_4bit else ""
-    origin = read_json(run / "config.json").get("started_from") if settings.init else None
+    data = settings.data.dataset if settings.data.dataset != "jsonl" else Path(settings.data.data_path).name
+    if settings.data.dataset == "world":
+        data = f"synthetic world, {settings.data.world_difficulty}, hops {settings.data.world_hops}"
+    weights = f"LoRA of rank {settings.weights.lora_rank}" if settings.weights.lora_rank else "all of them"
+    quantised = ", on a base in 4-bit NF4" if settings.weights.load_in_4bit else ""
+    origin = read_json(run / "config.json").get("started_from") if settings.run.init else None
     rows = {
-        "base": settings.model,
-        "method": f"{settings.method}, by {settings.algorithm}",
+        "base": settings.run.model,
+        "method": f"{settings.run.method}, by {settings.run.algorithm}",
         "weights trained": weights + quantised,
         "questions": data,
-        "steps": f"{step} of {settings.questions_per_step} questions x {settings.group_size} rollouts",
+        "steps": f"{step} of {settings.optimization.questions_per_step} questions x {settings.optimization.group_size} rollouts",
     }
     if origin:
         rows["started from"] = origin
-    if settings.algorithm in ("sft", "rejection-sampling"):
-        rows["steps"] = f"{step} of {settings.questions_per_step} demonstrations"
+    if settings.run.algorithm in ("sft", "rejection-sampling"):
+        rows["steps"] = f"{step} of {settings.optimization.questions_per_step} demonstrations"
     if merge:
         rows["merged weights"] = merge.told()
     path = run / "summary.json"

@@ -33,6 +33,7 @@ from searchr1_mini.data.scripts import (
 )
 from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.diagnosis import diagnose, tell
 from searchr1_mini.run.evaluations import measure, measure_before
 from searchr1_mini.run.imitation import imitation_step
@@ -58,11 +59,11 @@ def cold_start(run: Session) -> None:
         UserError: no episode can be written, or memory does not suffice.
     """
     folder = run.folder / COLD_START
-    newest = on_main(lambda: latest_checkpoint(folder)) if run.config.resume else None
+    newest = on_main(lambda: latest_checkpoint(folder)) if run.config.run.resume else None
     if is_main():
         folder.mkdir(exist_ok=True)
     episodes = on_main(lambda: kept_episodes(run, folder / EPISODES))
-    size = run.config.cold_start_batch_size
+    size = run.config.imitation.cold_start_batch_size
     n_updates = -(-len(episodes) // size)
     cold = cold_session(run, folder, n_updates)
     if newest:
@@ -98,12 +99,12 @@ def cold_start(run: Session) -> None:
 
 def cold_session(run: Session, folder: Path, n_updates: int) -> Session:
     """The run as a run of imitation: with a folder, an optimizer and a count of updates of its own."""
-    config = replace(
+    config = with_options(
         run.config, algorithm="sft", mini_batches=1, epochs=1, steps=n_updates,
-        learning_rate=run.config.cold_start_learning_rate, warmup_steps=max(round(WARM_UP * n_updates), 1),
+        learning_rate=run.config.imitation.cold_start_learning_rate, warmup_steps=max(round(WARM_UP * n_updates), 1),
         decay_steps=max(round(DECAY * n_updates), 1),
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(run.policy.trainable(), config.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(run.policy.trainable(), config.optimization.learning_rate, weight_decay=0.0)
     return replace(
         run, config=config, folder=folder, optimizer=optimizer, critic=None, updates=0,
         skipped_in_a_row=0, train_seconds=0.0, first_step=1, unlogged=None,
@@ -127,17 +128,17 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
             demonstrations is not as it should be.
     """
     config, limits = run.config, run.limits
-    rng = random.Random(f"{config.seed}/cold start")
+    rng = random.Random(f"{config.run.seed}/cold start")
 
     def find(query: str) -> list[Passage]:
-        return [hit.passage for hit in run.train.retriever.search([query], config.topk)[0]]
+        return [hit.passage for hit in run.train.retriever.search([query], config.retrieval.topk)[0]]
 
     episodes: list[Trajectory] = []
-    wanted = kinds_wanted(config.cold_start, config.cold_start_multi_hop)
+    wanted = kinds_wanted(config.imitation.cold_start, config.imitation.cold_start_multi_hop)
     n_tried, n_before = 0, -1
-    while n_before < len(episodes) < config.cold_start:
+    while n_before < len(episodes) < config.imitation.cold_start:
         n_before = len(episodes)
-        for example, turns in demonstrated(config) if config.demonstrations else scripted(run, find, rng):
+        for example, turns in demonstrated(config) if config.imitation.demonstrations else scripted(run, find, rng):
             n_tried += 1
             is_multi_hop = turns is not None and len(turns) > 2
             if wanted and not wanted[is_multi_hop]:
@@ -150,7 +151,7 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
                 episodes.append(played)
                 if wanted:
                     wanted[is_multi_hop] -= 1
-            if len(episodes) == config.cold_start:
+            if len(episodes) == config.imitation.cold_start:
                 break
     if not episodes:
         raise UserError(
@@ -159,7 +160,7 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
         )
     if wanted and any(wanted.values()):
         raise UserError(
-            f"--cold-start-multi-hop {config.cold_start_multi_hop:g}: none of {n_tried} questions gave an episode that "
+            f"--cold-start-multi-hop {config.imitation.cold_start_multi_hop:g}: none of {n_tried} questions gave an episode that "
             f"searches {'twice or more' if wanted[True] else 'once'}; leave the flag out, or take other questions"
         )
     print(f"cold start: {len(episodes)} scripted episodes, from {n_tried} scripts", flush=True)
@@ -181,17 +182,19 @@ def demonstrated(config: TrainConfig) -> list[Script]:
     Raises:
         UserError: the file holds none.
     """
-    scripts = list(read_demonstrations(Path(config.demonstrations)))
+    scripts = list(read_demonstrations(Path(config.imitation.demonstrations)))
     if not scripts:
-        raise UserError(f"--demonstrations {config.demonstrations} holds no demonstration that ends in a right answer")
+        raise UserError(
+            f"--demonstrations {config.imitation.demonstrations} holds no demonstration that ends in a right answer"
+        )
     return scripts
 
 
 def scripted(run: Session, find: Find, rng: random.Random) -> Iterator[Script]:
     """A script for every training question, in random order; None in the place of one that cannot be written."""
     config, world = run.config, None
-    if config.dataset == "world":
-        world = make_world(config.seed, "train", config.world_difficulty, config.world_noise)
+    if config.data.dataset == "world":
+        world = make_world(config.run.seed, "train", config.data.world_difficulty, config.data.world_noise)
     for example in rng.sample(run.train.examples, len(run.train.examples)):
         if world:
             hops = world_hops(world, example, find, rng)

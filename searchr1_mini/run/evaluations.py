@@ -34,7 +34,7 @@ def measure_before(run: Session) -> None:
     if run.before is None:
         run.before = measure(run)
         run.samples_before = run.samples[:20]
-        if is_main() and not run.config.cold_start:
+        if is_main() and not run.config.imitation.cold_start:
             tell(run.folder, diagnose(run.samples, run.config, bool(run.policy.tokenizer.chat_template)))
 
 
@@ -42,7 +42,7 @@ def finish(run: Session, write_report: Callable[[Path], Path] | None = None) -> 
     """Measures the trained policy, writes summary.json (and a report), and prints both and one question twice."""
     after = measure(run)
     total_seconds = run.total_seconds
-    emptied = measure(run, is_empty=True) if run.config.method == "search-r1" else None
+    emptied = measure(run, is_empty=True) if run.config.run.method == "search-r1" else None
     if not is_main():
         return
     summary = {
@@ -53,7 +53,7 @@ def finish(run: Session, write_report: Callable[[Path], Path] | None = None) -> 
         "cold_start_seconds": round(run.cold_start_seconds, 1),
         "train_seconds": round(run.train_seconds, 1),
         "total_seconds": round(total_seconds, 1),
-        "steps": run.config.steps,
+        "steps": run.config.optimization.steps,
         "peak_memory_gb": round(_peak_memory_gb(run.policy.device), 2),
     }
     write_json_atomic(run.folder / "summary.json", summary)
@@ -65,7 +65,9 @@ def finish(run: Session, write_report: Callable[[Path], Path] | None = None) -> 
     columns["after, empty retriever"] = emptied
     print("\n" + summary_table({name: column for name, column in columns.items() if column}))
     tell_again(run.folder, after)
-    print(f"\ntrained {run.config.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation")
+    print(
+        f"\ntrained {run.config.optimization.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation"
+    )
     if write_report:
         print(f"report: {write_report(run.folder)}")
     print(f"evaluate it: python eval.py --run {quote(str(run.folder))}", flush=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import saved_config
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage.files import read_jsonl, write_jsonl_atomic
@@ -34,8 +35,8 @@ def _read(run: Path) -> list[Example]:
     path = run / HELD_OUT
     if not path.is_file():  # a run of an older version, which kept no file
         saved = saved_config(run)
-        settings = TrainConfig(**{field.name: saved[field.name] for field in fields(TrainConfig)})
-        return load_task(replace(settings, retriever="empty", retriever_url=None), "eval").examples
+        settings = make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig)})
+        return load_task(with_options(settings, retriever="empty", retriever_url=None), "eval").examples
     try:
         return [
             Example(

@@ -46,8 +46,8 @@ def demonstrations(run: Session) -> list[Trajectory]:
         Stopped: the user asked to stop; what was sampled is kept.
         UserError: no rollout was right.
     """
-    examples = subset(run.train.examples, run.config.demonstration_questions)
-    if run.config.algorithm == "sft":
+    examples = subset(run.train.examples, run.config.imitation.demonstration_questions)
+    if run.config.run.algorithm == "sft":
         return [gold_demonstration(run, example) for example in examples]
     path = run.folder / "demonstrations.jsonl"
     rows = on_main(lambda: read_jsonl(path, DEMONSTRATIONS))
@@ -83,10 +83,10 @@ def sample_chunks(run: Session, examples: Sequence[Example], first: int) -> Iter
     """Samples `CHUNK` questions at a time, `group_size` rollouts each; yields the number of them and the right ones."""
     config = run.config
     for start in range(0, len(examples), CHUNK):
-        group = [example for example in examples[start : start + CHUNK] for _ in range(config.group_size)]
+        group = [example for example in examples[start : start + CHUNK] for _ in range(config.optimization.group_size)]
         trajectories, _ = rollout(
             group, run.make_method, run.policy, run.train.retriever, run.limits,
-            temperature=config.temperature, seed=config.seed * 1_000_003 + first + start // CHUNK,
+            temperature=config.rollout.temperature, seed=config.run.seed * 1_000_003 + first + start // CHUNK,
         )  # fmt: skip
         pairs = zip(trajectories, group, strict=True)
         right = [asdict(trajectory) for trajectory, e in pairs if exact_match(trajectory.answer, e.golden_answers)]
@@ -100,11 +100,11 @@ def imitation_step(run: Session, chosen: Sequence[Trajectory]) -> dict[str, floa
     batch = build_batch(chosen, [1.0] * len(chosen), range(len(chosen)), run.policy.tokenizer.pad_token_id)
     check_batch(batch, chosen, mask_observations=True)
     batch = batch.to(run.policy.device)
-    shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.seed)
-    n_updates = config.epochs * min(config.mini_batches, len(chosen))
+    shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.run.seed)
+    n_updates = config.optimization.epochs * min(config.optimization.mini_batches, len(chosen))
     logs: list[dict[str, float]] = []
-    for _ in range(config.epochs):
-        for rows in mini_batches(range(len(chosen)), config.mini_batches, shuffle):
+    for _ in range(config.optimization.epochs):
+        for rows in mini_batches(range(len(chosen)), config.optimization.mini_batches, shuffle):
             if rows:
                 set_learning_rates(run.optimizer, learning_rates(config, run.step, n_updates - len(logs) - 1))
                 logs.append(imitation_update(run, batch.select(rows), is_first=not logs))
@@ -124,7 +124,7 @@ def imitation_update(run: Session, batch: Batch, is_first: bool) -> dict[str, fl
         run.scaler.scale(loss).backward()
         return loss.item(), (entropy * part_weights).sum().item()
 
-    with run.policy.training(run.config.gradient_checkpointing):
+    with run.policy.training(run.config.weights.gradient_checkpointing):
         logs = over_micro_batches(run, batch, backward, may_stop=is_first)
     totals = dict(zip(("loss", "entropy"), map(sum, zip(*gather(logs), strict=True)), strict=True))
     return totals | apply_gradients(run, totals["loss"])

@@ -37,12 +37,12 @@ def check_step(
         return
     chosen = [trajectories[row] for row in kept]
     if kept:
-        check_batch(batch.select(kept), chosen, config.mask_observations)
+        check_batch(batch.select(kept), chosen, config.objective.mask_observations)
     check_finite(rewards=batch.rewards)
     check_groups(batch.group_ids, trajectories)
     if advantages is not None:
-        check_advantages(advantages, batch.rewards, batch.group_ids, config.baseline)
-    if config.check:
+        check_advantages(advantages, batch.rewards, batch.group_ids, config.objective.baseline)
+    if config.logging.check:
         check_texts(trajectories, run.policy.tokenizer)
         check_frozen(run)
         if kept:
@@ -124,7 +124,7 @@ def check_agreement(run: Session, batch: Batch) -> None:
     """One more forward, as the update will make it, gives the log-probs that the rollout sampled with."""
     batch = batch.to(run.policy.device)
     sampled = batch.loss_mask & ~batch.old_logprobs.isnan()
-    with run.policy.training(run.config.gradient_checkpointing):
+    with run.policy.training(run.config.weights.gradient_checkpointing):
         change = (all_logprobs(run, batch) - batch.old_logprobs)[sampled].abs()
     mean, largest = AGREEMENT[run.policy.dtype]
     require(

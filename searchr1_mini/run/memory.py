@@ -7,10 +7,11 @@ conversations that fill `--max-total-tokens`: shorter ones take less.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 
 GB = 1e9
 FLOAT32, FLOAT64 = 4, 8
@@ -134,8 +135,8 @@ def predict(
         on_gpu: decides a few copies that only one of CPU and GPU makes.
         held: bytes that the process has already.
     """
-    prompt = TEMPLATE_TOKENS[config.template] + question_bytes // BYTES_A_TOKEN
-    config = replace(config, max_total_tokens=longest_context(config, prompt))
+    prompt = TEMPLATE_TOKENS[config.data.template] + question_bytes // BYTES_A_TOKEN
+    config = with_options(config, max_total_tokens=longest_context(config, prompt))
     kept = kept_terms(config, shape, width)
     phases = {"weights": {name: size for name, size in kept.items() if name != "AdamW moments"}}
     phases["rollout"] = kept | rollout_terms(config, shape, width, prompt)
@@ -147,52 +148,54 @@ def predict(
 
 def has_logprobs(config: TrainConfig, width: int) -> bool:
     """Whether a step needs log-probs, or values, before its update: in 16 bits always, see `old_and_sampled`."""
-    if config.algorithm in ("sft", "rejection-sampling"):
+    if config.run.algorithm in ("sft", "rejection-sampling"):
         return False
-    return config.algorithm == "ppo" or config.kl_coef > 0 or computes_old(config, width)
+    return config.run.algorithm == "ppo" or config.objective.kl_coef > 0 or computes_old(config, width)
 
 
 def computes_old(config: TrainConfig, width: int) -> bool:
     """Whether the old log-probs, or some of them, are a forward of the policy and not the sampler's."""
-    return width < FLOAT32 or bool(config.importance_cap) or not config.mask_observations
+    return width < FLOAT32 or bool(config.objective.importance_cap) or not config.objective.mask_observations
 
 
 def has_own_reference(config: TrainConfig) -> bool:
     """Whether the reference is not the base: an adapter's is then one more adapter."""
-    return bool(config.init or config.cold_start)
+    return bool(config.run.init or config.imitation.cold_start)
 
 
 def kept_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     """What stays in memory from step to step."""
-    models = 2 if config.algorithm == "ppo" else 1
+    models = 2 if config.run.algorithm == "ppo" else 1
     trained = trained_numbers(config, shape)
-    if config.lora_rank == 0:
+    if config.weights.lora_rank == 0:
         terms = {"weights": FLOAT32 * trained, "reference": FLOAT32 * shape.all}
     else:
-        linear = NF4 if config.load_in_4bit else width
+        linear = NF4 if config.weights.load_in_4bit else width
         terms = {"weights": linear * shape.linear + width * shape.other, f"adapter x {models}": FLOAT32 * trained}
         if has_own_reference(config):
-            terms["reference"] = FLOAT32 * config.lora_rank * shape.lora
+            terms["reference"] = FLOAT32 * config.weights.lora_rank * shape.lora
     return terms | {"AdamW moments": 2 * FLOAT32 * trained}
 
 
 def trained_numbers(config: TrainConfig, shape: Shape) -> int:
     """How many numbers the optimiser updates: the adapter or the model, and as many for PPO's critic."""
-    one = config.lora_rank * shape.lora if config.lora_rank else shape.all
-    return one * (2 if config.algorithm == "ppo" else 1)
+    one = config.weights.lora_rank * shape.lora if config.weights.lora_rank else shape.all
+    return one * (2 if config.run.algorithm == "ppo" else 1)
 
 
 def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) -> Terms:
     """The KV cache of all rows, full; and the larger of a prefill and of sampling a token for every row."""
-    at_a_time = max(config.questions_per_step * config.group_size, config.eval_questions)
-    n_rows, span = min(config.rollout_batch_size, at_a_time), config.max_total_tokens
+    at_a_time = max(config.optimization.questions_per_step * config.optimization.group_size, config.data.eval_questions)
+    n_rows, span = min(config.rollout.rollout_batch_size, at_a_time), config.rollout.max_total_tokens
     a_token = 2 * shape.key_value * width  # keys and values, in one layer
     beside = rollout_weights(config, shape, width)
-    is_adapted = config.lora_rank > 0 and not beside
-    n_prompts = n_rows if config.group_size == 1 else min(n_rows, config.eval_questions)  # a group's is fed by itself
+    is_adapted = config.weights.lora_rank > 0 and not beside
+    n_prompts = (
+        n_rows if config.optimization.group_size == 1 else min(n_rows, config.data.eval_questions)
+    )  # a group's is fed by itself
     prefill = max(
         prefill_bytes(shape, width, is_adapted, n_fed, fed, span)
-        for n_fed, fed in ((n_prompts, prompt), (n_rows, config.max_observation_tokens))
+        for n_fed, fed in ((n_prompts, prompt), (n_rows, config.rollout.max_observation_tokens))
     )
     # logits and their concatenation; in float32 log-probs and probabilities, in float64 their running sum
     sampling = (2 * width + 2 * FLOAT32 + FLOAT64) * n_rows * shape.vocabulary
@@ -202,7 +205,7 @@ def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) ->
         "shared prompt": shape.layers * a_token * prompt,
         "weights of rollouts": beside,
         "autocast weights": autocast_weights(config, shape, width),
-        "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
+        "dequantised matrix": width * shape.largest if config.weights.load_in_4bit else 0,
         "prefill or sampling": max(prefill, sampling),
     }
 
@@ -224,22 +227,22 @@ def prefill_bytes(shape: Shape, width: int, is_adapted: bool, n_rows: int, fed: 
 
 def rollout_weights(config: TrainConfig, shape: Shape, width: int) -> float:
     """Copies of the matrices for the time of a rollout: a 4-bit base unpacked, an adapter merged into a float32 one."""
-    is_unpacked = config.load_in_4bit and config.rollout_weights == "dequantised"
-    is_merged = config.lora_rank > 0 and width == FLOAT32 and (is_unpacked or not config.load_in_4bit)
+    is_unpacked = config.weights.load_in_4bit and config.weights.rollout_weights == "dequantised"
+    is_merged = config.weights.lora_rank > 0 and width == FLOAT32 and (is_unpacked or not config.weights.load_in_4bit)
     return (width * is_unpacked + FLOAT32 * is_merged) * shape.linear
 
 
 def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     """A forward without gradients of a micro-batch, or the logits of one chunk."""
-    rows = config.questions_per_step * config.group_size
+    rows = config.optimization.questions_per_step * config.optimization.group_size
     tokens = micro_batch_tokens(config, rows)
-    is_reference = config.algorithm == "grpo" and not computes_old(config, width)
+    is_reference = config.run.algorithm == "grpo" and not computes_old(config, width)
     is_plain = is_reference and not has_own_reference(config)
-    is_adapted = config.lora_rank > 0 and not is_plain
+    is_adapted = config.weights.lora_rank > 0 and not is_plain
     layer = forward_peak(shape, width, is_adapted) * tokens
     return {
         "batch": batch_bytes(config),
-        "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
+        "dequantised matrix": width * shape.largest if config.weights.load_in_4bit else 0,
         "autocast weights": 0 if is_plain else autocast_weights(config, shape, width),
         "layer or logits": max(layer, logits_bytes(shape) + 2 * width * shape.hidden * tokens),
     }
@@ -247,13 +250,15 @@ def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
 
 def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) -> Terms:
     """Forward and backward of a micro-batch: saved activations, then the larger of logits and a layer's backward."""
-    rows = -(-config.questions_per_step // config.mini_batches) * config.group_size
+    rows = (
+        -(-config.optimization.questions_per_step // config.optimization.mini_batches) * config.optimization.group_size
+    )
     tokens = micro_batch_tokens(config, rows)
-    trained, is_full = trained_numbers(config, shape), config.lora_rank == 0
+    trained, is_full = trained_numbers(config, shape), config.weights.lora_rank == 0
     layer = saved_by_layer(config, shape, width, on_gpu) * tokens
     backward = width * (2 * shape.intermediate + shape.hidden) * tokens
     logits = logits_bytes(shape)
-    if config.gradient_checkpointing:
+    if config.weights.gradient_checkpointing:
         stream = FLOAT32 if is_full else width
         saved, working = shape.layers * stream * shape.hidden * tokens, max(logits, layer + backward)
     else:
@@ -266,16 +271,16 @@ def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) ->
         "layer or logits": working,
         "AdamW's copies": max(FLOAT32 * trained - saved - working, 0) if on_gpu else 0,  # once activations are gone
         "gradient of the embeddings": 2 * FLOAT32 * shape.vocabulary * shape.hidden if is_full else 0,
-        "dequantised matrix": width * shape.largest if config.load_in_4bit else 0,
+        "dequantised matrix": width * shape.largest if config.weights.load_in_4bit else 0,
         "autocast weights": autocast_weights(config, shape, width),
     }
 
 
 def longest_context(config: TrainConfig, prompt: int) -> int:
     """Tokens of the longest trajectory: the limit, unless the turns end before it."""
-    turns = config.max_turns if config.method == "search-r1" else 0
-    written = (turns + 1) * config.max_new_tokens + turns * config.max_observation_tokens
-    return min(config.max_total_tokens, prompt + written)
+    turns = config.rollout.max_turns if config.run.method == "search-r1" else 0
+    written = (turns + 1) * config.rollout.max_new_tokens + turns * config.rollout.max_observation_tokens
+    return min(config.rollout.max_total_tokens, prompt + written)
 
 
 def logits_bytes(shape: Shape) -> float:
@@ -285,20 +290,22 @@ def logits_bytes(shape: Shape) -> float:
 
 def micro_batch_tokens(config: TrainConfig, rows: int) -> int:
     """Tokens of the largest micro-batch: the budget, as far as there are rows; a longer row stands alone."""
-    longest = config.max_total_tokens
-    return max(longest, min(config.tokens_per_micro_batch, rows * longest))
+    longest = config.rollout.max_total_tokens
+    return max(longest, min(config.optimization.tokens_per_micro_batch, rows * longest))
 
 
 def batch_bytes(config: TrainConfig) -> float:
     """A step's ids, masks, log-probs and advantages: about 32 bytes a token."""
-    return 32 * config.questions_per_step * config.group_size * config.max_total_tokens
+    return (
+        32 * config.optimization.questions_per_step * config.optimization.group_size * config.rollout.max_total_tokens
+    )
 
 
 def autocast_weights(config: TrainConfig, shape: Shape, width: int) -> float:
     """16-bit copies of the trained float32 weights, which autocast keeps to the end of a forward."""
     if width == FLOAT32:
         return 0
-    return width * (config.lora_rank * shape.lora if config.lora_rank else shape.all)
+    return width * (config.weights.lora_rank * shape.lora if config.weights.lora_rank else shape.all)
 
 
 def forward_peak(shape: Shape, width: int, is_adapted: bool) -> float:
@@ -317,10 +324,10 @@ def saved_by_layer(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) 
     output, a logsumexp a head. MLP: gate, its activation, up, product. Inputs of the matrices: both normed states, or
     where autocast casts them anew for q, k, v, gate and up five copies. LoRA: the rank's states of all 7 matrices.
     """
-    is_full = config.lora_rank == 0
+    is_full = config.weights.lora_rank == 0
     is_cast_anew = width < FLOAT32 and (is_full or not on_gpu)
     norms = FLOAT32 * (4 if is_full else 2) * shape.hidden
     attention = width * 2 * (shape.query + shape.key_value) + FLOAT32 * shape.heads
     mlp = width * 4 * shape.intermediate
     inputs = width * (5 if is_cast_anew else 2) * shape.hidden
-    return norms + attention + mlp + inputs + width * 7 * config.lora_rank
+    return norms + attention + mlp + inputs + width * 7 * config.weights.lora_rank

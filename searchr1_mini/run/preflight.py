@@ -11,14 +11,14 @@ import ctypes
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.distributed import n_processes
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.options.config import TrainConfig, flag_of
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.memory import GB, TEMPLATE_TOKENS, Preflight, Shape, predict, shape_of
 
 MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back; below WORTH_IT the page faults cost more
@@ -47,12 +47,16 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
     Raises:
         UserError: the peak is above `--memory-limit` or what is free; names the flags that fit.
     """
-    if not config.memory_check:
+    if not config.weights.memory_check:
         return config
     predicted = predictor(source, device, dtype, questions)
-    room = min(room_of(device), (config.memory_limit or math.inf) * GB)
-    unpacked = replace(config, rollout_weights="dequantised")
-    if config.load_in_4bit and config.rollout_weights == "auto" and predicted(unpacked).peak <= COPY_ROOM * room:
+    room = min(room_of(device), (config.weights.memory_limit or math.inf) * GB)
+    unpacked = with_options(config, rollout_weights="dequantised")
+    if (
+        config.weights.load_in_4bit
+        and config.weights.rollout_weights == "auto"
+        and predicted(unpacked).peak <= COPY_ROOM * room
+    ):
         config = unpacked
     expected = predicted(config)
     print(f"memory: {expected.line()} of {room / GB:.1f} GB", flush=True)
@@ -68,7 +72,7 @@ def unpacked_fits(config: TrainConfig, source: str, device: Any, dtype: Any) -> 
     Raises:
         UserError: there is no such model.
     """
-    unpacked = replace(config, rollout_weights="dequantised")
+    unpacked = with_options(config, rollout_weights="dequantised")
     return predictor(source, device, dtype, ())(unpacked).total("rollout") <= COPY_ROOM * room_of(device)
 
 
@@ -86,7 +90,7 @@ def refuse_beyond(room: float, config: TrainConfig, predicted: Callable[[TrainCo
     if changes is None:
         remedy = "no flags for its batch sizes and lengths fit; take a smaller --model"
     else:
-        needed = predicted(replace(config, **changes)).peak / GB
+        needed = predicted(with_options(config, **changes)).peak / GB
         remedy = f"this fits, with {needed:.1f} GB: {' '.join(map(as_flag, changes, changes.values()))}"
     raise UserError(
         f"the run would take {expected.peak / GB:.1f} GB (in its {phase} phase) of {room / GB:.1f} GB; {remedy} "
@@ -104,15 +108,19 @@ def ways_to_save(config: TrainConfig) -> Iterator[tuple[str, list]]:
 
     The first three cost speed at most, checkpointing a second forward, NF4 precision, a shorter context reward.
     """
-    smallest = TEMPLATE_TOKENS[config.template] + 64 + max(config.max_new_tokens, config.max_observation_tokens, 15)
-    yield "tokens_per_micro_batch", halvings(config.tokens_per_micro_batch, 1)
-    yield "rollout_batch_size", halvings(config.rollout_batch_size, 1)
-    yield "rollout_weights", ["base"] if config.rollout_weights == "dequantised" else []
-    yield "gradient_checkpointing", [] if config.gradient_checkpointing else [True]
-    can_pack = config.lora_rank > 0 and not config.load_in_4bit and find_spec("bitsandbytes")
+    smallest = (
+        TEMPLATE_TOKENS[config.data.template]
+        + 64
+        + max(config.rollout.max_new_tokens, config.rollout.max_observation_tokens, 15)
+    )
+    yield "tokens_per_micro_batch", halvings(config.optimization.tokens_per_micro_batch, 1)
+    yield "rollout_batch_size", halvings(config.rollout.rollout_batch_size, 1)
+    yield "rollout_weights", ["base"] if config.weights.rollout_weights == "dequantised" else []
+    yield "gradient_checkpointing", [] if config.weights.gradient_checkpointing else [True]
+    can_pack = config.weights.lora_rank > 0 and not config.weights.load_in_4bit and find_spec("bitsandbytes")
     yield "load_in_4bit", [True] if can_pack else []
-    yield "max_total_tokens", halvings(config.max_total_tokens, smallest)
-    yield "tokens_per_micro_batch", halvings(config.tokens_per_micro_batch, 1)
+    yield "max_total_tokens", halvings(config.rollout.max_total_tokens, smallest)
+    yield "tokens_per_micro_batch", halvings(config.optimization.tokens_per_micro_batch, 1)
 
 
 def halvings(value: int, least: int) -> list[int]:
@@ -132,7 +140,7 @@ def flags_that_fit(
     """
 
     def excess(changes: dict[str, Any]) -> float:
-        tried = predicted(replace(config, **changes))
+        tried = predicted(with_options(config, **changes))
         return sum(max(tried.total(phase) - room, 0) for phase in tried.phases)
 
     changes: dict[str, Any] = {}
@@ -143,11 +151,11 @@ def flags_that_fit(
     if excess(changes) > 0:
         return None
     for name, values in reversed(list(ways_to_save(config))):
-        for value in [getattr(config, name), *values]:
+        for value in [get(config, name), *values]:
             if name in changes and excess(changes | {name: value}) == 0:
                 changes[name] = value
                 break
-    return {name: value for name, value in changes.items() if value != getattr(config, name)}
+    return {name: value for name, value in changes.items() if value != get(config, name)}
 
 
 def load_shape(source: str) -> Shape:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from searchr1_mini.models.initial import keep_init, open_init, origin
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
 from searchr1_mini.models.saving import load_critic, load_reference, save_critic, save_policy, save_reference
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import flat, with_options
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run import preflight
 from searchr1_mini.run.data_identity import check_data, data_identity
@@ -98,61 +99,63 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     A process that is not the first of its run writes into `scratch` instead of the run's folder.
     """
     began = time.perf_counter()
-    folder = on_main(lambda: Path(config.output_dir))  # one name, though each process made up one by its clock
-    checkpoint.seed_rng(config.seed)
-    device = pick_device(config.device)
-    tell_of_no_gpu(config.device, device, config.load_in_4bit)
-    dtype = pick_dtype(config.dtype, device)
-    source = resolve_model(config.model)
-    began_on = folder / "config.json" if config.resume else None
-    day = on_main(lambda: day_of_run(source, config.model, config.date, began_on))
-    config = replace(config, date=day.isoformat())
-    init = open_init(config.init, source, folder if config.resume else None) if config.init else None
-    check_model(source, config.max_total_tokens)
+    folder = on_main(lambda: Path(config.run.output_dir))  # one name, though each process made up one by its clock
+    checkpoint.seed_rng(config.run.seed)
+    device = pick_device(config.run.device)
+    tell_of_no_gpu(config.run.device, device, config.weights.load_in_4bit)
+    dtype = pick_dtype(config.weights.dtype, device)
+    source = resolve_model(config.run.model)
+    began_on = folder / "config.json" if config.run.resume else None
+    day = on_main(lambda: day_of_run(source, config.run.model, config.data.date, began_on))
+    config = with_options(config, date=day.isoformat())
+    init = open_init(config.run.init, source, folder if config.run.resume else None) if config.run.init else None
+    check_model(source, config.rollout.max_total_tokens)
     library = Library()
     with main_first():
-        is_older = config.resume and not (folder / HELD_OUT).is_file()  # whose held-out questions were chosen otherwise
+        is_older = (
+            config.run.resume and not (folder / HELD_OUT).is_file()
+        )  # whose held-out questions were chosen otherwise
         train = load_task(config, "train", library)
         held_out = load_task(config, "eval" if is_older else "selection", library)
     questions = [example.question for example in train.examples + held_out.examples]
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
-    data_hashes = data_identity(train.examples, train.corpus_hash if config.retriever != "http" else "")
+    data_hashes = data_identity(train.examples, train.corpus_hash if config.retrieval.retriever != "http" else "")
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
-    about |= {"started_from": origin(config.init, init)} if init else {}
-    must_match = [f.name for f in fields(config) if f.name not in MAY_CHANGE]
-    on_main(lambda: checkpoint.prepare_run_dir(folder, config.resume, about, must_match))
-    on_main(lambda: None if config.resume else keep_held_out(folder, held_out.examples))
-    on_main(lambda: check_data(folder, data_hashes) if config.resume else None)
-    newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.resume else None
+    about |= {"started_from": origin(config.run.init, init)} if init else {}
+    must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
+    on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match))
+    on_main(lambda: None if config.run.resume else keep_held_out(folder, held_out.examples))
+    on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
+    newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
     init = init and on_main(lambda: keep_init(init, folder))
     folder = scratch or folder
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
     saved = newest
-    if config.resume and config.cold_start and newest is None:
-        saved = on_main(lambda: checkpoint.latest_checkpoint(Path(config.output_dir) / COLD_START))
+    if config.run.resume and config.imitation.cold_start and newest is None:
+        saved = on_main(lambda: checkpoint.latest_checkpoint(Path(config.run.output_dir) / COLD_START))
     policy = load_policy(
         source,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        load_in_4bit=config.load_in_4bit,
+        lora_rank=config.weights.lora_rank,
+        lora_alpha=config.weights.lora_alpha,
+        load_in_4bit=config.weights.load_in_4bit,
         dtype=dtype,
         device=device,
-        dequantise=config.rollout_weights == "dequantised",
-        gradient_checkpointing=config.gradient_checkpointing,
-        fused_kernels=config.fused_kernels,
+        dequantise=config.weights.rollout_weights == "dequantised",
+        gradient_checkpointing=config.weights.gradient_checkpointing,
+        fused_kernels=config.weights.fused_kernels,
         weights=saved / "model" if saved else init,
-        seed=config.seed,
+        seed=config.run.seed,
         day=day,
     )
     if init and not saved:
         policy.freeze_reference()
-    if config.compile_decode:
+    if config.weights.compile_decode:
         policy.compile_decode()
     check_questions(train.examples + held_out.examples, policy, config)
     critic = None
-    if config.algorithm == "ppo":
-        critic = Critic(policy, config.seed)
+    if config.run.algorithm == "ppo":
+        critic = Critic(policy, config.run.seed)
         if newest:
             load_critic(critic, newest / "critic")
     run = Session(
@@ -167,39 +170,39 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         critic,
         Watch(),
-        micro_batch_tokens=config.tokens_per_micro_batch,
+        micro_batch_tokens=config.optimization.tokens_per_micro_batch,
         began=began,
     )
     if newest:
         restore(run, newest)
-    elif config.resume:  # interrupted before the first checkpoint: from the start
+    elif config.run.resume:  # interrupted before the first checkpoint: from the start
         truncate_metrics(folder / "metrics.jsonl", 0)
         truncate_metrics(folder / "warnings.jsonl", 0, WARNING)
     run.tracker = Tracker(
-        folder, config.steps, run.first_step, config.tensorboard and is_main(), config.wandb and is_main(),
-        asdict(config), folder.name,
+        folder, config.optimization.steps, run.first_step, config.logging.tensorboard and is_main(), config.logging.wandb and is_main(),
+        flat(config), folder.name,
     )  # fmt: skip
     return run
 
 
 def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None) -> torch.optim.Optimizer:
     """AdamW over the policy's parameters and the critic's; `learning_rates` has the rate of each update."""
-    groups = [{"params": policy.trainable(), "lr": config.learning_rate}]
+    groups = [{"params": policy.trainable(), "lr": config.optimization.learning_rate}]
     if critic:
-        groups.append({"params": critic.parameters(), "lr": config.critic_learning_rate})
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        groups.append({"params": critic.parameters(), "lr": config.ppo.critic_learning_rate})
+    return torch.optim.AdamW(groups, weight_decay=config.optimization.weight_decay)
 
 
 def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
     """The method that the config names, with its settings, and worked examples in its prompt if wanted."""
     return make_method(
-        config.method,
-        template=config.template,
-        max_turns=config.max_turns,
-        max_new_tokens=config.max_new_tokens,
-        topk=config.topk,
-        serves_search=config.retriever != "none",
-        last_turn=not config.bug_no_last_turn,
+        config.run.method,
+        template=config.data.template,
+        max_turns=config.rollout.max_turns,
+        max_new_tokens=config.rollout.max_new_tokens,
+        topk=config.retrieval.topk,
+        serves_search=config.retrieval.retriever != "none",
+        last_turn=not config.museum.bug_no_last_turn,
         shots=shots,
     )
 
@@ -207,11 +210,11 @@ def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
 def limits_of(config: TrainConfig) -> RolloutLimits:
     """The bounds of a rollout that the config names."""
     return RolloutLimits(
-        config.rollout_batch_size,
-        config.max_total_tokens,
-        config.max_observation_tokens,
-        overlap_search=config.retriever in ("http", "milvus"),
-        form=config.observation,
+        config.rollout.rollout_batch_size,
+        config.rollout.max_total_tokens,
+        config.rollout.max_observation_tokens,
+        overlap_search=config.retrieval.retriever in ("http", "milvus"),
+        form=config.data.observation,
     )
 
 
@@ -223,13 +226,13 @@ def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
     """
     make = method_of(config)
     for example in examples:
-        if len(example.question.encode()) < config.max_total_tokens // 2:  # a token is at least a byte
+        if len(example.question.encode()) < config.rollout.max_total_tokens // 2:  # a token is at least a byte
             continue
         n_tokens = len(policy.encode_prompt(make(example.question).send(None).text))
-        if n_tokens >= config.max_total_tokens:
+        if n_tokens >= config.rollout.max_total_tokens:
             raise UserError(
                 f"question {example.id} is {n_tokens} tokens long with its prompt, but --max-total-tokens is "
-                f"{config.max_total_tokens}; raise it or leave the question out"
+                f"{config.rollout.max_total_tokens}; raise it or leave the question out"
             )
 
 
@@ -240,7 +243,7 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
     if git and (repository / ".git").exists():  # an installed package may lie in somebody else's repository
         commit = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=repository).stdout
     return {
-        **asdict(config),
+        **flat(config),
         "resolved_model": source,
         "resolved_device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "resolved_dtype": str(dtype).removeprefix("torch."),
@@ -262,7 +265,7 @@ def restore(run: Session, folder: Path) -> None:
         run.before, run.train_seconds = progress["before"], progress["train_seconds"]
         run.earlier_seconds = progress["total_seconds"]
         run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
-        if progress["tokens_per_micro_batch"] == run.config.tokens_per_micro_batch:
+        if progress["tokens_per_micro_batch"] == run.config.optimization.tokens_per_micro_batch:
             run.micro_batch_tokens = progress["micro_batch_tokens"]
         run.after_cold_start = progress.get("after_cold_start")
         run.cold_start_seconds = progress.get("cold_start_seconds", 0.0)
@@ -299,7 +302,7 @@ def save_step(run: Session, step: int) -> Path:
             "total_seconds": run.total_seconds,
             "skipped_in_a_row": run.skipped_in_a_row,
             "unlogged": run.unlogged,
-            "tokens_per_micro_batch": run.config.tokens_per_micro_batch,
+            "tokens_per_micro_batch": run.config.optimization.tokens_per_micro_batch,
             "micro_batch_tokens": run.micro_batch_tokens,
             "samples_before": [asdict(trajectory) for trajectory in run.samples_before],
         }
@@ -307,7 +310,7 @@ def save_step(run: Session, step: int) -> Path:
 
     def save() -> Path:
         path = checkpoint.save_checkpoint(run.folder, step, write_files)
-        checkpoint.prune_checkpoints(run.folder, run.config.keep_checkpoints)
+        checkpoint.prune_checkpoints(run.folder, run.config.logging.keep_checkpoints)
         return path
 
     return on_main(save)

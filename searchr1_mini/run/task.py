@@ -47,31 +47,35 @@ def load_task(
         UserError: a file, data set or server that is not there or not as it should be.
     """
     library = library or Library()
-    limit = None if split == "train" else config.eval_questions
-    if config.dataset == "world":
+    limit = None if split == "train" else config.data.eval_questions
+    if config.data.dataset == "world":
         side = "train" if split == "train" else "eval"
-        key = ("world", side, config.seed, config.world_difficulty, config.world_noise)
-        world = make_world(config.seed, side, config.world_difficulty, config.world_noise)
-        examples = world_examples(world, world_hops_list(config), limit, config.seed, {e.supporting for e in without})
+        key = ("world", side, config.run.seed, config.data.world_difficulty, config.data.world_noise)
+        world = make_world(config.run.seed, side, config.data.world_difficulty, config.data.world_noise)
+        examples = world_examples(
+            world, world_hops_list(config), limit, config.run.seed, {e.supporting for e in without}
+        )
         library.corpora[key] = world.passages, fingerprint(world.passages)
     else:
-        examples = load_examples(config.dataset, config.data_path, split, limit, {e.question for e in without})
-        key = (config.corpus or config.dataset, None if config.corpus else config.data_path)
+        examples = load_examples(
+            config.data.dataset, config.data.data_path, split, limit, {e.question for e in without}
+        )
+        key = (config.data.corpus or config.data.dataset, None if config.data.corpus else config.data.data_path)
     return Task(examples, *_retriever(config, key, examples, library))
 
 
 def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> tuple[Retriever, str]:
     """The engine that the config names, or one of the probes on its corpus; and the hash of what it searches."""
-    name, engine = config.retriever, engine_of(config)
-    if name in ("none", "empty") or config.method in ("r1", "direct", "cot"):
+    name, engine = config.retrieval.retriever, engine_of(config.retrieval)
+    if name in ("none", "empty") or config.run.method in ("r1", "direct", "cot"):
         return EmptyRetriever(), ""
     if name == "http":
-        key = ("http", config.retriever_url)
-        library.corpora[key] = [], config.retriever_url
+        key = ("http", config.retrieval.retriever_url)
+        library.corpora[key] = [], config.retrieval.retriever_url
     elif key not in library.corpora:
         key = (*key, engine.terms)  # a big corpus is indexed while it is read
         if key not in library.corpora:
-            passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
+            passages = load_corpus(config.data.corpus, config.data.dataset, config.data.data_path, engine.terms)
             library.corpora[key] = passages, fingerprint(passages)
     passages, corpus_hash = library.corpora[key]
     if name == "random":

@@ -24,7 +24,7 @@ def token_values(run: Session, experience: Experience, with_ratios: bool) -> lis
         step's updates / pi_old(token).
     """
     batch = experience.batch
-    if run.config.bug_retokenise:  # the tokens that were trained on are not those that were sampled
+    if run.config.museum.bug_retokenise:  # the tokens that were trained on are not those that were sampled
         return [{}] * len(batch.lengths)
     columns = {"advantages": experience.advantages} if run.critic else {}
     if with_ratios:
