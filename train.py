@@ -32,8 +32,8 @@ def main() -> None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.run.model).name[:80]}-{config.run.algorithm}"
         config = with_options(config, output_dir=str(Path("runs") / name))
 
-    from searchr1_mini.core.training import train  # heavy: after the arguments are known to be good
     from searchr1_mini.pages.report import write_report
+    from searchr1_mini.run.training import train  # heavy: after the arguments are known to be good
 
     train(config, write_report)
 

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import torch
 from ppo_memory import peak_gb, reset_peak
+from searchr1_mini.core.update import prepare, update
+from searchr1_mini.run.session import Session, start
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from searchr1_mini.core.batch import build_batch
@@ -33,12 +35,10 @@ from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.core.update import prepare, update
 from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
-from searchr1_mini.run.session import Session, start
 
 SHAPES = {  # hidden size, layers, heads, KV heads, intermediate size, vocabulary, tied
     "Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 151_936, True),

@@ -79,7 +79,7 @@ def of_run(run: Path, budget: int | None) -> Iterator[tuple[int, int, list[list[
         lengths = [sum(len(segment["token_ids"]) for segment in rows[index]["segments"]) for index in kept]
         updates: list[list[int]] = []
         for _ in range(config.optimization.epochs if kept else 0):
-            shuffle = torch.Generator().manual_seed(n_updates * 7919 + config.run.seed)  # as `update` seeds it
+            shuffle = torch.Generator().manual_seed(n_updates * 7919 + config.optimization.seed)  # as `update` seeds it
             minis = mini_batches([group_ids[index] for index in kept], config.optimization.mini_batches, shuffle)
             updates += [[lengths[row] for row in mini] for mini in minis if mini]
             n_updates += sum(map(bool, minis))

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from searchr1_mini.run.session import start
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
@@ -34,7 +35,6 @@ from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
-from searchr1_mini.run.session import start
 from searchr1_mini.run.task import load_task
 
 try:

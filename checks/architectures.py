@@ -31,10 +31,10 @@ from families import FAMILIES, save_family  # noqa: E402
 
 from searchr1_mini import export  # noqa: E402
 from searchr1_mini.core.errors import UserError  # noqa: E402
-from searchr1_mini.core.training import train  # noqa: E402
 from searchr1_mini.options.config import TrainConfig  # noqa: E402
-from searchr1_mini.options.nested import make
+from searchr1_mini.options.nested import make  # noqa: E402
 from searchr1_mini.options.resolve import resolve, resolve_model  # noqa: E402
+from searchr1_mini.run.training import train  # noqa: E402
 
 SECONDS = 60
 NOISE = 1e-3  # nats, of float32

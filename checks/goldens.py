@@ -30,7 +30,7 @@ RUNS = {
     "rejection-sampling": ["--algorithm", "rejection-sampling", "--demonstration-questions", "24"],
     "cold-start": ["--cold-start", "16", "--entropy-coef", "0.01", "--importance-cap", "1.5", "--llds-coef", "0.1"],
 }
-TIMES = ("seconds", "tokens_per_second", "memory")
+TIMES = ("seconds", "tokens_per_second", "memory", "bug")  # and how faults are asked for
 
 
 def run(words: list[str]) -> None:
@@ -53,13 +53,21 @@ def lines(path: Path) -> list:
     return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def joined(rows: list[dict]) -> list[dict]:
+    """The rows of a log by their steps: an evaluation is a row of its own."""
+    steps: dict[int, dict] = {}
+    for row in rows:
+        steps.setdefault(row["step"], {}).update(row)
+    return list(steps.values())
+
+
 def golden_of(folder: Path) -> dict:
     """What a run left that must not change."""
     newest = max((folder / "checkpoints").iterdir())
     weights = (newest / "model" / "policy" / "adapter_model.safetensors").read_bytes()
     rollouts = [lines(path) for path in sorted((folder / "rollouts").glob("*.jsonl"))]
     return {
-        "metrics": lines(folder / "metrics.jsonl"),
+        "metrics": joined(lines(folder / "metrics.jsonl")),
         "cold start": lines(cold) if (cold := folder / "cold_start" / "metrics.jsonl").exists() else [],
         "rollouts": hashlib.sha256(json.dumps(rollouts).encode()).hexdigest(),
         "weights": hashlib.sha256(weights).hexdigest(),

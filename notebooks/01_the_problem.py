@@ -63,7 +63,7 @@ for source in ("world-1hop", "world-2hop"):
 
 # %%
 from searchr1_mini.core.scores import evaluate
-from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=48)

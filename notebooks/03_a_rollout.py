@@ -25,7 +25,7 @@ import torch
 from exercises import check, check_code
 from lesson import BLUE, ORANGE, WRITERS, draw_tokens, draw_trajectory, load_tiny, pieces_of
 
-from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=64)

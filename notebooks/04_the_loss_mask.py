@@ -27,7 +27,7 @@ from exercises import check, check_code
 from lesson import BLUE, WRITERS, draw_tokens, load_tiny, pieces_of
 
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=64)
@@ -190,7 +190,7 @@ assert row.loss_mask[0].sum() - by_pad_id.sum() == 1
 # (`comparison/bugs.py:retokenised`; `python -m searchr1_mini.ablate bugs` trains with it).
 
 # %%
-from searchr1_mini.ablations.museum import retokenised
+from searchr1_mini.run.museum import retokenised
 
 sampled = [segment for trajectory in trajectories for segment in trajectory.of_kind("policy")]
 again = [segment for trajectory in trajectories for segment in retokenised(trajectory, tokenizer).of_kind("policy")]

@@ -111,9 +111,9 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
 # the text (`comparison/bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).
 
 # %%
-from searchr1_mini.ablations.museum import whole_text_reward
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.museum import whole_text_reward
+from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(world_hops="1", eval_questions=24)

@@ -28,15 +28,15 @@ import torch
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
+from searchr1_mini.run.session import start
 
-from searchr1_mini.ablations import museum
 from searchr1_mini.core.algorithms import group_advantages, loss_weights
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect, train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.session import start
+from searchr1_mini.run import museum
 from searchr1_mini.run.watch import SIGNS, Watch
 
 # %% [markdown]

@@ -29,17 +29,18 @@ import torch
 from exercises import check
 from huggingface_hub import try_to_load_from_cache
 from IPython.utils.capture import capture_output
+from searchr1_mini.run.session import start
 from transformers import Qwen2Config
 
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.core.training import train, train_step
+from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.memory import GB, NF4, predict, shape_of
-from searchr1_mini.run.session import start
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_summary
 
 # %%

@@ -16,13 +16,13 @@ from matplotlib.patches import Patch, Rectangle
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.policy import Policy
-from searchr1_mini.core.training import train
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.models.loading import load_policy, pick_device
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.training import train
 
 # Okabe and Ito's colours, told apart by every eye; those of writers are light enough for dark text
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
@@ -49,7 +49,7 @@ def load_tiny(weights: Path | None = None, **options) -> tuple[TrainConfig, Poli
         dtype=torch.float32,
         device=pick_device("auto"),
         weights=weights,
-        seed=config.run.seed,
+        seed=config.optimization.seed,
     )
     return config, policy
 

@@ -27,12 +27,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from searchr1_mini.ablations.studies import STUDIES, Study
+from searchr1_mini.core.config import MOST_STEPS
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.cli import parse, run_command
-from searchr1_mini.options.config import MOST_STEPS, TrainConfig
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
-from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.nested import grouped, make, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.pages.report import write_report
@@ -194,7 +195,7 @@ def train_one(config: TrainConfig) -> float:
     log = folder.with_name(folder.name + ".log").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    from searchr1_mini.core.training import train
+    from searchr1_mini.run.training import train
 
     train(with_options(config, resume=(folder / "config.json").exists()), write_report)
     return read_json(folder / "summary.json", {"after": {"em": float}})["after"]["em"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from searchr1_mini.chat.live import answer_live, check_live
-from searchr1_mini.core.distributed import refuse_several
 from searchr1_mini.evaluation.cells import prepare_output, run_cells
 from searchr1_mini.evaluation.plan import plan_evaluation, slug
 from searchr1_mini.evaluation.tables import write_tables
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.run.processes import refuse_several
 from searchr1_mini.storage.lock import only_one
 
 

@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
-from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.nested import grouped, make, options_of, with_options
 from searchr1_mini.options.resolve import resolve_model, saved_config
 
 if TYPE_CHECKING:  # what is heavy is imported inside functions, so that --help and a wrong flag answer at once
@@ -238,7 +238,7 @@ def write_questions(settings: TrainConfig, folder: Path) -> None:
     """train.parquet and test.parquet: all training questions, and the held-out ones that the run was measured on."""
     import datasets
 
-    from searchr1_mini.run.session import method_of
+    from searchr1_mini.run.opening import method_of
     from searchr1_mini.run.task import load_task
 
     make_method = method_of(settings)

@@ -28,13 +28,14 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from searchr1_mini.core.config import MOST_SEED
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.prompts import INVALID_ACTION, SEARCH_TEMPLATE
 from searchr1_mini.data.world import Difficulty, make_questions, make_world
 from searchr1_mini.models.loading import pick_device
 from searchr1_mini.options.cli import parse, run_command
-from searchr1_mini.options.config import MOST_SEED
 from searchr1_mini.options.needs import check_ranges
+from searchr1_mini.options.nested import grouped
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
 from searchr1_mini.tiny.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces

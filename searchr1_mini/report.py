@@ -19,7 +19,7 @@ from string import ascii_uppercase
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse, run_command
-from searchr1_mini.options.config import 
+from searchr1_mini.options.nested import grouped
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.storage.files import listed_paths
 

@@ -14,7 +14,6 @@ from transformers import Qwen2Config, T5Config
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.policy import undefined_ids, without_undefined
-from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.models.architecture import check_length
 from searchr1_mini.models.bases import check_model
@@ -24,6 +23,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.preflight import load_shape
+from searchr1_mini.run.training import train
 
 NO_CACHE_OF_KEYS = "bamba falcon_h1 jamba lfm2 mamba mamba2 minimax qwen3_5_text qwen3_next recurrent_gemma rwkv xlstm"
 

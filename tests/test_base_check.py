@@ -18,7 +18,6 @@ from test_supply_chain import Trap
 
 from searchr1_mini import evaluate
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.models.bases import check_source
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
@@ -27,6 +26,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.preflight import load_shape
+from searchr1_mini.run.training import train
 
 DAY = date(2026, 1, 5)
 INDEX = "model.safetensors.index.json"

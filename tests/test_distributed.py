@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from searchr1_mini.core.training import train
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.training import train
 
 ROOT = Path(__file__).parent.parent
 SMALL = {

@@ -21,7 +21,7 @@ from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, saved_config
-from searchr1_mini.run.session import limits_of
+from searchr1_mini.run.opening import limits_of
 
 DAY = date(2026, 1, 1)
 

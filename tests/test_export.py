@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main
@@ -31,6 +30,7 @@ from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.run.task import load_task
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.checkpoint import _checksum
 from searchr1_mini.storage.files import read_jsonl
 

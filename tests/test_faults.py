@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from faults import ADAPTER, ROOT, config_of, evaluation_of, sentence_of
+from searchr1_mini.run.session import save_step, start
 
 from searchr1_mini.core import training
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.evaluation import cells
 from searchr1_mini.export import ExportConfig, export_run
@@ -26,7 +26,7 @@ from searchr1_mini.options.nested import with_options
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import evaluations
 from searchr1_mini.run.log import Tracker
-from searchr1_mini.run.session import save_step, start
+from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import append_jsonl, read_jsonl
 

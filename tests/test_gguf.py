@@ -14,7 +14,6 @@ from faults import config_of, sentence_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
 from searchr1_mini.models import gguf_base
@@ -22,6 +21,7 @@ from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run import preflight
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")

@@ -17,7 +17,6 @@ from conftest import save_random_qwen2, write_lines
 from faults import PASSAGES, QUESTIONS, SMALL, config_of, evaluation_of, sentence_of
 from safetensors.torch import load_file, save, save_file
 
-from searchr1_mini.core.training import train
 from searchr1_mini.data import datasets
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import ExportConfig, export_run
@@ -30,6 +29,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run.task import load_task
+from searchr1_mini.run.training import train
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from conftest import save_random_qwen2
 from faults import config_of, sentence_of
 from safetensors.torch import load_file
+from searchr1_mini.run.session import start
 
-from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
 from searchr1_mini.options.config import TrainConfig
@@ -22,7 +22,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import memory
-from searchr1_mini.run.session import start
+from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import read_jsonl
 

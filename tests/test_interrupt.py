@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from searchr1_mini.core import interrupt
-from searchr1_mini.core.training import train
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
 
 SETTINGS = make(TrainConfig, 

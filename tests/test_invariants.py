@@ -10,9 +10,9 @@ import torch
 from sessions import session_of, step_of
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.invariants import check_advantages, check_step
+from searchr1_mini.run.training import train
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import get_args, get_type_hints
 import pytest
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.export import ExportConfig
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
@@ -24,6 +23,7 @@ from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.report import ReportConfig
 from searchr1_mini.run import imitation
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import write_json_atomic
 
 CONFIGS = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ReportConfig)

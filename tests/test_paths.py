@@ -11,13 +11,13 @@ import pytest
 import test_report
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.evaluation.plan import run_folders
 from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages import report
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.cache import cache_dir
 from searchr1_mini.storage.files import listed_paths
 

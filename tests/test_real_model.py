@@ -12,6 +12,7 @@ import torch
 from conftest import CPU
 from peft import PeftModel
 from safetensors.torch import load_file
+from searchr1_mini.core.update import forward
 from transformers import AutoModelForCausalLM
 
 from searchr1_mini.core.batch import build_batch
@@ -21,14 +22,13 @@ from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, RankBM25
 from searchr1_mini.core.rollout import RolloutLimits, rollout
-from searchr1_mini.core.training import train
-from searchr1_mini.core.update import forward
 from searchr1_mini.export import main as export
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.run.training import train
 
 FILE = os.environ.get("SEARCHR1_SMOLLM2", "")
 pytestmark = pytest.mark.skipif(not Path(FILE).is_file(), reason="SEARCHR1_SMOLLM2 names no GGUF file of SmolLM2")

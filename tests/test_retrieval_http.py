@@ -14,7 +14,6 @@ from conftest import write_lines
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.core.training import train
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
@@ -23,6 +22,7 @@ from searchr1_mini.options.retrieval_config import MetricsConfig
 from searchr1_mini.retrievers import http_client
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS
+from searchr1_mini.run.training import train
 
 
 @pytest.fixture

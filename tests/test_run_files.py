@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from searchr1_mini import ablate
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.evaluation.cells import cell_row, kept_lines
 from searchr1_mini.evaluation.plan import plan_evaluation
@@ -31,6 +30,7 @@ from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.imitation import demonstrations
 from searchr1_mini.run.log import truncate_metrics
+from searchr1_mini.run.training import train
 from searchr1_mini.run.watch import Watch
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.forms import METRICS, WARNING, misfit

@@ -12,13 +12,13 @@ import pytest
 from sessions import SMALL
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import train
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import whole as whole_export
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
 from searchr1_mini.storage.lock import aside_folder, only_one
 

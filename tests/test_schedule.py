@@ -10,15 +10,16 @@ import torch
 from faults import config_of
 from hypothesis import given
 from hypothesis import strategies as st
+from searchr1_mini.core.schedule import learning_rates
 from sessions import session_of, step_of
 
 from searchr1_mini.core import training, update
-from searchr1_mini.core.schedule import learning_rates
-from searchr1_mini.core.training import train, train_step
+from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.imitation import demonstrations, imitation_step
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
 
 RATES = {"steps": 6, "warmup_steps": 2, "decay_steps": 3, "mini_batches": 2, "learning_rate": 0.01}

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.ablations import museum
 from searchr1_mini.core.algorithms import loss_weights
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.nested import make
+from searchr1_mini.run import museum
 from searchr1_mini.run.metrics import empty_think
 from searchr1_mini.run.watch import QUIET, SIGNS, WINDOW, Watch
 

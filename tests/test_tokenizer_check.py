@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import save_random_qwen2
 from dictated import Dictated
+from searchr1_mini.run.session import start
 from test_hostile_input import told
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -24,7 +25,7 @@ from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import reward
 from searchr1_mini.core.rollout import RolloutLimits, rollout
-from searchr1_mini.core.training import collect, train
+from searchr1_mini.core.training import collect
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.models import chat_template
 from searchr1_mini.models.bases import check_source
@@ -36,7 +37,7 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.imitation import gold_demonstration
 from searchr1_mini.run.metrics import empty_think
-from searchr1_mini.run.session import start
+from searchr1_mini.run.training import train
 
 DAY = date(2026, 1, 5)
 BOS = "<|begin_of_text|>"

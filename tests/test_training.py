@@ -10,20 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from searchr1_mini.run.session import Session
 from sessions import session_of
 
 from searchr1_mini.core import methods, scores, training
 from searchr1_mini.core.prompts import SEARCH_TEMPLATE, STOP_STRINGS
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.rollout_stats import RolloutStats
-from searchr1_mini.core.training import collect, train, train_step
+from searchr1_mini.core.training import collect, train_step
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run import evaluations
-from searchr1_mini.run.session import Session, limits_of, method_of
+from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
 
 

@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
+from searchr1_mini.run.session import Session
 from sessions import session_of
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.nested import with_options
-from searchr1_mini.run.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
 CLIPS = {"clip_eps": 0.1, "clip_eps_high": 0.3}

@@ -17,11 +17,11 @@ from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read,
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.nested import flag_of, with_options
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
-from searchr1_mini.run.session import limits_of, method_of
+from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.task import load_task
 
 

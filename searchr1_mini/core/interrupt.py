@@ -1,53 +1,54 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop where nothing is lost, the second stops it at once."""
+"""Where a step may be left: polled between two decode steps and two micro-batches, as long as no weight has moved."""
 
 from __future__ import annotations
 
-import signal
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from searchr1_mini.core.distributed import n_processes
 
-_asked = threading.Event()
+_asked, _held = threading.Event(), threading.Event()
 
 
 class Stopped(BaseException):
     """The user asked to stop, and the micro-batch (or decode step) at hand is done."""
 
 
-@contextmanager
-def first_signal() -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM is noted instead of raised; a second one raises KeyboardInterrupt."""
-
-    def on_signal(*_) -> None:
-        if _asked.is_set():
-            raise KeyboardInterrupt
-        _asked.set()
-        print("\nstopping; what is done will be saved. Ctrl-C again leaves at once", file=sys.stderr, flush=True)
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        _asked.clear()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def ask() -> None:
+    """Has the next poll leave."""
+    _asked.set()
 
 
 def is_asked() -> bool:
-    """Whether a signal came, in this process."""
+    """Whether somebody asked, in this process."""
     return _asked.is_set()
 
 
-def check() -> None:
-    """Called between two micro-batches and between two decode steps, where a step may be left.
+def hold() -> None:
+    """Lets no poll leave from here on: a weight has moved, and the step must end."""
+    _held.set()
 
-    With several processes a step is finished instead: they must leave together.
+
+def is_held() -> bool:
+    """Whether a weight has moved since the last whole step."""
+    return _held.is_set()
+
+
+def release() -> None:
+    """Lets polls leave again: the step is whole."""
+    _held.clear()
+
+
+def clear() -> None:
+    """Forgets what was asked."""
+    _asked.clear()
+    _held.clear()
+
+
+def check() -> None:
+    """Leaves, if somebody asked and the step may be left. Several processes end the step: they must leave together.
 
     Raises:
-        Stopped: a signal came.
+        Stopped: now.
     """
-    if _asked.is_set() and n_processes() == 1:
+    if _asked.is_set() and not _held.is_set() and n_processes() == 1:
         raise Stopped

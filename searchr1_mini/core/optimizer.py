@@ -1,78 +1,175 @@
-"""Gradient accumulation: a batch in micro-batches, and in smaller ones where memory runs out."""
+"""Optimizer steps: gradients accumulated over micro-batches, clipped, applied at the schedule's rate, or skipped."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import math
+from collections.abc import Callable, Iterator
+from statistics import fmean
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from searchr1_mini.core import interrupt
-from searchr1_mini.core.batch import Batch, micro_batches
-from searchr1_mini.core.distributed import any_of, n_processes, rank
-from searchr1_mini.core.errors import UserError, is_out_of_memory
-from searchr1_mini.run.session import Session
+from searchr1_mini.core.config import OptimizationConfig, PPOConfig
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.distributed import gather, sum_gradients
+from searchr1_mini.core.experience import Experience
+from searchr1_mini.core.micro_batches import MicroBatches
+from searchr1_mini.core.policy import Policy
 
-T = TypeVar("T")
-
-
-def own_micro_batches(batch: Batch, tokens: int) -> list[list[int]]:
-    """The micro-batches of at most `tokens` that are this process's; with several processes each has some."""
-    lengths = batch.lengths.tolist()
-    return micro_batches(lengths, at_most_a_share(lengths, tokens))[rank() :: n_processes()]
+Losses = Callable[[Experience], Iterator[tuple[Tensor, dict[str, Any]]]]
 
 
-def at_most_a_share(lengths: Sequence[int], tokens: int) -> int:
-    """The tokens of a micro-batch, of which with several processes each shall have one."""
-    return tokens if n_processes() == 1 else min(tokens, sum(lengths) // n_processes())
+class Optimizer:
+    """AdamW over the policy's parameters and the critic's, with the learning rates of the run.
 
-
-def over_micro_batches(run: Session, batch: Batch, work: Callable[[list[int]], T], may_stop: bool = True) -> list[T]:
-    """What `work(rows)` returns for each micro-batch of this process.
-
-    The loss of a micro-batch is a weighted sum with weights of the whole batch, so that accumulated gradients do not
-    depend on how it is split. Where memory runs out, what was accumulated is therefore thrown away, and all of it done
-    again with half as many tokens in a micro-batch; the run keeps to that.
-
-    Args:
-        may_stop: whether the step may be left between two micro-batches: as long as it has moved no weight.
-
-    Raises:
-        Stopped: the user asked to stop.
-        UserError: memory does not suffice for one trajectory, and no weight has moved.
-        RuntimeError: memory does not suffice, but weights have moved already, so that the step cannot be undone.
+    Attributes:
+        updates: optimizer steps of the run so far, skipped ones included.
+        skipped_in_a_row: the last of them whose loss or gradient was not finite, and that were thrown away.
+        micro_batches: how a batch is split.
     """
-    while True:
-        results, failure = [], None
-        try:
-            for rows in own_micro_batches(batch, run.micro_batch_tokens):
-                if may_stop:
-                    interrupt.check()
-                results.append(work(rows))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = error.with_traceback(None)  # which holds what the forward had saved
-        if not any_of(failure is not None):
-            return results
-        run.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        tokens = half_as_many(batch.lengths.tolist(), run.micro_batch_tokens)
-        if tokens is None and may_stop:
-            raise UserError(
-                f"out of memory on a single trajectory of {int(batch.lengths.max())} tokens; lower --max-total-tokens "
-                "or --lora-rank, add --gradient-checkpointing, or try --preset 12gb"
-            )
-        if tokens is None:
-            raise failure or RuntimeError("another process is out of memory")
-        run.micro_batch_tokens = tokens
-        print(f"out of memory: from here on micro-batches of {run.micro_batch_tokens} tokens", file=sys.stderr)
+
+    def __init__(
+        self, policy: Policy, critic: Critic | None, config: OptimizationConfig, ppo: PPOConfig | None = None
+    ) -> None:
+        self.policy, self.config, self.ppo = policy, config, ppo if critic else None
+        groups = [{"params": policy.trainable(), "lr": config.learning_rate}]
+        if critic:
+            groups.append({"params": critic.parameters(), "lr": ppo.critic_learning_rate})
+        self.adamw = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
+        self.micro_batches = MicroBatches(config.tokens_per_micro_batch)
+        self.updates = self.skipped_in_a_row = self.n_left = self.at_step = 0
+        self.logs: list[dict[str, float]] = []
+
+    def begin(self, step: int, n_updates: int) -> None:
+        """Begins a step of the run (from 1) with so many updates."""
+        self.at_step, self.n_left, self.logs = step, n_updates, []
+
+    @property
+    def is_first_update(self) -> bool:
+        """Whether the step's weights are still those that sampled."""
+        return not self.logs
+
+    def step(self, experience: Experience, losses: Losses) -> None:
+        """One optimizer step; the losses of each micro-batch are back-propagated where they are yielded.
+
+        Each comes with numbers for the log: sums over the micro-batches, but for `ratio_max`, and for `change`, a
+        tensor of differences of log-probs, see `told_of_changes`.
+        """
+
+        def backward(rows: list[int]) -> dict[str, Any]:
+            stats: dict[str, Any] = {}
+            for loss, told in losses(experience.select(rows)):
+                self.scaler.scale(loss).backward()
+                stats |= {name: value if name == "change" else float(value) for name, value in told.items()}
+            return stats
+
+        self.n_left -= 1
+        for group, rate in zip(self.adamw.param_groups, self.learning_rates(), strict=True):
+            group["lr"] = rate
+        with self.policy.training():
+            parts = gather(self.micro_batches.over(experience.batch, backward, undo=self.zero_grad))
+        totals = {key: sum(part[key] for part in parts) for key in parts[0] if key != "change"}
+        if "ratio_max" in totals:
+            totals["ratio_max"] = max(part["ratio_max"] for part in parts)
+        if "change" in parts[0]:
+            totals |= told_of_changes(torch.cat([part["change"] for part in parts]), self.is_first_update)
+        self.logs.append(totals | self.apply_gradients(totals["loss"]))
+
+    def learning_rates(self) -> list[float]:
+        """The rates of the policy's parameters and of the critic's, which has a rate and a warm-up of its own.
+
+        Warm-up, constant, and a fall to 0 over the last steps. They are counted in steps, whatever became of the steps
+        before: groups that were left out, or steps without any update, neither stretch the warm-up nor put off the
+        fall. Within a step the rate moves on with each of its `mini_batches * epochs` updates; a step of fewer updates
+        takes the last of these rates, so that every step ends with the same one.
+        """
+        config, a_step = self.config, self.config.mini_batches * self.config.epochs
+        update, total, decay = self.at_step * a_step - self.n_left, config.steps * a_step, config.decay_steps * a_step
+        of_decay = max(total - update + 1, 0) / decay if decay else 1.0
+        peaks = [(config.learning_rate, config.warmup_steps)]
+        if self.ppo:
+            peaks.append((self.ppo.critic_learning_rate, self.ppo.critic_warmup_steps))
+        return [peak * min(1.0, update / max(warmup * a_step, 1), of_decay) for peak, warmup in peaks]
+
+    def apply_gradients(self, loss: float) -> dict[str, float]:
+        """Sums the gradients of all processes, clips those of policy and critic, each by its own norm, and steps.
+
+        What is not finite is thrown away. From here on the step cannot be left.
+        """
+        groups = [group["params"] for group in self.adamw.param_groups]
+        sum_gradients(parameter for group in groups for parameter in group)
+        self.scaler.scale(
+            torch.zeros((), device=self.policy.device)
+        )  # a process without a micro-batch has no scale yet
+        self.scaler.unscale_(self.adamw)
+        norms = [torch.nn.utils.clip_grad_norm_(group, self.config.grad_clip).item() for group in groups]
+        is_finite = math.isfinite(loss) and all(map(math.isfinite, norms))
+        interrupt.hold()
+        if is_finite or self.scaler.is_enabled():  # the scaler skips the step itself, and learns from it
+            self.scaler.step(self.adamw)
+            self.scaler.update()
+        self.zero_grad()
+        self.updates += 1
+        self.skipped_in_a_row = 0 if is_finite else self.skipped_in_a_row + 1
+        named = dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))
+        return named | {"skipped_updates": float(not is_finite), "learning_rate": self.adamw.param_groups[0]["lr"]}
+
+    def zero_grad(self) -> None:
+        """Throws accumulated gradients away."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the step's updates the mean of each number over those that logged it, and the last learning rate."""
+        if not self.logs:
+            return {}
+        keys = dict.fromkeys(key for log in self.logs for key in log)
+        means = {key: fmean(log[key] for log in self.logs if key in log) for key in keys}
+        return means | {"learning_rate": self.logs[-1]["learning_rate"]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, by name; tensors under `optimizer` and `scaler`."""
+        return {
+            "optimizer": self.adamw.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "updates": self.updates,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "tokens_per_micro_batch": self.config.tokens_per_micro_batch,
+            "micro_batch_tokens": self.micro_batches.tokens,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave.
+
+        Micro-batches stay as small as they had become, unless another size is asked for.
+
+        Raises:
+            KeyError, ValueError: the state is of another form, or of other parameters.
+        """
+        self.adamw.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.updates, self.skipped_in_a_row = state["updates"], state["skipped_in_a_row"]
+        if state["tokens_per_micro_batch"] == self.config.tokens_per_micro_batch:
+            self.micro_batches.tokens = state["micro_batch_tokens"]
 
 
-def half_as_many(lengths: Sequence[int], tokens: int) -> int | None:
-    """Half of the tokens that a micro-batch of these trajectories may hold; None if each stands alone already."""
-    tokens = min(at_most_a_share(lengths, tokens), max(lengths) * len(lengths))
-    is_single = all(len(rows) == 1 for rows in micro_batches(lengths, tokens))
-    return None if is_single else tokens // 2
+def told_of_changes(change: Tensor, is_first_update: bool) -> dict[str, float]:
+    """What the log says of differences (n,) of log-probs.
+
+    On the first update the weights are still those that sampled, so the difference between the sampled log-probs and
+    this forward must be noise: `logprob_diff_max` and `logprob_diff_mean`. On later ones the difference to pi_old, on
+    right trajectories, tells what training did to their likelihood: `correct_loglik_change`.
+    """
+    if is_first_update:
+        return {"logprob_diff_max": change.abs().max().item(), "logprob_diff_mean": change.abs().mean().item()}
+    return {"correct_loglik_change": change.mean().item()} if len(change) else {}
+
+
+def changes_of(logprobs: Tensor, part: Experience, is_first_update: bool) -> Tensor:
+    """The differences (n,) that `told_of_changes` tells of, of one micro-batch."""
+    before, wanted = part.sampled_logprobs, part.batch.loss_mask
+    if not is_first_update:
+        before, wanted = part.batch.old_logprobs, wanted & (part.batch.rewards[:, None] > 0)
+    return (logprobs.detach() - before)[wanted].cpu()

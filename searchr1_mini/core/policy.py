@@ -33,6 +33,7 @@ class Policy:
         base_name: what its base is called, wherever it lies.
         base_identity: what tells its base from another, see identity.py; saved beside the weights.
         dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
+        gradient_checkpointing: whether an update computes activations anew in its backward pass, to save memory.
         merges: whether rollouts may add the adapter into a float32 base; the load probe finds out.
         undefined: ids of the head that no token has; they have no probability.
     """
@@ -50,7 +51,7 @@ class Policy:
         self.device = next(model.parameters()).device
         self.frozen, self.encode_prompt, self.eos_ids = frozen, encode_prompt, eos_ids
         self.has_own_reference = False
-        self.dequantise = False
+        self.dequantise = self.gradient_checkpointing = False
         self.merges = True
         self.base_identity: dict = {}
         self.base_name = ""
@@ -160,9 +161,9 @@ class Policy:
             yield
 
     @contextmanager
-    def training(self, gradient_checkpointing: bool) -> Iterator[None]:
+    def training(self) -> Iterator[None]:
         """Inside, gradient checkpointing is at work; it needs train mode, in which the KV cache would be off."""
-        self.model.train(gradient_checkpointing)
+        self.model.train(self.gradient_checkpointing)
         try:
             yield
         finally:

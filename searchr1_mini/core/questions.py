@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from searchr1_mini.core.config import OptimizationConfig
+
 T = TypeVar("T")
 
 
@@ -60,3 +62,11 @@ def stratified_slice(examples: Sequence[Example], step: int, n: int, seed: int, 
         drawn = slice_of_step(sources[name], 1, len(positions), seed, round_, name)
         chosen += drawn[n_before:]
     return chosen
+
+
+def questions_of_step(
+    examples: Sequence[Example], step: int, config: OptimizationConfig, round_: int = 0
+) -> list[Example]:
+    """The questions of a step, or of a round of it, in equal shares of their sources where the options say so."""
+    draw = stratified_slice if config.stratify else slice_of_step
+    return draw(examples, step, config.questions_per_step, config.seed, round_)

@@ -44,13 +44,13 @@ from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, t
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.nested import get, with_options
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.retrievers.engines import engine_of
 from searchr1_mini.run.held_out import chosen_by
 from searchr1_mini.run.log import trajectory_row
+from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.preflight import unpacked_fits
-from searchr1_mini.run.session import limits_of, method_of
 from searchr1_mini.run.task import Library, Task, load_task
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
@@ -185,10 +185,10 @@ def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
     Raises:
         UserError: names the model.
     """
-    tell_of_no_gpu(config.device, pick_device(config.device), any(row.load_in_4bit for row in rows))
-    days = [day_of_prompts(row.model, row.date) for row in rows]
+    tell_of_no_gpu(config.device, pick_device(config.device), any(row.weights.load_in_4bit for row in rows))
+    days = [day_of_prompts(row.run.model, row.data.date) for row in rows]
     if config.date and not any(days):
-        raise refuse_day(rows[0].model)
+        raise refuse_day(rows[0].run.model)
 
 
 def state_of(folder: Path) -> list:

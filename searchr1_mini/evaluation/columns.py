@@ -12,7 +12,7 @@ from searchr1_mini.data.datasets import BRING_PASSAGES, Split, load_examples, ow
 from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import flat, make
+from searchr1_mini.options.nested import flag_of, flat, make
 from searchr1_mini.options.resolve import name_file, resolve, world_hops_list
 from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
 from searchr1_mini.storage.files import listed_paths

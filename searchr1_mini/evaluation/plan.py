@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from searchr1_mini.models.weights import adapter_settings
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.nested import default_of, flag_of, get, make, options_of, with_options
 from searchr1_mini.options.resolve import LEAST_TEMPERATURE, check_retriever, refuse_unread, resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
@@ -148,8 +148,8 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
         else:
             flags = "".join(f"{flag_of(name)} {value} " for name, value in TRAIN_AS.get(method, {}).items())
             notes.append(
-                f"{method} is left out: train it with `python train.py --model {base.run.model} {flags}--output-dir DIR` "
-                "and name it with --run DIR, or add --train."
+                f"{method} is left out: train it with `python train.py --model {base.run.model} {flags}--output-dir "
+                "DIR` and name it with --run DIR, or add --train."
             )
     for folder, saved in runs.items():
         if run_method(saved) not in methods:
@@ -274,7 +274,7 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
 
     One that searches is trained with the engine and the corpus that it is evaluated with.
     """
-    from searchr1_mini.core.training import train
+    from searchr1_mini.run.training import train
 
     saved = next(map(saved_config, run_folders(config)), None)
     own = own_data(config, saved)

@@ -45,7 +45,9 @@ def draw_shots(settings: TrainConfig, n: int, seed: int, library: Library) -> tu
     task = load_task(settings, "eval" if is_for_evaluation else "train", library)
     world = None
     if settings.data.dataset == "world":
-        world = make_world(settings.run.seed, "train", settings.data.world_difficulty, settings.data.world_noise)
+        world = make_world(
+            settings.optimization.seed, "train", settings.data.world_difficulty, settings.data.world_noise
+        )
     rng = random.Random(f"{seed}/shots")
 
     def find(query: str) -> Sequence[Passage]:

@@ -16,6 +16,7 @@ from searchr1_mini.evaluation import paper
 from searchr1_mini.evaluation.plan import Row
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
+from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.engines import described, engine_of
 from searchr1_mini.storage.files import write_json_atomic, write_text_atomic
 from searchr1_mini.storage.printable import markdown_text, one_line, plain
@@ -51,7 +52,9 @@ class Results:
         self.rows[row.label] = row
         if row.method in SEARCHING:
             self.corpora[corpus_name(settings)] = None  # of the cell, whose retriever may be another than the row's
-            self.retrievers[f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages a search"] = None
+            self.retrievers[
+                f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages a search"
+            ] = None
         for line in sorted(lines, key=lambda line: line["source"]):
             source = line["source"]
             if self.dataset_of.setdefault(source, dataset) != dataset:
@@ -197,7 +200,7 @@ def corpus_name(settings: TrainConfig) -> str:
     if settings.retrieval.retriever == "http":
         return f"that of the server at {settings.retrieval.retriever_url}"
     if settings.data.dataset == "world":
-        return f"the synthetic world ({settings.data.world_difficulty}, seed {settings.run.seed})"
+        return f"the synthetic world ({settings.data.world_difficulty}, seed {settings.optimization.seed})"
     if settings.data.corpus:
         return "HotpotQA's paragraphs" if settings.data.corpus == "hotpotqa" else settings.data.corpus
     return f"the paragraphs of {settings.data.data_path}" if settings.data.data_path else "HotpotQA's paragraphs"

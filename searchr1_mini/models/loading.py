@@ -120,7 +120,8 @@ def load_policy(
         policy.model = _with_adapter(base, source, lora_rank, lora_alpha, weights, seed)
         policy.model.eval()
     still(policy.model)
-    probe.check(policy, gradient_checkpointing, is_loaded=weights is not None)
+    policy.gradient_checkpointing = gradient_checkpointing
+    probe.check(policy, is_loaded=weights is not None)
     return policy
 
 

@@ -50,14 +50,13 @@ class Probe:
         with told(policy):
             self.untouched = runs("its own forward", lambda: own_logprobs(policy, self.text))
 
-    def check(self, policy: Any, gradient_checkpointing: bool, is_loaded: bool) -> None:
+    def check(self, policy: Any, is_loaded: bool) -> None:
         """Compares reference, rollout and update with the model's own forward, and settles `policy.merges`.
 
         Weights, gradients and random state are afterwards what they were.
 
         Args:
             policy: as the run will use it.
-            gradient_checkpointing: as its update will have it.
             is_loaded: whether its adapter, or its weights, come from a folder; they too have a forward of their own.
 
         Raises:
@@ -69,18 +68,18 @@ class Probe:
             agree("reference and base", reference, self.untouched, seen(self.text), policy.dtype)
             with numbers_in_adapter(policy):
                 try:
-                    self.check_rollout(policy, gradient_checkpointing, is_loaded)
+                    self.check_rollout(policy, is_loaded)
                 except Failed as failed:
                     if not policy.has_adapter:
                         raise
                     policy.merges = False
-                    self.check_rollout(policy, gradient_checkpointing, is_loaded)
+                    self.check_rollout(policy, is_loaded)
                     print(f"rollouts compute the adapter beside the base, since merged into it {failed}", flush=True)
 
-    def check_rollout(self, policy: Any, gradient_checkpointing: bool, is_loaded: bool) -> None:
+    def check_rollout(self, policy: Any, is_loaded: bool) -> None:
         """Rolls out two short conversations, and compares what was sampled with the update and the own forward."""
         batch = runs("a rollout", lambda: self.roll(policy)).to(policy.device)
-        update = runs("the update", lambda: update_logprobs(policy, batch, gradient_checkpointing))
+        update = runs("the update", lambda: update_logprobs(policy, batch))
         agree("rollout and update", batch.old_logprobs, update, batch.loss_mask, policy.dtype)
         if is_loaded:  # else its numbers are the probe's, and the base's own forward has been compared
             own = runs("its own forward", lambda: own_logprobs(policy, batch))
@@ -132,11 +131,11 @@ def run_logprobs(policy: Any, batch: Batch) -> Tensor:
     return token_logprobs(hidden, policy.lm_head, batch.targets, seen(batch), temperature=1.0)[0]
 
 
-def update_logprobs(policy: Any, batch: Batch, gradient_checkpointing: bool) -> Tensor:
+def update_logprobs(policy: Any, batch: Batch) -> Tensor:
     """The same in the update's mode, backward included, which must reach the weights that are trained."""
     trained = policy.trainable()
     try:
-        with torch.enable_grad(), policy.training(gradient_checkpointing):
+        with torch.enable_grad(), policy.training():
             logprobs = run_logprobs(policy, batch)
             logprobs.sum().backward()
         if not any(weight.grad is not None and weight.grad.any() for weight in trained):

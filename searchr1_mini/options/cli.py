@@ -6,19 +6,27 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import Field, field, fields, make_dataclass
+from dataclasses import Field, field, make_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 from searchr1_mini.core.errors import FULL_DISK, UserError, is_out_of_memory, suggest
-from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.defaults import PRESETS, REAL, TINY
 from searchr1_mini.options.entry import INTERRUPTED, is_reader_gone, lost_output, signals_raise
 from searchr1_mini.options.needs import SHOWN, convert, shown
+from searchr1_mini.options.nested import flag_of, hints_of, make, options_of, section_of
 from searchr1_mini.options.option_files import read_options
 from searchr1_mini.storage.printable import plain
 
 Config = TypeVar("Config")
+RENAMED = {  # flags of older versions
+    f"--bug-{old}": f"--bug {old.replace('retokenise', 'retokenize')}"
+    for old in (
+        "retokenise", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn",
+        "reward-from-whole-text",
+    )
+}  # fmt: skip
 UNWRITABLE = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY),
@@ -56,21 +64,21 @@ def parse_asked(
 
     argv, preset = _take(list(sys.argv[1:] if argv is None else argv), "--preset")
     argv, file = _take(argv, "--config")
-    known = {option.name: option for option in fields(config_class)}
-    hints = get_type_hints(config_class)
+    known, hints = options_of(config_class), hints_of(config_class)
     argv = _spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
     flags = _check_words(argv, hints)
     unasked = dict(base or {}) | _preset_values(preset, known)
     of_file = _yaml_values(file, hints)
     defaults = unasked | of_file
-    grouped = _grouped_class(known, hints, defaults, tyro)
+    sections = section_of(config_class) or {name: option.metadata["group"] for name, option in known.items()}
+    grouped_class = _grouped_class(known, sections, hints, defaults, tyro)
     epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
     parsed = tyro.cli(
-        grouped, prog=prog, description=description + epilogue, args=argv, config=(tyro.conf.OmitArgPrefixes,)
+        grouped_class, prog=prog, description=description + epilogue, args=argv, config=(tyro.conf.OmitArgPrefixes,)
     )
-    values = {name: getattr(getattr(parsed, option.metadata["group"]), name) for name, option in known.items()}
+    values = {name: getattr(getattr(parsed, sections[name]), name) for name in known}
     values = {name: value if name == "ask" else at_home(name, value) for name, value in values.items()}
-    return config_class(**values), set(unasked) - set(of_file) - flags
+    return make(config_class, **values), set(unasked) - set(of_file) - flags
 
 
 def at_home(name: str, value: Any) -> Any:
@@ -89,14 +97,22 @@ def at_home(name: str, value: Any) -> Any:
     return path
 
 
-def _grouped_class(known: dict[str, Field], hints: dict[str, Any], defaults: dict[str, Any], tyro: Any) -> type:
-    """The flat options again, nested by group, which is how tyro makes sections in --help."""
+def _grouped_class(
+    known: Mapping[str, Field],
+    sections: Mapping[str, str],
+    hints: Mapping[str, Any],
+    defaults: dict[str, Any],
+    tyro: Any,
+) -> type:
+    """The options again, nested by section, with their help and these defaults, as tyro wants them."""
     groups: dict[str, list] = {}
     for name, option in known.items():
         text, _, resolved = option.metadata["help"].partition("[default: ")
+        if option.default is None and name in TINY and not resolved and "steps" in known:
+            resolved = f"{TINY[name]} for tiny, else {REAL[name]}"
         hint = f"(default: {resolved.rstrip(']')})" if resolved and defaults.get(name) is None else None
         annotated = Annotated[hints[name], tyro.conf.arg(help=text.strip(), help_behavior_hint=hint)]
-        groups.setdefault(option.metadata["group"], []).append((name, annotated, defaults.get(name, option.default)))
+        groups.setdefault(sections[name], []).append((name, annotated, defaults.get(name, option.default)))
     sections = {group: make_dataclass(group, options) for group, options in groups.items()}
     for section in sections.values():
         section.__doc__ = " "  # tyro would print the generated signature
@@ -150,6 +166,8 @@ def _check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
             raise UserError(
                 f"unexpected argument {shown(repr(word))}; options are --name VALUE, switches --name or --no-name"
             )
+        if flag in RENAMED:
+            raise UserError(f"{flag} is now {RENAMED[flag]}")
         if flag not in flags and flag not in switches:
             raise UserError(f"unknown option {shown(flag)}{suggest(flag[:SHOWN], names)}; see --help")
         given.add(_name_of(flag, switches))
@@ -168,7 +186,7 @@ def _name_of(flag: str, switches: Collection[str]) -> str:
     return flag.removeprefix("--no-" if flag in switches else "--").replace("-", "_")
 
 
-def _preset_values(preset: str | None, known: dict[str, Field]) -> dict[str, Any]:
+def _preset_values(preset: str | None, known: Mapping[str, Field]) -> dict[str, Any]:
     if preset is None:
         return {}
     if preset not in PRESETS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from searchr1_mini.core.config import (
@@ -16,9 +16,7 @@ from searchr1_mini.core.config import (
 from searchr1_mini.data.names import DATASETS
 from searchr1_mini.retrievers.names import DENSE_MODEL, MOST_TOPK
 
-
 MOST_QUESTIONS = 10**7
-MOST_SEED = 2**32 - 1  # seeds of steps, rounds and updates are made of it, and torch takes 64 bits
 NEVER = 10**9  # steps between evaluations, or checkpoints to keep
 
 
@@ -44,12 +42,11 @@ class RunConfig:
     )
     output_dir: str | None = option(None, "folder of the run [default: runs/<time>-<model>-<algorithm>]")
     resume: bool = option(False, "go on from the newest checkpoint in --output-dir")
-    seed: int = option(0, "of the world, the order of questions, sampling and the adapter", least=0, most=MOST_SEED)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     bug: Literal[
         "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn",
         "reward-from-whole-text",
-    ] | None = option(None, "break the method on purpose, as public code did (the museum of docs/algorithms.md)")  # fmt: skip
+    ] | None = option(None, "break the method on purpose, as public code did (docs/algorithms.md, museum)")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ class DataConfig:
     data_path: str | None = option(None, "local file with the questions, instead of the hub")
     corpus: str | None = option(
         None,
-        "passages: a jsonl file, a folder of such or of notes (text, HTML, PDF), hotpotqa or squad [default: the data set's own]",
+        "passages: a jsonl file, a folder of such or of notes (text, HTML, PDF), hotpotqa or squad [default: the data "
+        "set's own]",
     )
     eval_questions: int | None = option(
         None,
@@ -79,7 +77,8 @@ class DataConfig:
     )
     date: str | None = option(
         None,
-        "what a chat template that writes today's date is told, as 2026-11-25 [default: the day that the run begins on]",
+        "what a chat template that writes today's date is told, as 2026-11-25 [default: the day that the run begins "
+        "on]",
     )
 
 
@@ -191,14 +190,14 @@ class LoggingConfig:
 class TrainConfig:
     """Options of train.py, by concern. None is resolved per model by `resolve`."""
 
-    run: RunConfig = RunConfig()
-    data: DataConfig = DataConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    optimization: OptimizationConfig = OptimizationConfig()
-    imitation: ImitationConfig = ImitationConfig()
-    reward: RewardConfig = RewardConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    ppo: PPOConfig = PPOConfig()
-    weights: ModelConfig = ModelConfig()
-    logging: LoggingConfig = LoggingConfig()
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    weights: ModelConfig = field(default_factory=ModelConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from searchr1_mini.core.config import MOST_SEED
 from searchr1_mini.data.names import DATASETS
-from searchr1_mini.options.config import MOST_QUESTIONS, MOST_SEED, TrainConfig
+from searchr1_mini.options.config import MOST_QUESTIONS, TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, TRAINED
 from searchr1_mini.options.nested import grouped, shared
 
@@ -54,9 +55,7 @@ class EvalConfig:
     port: int | None = grouped("how", None, "port of the --web page [default: 8765]", least=1, most=65535)
 
     data_path: str | None = shared("data", TrainConfig, "data_path")
-    corpus: str | None = shared(
-        "data", TrainConfig, "corpus", note=" [default: the data set's own, or else hotpotqa]"
-    )
+    corpus: str | None = shared("data", TrainConfig, "corpus", note=" [default: the data set's own, or else hotpotqa]")
     world_difficulty: Literal["infobox", "simple", "natural"] | None = shared("data", TrainConfig, "world_difficulty")
     world_hops: str | None = shared("data", TrainConfig, "world_hops")
     world_noise: int | None = shared("data", TrainConfig, "world_noise")

@@ -23,7 +23,9 @@ _SEARCHES = {"method": ("search-r1",)}
 _FINDS = _SEARCHES | {"retriever": (*ENGINES, "random", "oracle")}
 _OF_A_GROUP = {"group_size": 1}
 _WORLD = {"dataset": ("world",)}
-_NO_OTHER_REWARD = (None, "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn")
+_NO_OTHER_REWARD = (
+    *(None, "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn"),
+)
 # option of training -> what it does nothing without: options with the values under which it is read, or the number
 # that they must be above; what only some retrievers read is in defaults.READ_BY
 NEEDS: dict[str, Needs] = {
@@ -42,7 +44,8 @@ NEEDS: dict[str, Needs] = {
     "overlong_buffer": _RL | {"overlong": ("penalise",), "bug": _NO_OTHER_REWARD},
     "baseline": _GRPO, "normalize_std": _GRPO | _OF_A_GROUP | {"baseline": ("group",)},
     "drop_zero_variance": _RL | _OF_A_GROUP, "dynamic_sampling": _GRPO | _OF_A_GROUP,
-    "loss_aggregation": _RL | {"bug": (None, "retokenize", "colliding-groups", "no-last-turn", "reward-from-whole-text")},
+    "loss_aggregation": _RL
+    | {"bug": (None, "retokenize", "colliding-groups", "no-last-turn", "reward-from-whole-text")},
     "ratio": _RL, "clip_eps": _RL, "clip_eps_high": _RL, "kl_coef": _RL, "kl_estimator": _RL | {"kl_coef": 0},
     "entropy_coef": _RL, "importance_cap": _RL, "llds_coef": _GRPO,
     "critic_learning_rate": _PPO, "critic_warmup_steps": _PPO, "gamma": _PPO, "gae_lambda": _PPO, "value_clip": _PPO,
@@ -171,7 +174,7 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
             value = get(config, other)
             if isinstance(wanted, tuple):
                 is_met, need = value in wanted, spelled(other, wanted[0])
-                need += "".join(f" or {each}" for each in wanted[1:])
+                need += "".join(f" or {each}" for each in wanted[1:] if wanted[0] is not None)
             else:
                 is_met, need = (value or 0) > wanted, f"{flag_of(other)} above {wanted}"
             if not is_met:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.data.rows import is_question_file
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.models.gguf_base import find_gguf, unpacked
-from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.config import RetrievalConfig, TrainConfig
 from searchr1_mini.options.defaults import (
     COLD_START_RATES,
     CRITIC_LEARNING_RATES,
@@ -28,7 +27,7 @@ from searchr1_mini.options.defaults import (
 )
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
-from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.nested import default_of, flag_of, flat, get, options_of, with_options
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.names import READ_BY
@@ -88,6 +87,9 @@ def saved_config(folder: Path) -> dict[str, Any]:
             f"{path} is damaged: {name} is {shown(saved[name])}; put back a copy of it, or name another run"
         )
     defaults = flat(TrainConfig()) | {"observation": "plain"}
+    old_bugs = [name for name, is_planted in saved.items() if name.startswith("bug_") and is_planted is True]
+    for name in old_bugs:  # an older version had a flag for each
+        saved["bug"] = name.removeprefix("bug_").replace("retokenise", "retokenize").replace("_", "-")
     return defaults | saved  # an older version had fewer, and showed passages plainly
 
 
@@ -184,13 +186,11 @@ def name_file(config: TrainConfig) -> TrainConfig:
     Raises:
         UserError: both name a file.
     """
-    name = config.data.dataset
+    name, path = config.data.dataset, config.data.data_path
     is_file = name is not None and name not in DATASETS and (is_question_file(name) or Path(name).is_dir())
-    if is_file and config.data.data_path not in (None, config.data.dataset):
-        raise UserError(
-            f"--dataset {config.data.dataset} and --data-path {config.data.data_path} both name a file of questions; name one"
-        )
-    return with_options(config, dataset="jsonl", data_path=config.data.dataset) if is_file else config
+    if is_file and path not in (None, name):
+        raise UserError(f"--dataset {name} and --data-path {path} both name a file of questions; name one")
+    return with_options(config, dataset="jsonl", data_path=name) if is_file else config
 
 
 def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
@@ -228,10 +228,9 @@ def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfi
 def _check_given(config: TrainConfig, unasked: Collection[str]) -> None:
     if config.data.date is not None:
         parse_day(config.data.date)
-    if config.data.dataset is not None and config.data.dataset not in DATASETS:
-        raise UserError(
-            f"unknown data set {config.data.dataset!r}{suggest(config.data.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
-        )
+    name = config.data.dataset
+    if name is not None and name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}{suggest(name, DATASETS)}; known: {', '.join(DATASETS)}")
     if config.run.resume and config.run.output_dir is None:
         raise UserError("--resume needs the run's folder; add --output-dir runs/NAME")
     check_retriever(config, [config.retrieval.retriever])
@@ -259,39 +258,46 @@ def check_demonstrations(path: str | None) -> None:
 
 
 def _check_resolved(config: TrainConfig) -> None:
-    is_world = config.data.dataset == "world"
+    data, rollout, step, objective = config.data, config.rollout, config.optimization, config.objective
+    is_world, bug, overlong = data.dataset == "world", config.run.bug, config.reward.overlong
     rules = [
-        (is_world and config.data.data_path, "--data-path does not go with --dataset world; name the file's data set"),
-        (is_world and config.data.corpus, "--corpus does not go with --dataset world, which brings its own passages"),
-        (is_world and config.retrieval.retriever == "http", "--retriever http cannot know the passages of --dataset world"),
-        (not is_world and (config.data.world_difficulty or config.data.world_hops or config.data.world_noise),
-         f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {config.data.dataset}"),
+        (is_world and data.data_path, "--data-path does not go with --dataset world; name the file's data set"),
+        (is_world and data.corpus, "--corpus does not go with --dataset world, which brings its own passages"),
+        (is_world and config.retrieval.retriever == "http",
+         "--retriever http cannot know the passages of --dataset world"),
+        (not is_world and (data.world_difficulty or data.world_hops or data.world_noise),
+         f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {data.dataset}"),
         (config.weights.load_in_4bit and config.weights.lora_rank == 0,
          "--load-in-4bit needs an adapter; set --lora-rank above 0, or --no-load-in-4bit for full fine-tuning"),
-        (config.rollout.max_new_tokens >= config.rollout.max_total_tokens,
-         f"--max-new-tokens {config.rollout.max_new_tokens} must be below --max-total-tokens {config.rollout.max_total_tokens}"),
-        (config.rollout.max_observation_tokens >= config.rollout.max_total_tokens,
-         f"--max-observation-tokens {config.rollout.max_observation_tokens} must be below --max-total-tokens "
-         f"{config.rollout.max_total_tokens}"),
-        (config.logging.check and config.has_bug, "--check is about steps without a bug of the museum; leave it out"),
-        (config.optimization.mini_batches > config.optimization.questions_per_step,
-         f"--mini-batches {config.optimization.mini_batches} is more than --questions-per-step {config.optimization.questions_per_step}"),
-        (config.objective.clip_eps >= 1, f"--clip-eps {config.objective.clip_eps}: it must be below 1"),
-        ((config.objective.clip_eps_high or config.objective.clip_eps) < config.objective.clip_eps,
-         f"--clip-eps-high {config.objective.clip_eps_high} must not be below --clip-eps {config.objective.clip_eps}"),
-        (config.objective.dynamic_sampling > 1 and config.optimization.group_size == 1,
+        (rollout.max_new_tokens >= rollout.max_total_tokens,
+         f"--max-new-tokens {rollout.max_new_tokens} must be below --max-total-tokens {rollout.max_total_tokens}"),
+        (rollout.max_observation_tokens >= rollout.max_total_tokens,
+         f"--max-observation-tokens {rollout.max_observation_tokens} must be below --max-total-tokens "
+         f"{rollout.max_total_tokens}"),
+        (config.logging.check and bug, "--check is about steps without a bug of the museum; leave it out"),
+        (bug == "colliding-groups" and config.run.algorithm != "grpo",
+         "--bug colliding-groups does nothing with --algorithm ppo; it needs --algorithm grpo, or leave it out"),
+        (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method != "search-r1",
+         f"--bug {bug} does nothing with --method {config.run.method}; it needs --method search-r1, or leave it out"),
+        (step.mini_batches > step.questions_per_step,
+         f"--mini-batches {step.mini_batches} is more than --questions-per-step {step.questions_per_step}"),
+        (objective.clip_eps >= 1, f"--clip-eps {objective.clip_eps}: it must be below 1"),
+        ((objective.clip_eps_high or objective.clip_eps) < objective.clip_eps,
+         f"--clip-eps-high {objective.clip_eps_high} must not be below --clip-eps {objective.clip_eps}"),
+        (objective.dynamic_sampling > 1 and step.group_size == 1,
          "--dynamic-sampling replaces groups whose rewards are all equal, and a group of 1 has one reward; raise "
          "--group-size"),
-        (config.rollout.temperature < LEAST_TEMPERATURE,
-         f"--temperature {config.rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
-        (config.optimization.questions_per_step * config.optimization.group_size * config.objective.dynamic_sampling > MOST_ROLLOUTS,
-         f"--questions-per-step {config.optimization.questions_per_step} times --group-size {config.optimization.group_size} (times "
+        (rollout.temperature < LEAST_TEMPERATURE,
+         f"--temperature {rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
+        (step.questions_per_step * step.group_size * objective.dynamic_sampling > MOST_ROLLOUTS,
+         f"--questions-per-step {step.questions_per_step} times --group-size {step.group_size} (times "
          f"--dynamic-sampling) are more than {MOST_ROLLOUTS} rollouts a step; lower one of them"),
-        (config.reward.overlong == "penalise" and config.museum.bug_reward_from_whole_text,
-         "--overlong penalise does nothing with --bug-reward-from-whole-text; leave one out"),
-        (config.reward.overlong == "penalise" and config.reward.overlong_buffer >= config.rollout.max_total_tokens,
-         f"--overlong-buffer {config.reward.overlong_buffer} must be below --max-total-tokens {config.rollout.max_total_tokens}"),
-        (config.objective.baseline == "leave-one-out" and config.optimization.group_size == 1 and config.run.algorithm == "grpo",
+        (overlong == "penalise" and bug == "reward-from-whole-text",
+         "--overlong penalise does nothing with --bug reward-from-whole-text; leave one out"),
+        (overlong == "penalise" and config.reward.overlong_buffer >= rollout.max_total_tokens,
+         f"--overlong-buffer {config.reward.overlong_buffer} must be below --max-total-tokens "
+         f"{rollout.max_total_tokens}"),
+        (objective.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",
          "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
     ]  # fmt: skip
     for is_broken, sentence in rules:

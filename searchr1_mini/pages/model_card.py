@@ -96,6 +96,7 @@ def model_card(
 
 def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_best: bool) -> dict[str, str]:
     """The rows of the card's table; without a summary of this step, no exact match."""
+    optimization = settings.optimization
     data = settings.data.dataset if settings.data.dataset != "jsonl" else Path(settings.data.data_path).name
     if settings.data.dataset == "world":
         data = f"synthetic world, {settings.data.world_difficulty}, hops {settings.data.world_hops}"
@@ -107,7 +108,7 @@ def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_b
         "method": f"{settings.run.method}, by {settings.run.algorithm}",
         "weights trained": weights + quantised,
         "questions": data,
-        "steps": f"{step} of {settings.optimization.questions_per_step} questions x {settings.optimization.group_size} rollouts",
+        "steps": f"{step} of {optimization.questions_per_step} questions x {optimization.group_size} rollouts",
     }
     if origin:
         rows["started from"] = origin

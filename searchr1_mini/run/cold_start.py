@@ -10,15 +10,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from copy import copy
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from searchr1_mini.core import interrupt
-from searchr1_mini.core.distributed import any_of, is_main, on_main
+from searchr1_mini.core.distributed import any_of, is_main
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
+from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.trajectory import Trajectory
@@ -35,10 +35,10 @@ from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.diagnosis import diagnose, tell
-from searchr1_mini.run.evaluations import measure, measure_before
 from searchr1_mini.run.imitation import imitation_step
 from searchr1_mini.run.log import COLD_START
-from searchr1_mini.run.session import Session, restore, save_step
+from searchr1_mini.run.processes import on_main
+from searchr1_mini.run.run import Clock, Run
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
 
@@ -49,7 +49,7 @@ EPISODES = "episodes.jsonl"
 Script = tuple[Example, "list[str] | None"]
 
 
-def cold_start(run: Session) -> None:
+def cold_start(run: Run) -> None:
     """Imitates scripted episodes, measures what comes of it, and makes that the reference; resumable at any update.
 
     Its checkpoints, metrics and episodes lie in the run's `cold_start` folder. Once it is over it is step 0 of the run.
@@ -65,60 +65,56 @@ def cold_start(run: Session) -> None:
     episodes = on_main(lambda: kept_episodes(run, folder / EPISODES))
     size = run.config.imitation.cold_start_batch_size
     n_updates = -(-len(episodes) // size)
-    cold = cold_session(run, folder, n_updates)
+    cold = phase_of(run, folder, n_updates)
     if newest:
-        restore(cold, newest)
-        run.before, run.samples_before, run.earlier_seconds = cold.before, cold.samples_before, cold.earlier_seconds
-    measure_before(run)
-    cold.before, cold.samples_before = run.before, run.samples_before
+        cold.restore(newest)
+        run.clock.earlier_seconds = cold.clock.earlier_seconds
+    run.evaluations.measure_before(run)
     if not newest:
-        save_step(cold, 0)  # the evaluation of the base is not made twice
+        cold.save(0)  # the evaluation of the base is not made twice
     for update in range(cold.first_step, n_updates + 1):
-        cold.step = update
-        try:
-            metrics = imitation_step(cold, episodes[(update - 1) * size : update * size])
-        except (Stopped, UserError):
-            save_step(cold, update - 1)
-            raise
-        cold.train_seconds += metrics["seconds"]
+        with cold.saved_if_broken_off():
+            chosen = episodes[(update - 1) * size : update * size]
+            metrics = imitation_step(cold.policy, cold.optimizer, chosen, update, cold.config.optimization)
+        cold.is_whole(update, metrics)
         if is_main():
             append_jsonl(folder / "metrics.jsonl", [{"step": update, **metrics}])
             told = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"
             print(f"cold start {update}/{n_updates}: {told}", flush=True)
         if update % SAVE_EVERY == 0 or update == n_updates or any_of(interrupt.is_asked()):
-            save_step(cold, update)
+            cold.save(update)
         if any_of(interrupt.is_asked()):
             raise Stopped
-    run.cold_start_seconds, run.micro_batch_tokens = cold.train_seconds, cold.micro_batch_tokens
+    run.clock.cold_start_seconds = cold.clock.train_seconds
+    run.optimizer.micro_batches.tokens = cold.optimizer.micro_batches.tokens
     run.policy.freeze_reference()
-    run.after_cold_start = measure(run)
+    run.evaluations.after_cold_start = run.evaluations.measure(run)
     if is_main():
-        tell(run.folder, diagnose(run.samples, run.config, bool(run.policy.tokenizer.chat_template)))
-    save_step(run, 0)
+        tell(run.folder, diagnose(run.evaluations.samples, run.config, bool(run.policy.tokenizer.chat_template)))
+    run.save(0)
 
 
-def cold_session(run: Session, folder: Path, n_updates: int) -> Session:
-    """The run as a run of imitation: with a folder, an optimizer and a count of updates of its own."""
+def phase_of(run: Run, folder: Path, n_updates: int) -> Run:
+    """The run as a run of imitation, with a folder, an optimizer and a clock of its own."""
     config = with_options(
-        run.config, algorithm="sft", mini_batches=1, epochs=1, steps=n_updates,
+        run.config, algorithm="sft", mini_batches=1, epochs=1, steps=n_updates, weight_decay=0.0,
         learning_rate=run.config.imitation.cold_start_learning_rate, warmup_steps=max(round(WARM_UP * n_updates), 1),
         decay_steps=max(round(DECAY * n_updates), 1),
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(run.policy.trainable(), config.optimization.learning_rate, weight_decay=0.0)
-    return replace(
-        run, config=config, folder=folder, optimizer=optimizer, critic=None, updates=0,
-        skipped_in_a_row=0, train_seconds=0.0, first_step=1, unlogged=None,
-    )  # fmt: skip
+    cold = copy(run)
+    cold.config, cold.folder, cold.critic = config, folder, None
+    cold.optimizer, cold.clock = Optimizer(run.policy, None, config.optimization), Clock()
+    return cold
 
 
-def kept_episodes(run: Session, path: Path) -> list[Trajectory]:
+def kept_episodes(run: Run, path: Path) -> list[Trajectory]:
     """The episodes of the run, written once, so that a resumed run imitates the same ones."""
     if not path.exists():
         write_jsonl_atomic(path, map(asdict, scripted_episodes(run)))
     return [Trajectory.from_json(row) for row in read_jsonl(path)]
 
 
-def scripted_episodes(run: Session) -> list[Trajectory]:
+def scripted_episodes(run: Run) -> list[Trajectory]:
     """`--cold-start` episodes, each played through the method and the engine of the run.
 
     Where there are fewer questions, each comes again, in other words.
@@ -128,7 +124,7 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
             demonstrations is not as it should be.
     """
     config, limits = run.config, run.limits
-    rng = random.Random(f"{config.run.seed}/cold start")
+    rng = random.Random(f"{config.optimization.seed}/cold start")
 
     def find(query: str) -> list[Passage]:
         return [hit.passage for hit in run.train.retriever.search([query], config.retrieval.topk)[0]]
@@ -160,8 +156,9 @@ def scripted_episodes(run: Session) -> list[Trajectory]:
         )
     if wanted and any(wanted.values()):
         raise UserError(
-            f"--cold-start-multi-hop {config.imitation.cold_start_multi_hop:g}: none of {n_tried} questions gave an episode that "
-            f"searches {'twice or more' if wanted[True] else 'once'}; leave the flag out, or take other questions"
+            f"--cold-start-multi-hop {config.imitation.cold_start_multi_hop:g}: none of {n_tried} questions gave an "
+            f"episode that searches {'twice or more' if wanted[True] else 'once'}; leave the flag out, or take other "
+            "questions"
         )
     print(f"cold start: {len(episodes)} scripted episodes, from {n_tried} scripts", flush=True)
     rng.shuffle(episodes)
@@ -190,11 +187,11 @@ def demonstrated(config: TrainConfig) -> list[Script]:
     return scripts
 
 
-def scripted(run: Session, find: Find, rng: random.Random) -> Iterator[Script]:
+def scripted(run: Run, find: Find, rng: random.Random) -> Iterator[Script]:
     """A script for every training question, in random order; None in the place of one that cannot be written."""
     config, world = run.config, None
     if config.data.dataset == "world":
-        world = make_world(config.run.seed, "train", config.data.world_difficulty, config.data.world_noise)
+        world = make_world(config.optimization.seed, "train", config.data.world_difficulty, config.data.world_noise)
     for example in rng.sample(run.train.examples, len(run.train.examples)):
         if world:
             hops = world_hops(world, example, find, rng)

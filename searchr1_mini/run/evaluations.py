@@ -1,57 +1,106 @@
-"""What a run measures of itself: the base before it, the policy on its way, and both at the end, with a report."""
+"""What a run measures of itself: the base before it, the policy on its way, and both at the end."""
 
 from __future__ import annotations
 
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from searchr1_mini.core.distributed import is_main
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.scores import evaluate
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
 from searchr1_mini.run.log import render_trajectory, summary_table
-from searchr1_mini.run.session import Session
 from searchr1_mini.storage.files import write_json_atomic
 
-
-def measure(run: Session, is_empty: bool = False) -> dict:
-    """Greedy evaluation on the held-out questions; with `is_empty` the retriever finds nothing."""
-    retriever = EmptyRetriever() if is_empty else run.held_out.retriever
-    summary, samples = evaluate(run.held_out.examples, run.make_method, run.policy, retriever, run.limits)
-    if not is_empty:
-        run.samples = samples
-    return summary
+if TYPE_CHECKING:
+    from searchr1_mini.run.run import Run
 
 
-def measure_before(run: Session) -> None:
-    """The base on the held-out questions, once a run; its first trajectories are kept to compare with."""
-    if run.before is None:
-        run.before = measure(run)
-        run.samples_before = run.samples[:20]
+class Evaluations:
+    """What was measured: the base, the policy after the cold start, and the policy at its last evaluation.
+
+    Attributes:
+        before, after_cold_start: summaries; None before they are measured.
+        samples_before: the first trajectories of the base.
+        last, at_step: the last evaluation of the policy, and the step after which it was made.
+        samples: its trajectories; empty where an earlier process made it.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict | None = None
+        self.after_cold_start: dict | None = None
+        self.last: dict | None = None
+        self.samples_before: list[Trajectory] = []
+        self.samples: list[Trajectory] = []
+        self.at_step = 0
+
+    def is_due(self, step: int, config: TrainConfig) -> bool:
+        """Whether the policy is still to be evaluated after this step, which is whole."""
+        is_wanted = step > 0 and (step % config.logging.eval_every == 0 or step == config.optimization.steps)
+        return is_wanted and self.at_step != step
+
+    def measure(self, run: Run) -> dict:
+        """Greedy evaluation on the held-out questions."""
+        self.last, self.samples = measured(run)
+        return self.last
+
+    def measure_before(self, run: Run) -> None:
+        """The base on the held-out questions, once a run; its first trajectories are kept to compare with."""
+        if self.before is not None:
+            return
+        self.before = self.measure(run)
+        self.samples_before = self.samples[:20]
         if is_main() and not run.config.imitation.cold_start:
-            tell(run.folder, diagnose(run.samples, run.config, bool(run.policy.tokenizer.chat_template)))
+            tell(run.folder, diagnose(self.samples, run.config, bool(run.policy.tokenizer.chat_template)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "before": self.before,
+            "after_cold_start": self.after_cold_start,
+            "samples_before": [asdict(trajectory) for trajectory in self.samples_before],
+            "evaluated_at": self.at_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave; an older version evaluated before it saved."""
+        self.before, self.after_cold_start = state["before"], state.get("after_cold_start")
+        self.samples_before = [Trajectory.from_json(row) for row in state["samples_before"]]
+        self.at_step = state.get("evaluated_at", state["step"])
 
 
-def finish(run: Session, write_report: Callable[[Path], Path] | None = None) -> None:
+def measured(run: Run, is_empty: bool = False) -> tuple[dict, list[Trajectory]]:
+    """Summary and trajectories of the policy on the held-out questions; with `is_empty` the retriever finds nothing."""
+    retriever = EmptyRetriever() if is_empty else run.held_out.retriever
+    return evaluate(run.held_out.examples, run.make_method, run.policy, retriever, run.limits)
+
+
+def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None:
     """Measures the trained policy, writes summary.json (and a report), and prints both and one question twice."""
-    after = measure(run)
-    total_seconds = run.total_seconds
-    emptied = measure(run, is_empty=True) if run.config.run.method == "search-r1" else None
+    evaluations, clock = run.evaluations, run.clock
+    has_last = evaluations.samples and evaluations.at_step == run.config.optimization.steps
+    after = evaluations.last if has_last else evaluations.measure(run)
+    total_seconds = clock.total_seconds
+    emptied = measured(run, is_empty=True)[0] if run.config.run.method == "search-r1" else None
     if not is_main():
         return
     summary = {
-        "before": run.before,
-        "after_cold_start": run.after_cold_start,
+        "before": evaluations.before,
+        "after_cold_start": evaluations.after_cold_start,
         "after": after,
         "after_without_retriever": emptied,
-        "cold_start_seconds": round(run.cold_start_seconds, 1),
-        "train_seconds": round(run.train_seconds, 1),
+        "cold_start_seconds": round(clock.cold_start_seconds, 1),
+        "train_seconds": round(clock.train_seconds, 1),
         "total_seconds": round(total_seconds, 1),
         "steps": run.config.optimization.steps,
         "peak_memory_gb": round(_peak_memory_gb(run.policy.device), 2),
@@ -59,28 +108,29 @@ def finish(run: Session, write_report: Callable[[Path], Path] | None = None) -> 
     write_json_atomic(run.folder / "summary.json", summary)
     index = _most_telling(run)
     colour = sys.stdout.isatty()
-    for title, trajectory in (("Before", run.samples_before[index]), ("After", run.samples[index])):
+    for title, trajectory in (("Before", evaluations.samples_before[index]), ("After", evaluations.samples[index])):
         print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, colour)}")
-    columns = {"before": run.before, "after cold start": run.after_cold_start, "after": after}
+    columns = {"before": evaluations.before, "after cold start": evaluations.after_cold_start, "after": after}
     columns["after, empty retriever"] = emptied
     print("\n" + summary_table({name: column for name, column in columns.items() if column}))
     tell_again(run.folder, after)
     print(
-        f"\ntrained {run.config.optimization.steps} steps in {run.train_seconds:.0f} s, {total_seconds:.0f} s with evaluation"
+        f"\ntrained {run.config.optimization.steps} steps in {clock.train_seconds:.0f} s, {total_seconds:.0f} s with "
+        "evaluation"
     )
     if write_report:
         print(f"report: {write_report(run.folder)}")
     print(f"evaluate it: python eval.py --run {quote(str(run.folder))}", flush=True)
 
 
-def _most_telling(run: Session) -> int:
+def _most_telling(run: Run) -> int:
     """The kept question whose trajectory after training searched most, right answers first."""
 
     def key(index: int) -> tuple[float, int]:
-        sample, example = run.samples[index], run.held_out.examples[index]
+        sample, example = run.evaluations.samples[index], run.held_out.examples[index]
         return exact_match(sample.answer, example.golden_answers), len(sample.queries)
 
-    return max(range(len(run.samples_before)), key=key)
+    return max(range(len(run.evaluations.samples_before)), key=key)
 
 
 def _peak_memory_gb(device: torch.device) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.nested import make, options_of, with_options
 from searchr1_mini.options.resolve import saved_config
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage.files import read_jsonl, write_jsonl_atomic

@@ -9,27 +9,33 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
 from searchr1_mini.core import interrupt
 from searchr1_mini.core.algorithms import loss_weights
-from searchr1_mini.core.batch import Batch, build_batch, mini_batches
-from searchr1_mini.core.distributed import any_of, gather, on_main
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.config import OptimizationConfig
+from searchr1_mini.core.distributed import any_of
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.optimizer import over_micro_batches
+from searchr1_mini.core.experience import Experience, policy_logprobs, rows_of_updates
+from searchr1_mini.core.optimizer import Optimizer
+from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import opening_of
-from searchr1_mini.core.questions import Example
+from searchr1_mini.core.questions import Example, slice_of_step
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.core.schedule import learning_rates, set_learning_rates
 from searchr1_mini.core.trajectory import Segment, Trajectory, opened_by
-from searchr1_mini.core.update import apply_gradients, forward, means_over_updates
 from searchr1_mini.data.datasets import subset
 from searchr1_mini.run.invariants import check_batch
-from searchr1_mini.run.session import Session
+from searchr1_mini.run.processes import on_main
 from searchr1_mini.storage.files import append_jsonl, read_jsonl
 from searchr1_mini.storage.forms import DEMONSTRATIONS
+
+if TYPE_CHECKING:
+    from searchr1_mini.run.run import Run
 
 CHUNK = 64  # questions that are sampled, and kept, at a time
 
@@ -39,7 +45,7 @@ def imitates(algorithm: str) -> bool:
     return algorithm in ("sft", "rejection-sampling")
 
 
-def demonstrations(run: Session) -> list[Trajectory]:
+def demonstrations(run: Run) -> list[Trajectory]:
     """What the run imitates; sampled rollouts are kept in its folder, so that an interrupted run samples on.
 
     Raises:
@@ -67,7 +73,7 @@ def demonstrations(run: Session) -> list[Trajectory]:
     return kept
 
 
-def gold_demonstration(run: Session, example: Example) -> Trajectory:
+def gold_demonstration(run: Run, example: Example) -> Trajectory:
     """The method's prompt, then the first gold answer in its tags as if the policy had written it."""
     text = run.make_method(example.question).send(None).text
     prompt = run.policy.encode_prompt(text)
@@ -79,52 +85,49 @@ def gold_demonstration(run: Session, example: Example) -> Trajectory:
     return Trajectory(example.id, segments, "answer", example.golden_answers[0])
 
 
-def sample_chunks(run: Session, examples: Sequence[Example], first: int) -> Iterator[dict]:
+def sample_chunks(run: Run, examples: Sequence[Example], first: int) -> Iterator[dict]:
     """Samples `CHUNK` questions at a time, `group_size` rollouts each; yields the number of them and the right ones."""
     config = run.config
     for start in range(0, len(examples), CHUNK):
         group = [example for example in examples[start : start + CHUNK] for _ in range(config.optimization.group_size)]
         trajectories, _ = rollout(
             group, run.make_method, run.policy, run.train.retriever, run.limits,
-            temperature=config.rollout.temperature, seed=config.run.seed * 1_000_003 + first + start // CHUNK,
+            temperature=config.rollout.temperature, seed=config.optimization.seed * 1_000_003 + first + start // CHUNK,
         )  # fmt: skip
         pairs = zip(trajectories, group, strict=True)
         right = [asdict(trajectory) for trajectory, e in pairs if exact_match(trajectory.answer, e.golden_answers)]
         yield {"sampled": len(group), "right": right}
 
 
-def imitation_step(run: Session, chosen: Sequence[Trajectory]) -> dict[str, float]:
-    """`epochs` passes over some demonstrations in `mini_batches` optimiser steps each; returns means of their logs."""
-    config = run.config
+def imitate(run: Run, demonstrations: Sequence[Trajectory]) -> None:
+    """Every step of a run of imitation: a batch of demonstrations, drawn by the run's seed."""
+    config = run.config.optimization
+    for step in run.steps():
+        chosen = slice_of_step(demonstrations, step, config.questions_per_step, config.seed)
+        run.log_step(imitation_step(run.policy, run.optimizer, chosen, step, config))
+
+
+def imitation_step(
+    policy: Policy, optimizer: Optimizer, chosen: Sequence[Trajectory], step: int, config: OptimizationConfig
+) -> dict[str, float]:
+    """`epochs` passes over some demonstrations in `mini_batches` optimizer steps each; returns means of their logs.
+
+    The loss is -mean log pi over the tokens that the policy is to write.
+    """
     began = time.perf_counter()
-    batch = build_batch(chosen, [1.0] * len(chosen), range(len(chosen)), run.policy.tokenizer.pad_token_id)
+    batch = build_batch(chosen, [1.0] * len(chosen), range(len(chosen)), policy.tokenizer.pad_token_id)
     check_batch(batch, chosen, mask_observations=True)
-    batch = batch.to(run.policy.device)
-    shuffle = torch.Generator().manual_seed(run.updates * 7919 + config.run.seed)
-    n_updates = config.optimization.epochs * min(config.optimization.mini_batches, len(chosen))
-    logs: list[dict[str, float]] = []
-    for _ in range(config.optimization.epochs):
-        for rows in mini_batches(range(len(chosen)), config.optimization.mini_batches, shuffle):
-            if rows:
-                set_learning_rates(run.optimizer, learning_rates(config, run.step, n_updates - len(logs) - 1))
-                logs.append(imitation_update(run, batch.select(rows), is_first=not logs))
-    seconds = time.perf_counter() - began
-    return means_over_updates(logs) | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}
+    batch = batch.to(policy.device)
 
+    def losses(part: Experience) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        logprobs, entropy = policy_logprobs(policy, part.batch, temperature=1.0)
+        loss = -(logprobs * part.weights).sum()
+        yield loss, {"loss": loss.detach(), "entropy": (entropy * part.weights).sum().detach()}
 
-def imitation_update(run: Session, batch: Batch, is_first: bool) -> dict[str, float]:
-    """One optimiser step on the loss -mean log pi over policy tokens, gradients accumulated over micro-batches."""
-    weights = loss_weights(batch.loss_mask, "token")
-
-    def backward(rows: list[int]) -> tuple[float, float]:
+    passes = rows_of_updates(range(len(chosen)), config, optimizer.updates)
+    optimizer.begin(step, sum(map(len, passes)))
+    for rows in chain.from_iterable(passes):
         part = batch.select(rows)
-        logprobs, entropy = forward(run.policy, part, temperature=1.0)
-        part_weights = weights[rows, : logprobs.shape[1]]
-        loss = -(logprobs * part_weights).sum()
-        run.scaler.scale(loss).backward()
-        return loss.item(), (entropy * part_weights).sum().item()
-
-    with run.policy.training(run.config.weights.gradient_checkpointing):
-        logs = over_micro_batches(run, batch, backward, may_stop=is_first)
-    totals = dict(zip(("loss", "entropy"), map(sum, zip(*gather(logs), strict=True)), strict=True))
-    return totals | apply_gradients(run, totals["loss"])
+        optimizer.step(Experience(part, weights=loss_weights(part.loss_mask, "token")), losses)
+    seconds = time.perf_counter() - began
+    return optimizer.metrics() | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from searchr1_mini.core.batch import Batch
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.experience import all_logprobs
+from searchr1_mini.core.training import Rollouts
 from searchr1_mini.core.trajectory import Trajectory
-from searchr1_mini.core.update import all_logprobs
-from searchr1_mini.run.session import Session
+
+if TYPE_CHECKING:
+    from searchr1_mini.run.run import Run
 
 # mean and largest |log pi of the update - log pi of the rollout| before the weights move; the largest grows with the
 # number of tokens in 16 bits, so there the mean alone counts: about twice what benchmarks/sampler_noise.py finds
 AGREEMENT = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.1, torch.inf), torch.float16: (0.0125, torch.inf)}
 
 
-def check_step(
-    run: Session, batch: Batch, trajectories: Sequence[Trajectory], kept: Sequence[int], advantages: Tensor | None
-) -> None:
+def check_step(run: Run, batch: Batch, rollouts: Rollouts) -> None:
     """Everything that is checked of a step, before its update.
 
     Args:
-        batch: N trajectories.
-        trajectories: those that it was built from.
-        kept: rows that are trained on.
-        advantages: (N,), GRPO's.
+        batch: N trajectories, all of the step's.
+        rollouts: what it was built from, and which rows of it are learnt from.
 
     Raises:
-        UserError: names what does not hold. With a flag of the museum, which breaks it on purpose, nothing is checked.
+        UserError: names what does not hold.
     """
-    config = run.config
-    if config.has_bug:
-        return
-    chosen = [trajectories[row] for row in kept]
+    config, trajectories, kept = run.config, rollouts.trajectories, rollouts.kept
     if kept:
-        check_batch(batch.select(kept), chosen, config.objective.mask_observations)
+        check_batch(batch.select(kept), [trajectories[row] for row in kept], config.objective.mask_observations)
     check_finite(rewards=batch.rewards)
     check_groups(batch.group_ids, trajectories)
-    if advantages is not None:
-        check_advantages(advantages, batch.rewards, batch.group_ids, config.objective.baseline)
+    if rollouts.advantages is not None:
+        check_advantages(rollouts.advantages, batch.rewards, batch.group_ids, config.objective.baseline)
     if config.logging.check:
         check_texts(trajectories, run.policy.tokenizer)
         check_frozen(run)
@@ -120,12 +117,13 @@ def check_texts(trajectories: Sequence[Trajectory], tokenizer) -> None:
         require(is_read, f"the answer stands in the last turn (question {trajectory.example_id})")
 
 
-def check_agreement(run: Session, batch: Batch) -> None:
+def check_agreement(run: Run, batch: Batch) -> None:
     """One more forward, as the update will make it, gives the log-probs that the rollout sampled with."""
     batch = batch.to(run.policy.device)
     sampled = batch.loss_mask & ~batch.old_logprobs.isnan()
-    with run.policy.training(run.config.weights.gradient_checkpointing):
-        change = (all_logprobs(run, batch) - batch.old_logprobs)[sampled].abs()
+    with run.policy.training():
+        now = all_logprobs(run.policy, batch, run.config.rollout.temperature, run.optimizer.micro_batches)
+    change = (now - batch.old_logprobs)[sampled].abs()
     mean, largest = AGREEMENT[run.policy.dtype]
     require(
         change.mean().item() <= mean and change.max().item() <= largest,
@@ -134,16 +132,16 @@ def check_agreement(run: Session, batch: Batch) -> None:
     )
 
 
-def frozen_digest(run: Session) -> int:
+def frozen_digest(run: Run) -> int:
     """A number that changes when a weight does that nothing trains: the base, or the reference of full fine-tuning."""
-    trained = {id(weight) for group in run.optimizer.param_groups for weight in group["params"]}
+    trained = {id(weight) for group in run.optimizer.adamw.param_groups for weight in group["params"]}
     models = [model for model in (run.policy.model, run.policy.frozen) if model is not None]
     frozen = [weight.data for model in models for weight in model.parameters() if id(weight) not in trained]
     sums = [int(weight.contiguous().view(torch.uint8).sum(dtype=torch.int64)) for weight in frozen]
     return sum(number * size for number, size in enumerate(sums, start=1))
 
 
-def check_frozen(run: Session) -> None:
+def check_frozen(run: Run) -> None:
     """What is not trained is what it was when the run began."""
     digest = frozen_digest(run)
     run.frozen_digest = run.frozen_digest or digest

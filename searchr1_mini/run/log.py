@@ -107,15 +107,17 @@ class Tracker:
             self.bar.write(f"warning: {logger} is left out from here on: {error}", file=sys.stderr)
 
     def progress(self, step: int, metrics: dict[str, float]) -> None:
-        """The progress bar, or a plain line where there is no terminal; evaluations get a line of their own."""
+        """The progress bar, or a plain line where there is no terminal."""
         shown = {key: form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if not sys.stderr.isatty():
             print(f"step {step}/{self.total_steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
-        scores = {one_line(key[5:-3]): em for key, em in metrics.items() if re.fullmatch(r"(?s)eval/.+/em", key)}
-        if scores:
-            self.bar.write(f"step {step}: held-out EM " + ", ".join(f"{name} {em:.2f}" for name, em in scores.items()))
+
+    def show_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Exact match of each source at an evaluation."""
+        of_sources = {one_line(key[5:-3]): em for key, em in scores.items() if re.fullmatch(r"(?s)eval/.+/em", key)}
+        self.bar.write(f"step {step}: held-out EM " + ", ".join(f"{name} {em:.2f}" for name, em in of_sources.items()))
 
     def warn(self, step: int, warnings: Iterable[str]) -> None:
         """Shows what the stability watch found, and adds it to warnings.jsonl."""

@@ -18,7 +18,7 @@ from typing import Any
 from searchr1_mini.core.distributed import n_processes
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.nested import flag_of, get, with_options
 from searchr1_mini.run.memory import GB, TEMPLATE_TOKENS, Preflight, Shape, predict, shape_of
 
 MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back; below WORTH_IT the page faults cost more

@@ -50,10 +50,10 @@ def load_task(
     limit = None if split == "train" else config.data.eval_questions
     if config.data.dataset == "world":
         side = "train" if split == "train" else "eval"
-        key = ("world", side, config.run.seed, config.data.world_difficulty, config.data.world_noise)
-        world = make_world(config.run.seed, side, config.data.world_difficulty, config.data.world_noise)
+        key = ("world", side, config.optimization.seed, config.data.world_difficulty, config.data.world_noise)
+        world = make_world(config.optimization.seed, side, config.data.world_difficulty, config.data.world_noise)
         examples = world_examples(
-            world, world_hops_list(config), limit, config.run.seed, {e.supporting for e in without}
+            world, world_hops_list(config), limit, config.optimization.seed, {e.supporting for e in without}
         )
         library.corpora[key] = world.passages, fingerprint(world.passages)
     else:

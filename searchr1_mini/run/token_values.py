@@ -1,34 +1,56 @@
-"""What an update made of each token, written down for the report: PPO's advantages, and how far the policy moved."""
+"""The lines of rollouts/step-N.jsonl: what was sampled and earned, and what an update made of each token."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import torch
 
-from searchr1_mini.core.update import Experience, all_logprobs
-from searchr1_mini.run.session import Session
+from searchr1_mini.core.experience import Experience, all_logprobs
+from searchr1_mini.core.training import Rollouts
+from searchr1_mini.run.log import trajectory_row
+
+if TYPE_CHECKING:
+    from searchr1_mini.run.run import Run
 
 TokenValues = dict[str, list["float | None"]]
 
 
+def rollout_rows(run: Run, rollouts: Rollouts, experience: Experience | None) -> list[dict]:
+    """A line for each rollout of a step, after its update; see `token_values` for the numbers of the tokens."""
+    values = token_values(run, experience) if experience else []
+    of_tokens = dict(zip(rollouts.kept, values, strict=True))
+    return list(lines_of(rollouts, of_tokens))
+
+
+def lines_of(rollouts: Rollouts, of_tokens: dict[int, TokenValues]) -> Iterator[dict]:
+    """The lines of some rollouts; `of_tokens` has the rows that were learnt from."""
+    n, advantages = len(rollouts.rewards), rollouts.advantages
+    values = [None] * n if advantages is None else advantages.tolist()
+    columns = zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, values, strict=True)
+    for row, (column, group) in enumerate(zip(columns, rollouts.group_ids, strict=True)):
+        yield trajectory_row(*column, of_tokens.get(row)) | {"group": group, "in_update": row in of_tokens}
+
+
 @torch.no_grad()
-def token_values(run: Session, experience: Experience, with_ratios: bool) -> list[TokenValues]:
+def token_values(run: Run, experience: Experience) -> list[TokenValues]:
     """Numbers of the tokens of each trajectory in the update, T-1 each, aligned with the targets; None where masked.
 
     Args:
         run: after the update.
         experience: what it learnt from, N trajectories.
-        with_ratios: costs a forward over all of them.
 
     Returns:
-        N times `advantages`, of PPO alone (GRPO's are equal along a trajectory), and `ratios`, pi(token) after the
-        step's updates / pi_old(token).
+        N times `advantages`, of PPO alone (GRPO's are equal along a trajectory), and where the run wants them `ratios`,
+        pi(token) after the step's updates / pi_old(token), which costs a forward over all of them.
     """
     batch = experience.batch
-    if run.config.museum.bug_retokenise:  # the tokens that were trained on are not those that were sampled
+    if run.config.run.bug == "retokenize":  # the tokens that were trained on are not those that were sampled
         return [{}] * len(batch.lengths)
     columns = {"advantages": experience.advantages} if run.critic else {}
-    if with_ratios:
-        now = all_logprobs(run, batch, may_stop=False)  # the weights have moved: the step must end
+    if run.wants_ratios:
+        now = all_logprobs(run.policy, batch, run.config.rollout.temperature, run.optimizer.micro_batches)
         columns["ratios"] = (now - batch.old_logprobs).exp()
     masked = ~batch.loss_mask
     listed = {name: values.masked_fill(masked, torch.nan).tolist() for name, values in columns.items()}

@@ -8,7 +8,8 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -204,22 +205,25 @@ def read_progress(path: Path) -> dict[str, Any]:
     return read_json(path, PROGRESS) if is_ours else progress
 
 
-def save_training_state(path: Path, *, optimizer, scaler, rng: dict) -> None:
-    """Optimiser, loss scaler and random state; the optimiser is 2 of the 3 copies of what is trained."""
-    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": rng}, path)
-
-
-def load_training_state(path: Path, optimizer, scaler) -> dict[str, Any]:
-    """Restores what `save_training_state` wrote; returns the state of the random generators.
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What a checkpoint keeps by torch: AdamW's moments, the loss scaler, random states.
 
     Raises:
         UserError: another version of this program, or of torch, wrote it in another form.
     """
+    with of_this_version(path):
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+@contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """Inside, what does not have the form that this version writes is told as that.
+
+    Raises:
+        UserError: names `path`.
+    """
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        return state["rng"]
+        yield
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:

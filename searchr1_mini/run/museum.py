@@ -1,4 +1,4 @@
-"""A museum of bugs: faults that public code bases had, each behind a flag that is off by default.
+"""A museum of bugs: faults that public code bases had, each planted by `--bug NAME` around the sound loop.
 
 `python -m searchr1_mini.ablate bugs` trains with each and draws its curve beside the sound run's. One more, training on
 what the engine wrote, is `--no-mask-observations`, the paper's own ablation.
@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from unittest.mock import patch
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from searchr1_mini.core import training
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.core.trajectory import Trajectory
 
 
-def retokenised(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> Trajectory:
-    """`--bug-retokenise`: every turn decoded, cut at its stop string, stripped and encoded again.
+@contextmanager
+def planted(bug: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Inside, the loop has this fault; two that are no patch of it are a reward and a method of their own."""
+    build = training.build_batch
+    patches: dict[str, tuple[str, Callable]] = {
+        "retokenize": (
+            "build_batch",
+            lambda trajectories, *rest: build([retokenized(t, tokenizer) for t in trajectories], *rest),
+        ),
+        "colliding-groups": ("numbers_of_groups", lambda examples, *_: colliding_group_ids(examples)),
+        "masked-in-denominator": ("loss_weights", lambda mask, *_: weights_over_all_tokens(mask)),
+        "tool-tokens-in-length": ("loss_weights", lambda mask, *_: weights_by_whole_length(mask)),
+    }
+    with patch.object(training, *patches[bug]) if bug in patches else nullcontext():
+        yield
+
+
+def retokenized(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> Trajectory:
+    """`--bug retokenize`: every turn decoded, cut at its stop string, stripped and encoded again.
 
     The ids that are trained on are then not those that were sampled, EOS is never learnt, and the sampler's log-probs
     fit no token any more: they become nan, and are filled from a forward as if that forward had sampled.
@@ -35,18 +55,18 @@ def retokenised(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> T
 
 
 def colliding_group_ids(examples: Sequence[Example]) -> list[int]:
-    """`--bug-colliding-groups`: a question's number inside its own source, so that two sources share the numbers."""
+    """`--bug colliding-groups`: a question's number inside its own source, so that two sources share the numbers."""
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
     return [numbers[e.source].setdefault(e.id, len(numbers[e.source])) for e in examples]
 
 
 def weights_over_all_tokens(loss_mask: Tensor) -> Tensor:
-    """`--bug-masked-in-denominator`: the mean over every position (B, T), masked and padding ones included."""
+    """`--bug masked-in-denominator`: the mean over every position (B, T), masked and padding ones included."""
     return loss_mask.float() / loss_mask.numel()
 
 
 def weights_by_whole_length(loss_mask: Tensor) -> Tensor:
-    """`--bug-tool-tokens-in-length`: a sequence mean (B, T) whose length runs from the first policy token to the last.
+    """`--bug tool-tokens-in-length`: a sequence mean (B, T) whose length runs from the first policy token to the last.
 
     What lies between them are observations, so that a trajectory that searched weighs less for every passage it read.
     """
@@ -57,5 +77,5 @@ def weights_by_whole_length(loss_mask: Tensor) -> Tensor:
 
 
 def whole_text_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:
-    """`--bug-reward-from-whole-text`: 1.0 if a gold answer stands anywhere, in passages as well as in turns."""
+    """`--bug reward-from-whole-text`: 1.0 if a gold answer stands anywhere, in passages as well as in turns."""
     return float(contains_gold(" ".join(segment.text for segment in trajectory.segments), golden_answers))

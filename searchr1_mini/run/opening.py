@@ -1,4 +1,4 @@
-"""The state of a run: opened, resumed, saved."""
+"""Opening a run: its folder, model, questions and index, and with `--resume` its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,27 +14,27 @@ import torch
 
 from searchr1_mini import __version__
 from searchr1_mini.core.critic import Critic
-from searchr1_mini.core.distributed import is_main, main_first, n_processes, on_main
+from searchr1_mini.core.distributed import is_main, n_processes
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.methods import MakeMethod, make_method
+from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.rollout import RolloutLimits
-from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.models.bases import check_model, day_of_run
 from searchr1_mini.models.initial import keep_init, open_init, origin
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
-from searchr1_mini.models.saving import load_critic, load_reference, save_critic, save_policy, save_reference
+from searchr1_mini.models.saving import load_critic
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import flat, with_options
+from searchr1_mini.options.nested import flat, options_of, with_options
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run import preflight
 from searchr1_mini.run.data_identity import check_data, data_identity
 from searchr1_mini.run.held_out import HELD_OUT, keep_held_out
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
-from searchr1_mini.run.task import Library, Task, load_task
-from searchr1_mini.run.watch import Watch
+from searchr1_mini.run.processes import main_first, on_main
+from searchr1_mini.run.run import Run
+from searchr1_mini.run.task import Library, load_task
 from searchr1_mini.storage import checkpoint
-from searchr1_mini.storage.files import write_json_atomic
 from searchr1_mini.storage.forms import WARNING
 
 MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
@@ -46,61 +45,14 @@ MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how lon
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-@dataclass
-class Session:
-    """The state of a run. `updates` counts optimiser steps; `samples` are the last evaluation's trajectories.
-
-    Attributes:
-        step: the one at hand, which decides the learning rate.
-        began, earlier_seconds: when this process began (`time.perf_counter`), and how long those before it took.
-        micro_batch_tokens: as configured, or fewer once memory ran out.
-        frozen_digest: of the weights that nothing trains, with `--check`.
-        after_cold_start: the evaluation after the cold start; None before it is over.
-        unlogged: metrics of the step before `first_step`, whose evaluation was broken off.
-    """
-
-    config: TrainConfig
-    folder: Path
-    policy: Policy
-    train: Task
-    held_out: Task
-    make_method: MakeMethod
-    limits: RolloutLimits
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    critic: Critic | None
-    watch: Watch
-    tracker: Tracker | None = None
-    micro_batch_tokens: int = 0
-    first_step: int = 1
-    step: int = 1
-    unlogged: dict[str, float] | None = None
-    frozen_digest: int | None = None
-    updates: int = 0
-    skipped_in_a_row: int = 0
-    train_seconds: float = 0.0
-    began: float = 0.0
-    earlier_seconds: float = 0.0
-    before: dict | None = None
-    after_cold_start: dict | None = None
-    cold_start_seconds: float = 0.0
-    samples_before: list[Trajectory] = field(default_factory=list)
-    samples: list[Trajectory] = field(default_factory=list)
-
-    @property
-    def total_seconds(self) -> float:
-        """How long the run has taken so far, in all of its processes."""
-        return self.earlier_seconds + time.perf_counter() - self.began
-
-
-def start(config: TrainConfig, scratch: Path | None = None) -> Session:
+def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     """Opens the run's folder, loads model, questions and index, and with `--resume` the newest checkpoint.
 
     A process that is not the first of its run writes into `scratch` instead of the run's folder.
     """
     began = time.perf_counter()
     folder = on_main(lambda: Path(config.run.output_dir))  # one name, though each process made up one by its clock
-    checkpoint.seed_rng(config.run.seed)
+    checkpoint.seed_rng(config.optimization.seed)
     device = pick_device(config.run.device)
     tell_of_no_gpu(config.run.device, device, config.weights.load_in_4bit)
     dtype = pick_dtype(config.weights.dtype, device)
@@ -145,7 +97,7 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
         gradient_checkpointing=config.weights.gradient_checkpointing,
         fused_kernels=config.weights.fused_kernels,
         weights=saved / "model" if saved else init,
-        seed=config.run.seed,
+        seed=config.optimization.seed,
         day=day,
     )
     if init and not saved:
@@ -155,42 +107,22 @@ def start(config: TrainConfig, scratch: Path | None = None) -> Session:
     check_questions(train.examples + held_out.examples, policy, config)
     critic = None
     if config.run.algorithm == "ppo":
-        critic = Critic(policy, config.run.seed)
+        critic = Critic(policy, config.optimization.seed)
         if newest:
             load_critic(critic, newest / "critic")
-    run = Session(
-        config,
-        folder,
-        policy,
-        train,
-        held_out,
-        method_of(config),
-        limits_of(config),
-        optimizer_of(config, policy, critic),
-        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        critic,
-        Watch(),
-        micro_batch_tokens=config.optimization.tokens_per_micro_batch,
-        began=began,
-    )
+    optimizer = Optimizer(policy, critic, config.optimization, config.ppo)
+    run = Run(config, folder, policy, critic, optimizer, train, held_out, method_of(config), limits_of(config))
+    run.clock.began = began
     if newest:
-        restore(run, newest)
+        run.restore(newest)
     elif config.run.resume:  # interrupted before the first checkpoint: from the start
         truncate_metrics(folder / "metrics.jsonl", 0)
         truncate_metrics(folder / "warnings.jsonl", 0, WARNING)
     run.tracker = Tracker(
-        folder, config.optimization.steps, run.first_step, config.logging.tensorboard and is_main(), config.logging.wandb and is_main(),
-        flat(config), folder.name,
+        folder, config.optimization.steps, run.first_step, config.logging.tensorboard and is_main(),
+        config.logging.wandb and is_main(), flat(config), folder.name,
     )  # fmt: skip
     return run
-
-
-def optimizer_of(config: TrainConfig, policy: Policy, critic: Critic | None) -> torch.optim.Optimizer:
-    """AdamW over the policy's parameters and the critic's; `learning_rates` has the rate of each update."""
-    groups = [{"params": policy.trainable(), "lr": config.optimization.learning_rate}]
-    if critic:
-        groups.append({"params": critic.parameters(), "lr": config.ppo.critic_learning_rate})
-    return torch.optim.AdamW(groups, weight_decay=config.optimization.weight_decay)
 
 
 def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
@@ -202,7 +134,7 @@ def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
         max_new_tokens=config.rollout.max_new_tokens,
         topk=config.retrieval.topk,
         serves_search=config.retrieval.retriever != "none",
-        last_turn=not config.museum.bug_no_last_turn,
+        last_turn=config.run.bug != "no-last-turn",
         shots=shots,
     )
 
@@ -252,65 +184,3 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
         "versions": {"searchr1_mini": __version__, **{name: version(name) for name in PACKAGES if find_spec(name)}},
         "git_commit": commit.strip() or None,
     }
-
-
-def restore(run: Session, folder: Path) -> None:
-    """Goes on exactly where the checkpoint was written: reference, optimiser, random state, metrics."""
-    load_reference(run.policy, folder / "model")
-    rng = checkpoint.load_training_state(folder / "state.pt", run.optimizer, run.scaler)
-    checkpoint.restore_rng(rng)
-    progress = checkpoint.read_progress(folder / "progress.json")
-    try:
-        run.first_step, run.updates = progress["step"] + 1, progress["updates"]
-        run.before, run.train_seconds = progress["before"], progress["train_seconds"]
-        run.earlier_seconds = progress["total_seconds"]
-        run.skipped_in_a_row, run.unlogged = progress["skipped_in_a_row"], progress["unlogged"]
-        if progress["tokens_per_micro_batch"] == run.config.optimization.tokens_per_micro_batch:
-            run.micro_batch_tokens = progress["micro_batch_tokens"]
-        run.after_cold_start = progress.get("after_cold_start")
-        run.cold_start_seconds = progress.get("cold_start_seconds", 0.0)
-        run.samples_before = [Trajectory.from_json(row) for row in progress["samples_before"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'progress.json'} {checkpoint.OF_ANOTHER_VERSION} ({error!r})") from error
-    logged = progress["step"] - (run.unlogged is not None)
-    run.watch = Watch(truncate_metrics(run.folder / "metrics.jsonl", logged))
-    truncate_metrics(run.folder / "warnings.jsonl", logged, WARNING)
-    print(f"resumed after step {progress['step']} from {folder}", flush=True)
-
-
-def save_step(run: Session, step: int) -> Path:
-    """Writes checkpoints/step-N: the adapter (or model), optimiser state and progress."""
-
-    def write_files(folder: Path) -> None:
-        save_policy(run.policy, folder / "model")
-        save_reference(run.policy, folder / "model")
-        if run.critic:
-            save_critic(run.critic, folder / "critic")
-        checkpoint.save_training_state(
-            folder / "state.pt",
-            optimizer=run.optimizer,
-            scaler=run.scaler,
-            rng=checkpoint.capture_rng(),
-        )
-        progress = {
-            "step": step,
-            "updates": run.updates,
-            "before": run.before,
-            "after_cold_start": run.after_cold_start,
-            "cold_start_seconds": run.cold_start_seconds,
-            "train_seconds": run.train_seconds,
-            "total_seconds": run.total_seconds,
-            "skipped_in_a_row": run.skipped_in_a_row,
-            "unlogged": run.unlogged,
-            "tokens_per_micro_batch": run.config.optimization.tokens_per_micro_batch,
-            "micro_batch_tokens": run.micro_batch_tokens,
-            "samples_before": [asdict(trajectory) for trajectory in run.samples_before],
-        }
-        write_json_atomic(folder / "progress.json", progress)
-
-    def save() -> Path:
-        path = checkpoint.save_checkpoint(run.folder, step, write_files)
-        checkpoint.prune_checkpoints(run.folder, run.config.logging.keep_checkpoints)
-        return path
-
-    return on_main(save)

@@ -1,0 +1,282 @@
+"""A run: its state and its owners, what happens between two steps, and what is saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+
+from searchr1_mini.core import interrupt
+from searchr1_mini.core.batch import Batch
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.distributed import any_of, is_main, n_processes
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.experience import Experience
+from searchr1_mini.core.interrupt import Stopped
+from searchr1_mini.core.methods import MakeMethod
+from searchr1_mini.core.optimizer import Optimizer
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.rollout import RolloutLimits
+from searchr1_mini.core.rollout_stats import sum_stats
+from searchr1_mini.core.training import Environment, Rollouts
+from searchr1_mini.models.saving import load_reference, save_critic, save_policy, save_reference
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.run.diagnosis import diagnose, tell
+from searchr1_mini.run.evaluations import Evaluations
+from searchr1_mini.run.invariants import check_step
+from searchr1_mini.run.log import Tracker, truncate_metrics, write_rollouts
+from searchr1_mini.run.metrics import eval_metrics, rollout_metrics
+from searchr1_mini.run.preflight import give_back_free_memory
+from searchr1_mini.run.processes import on_main
+from searchr1_mini.run.task import Task
+from searchr1_mini.run.token_values import rollout_rows
+from searchr1_mini.run.watch import Watch
+from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage.files import write_json_atomic
+from searchr1_mini.storage.forms import WARNING
+
+TENSORS = ("optimizer", "scaler")  # of the owners' state, kept by torch
+
+
+class Diverged(UserError):
+    """Too many updates in a row were not finite; what is worth saving is saved."""
+
+
+class Clock:
+    """How long a run takes, in all of its processes."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.earlier_seconds = self.train_seconds = self.cold_start_seconds = 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of this process and of those before it."""
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds so far."""
+        return {
+            "train_seconds": self.train_seconds,
+            "total_seconds": self.total_seconds,
+            "cold_start_seconds": self.cold_start_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.train_seconds, self.earlier_seconds = state["train_seconds"], state["total_seconds"]
+        self.cold_start_seconds = state.get("cold_start_seconds", 0.0)
+
+
+class Run:
+    """What is trained, on what, where it is kept, and the owners of what a checkpoint holds.
+
+    Attributes:
+        config, folder: its options; its folder, which for a process that is not the first is thrown away in the end.
+        policy, critic, optimizer: what is trained.
+        train, held_out: questions and their retrievers.
+        step: the one at hand.
+        first_step: 1, or the step after the checkpoint that it was resumed from.
+        whole_step: the last step that is whole, and `whole_updates` the optimizer's count when it was.
+        frozen_digest: of the weights that nothing trains, with `--check`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        policy: Policy,
+        critic: Critic | None,
+        optimizer: Optimizer,
+        train: Task,
+        held_out: Task,
+        make_method: MakeMethod,
+        limits: RolloutLimits,
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.policy, self.critic, self.optimizer = policy, critic, optimizer
+        self.train, self.held_out, self.make_method, self.limits = train, held_out, make_method, limits
+        self.clock, self.evaluations, self.watch = Clock(), Evaluations(), Watch()
+        self.tracker: Tracker | None = None
+        self.first_step = self.step = 1
+        self.whole_step = self.whole_updates = 0
+        self.frozen_digest: int | None = None
+        self.step_began = 0.0
+
+    @property
+    def environment(self) -> Environment:
+        """What the policy is trained in."""
+        return Environment(self.train.examples, self.train.retriever, self.make_method, self.limits)
+
+    @property
+    def is_evaluated_now(self) -> bool:
+        """Whether the step at hand is one after which the policy is evaluated."""
+        return self.step % self.config.logging.eval_every == 0 or self.step == self.config.optimization.steps
+
+    @property
+    def wants_ratios(self) -> bool:
+        """Whether rollouts are written down with pi(token) / pi_old(token)."""
+        return self.is_evaluated_now
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are to come; between two of them the run evaluates, saves, and stops.
+
+        Raises:
+            Stopped: the user asked to stop; the step is saved.
+            UserError: too many updates in a row were not finite.
+        """
+        if self.evaluations.is_due(self.whole_step, self.config):  # it was broken off
+            self.end_step()
+        for step in range(self.first_step, self.config.optimization.steps + 1):
+            self.step, self.step_began = step, time.perf_counter()
+            yield step
+            self.end_step()
+
+    def check(self, batch: Batch, rollouts: Rollouts) -> None:
+        """Looks over a step's rollouts before their update; at the first step, tells why nothing may be learnt.
+
+        Raises:
+            UserError: an invariant does not hold.
+        """
+        give_back_free_memory()
+        if self.step == 1 and is_main():
+            is_instructed = bool(self.policy.tokenizer.chat_template)
+            tell(self.folder, diagnose(rollouts.trajectories, self.config, is_instructed, rollouts.rewards))
+        if self.config.run.bug is None:
+            check_step(self, batch, rollouts)
+
+    def log(self, step: int, rollouts: Rollouts, experience: Experience | None, metrics: dict[str, float]) -> None:
+        """Writes a step's rollouts and numbers; from here on the step is whole."""
+        rows = rollout_rows(self, rollouts, experience)
+        if is_main():
+            write_rollouts(self.folder, step, rows)
+        stats = sum_stats(rollouts.stats)
+        seconds = time.perf_counter() - self.step_began
+        self.log_step(
+            rollout_metrics(rollouts.trajectories, rollouts.examples, rollouts.rewards, stats)
+            | {
+                "zero_variance_groups": rollouts.is_flat.float().mean().item(),
+                "trained_on": len(rollouts.kept) / len(rollouts.is_flat),
+            }
+            | ({} if experience is None else experience.metrics | metrics)
+            | {"seconds": seconds, "tokens_per_second": stats.tokens_total / seconds}
+        )
+
+    def log_step(self, metrics: dict[str, float]) -> None:
+        """Logs the numbers of the step at hand, which is whole from here on."""
+        self.is_whole(self.step, metrics)
+        self.tracker.log(self.step, metrics)
+        self.tracker.progress(self.step, metrics)
+        self.tracker.warn(self.step, self.watch.see(self.step, metrics).values())
+
+    def is_whole(self, step: int, metrics: dict[str, float]) -> None:
+        """Takes a step for whole: what is broken off from here on has moved no weight."""
+        self.clock.train_seconds += metrics["seconds"]
+        self.whole_step, self.whole_updates = step, self.optimizer.updates
+        interrupt.release()
+
+    def end_step(self) -> None:
+        """Evaluates and saves when it is time to, see `steps`."""
+        step, last = self.whole_step, self.config.optimization.steps
+        if self.evaluations.is_due(step, self.config):
+            scores = eval_metrics(self.evaluations.measure(self))
+            self.tracker.log(step, scores)
+            self.tracker.show_scores(step, scores)
+            self.evaluations.at_step = step
+        is_stopping = any_of(interrupt.is_asked())
+        if step % self.config.logging.save_every == 0 or step == last or is_stopping:
+            self.save(step)
+        if is_stopping and step < last:
+            print(f"saved step {step}", flush=True)
+            raise Stopped
+        self.stop_if_diverged(step)
+
+    def stop_if_diverged(self, step: int) -> None:
+        """Saves and gives up once too many updates in a row were not finite.
+
+        Raises:
+            UserError: says what to try.
+        """
+        n_skipped = self.optimizer.skipped_in_a_row
+        if n_skipped >= self.config.optimization.max_skipped_updates:
+            path = self.save(step)
+            raise Diverged(
+                f"the last {n_skipped} updates had a loss or gradient that was not finite and were thrown away; the "
+                f"last sound weights are in {path}. Lower --learning-rate, or take --dtype float32, in a new run"
+            )
+
+    @contextmanager
+    def saved_if_broken_off(self) -> Iterator[None]:
+        """If what is inside is broken off (a signal, a server that stays down), the last whole step is saved first.
+
+        It is saved if no update has been made since: weights are then those of that step. Several processes, of which
+        one may have failed alone, go back to their last checkpoint instead.
+        """
+        try:
+            yield
+        except Diverged:
+            raise
+        except (Stopped, UserError) as reason:
+            is_as_it_was = self.optimizer.updates == self.whole_updates and self.whole_step >= self.first_step
+            if n_processes() > 1 or not is_as_it_was:
+                raise
+            self.save(self.whole_step)
+            if isinstance(reason, Stopped):
+                print(f"saved step {self.whole_step}", flush=True)
+                raise
+            remedy = f"step {self.whole_step} is saved, go on with: {self.command_to_resume}"
+            raise UserError(f"{reason}; {remedy}") from reason
+
+    @property
+    def command_to_resume(self) -> str:
+        """What to type to go on with the run."""
+        return f"python train.py --resume --output-dir {quote(str(self.folder))}"
+
+    @property
+    def owners(self) -> tuple:
+        """Whatever has a state that a resumed run needs; each writes its own."""
+        return self.optimizer, self.evaluations, self.clock
+
+    def save(self, step: int) -> Path:
+        """Writes checkpoints/step-N: weights, and what the owners have."""
+
+        def write_files(folder: Path) -> None:
+            save_policy(self.policy, folder / "model")
+            save_reference(self.policy, folder / "model")
+            if self.critic:
+                save_critic(self.critic, folder / "critic")
+            state = {name: value for owner in self.owners for name, value in owner.state_dict().items()}
+            tensors = {name: state.pop(name) for name in TENSORS}
+            torch.save(tensors | {"rng": checkpoint.capture_rng()}, folder / "state.pt")
+            write_json_atomic(folder / "progress.json", {"step": step} | state)
+
+        def write() -> Path:
+            path = checkpoint.save_checkpoint(self.folder, step, write_files)
+            checkpoint.prune_checkpoints(self.folder, self.config.logging.keep_checkpoints)
+            return path
+
+        return on_main(write)
+
+    def restore(self, folder: Path) -> None:
+        """Goes on exactly where a checkpoint was written.
+
+        Raises:
+            UserError: the checkpoint is of another version.
+        """
+        load_reference(self.policy, folder / "model")
+        progress = checkpoint.read_progress(folder / "progress.json")
+        tensors = checkpoint.read_tensors(folder / "state.pt")
+        with checkpoint.of_this_version(folder):
+            for owner in self.owners:
+                owner.load_state_dict(progress | tensors)
+            checkpoint.restore_rng(tensors["rng"])
+            self.first_step, self.whole_step = progress["step"] + 1, progress["step"]
+        self.whole_updates = self.optimizer.updates
+        self.watch = Watch(truncate_metrics(self.folder / "metrics.jsonl", self.whole_step))
+        truncate_metrics(self.folder / "warnings.jsonl", self.whole_step, WARNING)
+        print(f"resumed after step {self.whole_step} from {folder}", flush=True)

@@ -1,0 +1,85 @@
+"""A run from its options to its summary: opened, cold-started, trained, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from searchr1_mini.core.interrupt import Stopped
+from searchr1_mini.core.training import Reward, outcome_reward, train_policy
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.run.cold_start import cold_start
+from searchr1_mini.run.evaluations import finish
+from searchr1_mini.run.imitation import demonstrations, imitate, imitates
+from searchr1_mini.run.museum import planted, whole_text_reward
+from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.processes import on_main, processes
+from searchr1_mini.run.run import Run
+from searchr1_mini.run.signals import first_signal
+from searchr1_mini.storage.lock import only_one
+
+
+def train(
+    config: TrainConfig, write_report: Callable[[Path], Path] | None = None, reward: Reward | None = None
+) -> Path:
+    """Runs, or resumes, a training run, in as many processes as torchrun started; returns its folder.
+
+    The first Ctrl-C (or SIGTERM) finishes the micro-batch at hand, saves and leaves; the second leaves at once.
+
+    Args:
+        config: resolved.
+        write_report: writes a page from the run's folder, in the end.
+        reward: what a trajectory earns, instead of what the options say.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    with processes(config.run.device) as scratch, ExitStack() as held:
+        if config.run.resume:  # before anything is read that another process may be writing
+            on_main(lambda: hold(config, held))
+        run = open_run(config, scratch)
+        if not config.run.resume:
+            on_main(lambda: hold(config, held))
+        with run.tracker, first_signal():
+            try:
+                all_phases(run, reward)
+                finish(run, write_report)
+            except Stopped:
+                print(f"go on with: {run.command_to_resume}", flush=True)
+                raise KeyboardInterrupt from None
+    return run.folder
+
+
+def hold(config: TrainConfig, held: ExitStack) -> None:
+    """Takes the run's folder for this process, until `held` is closed.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    folder = Path(config.run.output_dir)
+    if folder.is_dir():  # else --resume is told that there is no run
+        held.enter_context(only_one(folder, "name another --output-dir"))
+
+
+def all_phases(run: Run, reward: Reward | None = None) -> None:
+    """The cold start, the evaluation of the base, and the remaining steps; what is broken off is saved."""
+    config = run.config
+    if config.imitation.cold_start and run.evaluations.after_cold_start is None:
+        cold_start(run)
+    run.evaluations.measure_before(run)
+    if imitates(config.run.algorithm):
+        shown = demonstrations(run)
+        with run.saved_if_broken_off():
+            imitate(run, shown)
+        return
+    reward = reward or reward_of(config)
+    with run.saved_if_broken_off(), planted(config.run.bug, run.policy.tokenizer):
+        train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward)
+
+
+def reward_of(config: TrainConfig) -> Reward:
+    """What the options say that a trajectory earns."""
+    if config.run.bug == "reward-from-whole-text":
+        return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
+    return outcome_reward(config.reward, config.rollout.max_total_tokens)
