@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from ppo_memory import peak_gb, reset_peak
 from searchr1_mini.core.update import prepare, update
-from searchr1_mini.run.session import Session, start
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from searchr1_mini.core.batch import build_batch
@@ -39,6 +38,7 @@ from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.run.opening import open_run
 
 SHAPES = {  # hidden size, layers, heads, KV heads, intermediate size, vocabulary, tied
     "Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 151_936, True),
@@ -65,7 +65,7 @@ def main() -> None:
         save_random(Path(folder) / "model", *SHAPES[args.shape])
         config = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags)
         config = resolve(with_options(config, model=f"{folder}/model", output_dir=f"{folder}/run"))
-        run = start(config)
+        run = open_run(config)
         print(f"{args.shape}, {torch.cuda.get_device_name() if run.policy.device.type == 'cuda' else 'CPU'}, {flags}")
         print_decode(run, args)
         print_phases(run, args)

@@ -24,7 +24,7 @@ from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measure
 from searchr1_mini.run.metrics import eval_metrics
-from searchr1_mini.run.session import Session, save_step, start
+from searchr1_mini.run.opening import open_run
 
 BAR = 1.0  # MB per 100 steps
 
@@ -44,7 +44,7 @@ def main() -> None:
         rhythm = dict(mini_batches=1, eval_questions=8, eval_every=100, save_every=50)
         sound = dict(learning_rate=3e-4, drop_zero_variance=False)  # so many steps at 3e-3 collapse, and lengths grow
         config = resolve(make(TrainConfig, output_dir=f"{folder}/run", **size, **rhythm, **sound))
-        run = start(config)
+        run = open_run(config)
         with run.tracker, redirect_stdout(Path(os.devnull).open("w")):
             rows = np.array([one_step(run, step) for step in range(1, args.steps + 1)])
     memory, seconds, tokens = rows.T
@@ -64,7 +64,7 @@ def one_step(run: Session, step: int) -> tuple[float, float, float]:
     run.tracker.progress(step, metrics)
     run.tracker.warn(step, run.watch.see(step, metrics).values())
     if step % run.config.logging.save_every == 0:
-        save_step(run, step)
+        run.save(step)
     if step % 50 == 0:
         print(f"step {step}", file=sys.stderr, flush=True)
     return resident_mb(), metrics["seconds"], metrics["tokens_per_second"] * metrics["seconds"]

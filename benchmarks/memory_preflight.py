@@ -87,8 +87,8 @@ def measure(setting: Setting) -> dict[str, tuple[float, float]]:
     from searchr1_mini.options.config import TrainConfig
     from searchr1_mini.options.defaults import TINY
     from searchr1_mini.options.resolve import resolve
+    from searchr1_mini.run.opening import open_run
     from searchr1_mini.run.preflight import predictor
-    from searchr1_mini.run.session import start
 
     measured: dict[str, float] = {}
 
@@ -111,7 +111,7 @@ def measure(setting: Setting) -> dict[str, tuple[float, float]]:
         questions = [" ".join(WORDS[:1] * setting.question_tokens)]
         expected = predictor(config.run.model, device, pick_dtype("auto", device), questions)(config)
         print(expected.table(), file=sys.stderr)
-        run = start(config)
+        run = open_run(config)
         training.measure(run)
         for step in (1, 2):
             training.train_step(run, step)

@@ -71,13 +71,13 @@ def measure(algorithm: str, model: str) -> float:
     from searchr1_mini.options.config import TrainConfig
     from searchr1_mini.options.defaults import TINY
     from searchr1_mini.options.resolve import resolve
-    from searchr1_mini.run.session import start
+    from searchr1_mini.run.opening import open_run
 
     with tempfile.TemporaryDirectory() as folder:
         values = TINY | {"model": model, "load_in_4bit": True, "gradient_checkpointing": True, "lora_rank": 32}
         values |= {"max_new_tokens": 16, "max_turns": 1, "eval_questions": 2, "tokens_per_micro_batch": 1024}
         values |= {"algorithm": algorithm, "output_dir": f"{folder}/run", "tensorboard": False}
-        run = start(resolve(make(TrainConfig, **values | SETTINGS[algorithm])))
+        run = open_run(resolve(make(TrainConfig, **values | SETTINGS[algorithm])))
         reset_peak()
         train_step(run, 1)
         return peak_gb()

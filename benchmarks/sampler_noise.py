@@ -25,12 +25,13 @@ def main() -> None:
 
 def measure(config: TrainConfig) -> None:
     """One step's rollouts, and a forward over them."""
+    from searchr1_mini.core.update import all_logprobs
+
     from searchr1_mini.core.batch import build_batch
     from searchr1_mini.core.training import collect
-    from searchr1_mini.core.update import all_logprobs
-    from searchr1_mini.run.session import start
+    from searchr1_mini.run.opening import open_run
 
-    run = start(config)
+    run = open_run(config)
     rollouts = collect(run, 1)
     batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
     batch = batch.to(run.policy.device)

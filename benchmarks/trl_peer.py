@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from searchr1_mini.run.session import start
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
@@ -35,6 +34,7 @@ from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.task import load_task
 
 try:
@@ -94,7 +94,7 @@ def time_ours(config: TrainConfig, turns: int) -> tuple[float, float]:
                 yield Observe(passages=(yield Search(text, config.retrieval.topk)))
         yield Finish(text, "answer")
 
-    run = start(config)
+    run = open_run(config)
     run.make_method = method
     run.policy.tokenizer.eos_token = run.policy.config.eos_token_id = None  # nothing ends a turn early
     with run.tracker:

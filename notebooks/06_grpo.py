@@ -29,16 +29,16 @@ import torch
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
+from searchr1_mini.core.update import all_logprobs, prepare, update
 
 from searchr1_mini.core.algorithms import clipped_surrogate, group_advantages, kl_penalty, loss_weights, policy_loss
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect, train_step
-from searchr1_mini.core.update import all_logprobs, prepare, update
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measure
-from searchr1_mini.run.session import start
+from searchr1_mini.run.opening import open_run
 
 # %% [markdown]
 # ## One batch
@@ -55,7 +55,7 @@ config = resolve(
     )
 )  # fmt: skip
 with capture_output():
-    run = start(config)
+    run = open_run(config)
     before = measure(run)
 rollouts = collect(run, step=1)
 rewards, group_ids = torch.tensor(rollouts.rewards), torch.tensor(rollouts.group_ids)

@@ -27,16 +27,16 @@ import torch
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
+from searchr1_mini.core.update import all_values, prepare
 
 from searchr1_mini.core.algorithms import explained_variance, gae, token_rewards, value_loss
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.training import collect, train_step
-from searchr1_mini.core.update import all_values, prepare
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measure
-from searchr1_mini.run.session import start
+from searchr1_mini.run.opening import open_run
 
 # %% [markdown]
 # ## A trajectory with an observation in its middle
@@ -163,7 +163,7 @@ config = resolve(
     )
 )  # fmt: skip
 with capture_output():
-    run = start(config)
+    run = open_run(config)
     before = measure(run)
 rollouts = collect(run, step=1)
 pad = run.policy.tokenizer.pad_token_id

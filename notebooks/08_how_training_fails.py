@@ -28,7 +28,6 @@ import torch
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE
-from searchr1_mini.run.session import start
 
 from searchr1_mini.core.algorithms import group_advantages, loss_weights
 from searchr1_mini.core.batch import build_batch
@@ -37,6 +36,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import museum
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.watch import SIGNS, Watch
 
 # %% [markdown]
@@ -54,7 +54,7 @@ EASY = dict(
 
 def opened(**changes):
     with capture_output():
-        return start(resolve(make(TrainConfig, **EASY | changes, output_dir=f"{tempfile.mkdtemp()}/run")))
+        return open_run(resolve(make(TrainConfig, **EASY | changes, output_dir=f"{tempfile.mkdtemp()}/run")))
 
 
 def trained(**changes):

@@ -29,7 +29,6 @@ import torch
 from exercises import check
 from huggingface_hub import try_to_load_from_cache
 from IPython.utils.capture import capture_output
-from searchr1_mini.run.session import start
 from transformers import Qwen2Config
 
 from searchr1_mini.core.rollout import rollout
@@ -40,6 +39,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.memory import GB, NF4, predict, shape_of
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_summary
 
@@ -182,7 +182,7 @@ for size, shape in shapes.items():
 # %%
 options = dict(eval_questions=20, tensorboard=False, output_dir=f"{tempfile.mkdtemp()}/run", world_difficulty="infobox")
 with capture_output():
-    run = start(resolve(make(TrainConfig, **options)))
+    run = open_run(resolve(make(TrainConfig, **options)))
 examples = run.train.examples[:64]
 speeds = {}
 for at_a_time in (1, 4, 16, 64):
@@ -235,7 +235,7 @@ is_cached = isinstance(try_to_load_from_cache("Qwen/Qwen2.5-0.5B", "model.safete
 if torch.cuda.is_available() and is_cached:
     del run
     small = dict(model="Qwen2.5-0.5B", dataset="world", eval_questions=8, questions_per_step=4, group_size=4)
-    real = start(resolve(make(TrainConfig, **options | small | {"output_dir": f"{tempfile.mkdtemp()}/run"})))
+    real = open_run(resolve(make(TrainConfig, **options | small | {"output_dir": f"{tempfile.mkdtemp()}/run"})))
     torch.cuda.reset_peak_memory_stats()
     metrics = train_step(real, 1)
     print(predict(real.config, shapes["0.5B"], width=2, on_gpu=True).line(), "predicted")

@@ -40,7 +40,7 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrieval_metrics import measure as measure_retriever
 from searchr1_mini.run.evaluations import measure
 from searchr1_mini.run.log import render_trajectory
-from searchr1_mini.run.session import start
+from searchr1_mini.run.opening import open_run
 
 # %% [markdown]
 # ## A folder of text
@@ -159,10 +159,10 @@ config = resolve(
     )
 )  # fmt: skip
 with capture_output():
-    run = start(config)
-before, asked_before = measure(run), run.samples
+    run = open_run(config)
+before, asked_before = measure(run), run.evaluations.samples
 log = [train_step(run, step) for step in range(1, config.optimization.steps + 1)]
-after, asked_after = measure(run), run.samples
+after, asked_after = measure(run), run.evaluations.samples
 
 # %%
 steps = range(1, len(log) + 1)

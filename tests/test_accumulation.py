@@ -14,7 +14,7 @@ from searchr1_mini.core.batch import micro_batches
 from searchr1_mini.core.errors import UserError, is_out_of_memory
 from searchr1_mini.core.optimizer import half_as_many, over_micro_batches
 from searchr1_mini.options.nested import with_options
-from searchr1_mini.run.session import save_step, start
+from searchr1_mini.run.opening import open_run
 
 
 def test_what_this_system_says_when_memory_runs_out_is_known():
@@ -60,7 +60,7 @@ def test_a_step_that_ran_out_of_memory_has_the_gradient_of_one_that_did_not(tmp_
     monkeypatch.setattr(update, "policy_backward", policy_backward)
     halved = update.optimiser_step(run, experience, is_first=True)
     told = re.findall(r"out of memory: from here on micro-batches of (\d+) tokens", capsys.readouterr().err)
-    assert told and run.micro_batch_tokens == int(told[-1]) < run.config.optimization.tokens_per_micro_batch
+    assert told and run.optimizer.micro_batches.tokens == int(told[-1]) < run.config.optimization.tokens_per_micro_batch
     assert gradients[0].norm() > 1e-3
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5 * gradients[0].abs().max().item())
     assert halved["loss"] == pytest.approx(whole["loss"], abs=1e-6)
@@ -77,7 +77,7 @@ def test_a_trajectory_that_does_not_fit_is_told_while_nothing_is_lost(tmp_path):
 
     with pytest.raises(UserError, match=rf"a single trajectory of {longest} tokens; lower --max-total-tokens"):
         over_micro_batches(run, experience.batch, fail)
-    run.micro_batch_tokens = run.config.optimization.tokens_per_micro_batch
+    run.optimizer.micro_batches.tokens = run.config.optimization.tokens_per_micro_batch
     with pytest.raises(RuntimeError, match="can't allocate memory"):  # weights have moved: no step to go back to
         over_micro_batches(run, experience.batch, fail, may_stop=False)
     with pytest.raises(RuntimeError, match="shapes"):
@@ -95,10 +95,10 @@ def test_halving_ends_where_every_row_stands_alone():
 
 def test_a_resumed_run_keeps_to_the_smaller_micro_batches(tmp_path):
     run = session_of(tmp_path)
-    run.micro_batch_tokens = 512
-    save_step(run, 1)
-    assert start(with_options(run.config, resume=True)).micro_batch_tokens == 512
-    assert start(with_options(run.config, resume=True, tokens_per_micro_batch=1024)).micro_batch_tokens == 1024
+    run.optimizer.micro_batches.tokens = 512
+    run.save(1)
+    assert open_run(with_options(run.config, resume=True)).micro_batch_tokens == 512
+    assert open_run(with_options(run.config, resume=True, tokens_per_micro_batch=1024)).micro_batch_tokens == 1024
 
 
 def test_a_row_that_changes_its_process_is_counted_once(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_a_row_that_changes_its_process_is_counted_once(tmp_path, monkeypatch):
         tries = iter([True, False])
         monkeypatch.setattr(optimizer, "rank", lambda process=process: process)
         monkeypatch.setattr(optimizer, "any_of", lambda failed, tries=tries: next(tries))
-        run.micro_batch_tokens = 10**9
+        run.optimizer.micro_batches.tokens = 10**9
         total += update.of_whole_batch(run, batch, lambda part: torch.ones_like(part.old_logprobs))
     for row, length in enumerate(batch.lengths.tolist()):
         assert total[row, : length - 1].tolist() == [1.0] * (length - 1)

@@ -19,7 +19,7 @@ from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.evaluation.plan import checkpoint_of
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import with_options
-from searchr1_mini.run.session import save_step, start
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.storage.checkpoint import (
     best_checkpoint,
     capture_rng,
@@ -203,9 +203,9 @@ def test_a_run_begins_where_there_is_no_git(tmp_path, monkeypatch):
 
 def test_the_seconds_of_all_processes_of_a_run_are_counted(tmp_path):
     run = session_of(tmp_path / "run")
-    run.before, run.earlier_seconds = MEASURED, 1000.0
-    save_step(run, 1)
-    assert 1000 < start(with_options(run.config, resume=True)).total_seconds < 2000
+    run.evaluations.before, run.clock.earlier_seconds = MEASURED, 1000.0
+    run.save(1)
+    assert 1000 < open_run(with_options(run.config, resume=True)).total_seconds < 2000
 
 
 def test_a_resumed_run_knows_all_that_it_knew(tmp_path):
@@ -222,16 +222,22 @@ def test_a_resumed_run_knows_all_that_it_knew(tmp_path):
         setattr(run, name, value)
     segments = [Segment("prompt", [1], text="Q"), Segment("policy", [2], [-0.5], "A")]
     aside = Segment("policy", [3], [-1.0])
-    run.samples_before = [Trajectory("q", segments, "turns", None, ["a"], ["b"], [["c"]], [aside], invalid_actions=3)]
+    run.evaluations.samples_before = [
+        Trajectory("q", segments, "turns", None, ["a"], ["b"], [["c"]], [aside], invalid_actions=3)
+    ]
     (run.folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "em": 0.5}}\n' for n in (1, 2, 3, 4)))
-    save_step(run, 3)
-    again = start(with_options(run.config, resume=True))
+    run.save(3)
+    again = open_run(with_options(run.config, resume=True))
     assert {name: getattr(again, name) for name in told} == told
-    assert (again.first_step, again.unlogged, again.samples_before) == (4, None, run.samples_before)
+    assert (again.first_step, again.unlogged, again.evaluations.samples_before) == (
+        4,
+        None,
+        run.evaluations.samples_before,
+    )
     assert [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")] == [1, 2, 3]
     run.unlogged = {"loss": 1.0}  # the evaluation of step 4 was broken off
-    save_step(run, 4)
-    again = start(with_options(run.config, resume=True))
+    run.save(4)
+    again = open_run(with_options(run.config, resume=True))
     assert (again.first_step, again.unlogged) == (5, {"loss": 1.0})
 
 

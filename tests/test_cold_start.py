@@ -40,7 +40,7 @@ from searchr1_mini.pages.report import eval_series, write_report
 from searchr1_mini.run import cold_start as module
 from searchr1_mini.run.cold_start import scripted_episodes
 from searchr1_mini.run.log import COLD_START
-from searchr1_mini.run.session import start
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 from searchr1_mini.storage.files import read_jsonl
 
@@ -239,7 +239,7 @@ RUN = {
 def trained(folder: Path, stop_at: tuple[str, int] | None, monkeypatch, **settings) -> None:
     """Runs to the end; with `stop_at` it is broken off at that call of that function, and resumed from the disk."""
     config = resolve(make(TrainConfig, **RUN | settings, output_dir=str(folder)))
-    run = start(config)
+    run = open_run(config)
     if stop_at:
         name, number = stop_at
         calls, real = 0, getattr(module, name)
@@ -255,7 +255,7 @@ def trained(folder: Path, stop_at: tuple[str, int] | None, monkeypatch, **settin
             patch.setattr(module, name, stopped)
             run_steps(run)
         run.tracker.__exit__()
-        run = start(with_options(config, resume=True))
+        run = open_run(with_options(config, resume=True))
     run_steps(run)
     run.tracker.__exit__()
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sessions import session_of
+from sessions import session_of, train_step
 
 from searchr1_mini.chat.terminal import verdict
-from searchr1_mini.core.training import train_step
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.resolve import resolve

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from faults import ADAPTER, ROOT, config_of, evaluation_of, sentence_of
-from searchr1_mini.run.session import save_step, start
 
 from searchr1_mini.core import training
 from searchr1_mini.core.errors import UserError
@@ -26,6 +25,7 @@ from searchr1_mini.options.nested import with_options
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import evaluations
 from searchr1_mini.run.log import Tracker
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import append_jsonl, read_jsonl
@@ -119,16 +119,16 @@ def test_a_disk_that_fails_costs_nothing_that_was_saved(disk, whole_run, capsys,
 
 def test_a_checkpoint_needs_all_of_its_room(disk, capsys):
     """The disk is full at another byte each time: in the adapter, the tokenizer, the optimiser, the manifest."""
-    run = start(config_of(disk / "run"))
-    first = save_step(run, 1)
+    run = open_run(config_of(disk / "run"))
+    first = run.save(1)
     size = sum(path.stat().st_size for path in first.rglob("*") if path.is_file())
     for part in range(12):
         fill(disk, leaving=size * part // 12)
         with pytest.raises(UserError, match=r"the disk is full: checkpoint .*step-000002 was not saved"):
-            save_step(run, 2)
+            run.save(2)
         assert [path.name for path in first.parent.iterdir()] == ["step-000001"] and checkpoint.is_whole(first)
     (disk / "filler").unlink()
-    assert checkpoint.is_whole(save_step(run, 2))
+    assert checkpoint.is_whole(run.save(2))
 
 
 def test_lines_are_whole_on_a_full_disk_and_after_a_power_cut(disk):

@@ -18,7 +18,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.held_out import HELD_OUT, chosen_by
-from searchr1_mini.run.session import save_step, start
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage.files import read_jsonl
 
@@ -30,7 +30,7 @@ SHORT = {"max_new_tokens": 12, "max_turns": 1}
 def run_with_a_best(folder: Path, **settings) -> Path:
     """A checkpoint of an untrained run, with an evaluation of its step."""
     run = session_of(folder, **SHORT | settings)
-    save_step(run, 1)
+    run.save(1)
     write_lines(folder / "metrics.jsonl", [{"step": 1, "eval/em": 0.5}])
     return folder
 
@@ -117,7 +117,7 @@ def test_a_run_of_an_older_version_keeps_what_it_is_measured_on(of_a_file, tmp_p
     told = sentence_of(capsys, evaluate_command, EvalConfig(run=str(run), checkpoint="best", output_dir=str(tmp_path)))
     assert "every held-out question" in told
     values = {name: path[name] for name in ("dataset", "data_path", "corpus", "eval_questions")}
-    resumed = start(resolve(make(TrainConfig, **SMALL | SHORT | values, output_dir=str(run), resume=True)))
+    resumed = open_run(resolve(make(TrainConfig, **SMALL | SHORT | values, output_dir=str(run), resume=True)))
     resumed.tracker.__exit__()
     assert len(resumed.held_out.examples) == 6 and not (run / HELD_OUT).exists()
 

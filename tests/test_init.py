@@ -12,7 +12,6 @@ import torch
 from conftest import save_random_qwen2
 from faults import config_of, sentence_of
 from safetensors.torch import load_file
-from searchr1_mini.run.session import start
 
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
@@ -22,6 +21,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import memory
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import read_jsonl
@@ -90,7 +90,7 @@ def test_it_is_resumed_to_the_bit_when_the_other_run_is_gone(warm, tmp_path, set
     other = shutil.copytree(warm, tmp_path / "other")
     whole = train(config_of(tmp_path / "whole", init=str(other), **settings))
     broken = config_of(tmp_path / "broken", init=str(other), **settings)
-    start(broken).tracker.__exit__()  # left before its first step
+    open_run(broken).tracker.__exit__()  # left before its first step
     shutil.rmtree(other)
     for steps in (1, 2):
         train(config_of(tmp_path / "broken", init=str(other), **settings, resume=True, steps=steps))
@@ -122,7 +122,7 @@ def test_every_form_of_what_was_learnt_is_taken(warm, warm_full, tmp_path):
     full = [last_full, last_full / "model", tmp_path / "full", tmp_path / "full" / "merged"]
     states = {}
     for number, form in enumerate([*forms, *full]):
-        run = start(config_of(tmp_path / str(number), init=str(form)))
+        run = open_run(config_of(tmp_path / str(number), init=str(form)))
         run.tracker.__exit__()
         with torch.no_grad():
             states[form] = run.policy.hidden(input_ids=IDS)
@@ -139,7 +139,7 @@ def test_an_adapter_of_peft_loses_its_dropout(warm, tmp_path):
     """Which would make the update's distribution another than the rollout's."""
     folder = shutil.copytree(warm / "checkpoints" / "step-000002" / "model" / "policy", tmp_path / "adapter")
     edit(folder, lora_dropout=0.5)
-    run = start(config_of(tmp_path / "run", init=str(folder)))
+    run = open_run(config_of(tmp_path / "run", init=str(folder)))
     run.tracker.__exit__()
     inside = run.policy.hidden(input_ids=IDS)
     with run.policy.training(True):
@@ -232,7 +232,7 @@ def test_memory_knows_the_second_adapter():
 
 def test_a_copy_that_was_broken_off_is_made_anew(warm, tmp_path):
     config = config_of(tmp_path / "run", init=str(warm))
-    start(config).tracker.__exit__()
+    open_run(config).tracker.__exit__()
     shutil.rmtree(tmp_path / "run" / "init")
     (tmp_path / "run" / ".init").mkdir()
     run = train(with_options(config, resume=True, steps=1))

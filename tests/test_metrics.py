@@ -67,9 +67,13 @@ def test_a_run_ends_with_what_was_measured_last_beside_what_was_measured_first(t
     """Each figure in its column: before, after, and after without what the engine finds."""
     run = session_of(tmp_path / "run")
     summaries = {name: summarise([ONE], [ROLLOUTS[n]]) for n, name in enumerate(("before", "after", "emptied"))}
-    run.before, run.samples, run.samples_before = summaries["before"], [ROLLOUTS[1]], [ROLLOUTS[0]]
+    run.evaluations.before, run.evaluations.samples, run.evaluations.samples_before = (
+        summaries["before"],
+        [ROLLOUTS[1]],
+        [ROLLOUTS[0]],
+    )
     run.held_out.examples[:] = [ONE]
-    run.train_seconds, run.earlier_seconds = 12.34, 100.0
+    run.clock.train_seconds, run.clock.earlier_seconds = 12.34, 100.0
     monkeypatch.setattr(
         evaluations, "measure", lambda run, is_empty=False: summaries["emptied" if is_empty else "after"]
     )

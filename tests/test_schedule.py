@@ -11,10 +11,9 @@ from faults import config_of
 from hypothesis import given
 from hypothesis import strategies as st
 from searchr1_mini.core.schedule import learning_rates
-from sessions import session_of, step_of
+from sessions import session_of, step_of, train_step
 
 from searchr1_mini.core import training, update
-from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve

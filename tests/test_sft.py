@@ -10,15 +10,15 @@ from statistics import fmean
 
 import pytest
 import torch
+from searchr1_mini.core.update import forward
 
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.trajectory import Trajectory
-from searchr1_mini.core.update import forward
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.imitation import demonstrations, imitation_step, imitation_update
-from searchr1_mini.run.session import start
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def session_of(folder: Path, algorithm: str):
     config = resolve(
         make(TrainConfig, algorithm=algorithm, output_dir=str(folder), eval_questions=4, tensorboard=False)
     )
-    return start(with_options(config, demonstration_questions=10))
+    return open_run(with_options(config, demonstration_questions=10))
 
 
 def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):

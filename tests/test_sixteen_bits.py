@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sessions import session_of, step_of
+from searchr1_mini.core.schedule import set_learning_rates
+from sessions import session_of, step_of, train_step
 from test_memory import SHAPE
 
 from searchr1_mini.core import update
 from searchr1_mini.core.algorithms import truncated_importance
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.schedule import set_learning_rates
-from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve

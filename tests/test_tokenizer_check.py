@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import save_random_qwen2
 from dictated import Dictated
-from searchr1_mini.run.session import start
+from sessions import collect
 from test_hostile_input import told
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -25,7 +25,6 @@ from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import reward
 from searchr1_mini.core.rollout import RolloutLimits, rollout
-from searchr1_mini.core.training import collect
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.models import chat_template
 from searchr1_mini.models.bases import check_source
@@ -37,6 +36,7 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.imitation import gold_demonstration
 from searchr1_mini.run.metrics import empty_think
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import train
 
 DAY = date(2026, 1, 5)
@@ -96,7 +96,7 @@ def test_a_prompt_begins_with_bos_once_wherever_it_is_made(base, tmp_path, token
     pattern, template = BOS_FORMS[form]
     folder = model_with(base, tmp_path / "model", with_bos(tokenizer, pattern, template))
     settings = SMALL | {"model": str(folder), "template": "short", "group_size": 1, "algorithm": "sft"}
-    run = start(resolve(make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))))
+    run = open_run(resolve(make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))))
     run.tracker.__exit__()
     text = run.make_method("Who?").send(None).text
     own = AutoTokenizer.from_pretrained(folder)
@@ -251,7 +251,7 @@ def test_a_demonstration_closes_the_thought_that_the_template_opened(base, tmp_p
     template = CHAT + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
     folder = model_with(base, tmp_path / "model", with_bos(tokenizer, "$A", template))
     settings = SMALL | {"model": str(folder), "template": "paper", "algorithm": "sft"}
-    run = start(resolve(make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))))
+    run = open_run(resolve(make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))))
     run.tracker.__exit__()
     example = run.train.examples[0]
     segment = gold_demonstration(run, example).segments[1]
@@ -291,7 +291,7 @@ def test_a_resumed_run_and_its_evaluation_stay_on_the_day_that_it_began_on(dated
     train(resolve(make(TrainConfig, **settings, date="2026-01-05", output_dir=str(folder))))
     assert json.loads((folder / "config.json").read_text())["date"] == "2026-01-05"
     again = resolve(make(TrainConfig, **settings | {"steps": 2}, output_dir=str(folder), resume=True))
-    run = start(again)
+    run = open_run(again)
     run.tracker.__exit__()
     shown = run.policy.tokenizer.decode(collect(run, 1).trajectories[0].segments[0].token_ids)
     assert "Today Date: 05 Jan 2026" in shown

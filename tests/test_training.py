@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from searchr1_mini.run.session import Session
-from sessions import session_of
+from sessions import collect, session_of, train_step
 
 from searchr1_mini.core import methods, scores, training
 from searchr1_mini.core.prompts import SEARCH_TEMPLATE, STOP_STRINGS
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.rollout_stats import RolloutStats
-from searchr1_mini.core.training import collect, train_step
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
@@ -25,12 +23,13 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run import evaluations
 from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Session:
+def run(tmp_path_factory) -> Run:
     """Two questions a step, two rollouts each; tests change its config."""
     return session_of(tmp_path_factory.mktemp("run") / "r", questions_per_step=2, group_size=2, reward="em")
 
@@ -45,7 +44,7 @@ def as_it_was(request):
         run.config, run.train = before
 
 
-def played(run: Session, example, is_right: bool = False, reason: str = "answer", n_observed: int = 3) -> Trajectory:
+def played(run: Run, example, is_right: bool = False, reason: str = "answer", n_observed: int = 3) -> Trajectory:
     """A rollout that searched once: what it wrote and read are real ids, its log-probs made up."""
     tokenizer = run.policy.tokenizer
     answer = example.golden_answers[0] if is_right else "nobody"
@@ -74,7 +73,7 @@ def play(monkeypatch, make) -> list:
     return asked
 
 
-def learnt_from(run: Session, step: int = 1) -> list[bool]:
+def learnt_from(run: Run, step: int = 1) -> list[bool]:
     """Takes a step; which of its rollouts the log says were in the update, as the trained-on share does."""
     metrics = train_step(run, step)
     rows = read_jsonl(run.folder / "rollouts" / f"step-{step:06d}.jsonl")
@@ -284,8 +283,8 @@ def test_a_run_is_measured_greedily_on_held_out_questions(run, monkeypatch):
 
     monkeypatch.setattr(scores, "rollout", rollout)
     assert evaluations.measure(run)["em"] == 1
-    samples = run.samples
-    assert evaluations.measure(run, is_empty=True)["em"] == 0 and run.samples is samples
+    samples = run.evaluations.samples
+    assert evaluations.measure(run, is_empty=True)["em"] == 0 and run.evaluations.samples is samples
     (first, engine, cold), (second, nothing, colder) = asked
     assert first == second == run.held_out.examples
     assert not {e.question for e in first} & {e.question for e in run.train.examples}
@@ -295,19 +294,19 @@ def test_a_run_is_measured_greedily_on_held_out_questions(run, monkeypatch):
 def test_a_base_is_measured_once(run, monkeypatch):
     """A resumed run compares with what its first process measured."""
     monkeypatch.setattr(scores, "rollout", lambda examples, *_, **__: ([played(run, e) for e in examples], None))
-    run.before = None
+    run.evaluations.before = None
     evaluations.measure_before(run)
-    assert run.before["em"] == 0 and run.samples_before == run.samples
-    run.before = {"em": 0.5}
+    assert run.evaluations.before["em"] == 0 and run.evaluations.samples_before == run.evaluations.samples
+    run.evaluations.before = {"em": 0.5}
     evaluations.measure_before(run)
-    assert run.before == {"em": 0.5}
+    assert run.evaluations.before == {"em": 0.5}
 
 
 def test_the_adapter_follows_the_seed(run, tmp_path):
     other = session_of(tmp_path / "other", seed=1)
     again = session_of(tmp_path / "again", reward="em")
 
-    def weights(session: Session) -> list:
+    def weights(session: Run) -> list:
         return [p for name, p in session.policy.model.named_parameters() if "lora_A" in name]
 
     assert not any(torch.equal(one, two) for one, two in zip(weights(again), weights(other), strict=True))

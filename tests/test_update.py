@@ -14,16 +14,15 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
-from searchr1_mini.run.session import Session
-from sessions import session_of
+from sessions import collect, session_of
 from torch import Tensor
 
 from searchr1_mini.core import update
 from searchr1_mini.core.algorithms import group_advantages
 from searchr1_mini.core.batch import build_batch
-from searchr1_mini.core.training import collect
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.run.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
 CLIPS = {"clip_eps": 0.1, "clip_eps_high": 0.3}
@@ -57,7 +56,7 @@ class Token:
 class Case:
     """A run at its first step, its trajectories, what `prepare` makes of them, and all policy tokens row by row."""
 
-    run: Session
+    run: Run
     trajectories: list[Trajectory]
     rewards: list[float]
     experience: update.Experience
@@ -73,7 +72,7 @@ def shake(parameters, seed: int, std: float) -> None:
             parameter += std * torch.randn(parameter.shape, generator=generator)
 
 
-def logprobs_of(run: Session, trajectory: Trajectory) -> tuple[list[Tensor], list[Tensor]]:
+def logprobs_of(run: Run, trajectory: Trajectory) -> tuple[list[Tensor], list[Tensor]]:
     """Log-prob and entropy at every position of a trajectory, by the model as transformers and peft have it."""
     ids = torch.tensor([trajectory.token_ids])
     logits = run.policy.model(input_ids=ids).logits[0, :-1].float() / run.config.rollout.temperature
@@ -82,7 +81,7 @@ def logprobs_of(run: Session, trajectory: Trajectory) -> tuple[list[Tensor], lis
     return [None, *chosen], [None, *-(full.exp() * full).sum(-1)]
 
 
-def values_of(run: Session, trajectory: Trajectory) -> list[Tensor]:
+def values_of(run: Run, trajectory: Trajectory) -> list[Tensor]:
     """The critic's value of the state before every position."""
     run.policy.model.set_adapter("critic")
     hidden = run.policy.model.get_base_model().model(input_ids=torch.tensor([trajectory.token_ids])).last_hidden_state
@@ -202,7 +201,7 @@ def test_ppo_prepares_what_a_loop_over_tokens_does(ppo):
 
 
 @contextmanager
-def with_options(run: Session, **settings) -> Iterator[None]:
+def with_options(run: Run, **settings) -> Iterator[None]:
     """Inside, the run has other options; its weights stay."""
     before, run.config = run.config, with_options(run.config, **settings)
     try:
@@ -345,7 +344,7 @@ def test_every_pass_takes_all_groups_in_mini_batches_of_its_own(grpo, monkeypatc
 
     def one(run, experience, is_first):
         seen.append((experience.batch.group_ids.tolist(), is_first))
-        run.updates += 1
+        run.optimizer.updates += 1
         told = {"entropy": float(len(seen)), "learning_rate": 10.0 * len(seen)}
         return told if is_first else told | {"correct_loglik_change": float(len(seen))}
 
@@ -365,7 +364,7 @@ def test_every_pass_takes_all_groups_in_mini_batches_of_its_own(grpo, monkeypatc
 
 
 @contextmanager
-def optimiser_that_waits(run: Session) -> Iterator[list[list[list[Tensor]]]]:
+def optimiser_that_waits(run: Run) -> Iterator[list[list[list[Tensor]]]]:
     """Inside, no step is taken; collects the gradients that would have been, by the optimiser's groups."""
     seen, groups = [], run.optimizer.param_groups
     with pytest.MonkeyPatch.context() as patch:
@@ -378,7 +377,7 @@ def norm(gradients: list[Tensor]) -> float:
     return math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
 
 
-def set_gradients(run: Session, norms: tuple[float, ...]) -> None:
+def set_gradients(run: Run, norms: tuple[float, ...]) -> None:
     for group, length in zip(run.optimizer.param_groups, norms, strict=True):
         n = sum(parameter.numel() for parameter in group["params"])
         for parameter in group["params"]:
@@ -387,27 +386,27 @@ def set_gradients(run: Session, norms: tuple[float, ...]) -> None:
 
 def test_policy_and_critic_are_clipped_each_by_its_own_norm(ppo):
     run = ppo.run
-    before = run.updates
+    before = run.optimizer.updates
     set_gradients(run, (10.0, 0.25))
     with optimiser_that_waits(run) as applied:
         told = update.apply_gradients(run, 0.5)
     assert (told["grad_norm"], told["critic_grad_norm"]) == pytest.approx((10, 0.25), rel=1e-4)
     assert [norm(group) for group in applied[0]] == pytest.approx([run.config.optimization.grad_clip, 0.25], rel=1e-4)
-    assert run.config.optimization.grad_clip == 1.0 and run.updates == before + 1
+    assert run.config.optimization.grad_clip == 1.0 and run.optimizer.updates == before + 1
     assert all(parameter.grad is None for group in run.optimizer.param_groups for parameter in group["params"])
 
 
 def test_what_is_not_finite_is_not_applied_and_counted_until_one_is_sound(ppo):
     run = ppo.run
-    run.skipped_in_a_row = 0
+    run.optimizer.skipped_in_a_row = 0
     with optimiser_that_waits(run) as applied:
         for loss, norms in ((0.5, (math.nan, 1.0)), (0.5, (1.0, math.inf)), (math.nan, (1.0, 1.0))):
             set_gradients(run, norms)
             assert update.apply_gradients(run, loss)["skipped_updates"] == 1.0
-        assert (run.skipped_in_a_row, applied) == (3, [])
+        assert (run.optimizer.skipped_in_a_row, applied) == (3, [])
         set_gradients(run, (1.0, 1.0))
         assert update.apply_gradients(run, 0.5)["skipped_updates"] == 0.0
-        assert run.skipped_in_a_row == 0 and len(applied) == 1
+        assert run.optimizer.skipped_in_a_row == 0 and len(applied) == 1
 
 
 def test_a_scaled_loss_has_the_gradient_of_one_that_is_not(ppo):
