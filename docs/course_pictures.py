@@ -43,10 +43,10 @@ def text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "")
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{html_text(words)}</text>'
 
 
-def box(x: float, y: float, width: float, height: float, colour: str, words: str = "") -> str:
+def box(x: float, y: float, width: float, height: float, color: str, words: str = "") -> str:
     """A box with words in its middle."""
     rectangle = (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}" stroke="#fff"/>'
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}" stroke="#fff"/>'
     )
     return rectangle + (text(x + width / 2, y + height / 2 + 4, words) if words else "")
 
@@ -114,19 +114,19 @@ def mask() -> str:
             text(x + width / 2, y + 40, str(int(writer == "policy"))),
         ]
         x += width
-    for place, (writer, colour) in enumerate(WRITERS.items()):
-        parts.append(box(20 + 130 * place, y + 62, 110, 20, colour, writer))
+    for place, (writer, color) in enumerate(WRITERS.items()):
+        parts.append(box(20 + 130 * place, y + 62, 110, 20, color, writer))
     return card(parts, 760, y + 96, "The loss mask on the tokens of a trajectory")
 
 
 def advantages() -> str:
     """Session 3, second half: GRPO's advantage by how many of a group of eight are right."""
     lines = {}
-    for name, normalise in (("GRPO", True), ("Dr. GRPO", False)):
+    for name, normalize in (("GRPO", True), ("Dr. GRPO", False)):
         both = []
         for n_right in range(1, 8):
             rewards = torch.tensor([1.0] * n_right + [0.0] * (8 - n_right))
-            both.append((n_right, group_advantages(rewards, torch.zeros(8), "group", normalise)))
+            both.append((n_right, group_advantages(rewards, torch.zeros(8), "group", normalize)))
         lines[f"{name}, right"] = [(n, a[0].item()) for n, a in both]
         lines[f"{name}, wrong"] = [(n, a[-1].item()) for n, a in both]
     chart = line_chart(lines, "Advantage in a group of 8", "right rollouts", "advantage", width=560, height=320)
@@ -159,7 +159,7 @@ def credit() -> str:
         lines[f"λ = {gae_lambda}:"] = [(float(t), found[0, t].item()) for t in at]
     title = "Advantage; V = 0.4, tokens 8 to 13 are read, not written"
     chart = line_chart(lines, title, "token", "advantage", width=560, height=320)
-    return card([chart], 600, 320, "Generalised advantages over two turns and an observation")
+    return card([chart], 600, 320, "Generalized advantages over two turns and an observation")
 
 
 def memory() -> str:
@@ -170,10 +170,10 @@ def memory() -> str:
     for preset in ("24gb", "16gb", "12gb"):
         predicted = predict(resolve(make(TrainConfig, model="Qwen2.5-3B", **PRESETS[preset])), shape, 2, on_gpu=True)
         parts.append(text(20, y + 34, f"--preset {preset}", "start", "name"))
-        for colour, phase in zip(COLOURS, predicted.phases, strict=False):
+        for color, phase in zip(COLOURS, predicted.phases, strict=False):
             size = predicted.total(phase) / GB
             parts += [
-                box(130, y, 22 * size, 16, colour),
+                box(130, y, 22 * size, 16, color),
                 text(136 + 22 * size, y + 12, f"{phase} {size:.1f} GB", "start"),
             ]
             y += 18
@@ -181,35 +181,59 @@ def memory() -> str:
     return card(parts, 760, y, "Predicted peak memory by preset")
 
 
+def named(x: float, y: float, width: float, color: str, name: str, about: str) -> str:
+    """A box of two lines: the name of a room or module as it is in searchr1_mini/, and what it holds."""
+    lines = text(x + width / 2, y + 19, name, "middle", "name") + text(x + width / 2, y + 36, about)
+    return box(x, y, width, 46, color) + lines
+
+
 def architecture() -> str:
-    """Session 2 and architecture.md: the modules that a step goes through."""
-    places = {  # name: x, y, two lines, whose work it is
-        "examples": (20, 60, "questions", "data.py, world.py", "prompt"),
-        "engine": (210, 60, "engine and methods", "rollout.py, methods.py", "policy"),
-        "decoder": (400, 20, "decoder", "generation.py", "policy"),
-        "retriever": (400, 100, "retriever", "retrieval.py", "observation"),
-        "trajectory": (210, 180, "trajectories", "trajectory.py", "prompt"),
-        "reward": (20, 180, "rewards", "rewards.py", "prompt"),
-        "batch": (20, 260, "batch and loss mask", "batch.py", "prompt"),
-        "advantage": (210, 260, "advantages, losses", "algorithms.py", "policy"),
-        "update": (400, 260, "update", "update.py, critic.py", "policy"),
-        "policy": (590, 20, "policy", "models.py", "policy"),
+    """Session 2 and architecture.md: the rooms of the package, and in the core the stages of a step."""
+    gray, blue, yellow = WRITERS["prompt"], WRITERS["policy"], WRITERS["observation"]
+    parts = [
+        '<rect x="190" y="20" width="460" height="258" rx="6" fill="#f3f6fa" stroke="#9ccbe8"/>',
+        text(204, 42, "core", "start", "title"),
+        text(242, 42, "training.py: a step goes round once", "start"),
+    ]
+    stages = [  # in the order of core/training.py; the second row runs back
+        ("rollout.py", "1 roll out"), ("rewards.py", "2 reward"), ("batch.py", "3 the mask"),
+        ("experience.py", "4 advantages, pi_old"), ("algorithms.py", "5 losses"), ("optimizer.py", "6 optimizer steps"),
+    ]  # fmt: skip
+    for place, (name, about) in enumerate(stages):
+        column = place if place < 3 else 5 - place
+        parts.append(named(202 + 152 * column, 56 if place < 3 else 142, 132, blue, name, about))
+    parts += [arrow(334, 354, 79, ""), arrow(486, 506, 79, ""), upright(572, 102, 142)]
+    parts += [arrow(506, 486, 165, ""), arrow(354, 334, 165, ""), upright(268, 142, 102)]
+    parts.append(text(276, 126, "new weights", "start"))
+    helpers = {"methods.py": "Algorithm 1", "decoder.py": "sampling", "policy.py": "and reference"}
+    for place, (name, about) in enumerate((helpers | {"critic.py": "PPO's values"}).items()):
+        parts.append(named(202 + 111 * place, 218, 103, "#dbe9f5", name, about))
+    rooms = {  # name: x, y, width, what it holds
+        "data": (20, 20, 140, "questions, passages"),
+        "retrievers": (20, 86, 140, "search engines"),
+        "models": (20, 152, 140, "bases, adapters"),
+        "options": (20, 218, 140, "flags, defaults"),
+        "run": (700, 86, 140, "state, checks, log"),
+        "storage": (700, 152, 140, "files, checkpoints"),
+        "pages": (700, 218, 140, "reports, cards"),
+        "evaluation": (20, 306, 193, "methods x data sets"),
+        "chat": (229, 306, 193, "terminal, browser"),
+        "ablations": (438, 306, 193, "studies"),
+        "tiny": (647, 306, 193, "what the tiny base read"),
     }
-    parts = [text(20, 330, "training.py goes round once a step; a checkpoint holds what the next step needs", "start")]
-    for x, y, what, where, writer in places.values():
-        parts += [box(x, y, 150, 46, WRITERS[writer]), text(x + 75, y + 19, what, "middle", "name")]
-        parts.append(text(x + 75, y + 36, where))
-    parts += [arrow(170, 210, 83, ""), arrow(360, 400, 60, ""), arrow(400, 360, 112, "")]
-    parts += [arrow(550, 590, 43, ""), arrow(210, 170, 203, ""), arrow(170, 210, 283, ""), arrow(360, 400, 283, "")]
-    parts += [down(285, 106, 180), down(95, 226, 260)]
-    parts.append('<path d="M550 283H665V74" fill="none" stroke="#1f2430"/><path d="M665 66l-4 8h8z" fill="#1f2430"/>')
-    parts.append(text(672, 180, "new weights", "start"))
-    return card(parts, 770, 346, "The modules that a step goes through")
+    for name, (x, y, width, about) in rooms.items():
+        parts.append(named(x, y, width, yellow if name == "retrievers" else gray, name, about))
+    parts += [arrow(160, 190, y + 23, "") for y in (20, 86, 152, 218)]
+    parts += [arrow(700, 650, 100, "steps"), arrow(650, 700, 122, "7 log")]
+    order = "core, storage, models, retrievers, data, options, run, pages, evaluation, chat, ablations, tiny"
+    parts.append(text(20, 378, f"A room imports only those before it: {order}", "start"))
+    return card(parts, 860, 396, "The rooms of the package, and the stages of a step in its core")
 
 
-def down(x: float, y1: float, y2: float) -> str:
-    """An arrow downwards."""
-    return f'<path d="M{x} {y1}V{y2 - 8}" stroke="#1f2430"/><path d="M{x} {y2}l-4 -8h8z" fill="#1f2430"/>'
+def upright(x: float, y1: float, y2: float) -> str:
+    """An upright arrow from y1 to y2."""
+    head = 8 if y2 > y1 else -8
+    return f'<path d="M{x} {y1}V{y2 - head}" stroke="#1f2430"/><path d="M{x} {y2}l-4 {-head}h8z" fill="#1f2430"/>'
 
 
 PICTURES: dict[str, Callable[[], str]] = {

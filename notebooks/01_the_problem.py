@@ -35,9 +35,9 @@ from searchr1_mini.data.world import make_world, world_examples
 # %% [markdown]
 # ## A world that nobody can know
 #
-# `world.py:make_world` draws people, cities, companies and countries, and facts between them. Names of training and
-# evaluation never meet (`world.py:split_of`), so nothing that is learnt in training is true in evaluation. An answer can
-# only come from a passage.
+# `data/world.py:make_world` draws people, cities, companies and countries, and facts between them. Names of training
+# and evaluation never meet (`data/world.py:split_of`), so nothing that is learnt in training is true in evaluation. An
+# answer can only come from a passage.
 
 # %%
 world = make_world(seed=0, split="eval")
@@ -74,11 +74,11 @@ print("gold answer:", task.examples[1].golden_answers[0])
 print(f"exact match {summary['em']:.3f}, searches a question {summary['searches']:.2f}")
 
 # %% [markdown]
-# *Exact match* (EM) is the reward of the paper (equation 4; `rewards.py:exact_match`): 1 if the answer equals the gold
-# answer after normalisation, else 0.
+# *Exact match* (EM) is the reward of the paper (equation 4; `core/rewards.py:exact_match`): 1 if the answer equals the gold
+# answer after normalization, else 0.
 #
 # Sampled at temperature 1 the base searches now and then. That is enough to see what search changes. We put four
-# engines behind it (`task.py:load_task`, `retrievers/probes.py`):
+# engines behind it (`run/task.py:load_task`, `retrievers/probes.py`):
 #
 # * **none**: there is no engine; a search is an invalid action,
 # * **empty**: the engine finds nothing,
@@ -86,6 +86,7 @@ print(f"exact match {summary['em']:.3f}, searches a question {summary['searches'
 # * **oracle**: returns the supporting passages whatever the query: the best that any engine could do.
 
 # %%
+from searchr1_mini.options.nested import with_options
 
 ENGINES = {"none": "none", "empty": "empty", "bm25": "auto", "oracle": "oracle"}
 
@@ -126,13 +127,12 @@ assert right["did not search"] == 0
 # %% [markdown]
 # ## A few steps of reinforcement learning
 #
-# Nothing tells the model to search. A reward of 1 for a right answer is enough, because only rollouts that searched can be right.
-# Four steps of GRPO on a LoRA adapter, with questions of one hop on the *training* world, which shares no name with the
-# questions above. [Notebook 6](06_grpo.ipynb) builds this step by hand; `training.py:train` is the loop. A full
-# run is `python train.py`: 40 steps, both hops.
+# Nothing tells the model to search. A reward of 1 for a right answer is enough, because only rollouts that searched can
+# be right. Four steps of GRPO on a LoRA adapter, with questions of one hop on the *training* world, which shares no
+# name with the questions above. [Notebook 6](06_grpo.ipynb) builds this step by hand; `core/training.py:train_policy`
+# is the loop. A full run is `python train.py`: 40 steps, both hops.
 
 # %%
-from searchr1_mini.options.nested import with_options
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 
 runs = TemporaryDirectory()
@@ -152,10 +152,10 @@ before = by_engine(policy, temperature=0.0)
 
 # %%
 figure, (left, right_axes) = plt.subplots(1, 2, figsize=(10, 3.4))
-for offset, results, label, colour in ((-0.2, before, "base", ORANGE), (0.2, after, "after 4 steps", BLUE)):
+for offset, results, label, color in ((-0.2, before, "base", ORANGE), (0.2, after, "after 4 steps", BLUE)):
     places = [index + offset for index in range(len(ENGINES))]
     for axes, figure_name in ((left, "em"), (right_axes, "searches")):
-        bars = axes.bar(places, [results[name][0][figure_name] for name in ENGINES], 0.4, color=colour, label=label)
+        bars = axes.bar(places, [results[name][0][figure_name] for name in ENGINES], 0.4, color=color, label=label)
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
         axes.set_xticks(range(len(ENGINES)), ENGINES)
         axes.set_xlabel("search engine")

@@ -42,9 +42,9 @@ for passage in ten:
 # %% [markdown]
 # ## Terms
 #
-# BM25 sees a bag of terms: lower-cased words of title and text, without English function words (`retrievers/terms.py:tokenize`,
-# `retrieval.py:index_terms`). Order and meaning are gone; what is left is how often a term stands in a passage (tf), how
-# many passages hold it (n), and how long the passage is (|d|).
+# BM25 sees a bag of terms: lower-cased words of title and text, without English function words
+# (`core/terms.py:tokenize`, `core/retrieval.py:index_terms`). Order and meaning are gone; what is left is how often a
+# term stands in a passage (tf), how many passages hold it (n), and how long the passage is (|d|).
 
 # %%
 query = f"Who is the mayor of {ten[3].title}?"
@@ -65,8 +65,8 @@ print("n of each term:", dict(zip(asked, held_by.tolist(), strict=True)))
 # $$\text{norm}(d) = k_1 \left(1 - b + b \, \frac{|d|}{\text{avgdl}}\right) \qquad
 # \text{score}(q, d) = \sum_{t \in q} \text{idf}(t) \, \frac{\text{tf}(t, d) \, (k_1 + 1)}{\text{tf}(t, d) + \text{norm}(d)}$$
 #
-# Two idf are in use. Okapi's, of rank-bm25 (`retrieval.py:RankBM25`), is the older; Lucene's, of bm25s
-# (`retrieval.py:BM25S`), is never negative, and leaves out the constant factor $k_1 + 1$:
+# Two idf are in use. Okapi's, of rank-bm25 (`core/retrieval.py:RankBM25`), is the older; Lucene's, of bm25s
+# (`retrievers/bm25s.py:BM25S`), is never negative, and leaves out the constant factor $k_1 + 1$:
 #
 # $$\text{idf}_\text{Okapi}(t) = \ln \frac{N - n + 0.5}{n + 0.5} \qquad
 # \text{idf}_\text{Lucene}(t) = \ln\left(1 + \frac{N - n + 0.5}{n + 0.5}\right)$$
@@ -104,8 +104,8 @@ print("by hand  ", [(ten[row].title, round(float(okapi[row]), 4)) for row in bes
 # %%
 figure, axes = plt.subplots(figsize=(10, 3))
 bottom = np.zeros(N)
-for part, term, colour in zip(lucene_parts.T, asked, (ORANGE, BLUE, GREEN), strict=False):
-    axes.barh([passage.title for passage in ten], part, left=bottom, color=colour, label=term)
+for part, term, color in zip(lucene_parts.T, asked, (ORANGE, BLUE, GREEN), strict=False):
+    axes.barh([passage.title for passage in ten], part, left=bottom, color=color, label=term)
     bottom += part
 axes.invert_yaxis()
 axes.set(xlabel="score (Lucene)", title=query)
@@ -123,11 +123,11 @@ figure.tight_layout()
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2))
 tf = np.linspace(0, 10, 60)
 styles = (ORANGE, "--"), (BLUE, "-"), (GREEN, ":")
-for k1, (colour, line) in zip((0.5, K1, 3.0), styles, strict=True):
-    left.plot(tf, tf * (k1 + 1) / (tf + k1), line, color=colour, label=f"k1 = {k1}")
-for b, (colour, line) in zip((0.0, B, 1.0), styles, strict=True):
+for k1, (color, line) in zip((0.5, K1, 3.0), styles, strict=True):
+    left.plot(tf, tf * (k1 + 1) / (tf + k1), line, color=color, label=f"k1 = {k1}")
+for b, (color, line) in zip((0.0, B, 1.0), styles, strict=True):
     long = np.linspace(0.2, 4, 60)
-    middle.plot(long, (K1 + 1) / (1 + K1 * (1 - b + b * long)), line, color=colour, label=f"b = {b}")
+    middle.plot(long, (K1 + 1) / (1 + K1 * (1 - b + b * long)), line, color=color, label=f"b = {b}")
 share = np.linspace(0.01, 0.99, 60) * 100
 right.plot(share, np.log((100 - share + 0.5) / (share + 0.5)), "--", color=ORANGE, label="Okapi")
 right.plot(share, np.log(1 + (100 - share + 0.5) / (share + 0.5)), color=BLUE, label="Lucene")
@@ -202,8 +202,8 @@ print(f"both passages, one search, k = 3:  {found[2].all_recall[3]:.2f}")
 print(f"both passages, two searches:       {both / len(two_hop):.2f}")
 
 # %% [markdown]
-# `K1` and `B` stand in `retrieval.py`. Does it matter which? The same 100 questions of two hops, the share with the first
-# passage on top:
+# `K1` and `B` stand in `core/retrieval.py`. Does it matter which? The same 100 questions of two hops, the share with
+# the first passage on top:
 
 # %%
 k1s, bs = [0.3, 0.9, 1.5, 3.0], [0.0, 0.4, 0.75, 1.0]
@@ -262,7 +262,7 @@ check("2.2", answer, "d2871531c83a", hint="at which n is the fraction exactly 1?
 #
 # **2.3** Write what ranks: a function `(scores, matches, topk)` that returns the indices of the `topk` largest scores among
 # those where `matches` is true, best first, equal scores in the order of the corpus. The package's
-# (`retrieval.py:best_rows`) is linear in the corpus; yours may sort.
+# (`core/retrieval.py:best_rows`) is linear in the corpus; yours may sort.
 
 # %%
 answer = ...  # a function

@@ -35,8 +35,8 @@ tokenizer = policy.tokenizer
 # %% [markdown]
 # ## Algorithm 1 is a generator
 #
-# `methods.py:search_r1` never sees a model. It yields what it needs and is resumed with the result, so that it can be
-# driven by hand: we play policy and engine.
+# `core/methods.py:search_r1` never sees a model. It yields what it needs and is resumed with the result, so that it can
+# be driven by hand: we play policy and engine.
 
 # %%
 from searchr1_mini.core.methods import search_r1
@@ -58,8 +58,8 @@ for reply in replies:
 print("asks: ", request)
 
 # %% [markdown]
-# Fed by hand it can be tested without a model; fed by `rollout.py:rollout` hundreds of such generators share one decoder
-# and one call of the engine.
+# Fed by hand it can be tested without a model; fed by `core/rollout.py:rollout` hundreds of such generators share one
+# decoder and one call of the engine.
 #
 # ## Where a turn stops
 #
@@ -84,9 +84,10 @@ for id_ in ids:
 print("the turn's text:", bytes(matcher.seen[:end]))
 
 # %% [markdown]
-# `stops.py:StopMatcher` works on bytes and searches just as many as a stop string could still need. The token that
-# completes the stop stays whole and belongs to the policy; the parser (`prompts.py:parse_action`) ignores what follows the
-# stop inside it. EOS, where a turn ends with it, is kept and trained on too: otherwise stopping is never learnt.
+# `core/stops.py:StopMatcher` works on bytes and searches just as many as a stop string could still need. The token that
+# completes the stop stays whole and belongs to the policy; the parser (`core/prompts.py:parse_action`) ignores what
+# follows the stop inside it. EOS, where a turn ends with it, is kept and trained on too: otherwise stopping is never
+# learnt.
 #
 # ## The real thing
 #
@@ -112,8 +113,8 @@ for segment in longest.segments:
 # ## The KV cache
 #
 # The keys and values of a token do not depend on what follows, so no token has to be fed twice. A loop that calls
-# `generate` with the whole context at every turn feeds the prompt once a turn; the decoder (`generation.py:Decoder`,
-# `kv_cache.py:RowCache`) goes on where a row ends. A prompt that a group shares is fed once for all.
+# `generate` with the whole context at every turn feeds the prompt once a turn; the decoder (`core/decoder.py:Decoder`,
+# `core/kv_cache.py:RowCache`) goes on where a row ends. A prompt that a group shares is fed once for all.
 
 # %%
 usual = sum(map(tokens_of_usual_loop, trajectories))
@@ -159,7 +160,7 @@ figure.tight_layout()
 
 # %% [markdown]
 # Is it the same model? Feed the finished trajectory once, whole and without a cache, and compare the log-prob of every
-# policy token with the one that was written down while sampling (`logprobs.py:token_logprobs`).
+# policy token with the one that was written down while sampling (`core/logprobs.py:token_logprobs`).
 
 # %%
 from searchr1_mini.core.batch import build_batch
@@ -179,9 +180,9 @@ print(f"{int(batch.loss_mask.sum())} policy tokens, every log-prob the same to 1
 # ## What an observation may contain
 #
 # Passages are foreign text. A passage that spells our tags, or a control token of the model, could forge an action or
-# end a turn. Tags are made harmless (`prompts.py:neutralise_tags`), control tokens are never parsed
-# (`encoding.py:foreign_ids`), and what is too long is cut inside, passage by passage, so that the closing tag always
-# stays (`encoding.py:observation_ids`).
+# end a turn. Tags are made harmless (`core/prompts.py:neutralise_tags`), control tokens are never parsed
+# (`core/encoding.py:foreign_ids`), and what is too long is cut inside, passage by passage, so that the closing tag
+# always stays (`core/encoding.py:observation_ids`).
 
 # %%
 from searchr1_mini.core.encoding import observation_ids
@@ -241,9 +242,9 @@ check("3.2", answer, "bda86fa310ce", hint="99 once, and 1 for each row")
 #
 # </details>
 #
-# **3.3** Write a function from the text of a turn to the kind of its action: `"search"`, `"answer"` or `"invalid"`. The first
-# closing tag decides; its opening tag must stand before it; empty content is invalid. (`prompts.py:parse_action` also
-# returns the content.)
+# **3.3** Write a function from the text of a turn to the kind of its action: `"search"`, `"answer"` or `"invalid"`. The
+# first closing tag decides; its opening tag must stand before it; empty content is invalid.
+# (`core/prompts.py:parse_action` also returns the content.)
 
 # %%
 from searchr1_mini.core.prompts import parse_action

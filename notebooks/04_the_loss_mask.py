@@ -40,9 +40,9 @@ print(f"{len(searched)} trajectories with a search, {[len(t.token_ids) for t in 
 # %% [markdown]
 # ## The mask
 #
-# `batch.py:build_batch` lays trajectories side by side and shifts once: position t of every per-token tensor belongs to the
-# *target* t, the token that position t predicts. The mask is read off the segments, whose kind was written down when each
-# token came into being (`trajectory.py:Segment`). It asks neither the text nor the ids.
+# `core/batch.py:build_batch` lays trajectories side by side and shifts once: position t of every per-token tensor
+# belongs to the *target* t, the token that position t predicts. The mask is read off the segments, whose kind was
+# written down when each token came into being (`core/trajectory.py:Segment`). It asks neither the text nor the ids.
 
 # %%
 from searchr1_mini.core.batch import build_batch
@@ -56,8 +56,8 @@ for name in ("input_ids", "targets", "loss_mask"):
 LEGEND = {"in the loss": "#9CCBE8", "masked": "#DDDDDD"}
 IN, OUT = LEGEND.values()
 length = int(batch.lengths[0]) - 1
-colours = [IN if inside else OUT for inside in batch.loss_mask[0, :length].tolist()]
-draw_tokens(pieces_of(batch.targets[0, :length], tokenizer), colours, LEGEND, "targets of the first row")
+colors = [IN if inside else OUT for inside in batch.loss_mask[0, :length].tolist()]
+draw_tokens(pieces_of(batch.targets[0, :length], tokenizer), colors, LEGEND, "targets of the first row")
 
 # %% [markdown]
 # The prompt and the observation are masked, and each turn is in from its first token to the one that holds its stop
@@ -76,7 +76,7 @@ axes.imshow(
     kinds, aspect="auto", cmap=plt.matplotlib.colors.ListedColormap(["white", "#BBBBBB", BLUE]), interpolation="nearest"
 )
 axes.set(
-    xlabel="target position (blue: in the loss, grey: masked, white: padding)",
+    xlabel="target position (blue: in the loss, gray: masked, white: padding)",
     ylabel="row",
     yticks=range(len(searched)),
 )
@@ -100,9 +100,9 @@ print(f"with --no-mask-observations, {n_observed / (n_policy + n_observed):.0%} 
 # %% [markdown]
 # ## What the gradient sees
 #
-# The loss is $-\frac{1}{\sum_t I(y_t)} \sum_t I(y_t) A \log \pi(y_t)$ at the first update, where the ratio of policies is 1
-# (paper, equation 3; `algorithms.py:policy_loss` and `loss_weights`). A masked token gets a gradient of exactly 0, not a
-# small one: even a NaN there would not matter.
+# The loss is $-\frac{1}{\sum_t I(y_t)} \sum_t I(y_t) A \log \pi(y_t)$ at the first update, where the ratio of policies
+# is 1 (paper, equation 3; `core/algorithms.py:policy_loss` and `loss_weights`). A masked token gets a gradient of
+# exactly 0, not a small one: even a NaN there would not matter.
 
 # %%
 from searchr1_mini.core.algorithms import loss_weights, policy_loss
@@ -166,8 +166,8 @@ def mask_from_text(trajectory):
 true_mask = [False, *build_batch([forged], [1.0], [0], tokenizer.pad_token_id).loss_mask[0].tolist()]
 guessed = mask_from_text(forged)
 wrong = [index for index, (one, other) in enumerate(zip(true_mask, guessed, strict=True)) if one != other]
-colours = [IN if inside else OUT for inside in guessed]
-draw_tokens(pieces_of(forged.token_ids, tokenizer), colours, LEGEND,
+colors = [IN if inside else OUT for inside in guessed]
+draw_tokens(pieces_of(forged.token_ids, tokenizer), colors, LEGEND,
             f"mask from text: {len(wrong)} tokens wrong (framed)", struck=wrong)  # fmt: skip
 
 # %% [markdown]
@@ -187,13 +187,13 @@ assert row.loss_mask[0].sum() - by_pad_id.sum() == 1
 # %% [markdown]
 # **From the text, encoded again.** Decode each turn, cut it at its stop string, strip it, encode it again. The ids are then
 # others than those that were sampled, so that the log-probs of sampling belong to no token any more
-# (`comparison/bugs.py:retokenised`; `python -m searchr1_mini.ablate bugs` trains with it).
+# (`run/museum.py:retokenized`; `python -m searchr1_mini.ablate bugs` trains with it).
 
 # %%
-from searchr1_mini.run.museum import retokenised
+from searchr1_mini.run.museum import retokenized
 
 sampled = [segment for trajectory in trajectories for segment in trajectory.of_kind("policy")]
-again = [segment for trajectory in trajectories for segment in retokenised(trajectory, tokenizer).of_kind("policy")]
+again = [segment for trajectory in trajectories for segment in retokenized(trajectory, tokenizer).of_kind("policy")]
 changed = [(one, other) for one, other in zip(sampled, again, strict=True) if one.token_ids != other.token_ids]
 print(f"{len(changed)} of {len(sampled)} turns have other ids once decoded, cut and encoded again")
 for one, other in changed[:2]:

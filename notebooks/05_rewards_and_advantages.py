@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from exercises import check, check_code
-from lesson import BLUE, GREEN, GREY, ORANGE, load_tiny
+from lesson import BLUE, GRAY, GREEN, ORANGE, load_tiny
 
 from searchr1_mini.core.rewards import exact_match, f1_score, format_reward, normalise_answer, reward, sub_exact_match
 
@@ -34,8 +34,8 @@ from searchr1_mini.core.rewards import exact_match, f1_score, format_reward, nor
 # ## When are two answers the same?
 #
 # $r(x, y) = \text{EM}(a_\text{pred}, a_\text{gold})$ (Search-R1, equation 4): 1 if both are equal after SQuAD's
-# normalisation (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single blanks
-# (`rewards.py:normalise_answer`, `exact_match`).
+# normalization (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single blanks
+# (`core/rewards.py:normalise_answer`, `exact_match`).
 
 # %%
 pairs = [
@@ -46,7 +46,7 @@ pairs = [
     ("it is either Oak Bay or Elm Cove or Ash Hill", "Oak Bay"),
     ("", "Oak Bay"),
 ]
-print(f"{'answer':46}{'gold':12}{'normalised':44}  EM  sub-EM  F1")
+print(f"{'answer':46}{'gold':12}{'normalized':44}  EM  sub-EM  F1")
 for said, gold in pairs:
     scores = exact_match(said, [gold]), sub_exact_match(said, [gold]), f1_score(said, [gold])
     print(f"{said!r:46}{gold!r:12}{normalise_answer(said)!r:44}" + "{:4.0f}{:8.0f}{:6.2f}".format(*scores))
@@ -64,10 +64,10 @@ gold = ["Oak Bay"]
 n_listed = range(1, len(candidates) + 1)
 answers = [" or ".join(candidates[:n]) for n in n_listed]
 figure, axes = plt.subplots(figsize=(6, 3))
-for score, label, colour, line in (
+for score, label, color, line in (
     (exact_match, "EM", BLUE, "o-"), (f1_score, "F1", GREEN, "s--"), (sub_exact_match, "sub-EM", ORANGE, "^:")
 ):  # fmt: skip
-    axes.plot(n_listed, [score(answer, gold) for answer in answers], line, color=colour, label=label)
+    axes.plot(n_listed, [score(answer, gold) for answer in answers], line, color=color, label=label)
 axes.set(xlabel="candidates listed, the right one first", ylabel="reward")
 axes.legend(frameon=False)
 figure.tight_layout()
@@ -104,11 +104,11 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
 # The public code (`qa_em.py`) takes no answer where it finds fewer than two, so as to skip the prompt's example. But the
 # prompt holds two: the words `<answer> and </answer>` are the first. And behind a prompt that holds none, an honest
 # answer would be the only one, and earn nothing. Here the answer is the content of the action that ended the episode,
-# read from the policy's own tokens (`methods.py:search_r1`, `trajectory.py:Trajectory.answer`), and passages cannot
+# read from the policy's own tokens (`core/methods.py:search_r1`, `core/trajectory.py:Trajectory.answer`), and passages cannot
 # spell our tags ([notebook 3](03_a_rollout.ipynb)).
 #
 # How much would a leak pay? Real rollouts of the base, paid by EM, and by a reward that looks for the gold answer anywhere in
-# the text (`comparison/bugs.py:whole_text_reward`, `train.py --bug-reward-from-whole-text`).
+# the text (`run/museum.py:whole_text_reward`, `train.py --bug reward-from-whole-text`).
 
 # %%
 from searchr1_mini.core.rollout import rollout
@@ -132,8 +132,9 @@ print(
 # A policy trained on the leak learns to search and to stop caring what it answers. The museum of bugs
 # (`python -m searchr1_mini.ablate bugs`) draws its curve.
 #
-# The public code's second reward also pays for form: 1, 0.8, 0.2, 0.1 or 0 (`rewards.py:format_reward`, `--reward format`).
-# Bonuses for form are the usual door for reward hacking, which [notebook 8](08_how_training_fails.ipynb) lets happen.
+# The public code's second reward also pays for form: 1, 0.8, 0.2, 0.1 or 0 (`core/rewards.py:format_reward`,
+# `--reward format`). Bonuses for form are the usual door for reward hacking, which
+# [notebook 8](08_how_training_fails.ipynb) lets happen.
 
 # %%
 by_form = [format_reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]
@@ -152,7 +153,7 @@ figure.tight_layout()
 #
 # $$A_i = \frac{r_i - \text{mean}(r_1 .. r_G)}{\text{std}(r_1 .. r_G) + \epsilon}$$
 #
-# (`algorithms.py:group_advantages`). The same number stands at every policy token of rollout i.
+# (`core/algorithms.py:group_advantages`). The same number stands at every policy token of rollout i.
 
 # %%
 from searchr1_mini.core.algorithms import group_advantages, zero_variance
@@ -178,15 +179,15 @@ kinds = {
     "Dr. GRPO": ("group", False, GREEN, "--"),
     "RLOO": ("leave-one-out", False, ORANGE, ":"),
 }
-for name, (baseline, normalise, colour, line) in kinds.items():
+for name, (baseline, normalize, color, line) in kinds.items():
     right, wrong = [], []
     for n_right in range(1, G):
         r = torch.tensor([1.0] * n_right + [0.0] * (G - n_right))
-        a = group_advantages(r, torch.zeros(G), baseline, normalise)
+        a = group_advantages(r, torch.zeros(G), baseline, normalize)
         right.append(a[0].item())
         wrong.append(a[-1].item())
-    axes.plot(range(1, G), right, "o" + line, color=colour, label=f"{name}, right (o)")
-    axes.plot(range(1, G), wrong, "x" + line, color=colour)
+    axes.plot(range(1, G), right, "o" + line, color=color, label=f"{name}, right (o)")
+    axes.plot(range(1, G), wrong, "x" + line, color=color)
 axes.axhline(0, color="black", linewidth=0.5)
 axes.set(xlabel=f"right rollouts of {G}; x: the wrong ones", ylabel="advantage")
 axes.legend(frameon=False)
@@ -207,15 +208,15 @@ table = torch.tensor(paid).view(-1, G)
 is_flat = zero_variance(table.flatten(), torch.arange(len(table)).repeat_interleave(G)).view(-1, G)[:, 0]
 p = np.linspace(0, 1, 101)
 figure, (left, right_axes) = plt.subplots(1, 2, figsize=(10, 3.2))
-for size, colour, line in ((2, ORANGE, ":"), (G, BLUE, "-"), (16, GREEN, "--")):
-    left.plot(p, p**size + (1 - p) ** size, line, color=colour, label=f"G = {size}")
+for size, color, line in ((2, ORANGE, ":"), (G, BLUE, "-"), (16, GREEN, "--")):
+    left.plot(p, p**size + (1 - p) ** size, line, color=color, label=f"G = {size}")
 left.set(xlabel="p, probability of a right rollout", ylabel="share of groups with no variance", ylim=(0, 1.02))
 left.legend(frameon=False)
 n_right, n_groups = np.unique(table.sum(1).int().numpy(), return_counts=True)
-bars = right_axes.bar(n_right, n_groups, color=[GREY if n in (0, G) else BLUE for n in n_right])
+bars = right_axes.bar(n_right, n_groups, color=[GRAY if n in (0, G) else BLUE for n in n_right])
 right_axes.bar_label(bars)
 right_axes.set(
-    xlabel=f"right rollouts of {G} (grey: teaches nothing)", ylabel="groups of the base", xticks=range(G + 1)
+    xlabel=f"right rollouts of {G} (gray: teaches nothing)", ylabel="groups of the base", xticks=range(G + 1)
 )
 figure.tight_layout()
 print(f"the base: {int(is_flat.sum())} of {len(table)} groups have no variance, mean reward {table.mean():.3f}")
@@ -229,7 +230,7 @@ print(f"the base: {int(is_flat.sum())} of {len(table)} groups have no variance, 
 
 # %%
 answer = ...  # a number
-check("5.1", answer, "429ad0e0928e", hint="normalise first; then 2 x common / (words said + words wanted)")
+check("5.1", answer, "429ad0e0928e", hint="normalize first; then 2 x common / (words said + words wanted)")
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -28,27 +28,30 @@ import matplotlib.pyplot as plt
 import torch
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
-from lesson import BLUE, GREEN, ORANGE
-from searchr1_mini.core.update import all_logprobs, prepare, update
+from lesson import BLUE, GREEN, ORANGE, one_step
 
 from searchr1_mini.core.algorithms import clipped_surrogate, group_advantages, kl_penalty, loss_weights, policy_loss
 from searchr1_mini.core.batch import build_batch
-from searchr1_mini.core.training import collect, train_step
+from searchr1_mini.core.experience import all_logprobs, policy_logprobs, prepare_grpo, rows_of_updates
+from searchr1_mini.core.training import collect, loss_of_policy, train_policy, weighted
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.evaluations import measure
+from searchr1_mini.run.evaluations import measured
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.training import reward_of
 
 # %% [markdown]
 # ## One batch
 #
 # The easiest world: one fact a passage, questions of one hop. Eight questions, eight rollouts each, by the tiny base as
-# it is shipped. `start` opens a run as `train.py` does; `collect` is its first part of a step.
+# it is shipped. `open_run` opens a run as `train.py` does; `collect` is the first part of a step: rollouts and their
+# rewards.
 
 # %%
 config = resolve(
-    make(TrainConfig, 
+    make(
+        TrainConfig,
         world_difficulty="infobox", world_hops="1", steps=7, questions_per_step=8, group_size=8, mini_batches=1,
         warmup_steps=1, decay_steps=0, eval_questions=40, dtype="float32", tensorboard=False,
         output_dir=f"{tempfile.mkdtemp()}/run",
@@ -56,14 +59,14 @@ config = resolve(
 )  # fmt: skip
 with capture_output():
     run = open_run(config)
-    before = measure(run)
-rollouts = collect(run, step=1)
+    before, _ = measured(run)
+rollouts = collect(run.policy, run.environment, config, step=1, reward=reward_of(config))
 rewards, group_ids = torch.tensor(rollouts.rewards), torch.tensor(rollouts.group_ids)
 print(f"{len(rewards)} rollouts, {int(rewards.sum())} right")
 
 # %% [markdown]
-# A row of the picture is a question, a cell one of its rollouts. Rows of one colour teach GRPO nothing: nothing in them is
-# better or worse than the rest.
+# A row of the picture is a question, a cell one of its rollouts. Rows of one color teach GRPO nothing: nothing in them
+# is better or worse than the rest.
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
@@ -78,8 +81,8 @@ _ = fig.colorbar(shown, ax=right, shrink=0.9)
 #
 # $$A_i = \frac{r_i - \mathrm{mean}(r)}{\mathrm{std}(r) + \varepsilon}$$
 #
-# GRPO, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300), section 4.1.2; `algorithms.py:group_advantages`. Mean and
-# standard deviation are those of the question's own rollouts: the group is the baseline, and no critic is needed.
+# GRPO, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300), section 4.1.2; `core/algorithms.py:group_advantages`. Mean
+# and standard deviation are those of the question's own rollouts: the group is the baseline, and no critic is needed.
 
 # %%
 mixed = next(g for g in range(8) if 0 < rewards[group_ids == g].sum() < 8)
@@ -96,31 +99,51 @@ assert torch.allclose(torch.tensor(by_hand), advantages[group_ids == mixed], ato
 #
 # $$\rho_t = \frac{\pi(y_t)}{\pi_{\mathrm{old}}(y_t)} = \exp\bigl(\log \pi(y_t) - \log \pi_{\mathrm{old}}(y_t)\bigr)$$
 #
-# $\pi_{\mathrm{old}}$ is the policy that sampled; its log-probs were written down token by token. Before the first update
-# $\pi$ is the same policy, so every ratio is 1 but for rounding. `update` then takes one optimiser step, and a second
-# forward sees how far each token moved.
+# $\pi_{\mathrm{old}}$ is the policy that sampled; its log-probs were written down token by token. Before the first
+# update $\pi$ is the same policy, so every ratio is 1 but for rounding. `prepare_grpo` computes what must not move
+# while the weights do: the advantage of each token, $\pi_{\mathrm{old}}$, and the log-probs of the reference. It reads
+# the options of the loss, the temperature, how a batch is split into micro-batches, and which rows each optimizer step
+# learns from; here there is one step, from all rows.
 
 # %%
 batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
-experience, _ = prepare(run, batch, advantages)
+objective, how = config.objective, (config.rollout.temperature, run.optimizer.micro_batches)
+passes = rows_of_updates(batch.group_ids.tolist(), config.optimization, run.optimizer.updates)
+experience = prepare_grpo(run.policy, batch, advantages, objective, *how, passes, needs_old=True)
 batch, mask = experience.batch, experience.batch.loss_mask
 old, ref = batch.old_logprobs, experience.ref_logprobs
-ratio_before = (all_logprobs(run, batch) - old)[mask].exp()
-metrics = update(run, experience)
-new = all_logprobs(run, batch)
-ratio_after = (new - old)[mask].exp()
-print(f"largest |ratio - 1|: {(ratio_before - 1).abs().max():.1e} before, {(ratio_after - 1).abs().max():.2f} after")
+ratio_before = (all_logprobs(run.policy, batch, *how) - old)[mask].exp()
+print(f"largest |ratio - 1|: {(ratio_before - 1).abs().max():.1e}")
 assert (ratio_before - 1).abs().max() < 1e-3
+
+# %% [markdown]
+# Now the step. `core/optimizer.py:Optimizer.step` asks for the loss of each micro-batch and back-propagates it;
+# `core/training.py:loss_of_policy` computes it. Its parts come below. A second forward sees how far each token moved.
+
+
+# %%
+def loss_of(part):
+    logprobs, entropy = policy_logprobs(run.policy, part.batch, config.rollout.temperature)
+    yield loss_of_policy(logprobs, entropy, part, objective)
+
+
+((rows,),) = passes  # one pass, one optimizer step
+run.optimizer.begin(1, n_updates=1)
+run.optimizer.step(weighted(experience.select(rows), config), loss_of)
+metrics = run.optimizer.metrics()
+new = all_logprobs(run.policy, batch, *how)
+ratio_after = (new - old)[mask].exp()
+print(f"largest |ratio - 1|: {(ratio_after - 1).abs().max():.2f}")
 
 # %%
 sign = (experience.advantages[mask]).cpu()
 fig, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 bins = torch.linspace(0.5, 1.5, 41).tolist()
-for chosen, colour, name in ((sign > 0, BLUE, "A > 0"), (sign < 0, ORANGE, "A < 0")):
-    axis.hist(ratio_after.cpu()[chosen].clamp(0.5, 1.5).tolist(), bins, color=colour, alpha=0.6, label=name)
+for chosen, color, name in ((sign > 0, BLUE, "A > 0"), (sign < 0, ORANGE, "A < 0")):
+    axis.hist(ratio_after.cpu()[chosen].clamp(0.5, 1.5).tolist(), bins, color=color, alpha=0.6, label=name)
 for edge in (1 - config.objective.clip_eps, 1 + config.objective.clip_eps):
     axis.axvline(edge, color="black", linestyle=":")
-axis.set(xlabel="ratio after one optimiser step (dotted: the clip)", ylabel="tokens", yscale="log")
+axis.set(xlabel="ratio after one optimizer step (dotted: the clip)", ylabel="tokens", yscale="log")
 _ = axis.legend()
 # %% [markdown]
 # Most tokens of right rollouts became likelier, most of wrong ones less likely, and most moved little, because they were
@@ -131,19 +154,19 @@ _ = axis.legend()
 # $$-\min\bigl(\rho_t A,\ \mathrm{clip}(\rho_t, 1-\epsilon, 1+\epsilon)\, A\bigr)$$
 #
 # PPO, [arXiv 1707.06347](https://arxiv.org/abs/1707.06347), equation 7; Search-R1, equations 2 and 3;
-# `algorithms.py:clipped_surrogate`. Once a token has moved by more than $\epsilon$ in the direction that its advantage
-# asks for, its gradient is gone. In the other direction nothing is clipped: a mistake can always be undone.
+# `core/algorithms.py:clipped_surrogate`. Once a token has moved by more than $\epsilon$ in the direction that its
+# advantage asks for, its gradient is gone. In the other direction nothing is clipped: a mistake can always be undone.
 
 # %%
 log_ratios = torch.linspace(-0.5, 0.5, 201, requires_grad=True)
 fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharex=True, layout="constrained")
-for advantage, colour in ((1.0, BLUE), (-1.0, ORANGE)):
+for advantage, color in ((1.0, BLUE), (-1.0, ORANGE)):
     loss, _ = clipped_surrogate(
         log_ratios, torch.tensor(advantage), config.objective.clip_eps, config.objective.clip_eps_high
     )
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratios)
     for axis, values in zip(axes, (loss, gradient), strict=True):
-        axis.plot(log_ratios.detach().exp(), values.detach(), color=colour, label=f"A = {advantage:+.0f}")
+        axis.plot(log_ratios.detach().exp(), values.detach(), color=color, label=f"A = {advantage:+.0f}")
 axes[0].set(title="loss of a token", xlabel="ratio", ylabel="loss")
 axes[1].set(title="its gradient by log pi", xlabel="ratio", ylabel="d loss / d log pi")
 _ = axes[0].legend()
@@ -152,8 +175,8 @@ _ = axes[0].legend()
 #
 # $$\mathrm{k3}_t = e^{d_t} - d_t - 1, \qquad d_t = \log \pi_{\mathrm{ref}}(y_t) - \log \pi(y_t)$$
 #
-# GRPO, equation 4, after Schulman, "Approximating KL divergence" (2020); `algorithms.py:kl_penalty`. The reference is the
-# base with the adapter switched off. k3 is never negative, and its mean over samples of $\pi$ is the KL.
+# GRPO, equation 4, after Schulman, "Approximating KL divergence" (2020); `core/algorithms.py:kl_penalty`. The reference
+# is the base with the adapter switched off. k3 is never negative, and its mean over samples of $\pi$ is the KL.
 
 # %%
 d = (ref - new)[mask].tolist()
@@ -167,9 +190,9 @@ assert abs(sum(k3) / len(k3) - ours.mean()) < 1e-4
 #
 # $$L = -\frac{1}{\sum_t I(y_t)} \sum_t I(y_t) \Bigl[\min(\rho_t A, \mathrm{clip}(\rho_t) A) - \beta\, \mathrm{k3}_t\Bigr]$$
 #
-# Search-R1, equation 3, but for the mean: there each rollout has its own (`--loss-aggregation sequence`), here it runs over all
-# policy tokens of the optimiser step. `algorithms.py:policy_loss`, `loss_weights`. $I(y_t)$ is 1 where the policy wrote the
-# token (notebook 4). A loop over plain numbers:
+# Search-R1, equation 3, but for the mean: there each rollout has its own (`--loss-aggregation sequence`), here it runs
+# over all policy tokens of the optimizer step. `core/algorithms.py:policy_loss`, `loss_weights`. $I(y_t)$ is 1 where
+# the policy wrote the token (notebook 4). A loop over plain numbers:
 
 # %%
 eps, beta, n_tokens = config.objective.clip_eps, config.objective.kl_coef, int(mask.sum())
@@ -204,29 +227,30 @@ assert torch.allclose(by_hand, logprobs.grad, atol=1e-6)
 assert logprobs.grad[~mask].abs().max() == 0
 
 fig, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-for chosen, colour, name in ((adv > 0, BLUE, "A > 0"), (adv < 0, ORANGE, "A < 0")):
+for chosen, color, name in ((adv > 0, BLUE, "A > 0"), (adv < 0, ORANGE, "A < 0")):
     points = mask & chosen
-    axis.scatter(rho[points].cpu(), logprobs.grad[points].cpu() * n_tokens, s=8, color=colour, alpha=0.5, label=name)
+    axis.scatter(rho[points].cpu(), logprobs.grad[points].cpu() * n_tokens, s=8, color=color, alpha=0.5, label=name)
 axis.set(xlabel="ratio", ylabel="n x gradient by log pi", xlim=(0.5, 1.5))
 _ = axis.legend()
 # %% [markdown]
 # From here the chain rule carries the gradient through the log-softmax and the network into the adapter:
-# `update.py:optimiser_step`, which also splits the batch into micro-batches.
+# `core/optimizer.py:Optimizer.step`, which also splits the batch into micro-batches.
 #
 # ## The loop
 #
-# The first step is done. `train_step` does what was done here by hand; around it are checks, the log, and the file of the
-# rollouts:
+# The first step is done. `core/training.py:train_policy` does what was done here by hand, step after step. Whoever
+# keeps the run (`run`) gives it the steps, looks over the rollouts before an update (`check`), and writes down what a
+# step did (`log`):
 
 # %%
-print(inspect.getsource(train_step))
+print(inspect.getsource(train_policy))
 
 # %%
 log = [
     {"reward": rewards.mean().item(), "searches": sum(len(t.queries) for t in rollouts.trajectories) / 64, **metrics}
 ]
-log += [train_step(run, step) for step in range(2, config.optimization.steps + 1)]
-after, emptied = measure(run), measure(run, is_empty=True)
+log += [one_step(run, step) for step in range(2, config.optimization.steps + 1)]
+(after, _), (emptied, _) = measured(run), measured(run, is_empty=True)
 
 # %%
 steps = range(1, len(log) + 1)

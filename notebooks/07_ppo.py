@@ -26,24 +26,25 @@ import matplotlib.pyplot as plt
 import torch
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
-from lesson import BLUE, GREEN, ORANGE
-from searchr1_mini.core.update import all_values, prepare
+from lesson import BLUE, GREEN, ORANGE, one_step
 
 from searchr1_mini.core.algorithms import explained_variance, gae, token_rewards, value_loss
 from searchr1_mini.core.batch import build_batch
-from searchr1_mini.core.training import collect, train_step
+from searchr1_mini.core.experience import all_values, prepare_ppo, rows_of_updates
+from searchr1_mini.core.training import collect
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.evaluations import measure
+from searchr1_mini.run.evaluations import measured
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.training import reward_of
 
 # %% [markdown]
 # ## A trajectory with an observation in its middle
 #
 # Twelve tokens: five of the policy (a thought and a search), four of the engine, three of the policy (the answer). Values
 # stand at every place, since a forward gives them for all; those at the engine's tokens mean nothing. The reward comes
-# with the last token, as in Search-R1 (equation 2; `algorithms.py:token_rewards`).
+# with the last token, as in Search-R1 (equation 2; `core/algorithms.py:token_rewards`).
 
 # %%
 mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1]], dtype=torch.bool)
@@ -56,10 +57,10 @@ print(rewards[0].tolist())
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t, \qquad A_t = \delta_t + \gamma \lambda A_{t+1}$$
 #
-# GAE, [arXiv 1506.02438](https://arxiv.org/abs/1506.02438), equation 16; `algorithms.py:gae`. Here t counts tokens of the
-# policy alone: the step after the fifth token is the tenth. By hand, the engine's tokens are taken out, the recursion runs
-# over the eight that are left, and what it gives is put back in place. (Search-R1 sets $\gamma = \lambda = 1$; smaller
-# numbers show more.)
+# GAE, [arXiv 1506.02438](https://arxiv.org/abs/1506.02438), equation 16; `core/algorithms.py:gae`. Here t counts tokens
+# of the policy alone: the step after the fifth token is the tenth. By hand, the engine's tokens are taken out, the
+# recursion runs over the eight that are left, and what it gives is put back in place. (Search-R1 sets
+# $\gamma = \lambda = 1$; smaller numbers show more.)
 
 # %%
 gamma, lam = 0.95, 0.9
@@ -96,9 +97,9 @@ _ = axis.legend()
 # %%
 fig, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 axis.axvspan(4.5, 8.5, color="0.9")
-for lam_, colour, mark in ((0.0, ORANGE, "s"), (0.5, GREEN, "^"), (1.0, BLUE, "o")):
+for lam_, color, mark in ((0.0, ORANGE, "s"), (0.5, GREEN, "^"), (1.0, BLUE, "o")):
     advantages, _ = gae(rewards, values, mask, 1.0, lam_)
-    axis.plot(places, advantages[0, places], color=colour, marker=mark, label=f"lambda = {lam_:g}")
+    axis.plot(places, advantages[0, places], color=color, marker=mark, label=f"lambda = {lam_:g}")
 axis.set(xlabel="token", ylabel="advantage, gamma = 1")
 _ = axis.legend()
 # %% [markdown]
@@ -106,8 +107,8 @@ _ = axis.legend()
 #
 # $$\tfrac12 \max\bigl((V - R)^2,\ (\mathrm{clip}(V, V_{\mathrm{old}} - c, V_{\mathrm{old}} + c) - R)^2\bigr)$$
 #
-# As in PPO's public code; `algorithms.py:value_loss`. Once a value has moved by c towards its return, its gradient is 0: one
-# step's batch cannot carry the critic away.
+# As in PPO's public code; `core/algorithms.py:value_loss`. Once a value has moved by c towards its return, its gradient
+# is 0: one step's batch cannot carry the critic away.
 
 # %%
 v = torch.linspace(-0.5, 1.5, 201, requires_grad=True)
@@ -132,8 +133,8 @@ assert abs(by_hand - one) < 1e-6
 #
 # $$1 - \frac{\mathrm{Var}(R - V)}{\mathrm{Var}(R)}$$
 #
-# `algorithms.py:explained_variance`: 1 for a perfect critic, 0 for one that knows no more than the mean, below 0 for one
-# that adds noise.
+# `core/algorithms.py:explained_variance`: 1 for a perfect critic, 0 for one that knows no more than the mean, below 0
+# for one that adds noise.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -151,12 +152,13 @@ for name, guess in (
 # %% [markdown]
 # ## The critic on the policy's base
 #
-# A second LoRA adapter and a value head on the same frozen base (`critic.py`): one base in memory. The head starts at 0, so
-# that every value is 0 before the first update.
+# A second LoRA adapter and a value head on the same frozen base (`core/critic.py`): one base in memory. The head starts
+# at 0, so that every value is 0 before the first update.
 
 # %%
 config = resolve(
-    make(TrainConfig, 
+    make(
+        TrainConfig,
         algorithm="ppo", world_difficulty="infobox", world_hops="1", steps=6, questions_per_step=48, mini_batches=2,
         warmup_steps=1, critic_warmup_steps=1, decay_steps=0, eval_questions=40, tensorboard=False,
         output_dir=f"{tempfile.mkdtemp()}/run",
@@ -164,11 +166,13 @@ config = resolve(
 )  # fmt: skip
 with capture_output():
     run = open_run(config)
-    before = measure(run)
-rollouts = collect(run, step=1)
+    before, _ = measured(run)
+rollouts = collect(run.policy, run.environment, config, step=1, reward=reward_of(config))
 pad = run.policy.tokenizer.pad_token_id
 first = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, pad)
-experience, metrics = prepare(run, first, None)
+how = config.rollout.temperature, run.optimizer.micro_batches
+passes = rows_of_updates(first.group_ids.tolist(), config.optimization, run.optimizer.updates)
+experience = prepare_ppo(run.policy, run.critic, first, config.ppo, config.objective, *how, passes)
 assert experience.values.abs().max() == 0
 n_policy, n_critic = (sum(p.numel() for p in part) for part in (run.policy.trainable(), run.critic.parameters()))
 print(f"{n_policy:,} trained numbers in the policy's adapter, {n_critic:,} in the critic's and its head")
@@ -179,12 +183,12 @@ print(f"{n_policy:,} trained numbers in the policy's adapter, {n_critic:,} in th
 #
 # ## The loop
 #
-# `train_step` is the loop of notebook 6; the algorithm decides what `prepare` computes and whether `optimiser_step` has a
-# critic to update.
+# `core/training.py:train_policy` is the loop of notebook 6. With a critic, `prepare_ppo` stands in the place of
+# `prepare_grpo`, and each micro-batch has a second loss, the critic's.
 
 # %%
-log = [train_step(run, step) for step in range(1, config.optimization.steps + 1)]
-after = measure(run)
+log = [one_step(run, step) for step in range(1, config.optimization.steps + 1)]
+after, _ = measured(run)
 steps = range(1, len(log) + 1)
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 left.plot(steps, [m["reward"] for m in log], color=BLUE, marker="o", label="reward")
@@ -211,15 +215,15 @@ assert log[-1]["reward"] > log[0]["reward"]
 # A rollout of one more step, its tokens from left to right: where the engine wrote, there is no value to learn from.
 
 # %%
-rollouts = collect(run, step=config.optimization.steps + 1)
+rollouts = collect(run.policy, run.environment, config, config.optimization.steps + 1, reward_of(config))
 batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, pad).to(run.policy.device)
-values = all_values(run, batch).cpu()
+values = all_values(run.critic, batch, run.optimizer.micro_batches).cpu()
 row = next(i for i, t in enumerate(rollouts.trajectories) if t.queries and rollouts.rewards[i] > 0)
 wrong = next((i for i, t in enumerate(rollouts.trajectories) if rollouts.rewards[i] == 0), row)
 fig, axis = plt.subplots(figsize=(8, 3), layout="constrained")
-for i, colour, name in ((row, BLUE, "right"), (wrong, ORANGE, "wrong")):
+for i, color, name in ((row, BLUE, "right"), (wrong, ORANGE, "wrong")):
     at = batch.loss_mask[i].cpu().nonzero()[:, 0]
-    axis.plot(at, values[i, at], ".", color=colour, label=f"{name} (reward {rollouts.rewards[i]:g})")
+    axis.plot(at, values[i, at], ".", color=color, label=f"{name} (reward {rollouts.rewards[i]:g})")
 axis.set(xlabel="token of the trajectory", ylabel="V, policy tokens only")
 _ = axis.legend()
 # %% [markdown]

@@ -27,16 +27,17 @@ import matplotlib.pyplot as plt
 import torch
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
-from lesson import BLUE, GREEN, ORANGE
+from lesson import BLUE, GREEN, ORANGE, one_step
 
 from searchr1_mini.core.algorithms import group_advantages, loss_weights
 from searchr1_mini.core.batch import build_batch
-from searchr1_mini.core.training import collect, train_step
+from searchr1_mini.core.training import collect
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import museum
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.training import reward_of
 from searchr1_mini.run.watch import SIGNS, Watch
 
 # %% [markdown]
@@ -60,7 +61,7 @@ def opened(**changes):
 def trained(**changes):
     run, watch, log, warned = opened(**changes), Watch(), [], {}
     for step in range(1, run.config.optimization.steps + 1):
-        log.append(train_step(run, step))
+        log.append(one_step(run, step))
         warned |= {f"step {step}, {sign}": words for sign, words in watch.see(step, log[-1]).items()}
     return log, warned
 
@@ -79,10 +80,10 @@ for name, changes in arms.items():
 panels = (("reward", "mean reward"), ("entropy", "entropy, nats a token"), ("kl", "KL to the base, nats a token"))
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 3), layout="constrained")
 for axis, (key, label) in zip(axes, panels, strict=True):
-    for (name, log), colour, mark in zip(logs.items(), (BLUE, ORANGE, GREEN), "os^", strict=True):
+    for (name, log), color, mark in zip(logs.items(), (BLUE, ORANGE, GREEN), "os^", strict=True):
         if key != "kl" or arms[name].get("kl_coef") != 0:
             values = [m.get(key, math.nan) for m in log]  # a step whose groups all agree trains on nothing
-            axis.plot(range(1, len(log) + 1), values, color=colour, marker=mark, label=name)
+            axis.plot(range(1, len(log) + 1), values, color=color, marker=mark, label=name)
     axis.set(xlabel="step", ylabel=label)
 axes[2].set_yscale("symlog", linthresh=0.1)
 _ = fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -112,13 +113,13 @@ assert last["sound"] > max(last["no mask"], last["no KL, rate x 7"])
 #
 # ## Reward hacking
 #
-# A reward is what it computes, not what it means. `--bug-reward-from-whole-text` pays when a gold answer stands
+# A reward is what it computes, not what it means. `--bug reward-from-whole-text` pays when a gold answer stands
 # *anywhere* in the text, passages included. Then searching is paid, and answering is not needed. Some rollouts of the base,
 # which guesses at random, on two-hop questions:
 
 # %%
 run = opened(world_hops="1,2", questions_per_step=12)
-rollouts = collect(run, step=1)
+rollouts = collect(run.policy, run.environment, run.config, step=1, reward=reward_of(run.config))
 rows = list(zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, strict=True))
 paid = [museum.whole_text_reward(t, e.golden_answers) for t, e, _ in rows]
 n_hacked = sum(p > r for p, (_, _, r) in zip(paid, rows, strict=True))
@@ -127,19 +128,20 @@ print(f"{len(rows)} rollouts: {sum(rollouts.rewards):.0f} right; {sum(paid):.0f}
 assert n_hacked > 0
 
 # %% [markdown]
-# The sign in a log is `reward` above `em`: they are two numbers for this reason. `rewards.py:reward` reads tokens of the
-# policy only.
+# The sign in a log is `reward` above `em`: they are two numbers for this reason. `core/rewards.py:reward` reads tokens
+# of the policy only.
 #
 # ## The museum of bugs
 #
-# `comparison/bugs.py` brings back more faults, each one line in public code and none of them a crash. What each does to the batch
-# that was just sampled:
+# `run/museum.py` brings back more faults, each one line in public code and none of them a crash; `train.py --bug NAME`
+# plants one around the sound loop. What each does to the batch that was just sampled:
 #
-# **Turns encoded again** (`--bug-retokenise`). The text of a turn is decoded, cut at its stop string, stripped and tokenised
-# anew. Where the ids differ, the policy is trained on what it did not write, and the log-probs of the sampler fit no token.
+# **Turns encoded again** (`--bug retokenize`). The text of a turn is decoded, cut at its stop string, stripped and
+# tokenized anew. Where the ids differ, the policy is trained on what it did not write, and the log-probs of the sampler
+# fit no token.
 
 # %%
-again = [museum.retokenised(t, run.policy.tokenizer) for t in rollouts.trajectories]
+again = [museum.retokenized(t, run.policy.tokenizer) for t in rollouts.trajectories]
 turns = [
     (one.token_ids, two.token_ids)
     for t, u in zip(rollouts.trajectories, again, strict=True)
@@ -152,9 +154,9 @@ print(f"{changed} of {len(turns)} turns change; the last tokens of one:")
 print("  sampled:", decode(one[-4:]), "\n  trained:", decode(two[-4:]))
 
 # %% [markdown]
-# **Groups that collide** (`--bug-colliding-groups`). Questions are numbered within their data set, so that question 0 of
-# one and question 0 of the other become one group. A right answer to a hard question is then compared with right answers
-# to an easy one.
+# **Groups that collide** (`--bug colliding-groups`). Questions are numbered within their data set, so that question 0
+# of one and question 0 of the other become one group. A right answer to a hard question is then compared with right
+# answers to an easy one.
 
 # %%
 rewards, group_ids = torch.tensor(rollouts.rewards), torch.tensor(rollouts.group_ids)
@@ -162,16 +164,17 @@ collided = torch.tensor(museum.colliding_group_ids(rollouts.examples))
 sound, mixed = (group_advantages(rewards, ids) for ids in (group_ids, collided))
 fig, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
 axis.plot([-3, 4], [-3, 4], color="0.8")
-for value, colour, mark, name in ((1.0, BLUE, "o", "right"), (0.0, ORANGE, "x", "wrong")):
-    axis.scatter(sound[rewards == value], mixed[rewards == value], color=colour, marker=mark, label=name)
+for value, color, mark, name in ((1.0, BLUE, "o", "right"), (0.0, ORANGE, "x", "wrong")):
+    axis.scatter(sound[rewards == value], mixed[rewards == value], color=color, marker=mark, label=name)
 axis.set(xlabel="advantage in the question's own group", ylabel="advantage in the collided group")
 _ = axis.legend()
 print(f"{len(group_ids.unique())} groups became {len(collided.unique())}")
 
 # %% [markdown]
-# **Masked tokens in the mean** (`--bug-masked-in-denominator`): the loss is divided by all positions, padding included, so
-# that the step's size depends on the longest row. **Observations in the length** (`--bug-tool-tokens-in-length`): a
-# trajectory weighs less for every passage that it read. The weights should sum to 1, and be the same for those who search:
+# **Masked tokens in the mean** (`--bug masked-in-denominator`): the loss is divided by all positions, padding included,
+# so that the step's size depends on the longest row. **Observations in the length** (`--bug tool-tokens-in-length`): a
+# trajectory weighs less for every passage that it read. The weights should sum to 1, and be the same for those who
+# search:
 
 # %%
 pad = run.policy.tokenizer.pad_token_id
@@ -194,8 +197,8 @@ assert abs(ways["token"].sum() - 1) < 1e-5 and ways["token, bug"].sum() < 0.5
 #
 # ## The signs
 #
-# `robust/watch.py` warns, with the likely cause and the flag to try, and never changes a run. Most signs are read off the mean
-# of five steps. A log that looks healthy by its reward alone:
+# `run/watch.py` warns, with the likely cause and the flag to try, and never changes a run. Most signs are read off the
+# mean of five steps. A log that looks healthy by its reward alone:
 
 # %%
 watch = Watch()
@@ -211,7 +214,7 @@ print("all signs:", ", ".join(SIGNS))
 # ## Exercises
 #
 # **8.1** Two trajectories, padded to 100 positions each; the policy wrote 10 tokens in one and 30 in the other. What is the
-# sum of the weights under `--bug-masked-in-denominator`?
+# sum of the weights under `--bug masked-in-denominator`?
 
 # %%
 answer = ...  # a number
@@ -243,17 +246,17 @@ check_code("8.2", answer, lambda m: loss_weights(m, "sequence"), [(mask,), (mask
 #
 # </details>
 #
-# **8.3** A log shows `reward` 1.00, `em` 0.10, `searches` 1.00 and no warning. Which flag of the museum is on?
+# **8.3** A log shows `reward` 1.00, `em` 0.10, `searches` 1.00 and no warning. Which fault of the museum is in it?
 
 # %%
-answer = ...  # a text, "--bug-..."
-check("8.3", answer, "c26980227fa0", hint="who is paid, and for what?")
+answer = ...  # a text, as train.py takes it: "--bug NAME"
+check("8.3", answer, "596019a2246e", hint="who is paid, and for what?")
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# answer = "--bug-reward-from-whole-text"
+# answer = "--bug reward-from-whole-text"
 # ```
 #
 # </details>

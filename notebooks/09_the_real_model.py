@@ -29,10 +29,10 @@ import torch
 from exercises import check
 from huggingface_hub import try_to_load_from_cache
 from IPython.utils.capture import capture_output
+from lesson import one_step
 from transformers import Qwen2Config
 
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import make, with_options
@@ -44,13 +44,13 @@ from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_summary
 
 # %%
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "0.4", "0.7"]
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "0.4", "0.7"]
 
 # %% [markdown]
 # ## Four shapes
 #
 # The numbers of Qwen2.5's `config.json`. `shape_of` builds the model on torch's meta device, which takes no memory, and
-# counts (`robust/memory.py:shape_of`).
+# counts (`run/memory.py:shape_of`).
 
 # %%
 NAMES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size".split()
@@ -70,8 +70,8 @@ for size, shape in shapes.items():
 # %% [markdown]
 # ## What fits
 #
-# Before a run loads its weights, `preflight.py` predicts the peak of each phase and refuses what does not fit, with the
-# flags that do. The same function, for every size and preset:
+# Before a run loads its weights, `run/preflight.py` predicts the peak of each phase and refuses what does not fit, with
+# the flags that do. The same function, for every size and preset:
 
 
 # %%
@@ -82,11 +82,11 @@ def predicted(size, **changes):
 
 presets = ("12gb", "16gb", "24gb")
 fig, axis = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
-for i, (preset, colour) in enumerate(zip(presets, COLOURS, strict=False)):
+for i, (preset, color) in enumerate(zip(presets, COLORS, strict=False)):
     peaks = [predicted(size, **PRESETS[preset]).peak / GB for size in shapes]
-    bars = axis.bar([x + 0.27 * (i - 1) for x in range(4)], peaks, 0.25, color=colour, label=f"--preset {preset}")
+    bars = axis.bar([x + 0.27 * (i - 1) for x in range(4)], peaks, 0.25, color=color, label=f"--preset {preset}")
     axis.bar_label(bars, fmt="%.1f", fontsize=8)
-    axis.axhline(int(preset[:2]), color=colour, linestyle=":", linewidth=1)
+    axis.axhline(int(preset[:2]), color=color, linestyle=":", linewidth=1)
 axis.set_xticks(range(4), [f"Qwen2.5-{size}" for size in shapes])
 axis.set(ylabel="predicted peak, GB (dotted: the card)", title="GRPO on a 4-bit base with LoRA")
 _ = axis.legend()
@@ -109,9 +109,9 @@ largest = sorted(terms, key=terms.get, reverse=True)[:8]
 fig, axis = plt.subplots(figsize=(8.5, 3), layout="constrained")
 for row, phase in enumerate(expected.phases.values()):
     left, rest = 0.0, sum(size for name, size in phase.items() if name not in largest)
-    for name, colour in zip([*largest, "the rest"], COLOURS, strict=True):
+    for name, color in zip([*largest, "the rest"], COLORS, strict=True):
         width = (rest if name == "the rest" else phase.get(name, 0)) / GB
-        axis.barh(row, width, left=left, color=colour, label=name if row == 0 else None)
+        axis.barh(row, width, left=left, color=color, label=name if row == 0 else None)
         left += width
 axis.set_yticks(range(len(expected.phases)), list(expected.phases))
 axis.set(xlabel="predicted, GB: Qwen2.5-3B, all defaults")
@@ -146,9 +146,9 @@ knobs = {
 }
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
 for axis, (knob, values) in zip(axes, knobs.items(), strict=True):
-    for phase, colour in zip(("rollout", "update"), COLOURS, strict=False):
+    for phase, color in zip(("rollout", "update"), COLORS, strict=False):
         tried = [predict(with_options(config, **{knob: value}), shapes["3B"], 2, True) for value in values]
-        axis.plot(values, [t.total(phase) / GB for t in tried], "o-", color=colour, label=phase)
+        axis.plot(values, [t.total(phase) / GB for t in tried], "o-", color=color, label=phase)
     axis.set(xlabel="--" + knob.replace("_", "-"), xscale="log")
     axis.set_xticks(values, [f"{n // 1024}k" if n >= 1024 else str(n) for n in values])
     axis.minorticks_off()
@@ -191,7 +191,7 @@ for at_a_time in (1, 4, 16, 64):
     _, stats = rollout(few, run.make_method, run.policy, run.train.retriever, limits, temperature=1.0, seed=0)
     speeds[at_a_time] = stats.tokens_total / stats.seconds
 fig, axis = plt.subplots(figsize=(5, 2.8), layout="constrained")
-axis.plot(list(speeds), list(speeds.values()), "o-", color=COLOURS[0])
+axis.plot(list(speeds), list(speeds.values()), "o-", color=COLORS[0])
 axis.set(xlabel="conversations at a time", ylabel="tokens a second, measured", xscale="log", yscale="log")
 axis.set_xticks(list(speeds), [str(n) for n in speeds])
 assert speeds[64] > speeds[1]
@@ -237,7 +237,7 @@ if torch.cuda.is_available() and is_cached:
     small = dict(model="Qwen2.5-0.5B", dataset="world", eval_questions=8, questions_per_step=4, group_size=4)
     real = open_run(resolve(make(TrainConfig, **options | small | {"output_dir": f"{tempfile.mkdtemp()}/run"})))
     torch.cuda.reset_peak_memory_stats()
-    metrics = train_step(real, 1)
+    metrics = one_step(real, 1)
     print(predict(real.config, shapes["0.5B"], width=2, on_gpu=True).line(), "predicted")
     print(f"{torch.cuda.max_memory_allocated() / GB:.1f} GB measured, {metrics['tokens_per_second']:.0f} tokens/s")
 else:
@@ -247,7 +247,7 @@ else:
 # ## What to expect
 #
 # - A base model often answers at once at first, or breaks the format: `searches` near 0, `valid_actions` low. The prompt
-#   (`prompts.py`) explains the tags, and the reward does the rest.
+#   (`core/prompts.py`) explains the tags, and the reward does the rest.
 # - The paper trains 500 steps of 512 questions on eight H100 GPUs; `--preset paper` holds its numbers. The defaults here take 8
 #   questions x 5 rollouts a step: expect another curve. No run of the 3B model with them has been made, so there is no figure.
 # - Watch `searches`, `em` and `valid_actions` rise; `kl` small; `zero_variance_groups` below .9. The signs of trouble are in

@@ -27,18 +27,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from exercises import check, check_code
 from IPython.utils.capture import capture_output
-from lesson import BLUE, GREEN, ORANGE
+from lesson import BLUE, GREEN, ORANGE, one_step
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import RankBM25
-from searchr1_mini.core.training import train_step
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrieval_metrics import measure as measure_retriever
-from searchr1_mini.run.evaluations import measure
+from searchr1_mini.run.evaluations import measured
 from searchr1_mini.run.log import render_trajectory
 from searchr1_mini.run.opening import open_run
 
@@ -92,9 +91,9 @@ print(f"{len(passages)} passages, the first: {passages[0]}")
 # %% [markdown]
 # ## Questions
 #
-# Each with the answers that count as right: exact match after SQuAD's normalisation, so list the forms that you would accept.
-# `supporting_facts` (the titles that the answer rests on) is optional; with it the retriever can be judged on its own. A
-# few hundred questions are a start; they are the part that takes work.
+# Each with the answers that count as right: exact match after SQuAD's normalization, so list the forms that you would
+# accept. `supporting_facts` (the titles that the answer rests on) is optional; with it the retriever can be judged on
+# its own. A few hundred questions are a start; they are the part that takes work.
 
 # %%
 examples = world_examples(world, [1], 200, seed=77)
@@ -116,7 +115,7 @@ print(rows[0], f"\n{len(training)} questions for training, {len(held_out)} held 
 # place:
 
 # %%
-(WORK / "broken.jsonl").write_text('{"question": "Who?", "answer": 7}\n', encoding="utf-8")
+(WORK / "broken.jsonl").write_text('{"question": "Who?", "reply": "Ada"}\n', encoding="utf-8")
 try:
     load_examples("jsonl", str(WORK / "broken.jsonl"), "train")
 except UserError as error:
@@ -153,16 +152,17 @@ _ = axis.legend()
 
 # %%
 config = resolve(
-    make(TrainConfig, 
+    make(
+        TrainConfig,
         dataset=str(questions), corpus=str(corpus), steps=6, questions_per_step=8, group_size=8, warmup_steps=1,
         decay_steps=0, tensorboard=False, output_dir=str(WORK / "run"),
     )
 )  # fmt: skip
 with capture_output():
     run = open_run(config)
-before, asked_before = measure(run), run.evaluations.samples
-log = [train_step(run, step) for step in range(1, config.optimization.steps + 1)]
-after, asked_after = measure(run), run.evaluations.samples
+before, asked_before = measured(run)
+log = [one_step(run, step) for step in range(1, config.optimization.steps + 1)]
+after, asked_after = measured(run)
 
 # %%
 steps = range(1, len(log) + 1)
@@ -222,7 +222,13 @@ check("10.1", answer, "e3f79d7d1e55", hint="a tenth is held out")
 # %%
 answer = ...  # a function of (title, text)
 cases = [("Oak Bay", "Oak Bay is a port in West Fenland."), ("A", "b\nc")]
-check_code("10.2", answer, lambda title, text: f'"{title}"\n{text}', cases, hint="look at retrieval.py:split_contents")
+check_code(
+    "10.2",
+    answer,
+    lambda title, text: f'"{title}"\n{text}',
+    cases,
+    hint="look at retrievers/passages.py:split_contents",
+)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -1,8 +1,9 @@
-"""What the notebooks share: the tiny policy, a run without its printed lines, and pictures of tokens."""
+"""What the notebooks share: the tiny policy, a run without its printed lines, one step, and pictures of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -16,16 +17,18 @@ from matplotlib.patches import Patch, Rectangle
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.training import train_policy
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.models.loading import load_policy, pick_device
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run.training import train
+from searchr1_mini.run.run import Run
+from searchr1_mini.run.training import reward_of, train
 
-# Okabe and Ito's colours, told apart by every eye; those of writers are light enough for dark text
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+# Okabe and Ito's colors, told apart by every eye; those of writers are light enough for dark text
+BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 WRITERS = {"prompt": "#DDDDDD", "policy": "#9CCBE8", "observation": "#F5CE7E"}
 NEWLINE, BLANK = "↵", "·"
 
@@ -61,6 +64,32 @@ def train_quietly(folder: str, **options) -> Path:
         return train(config, write_report)
 
 
+class OneStep:
+    """A run as the loop sees it when it has one step; `metrics` holds what that step logs, and nothing is printed."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.run, self.step, self.metrics = run, step, {}
+
+    def __getattr__(self, name: str):
+        return getattr(self.run, name)
+
+    def steps(self) -> Iterator[int]:
+        """The step, then no more: neither an evaluation nor a checkpoint follows it."""
+        self.run.step, self.run.step_began, self.run.log_step = self.step, time.perf_counter(), self.metrics.update
+        try:
+            yield self.step
+        finally:
+            del self.run.log_step  # the run's own again
+        self.run.is_whole(self.step, self.metrics)
+
+
+def one_step(run: Run, step: int) -> dict[str, float]:
+    """Trains one step of a run by the loop itself; returns the step's row of metrics.jsonl."""
+    one, config = OneStep(run, step), run.config
+    train_policy(run.policy, run.critic, run.environment, run.optimizer, config, one, reward_of(config))
+    return one.metrics
+
+
 def pieces_of(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What each token spells, with blanks and line ends made visible."""
     texts = [tokenizer.decode([token]) for token in token_ids]
@@ -69,7 +98,7 @@ def pieces_of(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> l
 
 def draw_tokens(
     pieces: Sequence[str],
-    colours: Sequence[str],
+    colors: Sequence[str],
     legend: dict[str, str],
     title: str = "",
     struck: Sequence[int] = (),
@@ -79,8 +108,8 @@ def draw_tokens(
 
     Args:
         pieces: N texts, see `pieces_of`.
-        colours: N.
-        legend: meaning -> colour.
+        colors: N.
+        legend: meaning -> color.
         struck: indices of tokens that get a thick red frame.
         columns: characters a line.
     """
@@ -94,22 +123,22 @@ def draw_tokens(
             x, y = 0, y + 1
     n_lines = max(line for _, line in places) + 1
     figure, axes = plt.subplots(figsize=(10, 0.24 * n_lines + 0.7))
-    for index, (piece, colour, (left, line)) in enumerate(zip(pieces, colours, places, strict=True)):
+    for index, (piece, color, (left, line)) in enumerate(zip(pieces, colors, places, strict=True)):
         is_struck = index in struck
         edge = {"edgecolor": RED, "linewidth": 2, "zorder": 2} if is_struck else {"edgecolor": "white", "linewidth": 1}
-        axes.add_patch(Rectangle((left, line), len(piece), 0.9, facecolor=colour, **edge))
+        axes.add_patch(Rectangle((left, line), len(piece), 0.9, facecolor=color, **edge))
         axes.text(left + len(piece) / 2, line + 0.45, piece, family="monospace", fontsize=9, ha="center", va="center",
                   zorder=3, parse_math=False)  # fmt: skip
     axes.set(xlim=(0, columns), ylim=(n_lines, 0), title=title)
     axes.axis("off")
-    handles = [Patch(facecolor=colour, label=meaning) for meaning, colour in legend.items()]
+    handles = [Patch(facecolor=color, label=meaning) for meaning, color in legend.items()]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles), frameon=False)
     figure.tight_layout()
     _show_small(figure)
 
 
 def _show_small(figure: Figure) -> None:
-    """Displays a figure as a PNG of 48 colours: a quarter of the size, and no difference to be seen."""
+    """Displays a figure as a PNG of 48 colors: a quarter of the size, and no difference to be seen."""
     full, small = BytesIO(), BytesIO()
     figure.savefig(full, dpi=90)
     plt.close(figure)
@@ -118,7 +147,7 @@ def _show_small(figure: Figure) -> None:
 
 
 def draw_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, title: str = "") -> None:
-    """Shows a trajectory's tokens, coloured by who wrote them."""
+    """Shows a trajectory's tokens, colored by who wrote them."""
     ids = trajectory.token_ids
-    colours = [WRITERS[segment.kind] for segment in trajectory.segments for _ in segment.token_ids]
-    draw_tokens(pieces_of(ids, tokenizer), colours, WRITERS, title)
+    colors = [WRITERS[segment.kind] for segment in trajectory.segments for _ in segment.token_ids]
+    draw_tokens(pieces_of(ids, tokenizer), colors, WRITERS, title)

@@ -37,8 +37,8 @@ from searchr1_mini.options.nested import grouped, make, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.storage.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
-from searchr1_mini.storage.forms import METRICS, OF_AN_ARM
+from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
+from searchr1_mini.storage.forms import OF_AN_ARM
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -222,7 +222,7 @@ def measures(folder: Path) -> dict[str, float | None]:
     None is what it never measured, as the KL of a run without a KL term.
     """
     after = read_json(folder / "summary.json", OF_AN_ARM)["after"]
-    rows = read_jsonl(folder / "metrics.jsonl", METRICS)
+    rows = read_metrics(folder / "metrics.jsonl")
 
     def logged(key: str) -> list[float]:
         return [row[key] for row in rows if row.get(key) is not None]
@@ -298,7 +298,7 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
 
 def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
     """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
-    logs = {arm: [read_jsonl(folder / "metrics.jsonl", METRICS) for folder in folders] for arm, folders in runs.items()}
+    logs = {arm: [read_metrics(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
     drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
     charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]
     write_text_atomic(path, picture(charts, "Arms of the study", width=500))

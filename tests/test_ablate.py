@@ -15,6 +15,7 @@ from conftest import write_lines
 from searchr1_mini.ablate import config_of, finding, interval, table, write_study
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import flat, get
 from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -33,10 +34,11 @@ def test_every_arm_of_every_study_is_a_valid_run_that_differs_from_the_first(nam
     assert all(isinstance(config, TrainConfig) for config in configs.values())
     assert len({config.run.output_dir for config in configs.values()}) == len(configs)
     for other in others:
-        differing = {key for key in vars(first) if getattr(first, key) != getattr(other, key)}
+        differing = {name for name in flat(first) if get(first, name) != get(other, name)}
         assert differing - {"output_dir"}
-        assert first.steps == other.steps
-        assert first.questions_per_step * first.group_size - other.questions_per_step * other.group_size in range(-4, 5)
+        assert first.optimization.steps == other.optimization.steps
+        n_rollouts = [one.optimization.questions_per_step * one.optimization.group_size for one in (first, other)]
+        assert n_rollouts[0] - n_rollouts[1] in range(-4, 5)
 
 
 def test_a_study_runs_resumes_and_reports(tmp_path):

@@ -7,6 +7,7 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,13 @@ from sessions import session_of
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, RankBM25
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.core.training import run_steps, teaches
+from searchr1_mini.core.training import teaches
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import (
     answer_hops,
@@ -39,10 +41,12 @@ from searchr1_mini.options.resolve import check_demonstrations, resolve
 from searchr1_mini.pages.report import eval_series, write_report
 from searchr1_mini.run import cold_start as module
 from searchr1_mini.run.cold_start import scripted_episodes
+from searchr1_mini.run.evaluations import Evaluations
 from searchr1_mini.run.log import COLD_START
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.training import all_phases
 from searchr1_mini.storage.checkpoint import latest_checkpoint
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_jsonl, read_metrics
 
 PASSAGES = [
     Passage("0", "Oslo Ferry", "The Oslo Ferry is a ship. It was built by Nordhavn Yard. It sails at noon."),
@@ -236,13 +240,13 @@ RUN = {
 }  # fmt: skip
 
 
-def trained(folder: Path, stop_at: tuple[str, int] | None, monkeypatch, **settings) -> None:
+def trained(folder: Path, stop_at: tuple[tuple[Any, str], int] | None, monkeypatch, **settings) -> None:
     """Runs to the end; with `stop_at` it is broken off at that call of that function, and resumed from the disk."""
     config = resolve(make(TrainConfig, **RUN | settings, output_dir=str(folder)))
     run = open_run(config)
     if stop_at:
-        name, number = stop_at
-        calls, real = 0, getattr(module, name)
+        (owner, name), number = stop_at
+        calls, real = 0, getattr(owner, name)
 
         def stopped(*arguments):
             nonlocal calls
@@ -252,11 +256,11 @@ def trained(folder: Path, stop_at: tuple[str, int] | None, monkeypatch, **settin
             return real(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(module, name, stopped)
-            run_steps(run)
+            patch.setattr(owner, name, stopped)
+            all_phases(run)
         run.tracker.__exit__()
         run = open_run(with_options(config, resume=True))
-    run_steps(run)
+    all_phases(run)
     run.tracker.__exit__()
 
 
@@ -279,7 +283,7 @@ def test_the_cold_start_lowers_the_loss_teaches_to_search_and_becomes_the_refere
     cold = latest_checkpoint(whole / COLD_START) / "model" / "policy" / "adapter_model.safetensors"
     kept = latest_checkpoint(whole) / "model" / "reference" / "adapter_model.safetensors"
     assert list(map(torch.Tensor.tolist, tensors(cold))) == list(map(torch.Tensor.tolist, tensors(kept)))
-    first, _ = read_jsonl(whole / "metrics.jsonl")
+    first, _ = read_metrics(whole / "metrics.jsonl")
     assert abs(first["kl"]) < 0.02  # of two updates, the first at the reference itself
 
 
@@ -288,7 +292,7 @@ def test_the_report_has_the_cold_starts_curve_and_rl_begins_at_what_came_of_it(w
     assert "<h2>Cold start</h2>" in page and "Cold start: loss" in page
     summary = json.loads((latest_checkpoint(whole) / "progress.json").read_text())
     assert summary["before"] != summary["after_cold_start"]
-    metrics = read_jsonl(whole / "metrics.jsonl")
+    metrics = read_metrics(whole / "metrics.jsonl")
     for source, line in eval_series(metrics, summary, "searches").items():
         assert line[0] == (0, summary["after_cold_start"]["by_source"][source]["searches"])
 
@@ -301,7 +305,12 @@ def tensors(path: Path) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     "stop_at",
-    [("imitation_step", 1), ("imitation_step", 4), ("measure", 1), ("freeze_reference", 1)],
+    [
+        ((module, "imitation_step"), 1),
+        ((module, "imitation_step"), 4),
+        ((Evaluations, "measure"), 2),
+        ((Policy, "freeze_reference"), 1),
+    ],
     ids=["before an update", "between updates", "in the evaluation after it", "at the reference"],
 )
 def test_a_run_broken_off_in_its_cold_start_ends_as_if_nothing_had_happened(whole, tmp_path, monkeypatch, stop_at):
@@ -316,9 +325,11 @@ def test_a_run_broken_off_in_its_cold_start_ends_as_if_nothing_had_happened(whol
 
 def test_an_update_that_cannot_move_a_weight_is_not_made():
     flat, config = torch.zeros(4), resolve(TrainConfig())
-    assert not teaches(config, flat, updates=0)  # the KL to itself has no gradient
-    assert teaches(config, flat, updates=3)
-    assert not teaches(with_options(config, kl_coef=0.0), flat, updates=3)
-    assert teaches(with_options(config, kl_coef=0.0), torch.tensor([0.0, 1.0]), updates=0)
-    for term in ("entropy_coef", "llds_coef", "weight_decay"):
-        assert teaches(with_options(config, kl_coef=0.0, **{term: 0.1}), flat, updates=0)
+    assert not teaches(config.objective, 0.0, flat, updates=0)  # the KL to itself has no gradient
+    assert teaches(config.objective, 0.0, flat, updates=3)
+    no_kl = with_options(config, kl_coef=0.0).objective
+    assert not teaches(no_kl, 0.0, flat, updates=3)
+    assert teaches(no_kl, 0.0, torch.tensor([0.0, 1.0]), updates=0)
+    assert teaches(no_kl, 0.1, flat, updates=0)
+    for term in ("entropy_coef", "llds_coef"):
+        assert teaches(replace(no_kl, **{term: 0.1}), 0.0, flat, updates=0)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import flat, make
+from searchr1_mini.options.nested import flat, get, hints_of, make, options_of, section_of, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config, world_hops_list
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.storage.files import write_json_atomic
@@ -40,9 +38,10 @@ def parsed(*arguments: str) -> TrainConfig:
 def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
     shown = run(script, "--help")
     assert shown.returncode == 0
-    for option in fields(config):
-        assert "--" + option.name.replace("_", "-") in shown.stdout
-        assert f"{option.metadata['group'].replace('_', '-')} options" in shown.stdout
+    for name, option in options_of(config).items():
+        section = section_of(config).get(name) or option.metadata["group"]
+        assert "--" + name.replace("_", "-") in shown.stdout
+        assert f"{section.replace('_', '-')} options" in shown.stdout
     imported = subprocess.run(
         [sys.executable, "-X", "importtime", script, "--help"], capture_output=True, text=True, cwd=ROOT
     ).stderr
@@ -129,10 +128,10 @@ def test_underscores_are_accepted():
 
 
 def test_switches_that_are_open_by_default_take_three_forms():
-    assert parsed("--load-in-4bit").load_in_4bit is True
-    assert parsed("--no-load_in_4bit").load_in_4bit is False
-    assert parsed("--load-in-4bit", "False").load_in_4bit is False
-    assert parsed().load_in_4bit is None
+    assert parsed("--load-in-4bit").weights.load_in_4bit is True
+    assert parsed("--no-load_in_4bit").weights.load_in_4bit is False
+    assert parsed("--load-in-4bit", "False").weights.load_in_4bit is False
+    assert parsed().weights.load_in_4bit is None
 
 
 def test_flags_go_over_yaml_over_presets(tmp_path):
@@ -202,15 +201,17 @@ def test_ctrl_c_exits_with_130_and_a_bug_keeps_its_traceback(capsys):
 
 def test_open_values_are_resolved_per_model():
     tiny, real = resolve(TrainConfig()), resolve(make(TrainConfig, model="Qwen2.5-3B"))
-    assert all(getattr(tiny, name) == value for name, value in TINY.items())
-    assert all(getattr(real, name) == value for name, value in REAL.items())
-    assert real.learning_rate == 2e-5 and real.lora_alpha == 64 and real.clip_eps_high == 0.2
+    assert all(get(tiny, name) == value for name, value in TINY.items())
+    assert all(get(real, name) == value for name, value in REAL.items())
+    assert real.optimization.learning_rate == 2e-5 and real.weights.lora_alpha == 64
+    assert real.objective.clip_eps_high == 0.2
     full = resolve(make(TrainConfig, model="Qwen2.5-3B", lora_rank=0))
-    assert full.learning_rate == 1e-6 and full.load_in_4bit is False
+    assert full.optimization.learning_rate == 1e-6 and full.weights.load_in_4bit is False
     ppo = resolve(make(TrainConfig, algorithm="ppo"))
-    assert (ppo.group_size, ppo.kl_estimator, tiny.kl_estimator) == (1, "k1", "k3") and ppo.critic_learning_rate > 0
-    assert tiny.world_hops == "1,2" and world_hops_list(tiny) == [1, 2]
-    assert None not in [getattr(tiny, f.name) for f in fields(tiny) if f.name not in UNSET]
+    assert (ppo.optimization.group_size, ppo.objective.kl_estimator, tiny.objective.kl_estimator) == (1, "k1", "k3")
+    assert ppo.ppo.critic_learning_rate > 0
+    assert tiny.data.world_hops == "1,2" and world_hops_list(tiny) == [1, 2]
+    assert None not in [value for name, value in flat(tiny).items() if name not in UNSET]
 
 
 UNSET = {"output_dir", "date", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
@@ -231,9 +232,11 @@ def test_every_preset_fits_together(preset):
 
 def test_the_papers_ppo_differs_from_its_grpo_where_the_paper_does():
     grpo, ppo = (resolve(parsed("--model", "Qwen2.5-3B", "--preset", name)) for name in ("paper", "paper-ppo"))
-    assert (grpo.algorithm, grpo.group_size, ppo.algorithm, ppo.group_size) == ("grpo", 5, "ppo", 1)
-    assert (ppo.learning_rate, ppo.critic_learning_rate, ppo.critic_warmup_steps) == (1e-6, 1e-5, 8)
-    assert ppo.questions_per_step == grpo.questions_per_step == 512
+    assert (grpo.run.algorithm, grpo.optimization.group_size) == ("grpo", 5)
+    assert (ppo.run.algorithm, ppo.optimization.group_size) == ("ppo", 1)
+    assert ppo.optimization.learning_rate == 1e-6
+    assert (ppo.ppo.critic_learning_rate, ppo.ppo.critic_warmup_steps) == (1e-5, 8)
+    assert ppo.optimization.questions_per_step == grpo.optimization.questions_per_step == 512
 
 
 @pytest.mark.parametrize(("flags", "rate"), [([], 1e-4), (["--lora-rank", "0"], 1e-5)])
@@ -285,7 +288,7 @@ def assert_settled(given_values):
     again = make(TrainConfig, **json.loads(json.dumps(flat(config))))
     assert again == config == resolve(again)
     kept = {name: value for name, value in given_values.items() if value is not None}
-    assert {name: getattr(config, name) for name in kept} == kept
+    assert {name: get(config, name) for name in kept} == kept
 
 
 @given(
@@ -310,19 +313,19 @@ def test_flags_say_what_the_fields_hold(as_underscores, **values):
 
 @pytest.mark.parametrize("config", [TrainConfig, EvalConfig])
 def test_every_option_is_documented(config):
-    for option in fields(config):
-        assert len(option.metadata["help"]) > 5, option.name
+    for name, option in options_of(config).items():
+        assert len(option.metadata["help"]) > 5, name
 
 
 def test_the_manual_names_every_option_and_preset():
     manual = (ROOT / "docs" / "cli.md").read_text()
     configs = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig)
-    for option in (f for config in configs for f in fields(config)):
-        assert f"`--{option.name.replace('_', '-')}`" in manual, option.name
+    for name in (name for config in configs for name in options_of(config)):
+        assert f"`--{name.replace('_', '-')}`" in manual, name
     for preset, values in PRESETS.items():
         row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))
         for name, value in values.items():
-            bare = {False: f"`--no-{name}`", True: f"`--{name}`"} if get_type_hints(TrainConfig)[name] is bool else {}
+            bare = {False: f"`--no-{name}`", True: f"`--{name}`"} if hints_of(TrainConfig)[name] is bool else {}
             told = bare.get(value) or (f"`--no-{name}`" if value is False else f"`--{name} {value}`")
             assert told.replace("_", "-") in row, (preset, name)
 
@@ -330,11 +333,11 @@ def test_the_manual_names_every_option_and_preset():
 def test_a_run_goes_on_with_its_own_options_under_flags(tmp_path):
     """Whatever was asked for when it began, `--resume` without a flag asks for the same."""
     began = resolve(parsed("--reward", "f1", "--learning-rate", "1e-4", "--no-mask-observations", "--kl-coef", "0.05"))
-    write_json_atomic(tmp_path / "config.json", asdict(began) | {"git_commit": None, "output_dir": "elsewhere"})
+    write_json_atomic(tmp_path / "config.json", flat(began) | {"git_commit": None, "output_dir": "elsewhere"})
     words = ["--resume", "--output-dir", str(tmp_path), "--steps", "50"]
     base = saved_config(tmp_path)
     config = resolve(parse(TrainConfig, "train.py", "", words, base=base))
-    assert config == replace(began, resume=True, output_dir=str(tmp_path), steps=50)
+    assert config == with_options(began, resume=True, output_dir=str(tmp_path), steps=50)
     with pytest.raises(UserError, match="holds no run"):
         saved_config(tmp_path / "nowhere")
 

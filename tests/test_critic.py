@@ -47,12 +47,12 @@ def test_two_adapters_share_one_base(random_qwen2):
     assert not {id(p) for p in policy.trainable()} & {id(p) for p in critic.parameters()}
 
 
-def one_step(policy, critic: Critic, checkpointing: bool) -> tuple[list, list]:
-    """Forward and backward of both, as in an optimiser step: gradients of the policy, and of the critic."""
+def one_step(policy, critic: Critic) -> tuple[list, list]:
+    """Forward and backward of both, as in an optimizer step: gradients of the policy, and of the critic."""
     with torch.no_grad():
         for parameter in critic.parameters():  # a head of 0 would pass no gradient on
             parameter.add_(0.01)
-    with policy.training(checkpointing):
+    with policy.training():
         policy.hidden(input_ids=IDS).square().mean().backward()
         with critic.active():
             (critic.values(IDS, POSITIONS) - 1).square().mean().backward()
@@ -61,7 +61,7 @@ def one_step(policy, critic: Critic, checkpointing: bool) -> tuple[list, list]:
 
 def test_gradients_with_checkpointing_are_those_without(random_qwen2):
     """peft's trap: recomputed in the backward pass, a forward runs under whatever adapter is active then."""
-    plain, checkpointed = (one_step(*make(random_qwen2, checkpointing=c), c) for c in (False, True))
+    plain, checkpointed = (one_step(*make(random_qwen2, checkpointing=c)) for c in (False, True))
     for one, two in zip([*plain[0], *plain[1]], [*checkpointed[0], *checkpointed[1]], strict=True):
         torch.testing.assert_close(one, two)
     assert sum(float(g.abs().sum()) for g in plain[1]) > 0
@@ -83,7 +83,7 @@ def test_a_4_bit_base_trains_a_critic_after_a_rollout_too(random_qwen2):
     with torch.no_grad():
         policy.hidden(input_ids=IDS)
         values(critic)
-    _, gradients = one_step(policy, critic, True)
+    _, gradients = one_step(policy, critic)
     assert all(g is not None and g.isfinite().all() for g in gradients)
     assert sum(float(g.abs().sum()) for g in gradients) > 0
 
@@ -115,7 +115,7 @@ def test_the_critics_copy_is_checkpointed_as_the_policy_is(random_qwen2):
             forward()
         return sum(sizes)
 
-    with policy.training(True):
+    with policy.training():
         of_policy = kept(lambda: policy.hidden(input_ids=IDS))
         of_critic = kept(lambda: values(critic))
     assert of_critic < 2 * of_policy < kept(lambda: policy.hidden(input_ids=IDS))

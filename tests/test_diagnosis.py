@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from sessions import session_of, train_step
 
 from searchr1_mini.chat.terminal import verdict
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.diagnosis import DIAGNOSIS, diagnose, tell, tell_again
-from searchr1_mini.run.evaluations import measure_before
 from searchr1_mini.run.watch import WINDOW, Watch
 
 CONFIG = resolve(TrainConfig())
@@ -40,10 +38,10 @@ def test_a_model_without_tags_is_told_with_a_rollout_and_what_to_try():
 
 
 def test_what_the_run_does_already_is_not_advised():
-    config = replace(CONFIG, reward="format", cold_start=300)
+    config = with_options(CONFIG, reward="format", cold_start=300)
     told = diagnose([FORMLESS] * 20, config, is_instructed=True)
     assert "-Instruct" not in told and "--reward format" not in told and "--cold-start 600" in told
-    assert "--cold-start" not in diagnose([FORMLESS] * 20, replace(CONFIG, method="r1"), is_instructed=True)
+    assert "--cold-start" not in diagnose([FORMLESS] * 20, with_options(CONFIG, method="r1"), is_instructed=True)
 
 
 def test_equal_rewards_of_valid_turns_are_told_otherwise():
@@ -63,14 +61,14 @@ def test_hostile_text_in_a_diagnosis_is_made_safe():
 
 def test_the_tiny_base_gets_no_diagnosis(tmp_path, capsys):
     run = session_of(tmp_path / "run", eval_questions=20, reward="em")
-    measure_before(run)
+    run.evaluations.measure_before(run)
     train_step(run, 1)
     assert "diagnosis" not in capsys.readouterr().out and not (run.folder / DIAGNOSIS).exists()
 
 
 def test_a_random_model_is_told_at_once_and_at_step_1_and_on_the_report(tmp_path, random_qwen2, capsys):
     run = session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), reward="em", steps=1)
-    measure_before(run)
+    run.evaluations.measure_before(run)
     assert "diagnosis: only 0%" in capsys.readouterr().out
     train_step(run, 1)
     assert "diagnosis: only 0%" in capsys.readouterr().out
@@ -78,7 +76,8 @@ def test_a_random_model_is_told_at_once_and_at_step_1_and_on_the_report(tmp_path
 
 
 def test_a_cold_start_is_not_advised_while_it_is_still_to_come(tmp_path, random_qwen2, capsys):
-    measure_before(session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), cold_start=8))
+    run = session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), cold_start=8)
+    run.evaluations.measure_before(run)
     assert "diagnosis" not in capsys.readouterr().out
 
 

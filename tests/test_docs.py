@@ -16,16 +16,21 @@ import pytest
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.nested import flag_of, options_of, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "searchr1_mini"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checks/*.md"), *ROOT.glob("notebooks/*.md")])
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-COMMAND = re.compile(r"\bpython3? (?:-m (searchr1_mini\.\w+)|((?:\w+/)?\w+\.py))(?=\s|$)(.*)", re.DOTALL)
+COMMAND = re.compile(r"\bpython3? (?:-m (searchr1_mini\.[\w.]+)|((?:\w+/)?\w+\.py))(?=\s|$)(.*)", re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-PATH = re.compile(r"(?<![\w/.-])((?:searchr1_mini|tests|docs|checks|benchmarks|notebooks)/[\w/.-]+\.\w+|\w+\.py)\b")
+PATH = re.compile(
+    r"(?<![\w/.-])((?:searchr1_mini|tests|docs|checks|benchmarks|notebooks)/[\w/.-]+\.\w+|(?:\w+/)*\w+\.(?:py|js))\b"
+)
+MODULE = r"`((?:\w+/)?\w+\.py)`"
+NAMES = r"((?:`\w+`(?:, | and )?)+)"
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 TAKE_RUNS = ("searchr1_mini.export", "searchr1_mini.report")  # as words before the flags
 SHELL = ("<", ">", "|", "&&")  # what comes after is not the command's
@@ -75,7 +80,7 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 
 def missing_paths(text: str) -> list[str]:
-    """Paths in code that are no file of the repository; a bare module may stand anywhere in it."""
+    """Paths in code that are no file of the repository or of the package; a bare module may stand anywhere in them."""
     named = {path for snippet in snippets(text) for path in PATH.findall(snippet) if not snippet.startswith("http")}
     return sorted(path for path in named if "NN_" not in path and not _is_file(path))
 
@@ -83,13 +88,14 @@ def missing_paths(text: str) -> list[str]:
 @cache
 def _is_file(name: str) -> bool:
     anywhere = ("*", "searchr1_mini/*") if "/" not in name else ()
-    return (ROOT / name).is_file() or any(any(ROOT.glob(f"{folder}/{name}")) for folder in anywhere)
+    is_there = (ROOT / name).is_file() or (PACKAGE / name).is_file()
+    return is_there or any(any(ROOT.glob(f"{folder}/{name}")) for folder in anywhere)
 
 
 @cache
 def parser_of(script: str) -> tuple[type | None, frozenset[str]]:
     """The config class that a script parses, and the flags that it gives to argparse, read off its source."""
-    source = ROOT / (script.replace(".", "/") + ".py" if script.startswith("searchr1_mini.") else script)
+    source = _source_of(script)
     config, flags = None, set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
@@ -99,6 +105,14 @@ def parser_of(script: str) -> tuple[type | None, frozenset[str]]:
             given = {word.value for word in node.args if isinstance(word, ast.Constant) and word.value[:2] == "--"}
             flags |= given | {flag.replace("--", "--no-") for flag in given}
     return config, frozenset(flags)
+
+
+def _source_of(script: str) -> Path:
+    return ROOT / (script.replace(".", "/") + ".py" if script.startswith("searchr1_mini.") else script)
+
+
+def _is_program(script: str) -> bool:
+    return "__main__" in _source_of(script).read_text(encoding="utf-8")
 
 
 def _config_class(source: Path, name: str) -> type:
@@ -135,6 +149,8 @@ def run_parser(script: str, words: list[str]) -> None:
     """
     is_whole = not {"...", "…"} & set(words)
     words = ["1" if word == "N" else word for word in words if word not in ("...", "…", "--help")]
+    if not _is_program(script):
+        raise UserError(f"{script} is a module, and does nothing by itself")
     config_class, flags = parser_of(script)
     given = {word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     if config_class is None or flags:
@@ -154,7 +170,7 @@ def run_parser(script: str, words: list[str]) -> None:
 
 
 def flags_of(config_class: type) -> set[str]:
-    names = map(flag_of, config_class.__dataclass_fields__)
+    names = map(flag_of, options_of(config_class))
     return {form for name in names for form in (name, name.replace("--", "--no-", 1))} | OF_ALL_COMMANDS
 
 
@@ -185,19 +201,24 @@ def unknown_targets(text: str) -> list[str]:
 
 
 def missing_names(text: str) -> list[str]:
-    """What "`module.py`: `name`, `name`" names and the module does not define."""
+    """What "`module.py`: `name`, `name`" or "`name` in `module.py`" names and the module does not define."""
+    text = " ".join(text.split())
+    told = re.findall(rf"{MODULE}: {NAMES}", text)
+    told += [(module, names) for names, module in re.findall(rf"{NAMES} in {MODULE}", text)]
     missing = []
-    for module, names in re.findall(r"`(\w+\.py)`: ((?:`\w+`(?:, )?)+)", text):
-        for path in (ROOT / "searchr1_mini").rglob(module):  # none is there of a test, whose path is checked
+    for module, names in told:
+        for path in PACKAGE.rglob(module):  # none is there of a test, whose path is checked
             source, named = path.read_text(encoding="utf-8"), re.findall(r"`(\w+)`", names)
-            missing += [name for name in named if not re.search(rf"^(?:def |class )?{name}\b", source, re.MULTILINE)]
+            defined = r"^(?:def |class |    def )?"  # a name of the module, or a method
+            missing += [name for name in named if not re.search(rf"{defined}{name}\b", source, re.MULTILINE)]
     return missing
 
 
 @each_page
 def test_every_name_of_a_module_is_defined_there(page):
     assert missing_names(page.read_text(encoding="utf-8")) == []
-    assert missing_names("`batch.py`: `build_batch`, `no_such`") == ["no_such"]
+    assert missing_names("`core/batch.py`: `build_batch`, `no_such`") == ["no_such"]
+    assert missing_names("`build_batch` and `no_such` in `batch.py`") == ["no_such"]
 
 
 @each_page
@@ -223,7 +244,8 @@ def test_every_command_parses_and_every_flag_exists(page):
         (lambda text: broken_links(PAGES[0], text), "[a](README.md#run-it)", "[a](README.md#walk-it)"),
         (lambda text: broken_links(PAGES[0], text), "![a](docs/curves.svg)", "![a](docs/curve.svg)"),
         (missing_paths, "see `tests/test_docs.py`, `config.py`", "see `tests/test_dogs.py`"),
-        (missing_paths, "`searchr1_mini/options/cli.py`", "`clii.py`"),
+        (missing_paths, "`searchr1_mini/options/cli.py`, `options/cli.py`", "`option/cli.py`"),
+        (missing_paths, "`cli.py`", "`clii.py`"),
         (unknown_targets, "    make lint test", "    make tests"),
         (broken_commands, "`python train.py --seed N --steps\n3 ...`", "`python train.py --steps three`"),
         (broken_commands, "    python eval.py --run runs/NAME  # greedy", "    python eval.py --runs runs/NAME"),
@@ -231,6 +253,7 @@ def test_every_command_parses_and_every_flag_exists(page):
         (broken_commands, "`python train.py --model Qwen2.5-3B`", "`python train.py --model Qwen2.5-4B`"),
         (broken_commands, "`python checks/kill.py --kind ppo`", "`python checks/kill.py --kinds ppo`"),
         (broken_commands, "`python -m searchr1_mini.ablate mask`", "`python -m searchr1_mini.ablation mask`"),
+        (broken_commands, "`python -m searchr1_mini.preflight`", "`python -m searchr1_mini.run.preflight`"),
         (unknown_flags, "`--no-mask-observations`", "`--mask-observation`"),
     ],
 )

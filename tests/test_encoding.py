@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -19,7 +18,7 @@ from searchr1_mini.data.datasets import load_corpus
 from searchr1_mini.models.bases import load_tokenizer
 from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import make
+from searchr1_mini.options.nested import flat, make, with_options
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.run.opening import limits_of
 
@@ -74,9 +73,9 @@ def test_wiki_18_is_shown_with_the_bytes_of_the_public_code(qwen_tokenizer, tmp_
 
 def test_real_models_read_as_the_public_code_shows_and_the_tiny_base_as_it_was_taught(tmp_path):
     real = make(TrainConfig, model="Qwen2.5-3B", retriever="http", retriever_url="http://h:1")
-    forms = [limits_of(resolve(c)).form for c in (real, replace(real, observation="plain"), TrainConfig())]
+    forms = [limits_of(resolve(c)).form for c in (real, with_options(real, observation="plain"), TrainConfig())]
     assert forms == ["paper", "plain", "plain"]
-    old = {name: value for name, value in vars(resolve(real)).items() if name != "observation"}
+    old = {name: value for name, value in flat(resolve(real)).items() if name != "observation"}
     (tmp_path / "config.json").write_text(json.dumps(old))  # of a version that knew one form
     assert saved_config(tmp_path)["observation"] == "plain"
 

@@ -75,11 +75,12 @@ def arguments_of(entry: str, folder: Path) -> list[str]:
     run = folder / "run"
     if not run.exists():
         from searchr1_mini.options.config import TrainConfig
+        from searchr1_mini.options.nested import flat
         from searchr1_mini.options.resolve import resolve
         from searchr1_mini.storage.files import write_json_atomic
 
         run.mkdir()
-        write_json_atomic(run / "config.json", vars(resolve(TrainConfig())))
+        write_json_atomic(run / "config.json", flat(resolve(TrainConfig())))
         (run / "metrics.jsonl").touch()
     return {
         "searchr1_mini.export": [str(run)],

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -26,7 +26,7 @@ from searchr1_mini.models.merge import Kept
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import make
+from searchr1_mini.options.nested import make, options_of
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.run.task import load_task
@@ -135,7 +135,7 @@ def test_the_cards_fences_stand_alone(method, tmp_path):
 def test_questions_come_back_as_they_were(exported, grpo):
     """Both splits, through `--dataset FILE.parquet`; rows are in the form of Search-R1's public code."""
     saved = saved_config(grpo)
-    settings = make(TrainConfig, **{field.name: saved[field.name] for field in fields(TrainConfig)})
+    settings = make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig)})
     for split, ours in (("train", "train"), ("test", "eval")):
         wanted = load_task(settings, ours).examples
         file = str(exported / "questions" / f"{split}.parquet")

@@ -72,7 +72,7 @@ def changed(path: Path, content: bytes | None):
 
 
 def resume(own: Own, **options) -> Path:
-    return train(replace(own.config, resume=True, **options))
+    return train(with_options(own.config, resume=True, **options))
 
 
 def other_tokenizer(base: Path) -> bytes:
@@ -117,7 +117,7 @@ def test_an_adapter_of_unknown_origin_must_fit_too(own_run, hidden, layers, tmp_
     (tmp_path / "adapter" / BASE_FILE).unlink()
     other = save_random_qwen2(tmp_path / "other", tokenizer, hidden, layers)
     config = EvalConfig(adapter=str(tmp_path / "adapter"), model=str(other), datasets=str(own_run.questions), limit=2)
-    config = replace(config, corpus=str(own_run.corpus), output_dir=str(tmp_path / "out"))
+    config = with_options(config, corpus=str(own_run.corpus), output_dir=str(tmp_path / "out"))
     assert "does not go onto" in sentence_of(capsys, evaluate_command, config)
     assert "no adapter in" in sentence_of(capsys, evaluate_command, replace(config, adapter=str(tmp_path)))
 

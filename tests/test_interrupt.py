@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from searchr1_mini.core import interrupt
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.evaluations import Evaluations
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
 
@@ -47,15 +47,15 @@ def signal_at(monkeypatch):
 
 
 def test_a_signal_at_any_point_costs_no_bit(tmp_path, signal_at, capsys):
-    config = resolve(replace(SETTINGS, output_dir=str(tmp_path / "whole")))
+    config = resolve(with_options(SETTINGS, output_dir=str(tmp_path / "whole")))
     train(config)
     n_points = signal_at.n
     whole = left_behind(tmp_path / "whole")
-    assert n_points > 100 and len(whole[0]) == 3
+    assert n_points > 100 and [row["step"] for row in whole[0]] == [1, 2, 2, 3, 3]
     told = set()
     for point in (1, n_points // 3, n_points * 3 // 5, n_points * 4 // 5):
         signal_at.n, signal_at.at = 0, point
-        config = resolve(replace(SETTINGS, output_dir=str(tmp_path / str(point))))
+        config = resolve(with_options(SETTINGS, output_dir=str(tmp_path / str(point))))
         with pytest.raises(KeyboardInterrupt):
             train(config)
         told |= {line for line in capsys.readouterr().out.splitlines() if line.startswith("saved step")}
@@ -66,24 +66,23 @@ def test_a_signal_at_any_point_costs_no_bit(tmp_path, signal_at, capsys):
 
 
 def test_an_evaluation_that_was_broken_off_is_made_up_for(tmp_path, signal_at, monkeypatch):
-    """The step's weights have moved already, so it is saved; its line of the log waits for the evaluation."""
-    from searchr1_mini.core import training
-
-    config = resolve(replace(SETTINGS, output_dir=str(tmp_path / "whole")))
+    """The step's weights have moved already, so it is saved, and evaluated when the run goes on."""
+    config = resolve(with_options(SETTINGS, output_dir=str(tmp_path / "whole")))
     train(config)
-    measure, calls = training.measure, []
+    measure, calls = Evaluations.measure, []
 
-    def stop_in_first(run):
+    def stop_in_second(self, run):
         calls.append(run)
-        if len(calls) == 1:
+        if len(calls) == 2:  # the first is the base's
             signal_at.at = signal_at.n + 3
-        return measure(run)
+        return measure(self, run)
 
-    monkeypatch.setattr(training, "measure", stop_in_first)
-    config = resolve(replace(SETTINGS, output_dir=str(tmp_path / "broken")))
+    monkeypatch.setattr(Evaluations, "measure", stop_in_second)
+    config = resolve(with_options(SETTINGS, output_dir=str(tmp_path / "broken")))
     with pytest.raises(KeyboardInterrupt):
         train(config)
-    assert [row["step"] for row in read_jsonl(tmp_path / "broken" / "metrics.jsonl")] == [1]
+    rows = read_jsonl(tmp_path / "broken" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2] and not any("eval/em" in row for row in rows)
     assert (tmp_path / "broken" / "checkpoints" / "step-000002").is_dir()
     train(with_options(config, resume=True))
     assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "whole")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -10,9 +9,11 @@ import torch
 from sessions import session_of, step_of
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.training import Rollouts
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.invariants import check_advantages, check_step
 from searchr1_mini.run.training import train
+from searchr1_mini.storage.files import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,18 @@ def step(run):
     return rollouts, experience.batch, experience.advantages.sum(1) / experience.batch.loss_mask.sum(1)
 
 
+def check(run, batch, trajectories, kept, advantages):
+    check_step(run, batch, Rollouts(trajectories=trajectories, kept=list(kept), advantages=advantages))
+
+
 def clone(batch):
     return batch.select(range(len(batch.lengths)))
 
 
 def test_a_sound_step_passes(run, step):
     rollouts, batch, advantages = step
-    check_step(run, batch, rollouts.trajectories, range(len(batch.lengths)), advantages)
-    check_step(run, batch, rollouts.trajectories, [3, 1], advantages)
+    check(run, batch, rollouts.trajectories, range(len(batch.lengths)), advantages)
+    check(run, batch, rollouts.trajectories, [3, 1], advantages)
 
 
 def break_ids(batch):
@@ -87,7 +92,7 @@ def test_a_batch_that_is_not_what_was_sampled_is_told(run, step, fault, told):
     batch = clone(batch)
     fault(batch)
     with pytest.raises(UserError) as caught:
-        check_step(run, batch, rollouts.trajectories, range(len(batch.lengths)), advantages)
+        check(run, batch, rollouts.trajectories, range(len(batch.lengths)), advantages)
     assert told in str(caught.value)
 
 
@@ -96,7 +101,7 @@ def test_log_probs_that_the_update_does_not_find_again_are_told(run, step):
     rollouts, batch, advantages = step
     other = session_of(run.folder.parent / "hot", check=True, temperature=1.5)
     with pytest.raises(UserError, match=r"rollout and update agree on log-probs .* but they differ by"):
-        check_step(other, batch, rollouts.trajectories, range(len(batch.lengths)), advantages)
+        check(other, batch, rollouts.trajectories, range(len(batch.lengths)), advantages)
 
 
 def test_texts_and_answers_are_those_of_the_ids(run, step):
@@ -107,19 +112,19 @@ def test_texts_and_answers_are_those_of_the_ids(run, step):
     ):
         trajectories = [replace(rollouts.trajectories[0], **change), *rollouts.trajectories[1:]]
         with pytest.raises(UserError, match=r"the answer stands in the last turn|the text of a turn"):
-            check_step(run, batch, trajectories, [], advantages)
+            check(run, batch, trajectories, [], advantages)
 
 
 def test_a_frozen_weight_that_moves_is_told(run, step):
     rollouts, batch, advantages = step
-    check_step(run, batch, rollouts.trajectories, [], advantages)
+    check(run, batch, rollouts.trajectories, [], advantages)
     weight = run.policy.causal_lm.model.embed_tokens.weight
     old = weight.data.clone()
     weight.data[5, 3] += 1
     with pytest.raises(UserError, match="weights that are not trained"):
-        check_step(run, batch, rollouts.trajectories, [], advantages)
+        check(run, batch, rollouts.trajectories, [], advantages)
     weight.data = old
-    check_step(run, batch, rollouts.trajectories, [], advantages)
+    check(run, batch, rollouts.trajectories, [], advantages)
 
 
 def test_advantages_have_mean_0_and_follow_the_rewards():
@@ -138,11 +143,11 @@ def test_a_run_with_every_check_on_ends_as_one_without(tmp_path):
     rows = []
     for run in runs:
         train(with_options(run.config, resume=True))
-        rows.append([json.loads(line) for line in (run.folder / "metrics.jsonl").open()])
+        rows.append(read_metrics(run.folder / "metrics.jsonl"))
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]] and len(rows[0]) == 2
 
 
-@pytest.mark.parametrize("flags", [{"bug_retokenise": True}, {"algorithm": "rejection-sampling"}])
+@pytest.mark.parametrize("flags", [{"bug": "retokenize"}, {"algorithm": "rejection-sampling"}])
 def test_checks_of_what_is_broken_on_purpose_are_refused(tmp_path, flags):
     with pytest.raises(UserError, match=r"--check (is about|does nothing)"):
         session_of(tmp_path, check=True, **flags | ({"reward": "em"} if "algorithm" in flags else {}))

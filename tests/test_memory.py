@@ -23,7 +23,7 @@ from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.cli import run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
-from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.nested import get, make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory, preflight
 
@@ -63,7 +63,7 @@ def totals(config: TrainConfig, shape: memory.Shape = SHAPE, width: int = 2) -> 
     st.integers(1, 4096),
 )
 def test_no_phase_takes_less_when_there_is_more_of_anything(config, name, more):
-    larger = with_options(config, **{name: getattr(config, name) + more})
+    larger = with_options(config, **{name: get(config, name) + more})
     assert all(after >= before for before, after in zip(totals(config), totals(larger), strict=True))
 
 
@@ -216,7 +216,7 @@ def test_a_4_bit_base_is_unpacked_for_rollouts_where_there_is_room(tmp_path):
     )
     assert unpacked - packed > 3  # 2.8e9 numbers in the layers' matrices, two bytes each
     for room, settled in ((unpacked / 0.85 + 0.1, "dequantised"), (packed / 0.85, "auto")):
-        assert preflight.check(with_options(config, memory_limit=room), *arguments).rollout_weights == settled
+        assert preflight.check(with_options(config, memory_limit=room), *arguments).weights.rollout_weights == settled
 
 
 def test_the_formulas_count_with_the_bounds_of_the_code():

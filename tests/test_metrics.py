@@ -75,10 +75,11 @@ def test_a_run_ends_with_what_was_measured_last_beside_what_was_measured_first(t
     run.held_out.examples[:] = [ONE]
     run.clock.train_seconds, run.clock.earlier_seconds = 12.34, 100.0
     monkeypatch.setattr(
-        evaluations, "measure", lambda run, is_empty=False: summaries["emptied" if is_empty else "after"]
+        evaluations,
+        "measured",
+        lambda run, is_empty=False: (summaries["emptied" if is_empty else "after"], run.evaluations.samples),
     )
-    monkeypatch.setattr(evaluations, "write_report", lambda folder: folder / "report.html")
-    evaluations.finish(run)
+    evaluations.finish(run, lambda folder: folder / "report.html")
     saved = json.loads((run.folder / "summary.json").read_text())
     assert {name: saved[name]["response_tokens"] for name in ("before", "after", "after_without_retriever")} == {
         "before": 6, "after": 3, "after_without_retriever": 9,

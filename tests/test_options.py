@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 
@@ -17,7 +17,16 @@ from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import NEEDS, check_ranges, convert, kinds_of
-from searchr1_mini.options.nested import flat, make, with_options
+from searchr1_mini.options.nested import (
+    default_of,
+    flat,
+    get,
+    hints_of,
+    make,
+    options_of,
+    sections_of,
+    with_options,
+)
 from searchr1_mini.options.option_files import MOST_BYTES
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
@@ -28,10 +37,10 @@ from searchr1_mini.storage.files import write_json_atomic
 
 CONFIGS = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ReportConfig)
 NUMBERS = [
-    (config, option.name, kinds_of(get_type_hints(config)[option.name])[0])
+    (config, name, kind)
     for config in CONFIGS
-    for option in fields(config)
-    if kinds_of(get_type_hints(config)[option.name])[0] in (int, float)
+    for name, hint in hints_of(config).items()
+    if (kind := kinds_of(hint)[0]) in (int, float)
 ]
 HUGE = ("18446744073709551615", "1e26", "1e308", "1e400", "9" * 5000, "-1e308", "1" + "0" * 400)
 NO_NUMBERS = (
@@ -55,28 +64,28 @@ NO_NUMBERS = (
 @pytest.mark.parametrize(("config", "name", "kind"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
 def test_every_number_has_bounds_and_takes_only_numbers_in_them(config, name, kind):
     """What is far too large is refused in a short sentence that names the flag; what is at the bound passes."""
-    option = config.__dataclass_fields__[name]
+    option = options_of(config)[name]
     assert option.metadata["most"] is not None and None in (option.metadata["least"], option.metadata["above"])
     assert {option.metadata["least"], option.metadata["above"]} != {None}
     flag = "--" + name.replace("_", "-")
     for text in (*HUGE, *NO_NUMBERS):
         with pytest.raises(UserError) as told:
-            check_ranges(replace(config(), **{name: convert(flag, text, kind)}))
+            check_ranges(make(config, **{name: convert(flag, text, kind)}))
         assert str(told.value).startswith(flag) and len(str(told.value)) < 200, text
-    check_ranges(replace(config(), **{name: kind(option.metadata["most"])}))
+    check_ranges(make(config, **{name: kind(option.metadata["most"])}))
 
 
 @pytest.mark.parametrize("name", [name for config, name, _ in NUMBERS if config is TrainConfig])
 def test_the_largest_value_of_each_option_resolves_or_is_refused(name):
-    option = TrainConfig.__dataclass_fields__[name]
-    kind = kinds_of(get_type_hints(TrainConfig)[name])[0]
+    option = options_of(TrainConfig)[name]
+    kind = kinds_of(hints_of(TrainConfig)[name])[0]
     for value in map(kind, (option.metadata["most"], option.metadata["least"] or (1e-300 if kind is float else 0))):
         try:
             config = resolve(make(TrainConfig, **{name: value}))
         except UserError as error:
             assert "\n" not in str(error) and "--" in str(error)
         else:
-            assert getattr(config, name) == value
+            assert get(config, name) == value
 
 
 @pytest.mark.parametrize("text", ["5", "+5", "1_000", "0005"])
@@ -148,16 +157,26 @@ def test_an_endless_file_or_a_pipe_does_not_hang(tmp_path):
 
 
 READ: set[str] = set()
-LOOKS_AT_ALL = {f"searchr1_mini.{name}" for name in ("robust.memory", "preflight", "resolve", "options", "checkpoint")}
+LOOKS_AT_ALL = {
+    f"searchr1_mini.{name}"
+    for name in ("run.memory", "run.preflight", "options.resolve", "options.needs", "options.nested")
+}
 
 
-class Recording(TrainConfig):
-    """Notes which options are read, but for those who walk through all of them."""
+def recording(config: TrainConfig) -> TrainConfig:
+    """The same config, which notes which options are read, but for those who walk through all of them."""
 
-    def __getattribute__(self, name):
+    def read(self, name):
         if sys._getframe(1).f_globals["__name__"] not in LOOKS_AT_ALL | {"dataclasses"}:
             READ.add(name)
         return object.__getattribute__(self, name)
+
+    sections = {name: getattr(config, name) for name in sections_of(TrainConfig)}
+    noting = {
+        name: type(part.__class__.__name__, (type(part),), {"__getattribute__": read})
+        for name, part in sections.items()
+    }
+    return replace(config, **{name: noting[name](**vars(part)) for name, part in sections.items()})
 
 
 SMALL = {
@@ -178,20 +197,20 @@ SITUATIONS = {
         "max_turns": 1,
         "group_size": 2,
         "drop_zero_variance": False,
-        "bug_reward_from_whole_text": True,
+        "bug": "reward-from-whole-text",
         "weight_decay": 0.01,
     },
-    "all tokens": RL | {"max_turns": 1, "bug_masked_in_denominator": True},
+    "all tokens": RL | {"max_turns": 1, "bug": "masked-in-denominator"},
 }
 
 
 def other_values(name: str, value) -> list:
     """Values of the option's type that are neither this one nor the default."""
-    kind = kinds_of(get_type_hints(TrainConfig)[name])[0]
+    kind = kinds_of(hints_of(TrainConfig)[name])[0]
     tried = [True, False] if kind is bool else [*get_args(kind)]
     if kind in (int, float):
         tried = [kind(3), kind(17)] if kind is int else [0.125, 0.75]
-    return [each for each in tried if each not in (value, getattr(TrainConfig, name))]
+    return [each for each in tried if each not in (value, default_of(TrainConfig, name))]
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
@@ -200,10 +219,10 @@ def test_an_option_that_a_run_does_not_read_is_refused(tmp_path, monkeypatch, si
     monkeypatch.setattr(imitation, "exact_match", lambda *_: 1.0)  # so that there is something to imitate
     asked = make(TrainConfig, **SMALL | SITUATIONS[situation] | {"output_dir": str(tmp_path / "run")})
     READ.clear()
-    train(Recording(**flat(resolve(asked))))
+    train(recording(resolve(asked)))
     accepted = []
-    for name in set(TrainConfig.__dataclass_fields__) - READ - {"memory_check"}:  # that is off to keep this test small
-        for value in other_values(name, getattr(asked, name)):
+    for name in set(options_of(TrainConfig)) - READ - {"memory_check"}:  # that is off to keep this test small
+        for value in other_values(name, get(asked, name)):
             try:
                 resolve(with_options(asked, **{name: value}))
                 accepted.append((name, value))
@@ -216,9 +235,9 @@ def needy(name: str) -> TrainConfig:
     """A config in which everything that an option needs is there."""
     values: dict = {"group_size": 2} if "group_size" in NEEDS[name] else {}
     for other, wanted in NEEDS[name].items():
-        if isinstance(wanted, tuple) and getattr(TrainConfig, other) not in wanted:
+        if isinstance(wanted, tuple) and default_of(TrainConfig, other) not in wanted:
             values[other] = wanted[0]
-        elif isinstance(wanted, int) and getattr(TrainConfig, other) == wanted:
+        elif isinstance(wanted, int) and default_of(TrainConfig, other) == wanted:
             values[other] = wanted + 1
     if NEEDS[name].get("load_in_4bit"):
         values["model"] = "Qwen2.5-3B"
@@ -230,14 +249,14 @@ def test_an_option_is_taken_where_its_needs_are_met(name):
     """And refused in one sentence that names it, where one of them is not."""
     config = needy(name)
     taken = refused = 0
-    for value in other_values(name, getattr(resolve(config), name)) or ["1"]:
+    for value in other_values(name, get(resolve(config), name)) or ["1"]:
         try:
             resolve(with_options(config, **{name: value}))
             taken += 1
         except UserError as error:
             assert "does nothing" not in str(error), str(error)
     for other, wanted in NEEDS[name].items():
-        kinds = get_args(kinds_of(get_type_hints(TrainConfig)[other])[0]) or (True, False)
+        kinds = get_args(kinds_of(hints_of(TrainConfig)[other])[0]) or (True, False)
         unmet = [wanted] if isinstance(wanted, int) else [each for each in kinds if each not in wanted]
         for value in unmet if other != "dataset" else ["nq"]:
             asked = [{other: value, name: each} for each in other_values(name, None) or ["1"]]

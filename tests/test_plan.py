@@ -99,7 +99,7 @@ def test_runs_of_one_name_are_told_apart_and_answer_the_same_questions(tmp_path)
     (column,) = plan.columns
     for row in plan.rows:
         settings = cell_settings(EvalConfig(), row, column)
-        assert (settings.world_hops, settings.seed) == ("1", 1)  # the first run's, for both
+        assert (settings.data.world_hops, settings.optimization.seed) == ("1", 1)  # the first run's, for both
 
 
 def test_baselines_that_no_run_brings_are_trained_or_left_out(tmp_path):
@@ -122,9 +122,9 @@ def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_w
     """Probes are put to the weights of an engine; on the world there is no server."""
     wanted = []
 
-    def stand_in(config: TrainConfig) -> None:
+    def stand_in(config: TrainConfig, _) -> None:
         wanted.append(config)
-        save_run(Path(config.run.output_dir), **vars(config))
+        save_run(Path(config.run.output_dir), **flat(config))
         (Path(config.run.output_dir) / "summary.json").write_text("{}")
 
     monkeypatch.setattr(training, "train", stand_in)
@@ -135,7 +135,16 @@ def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_w
     rows = [train_row(config, row, tmp_path) for row in plan_evaluation(config).rows if row.must_train]
     on_auto, on_http, *on_probes = [row.weights for row in rows[1:]]
     assert on_probes == [on_auto, on_auto] and on_http != on_auto
-    found = [(made.retriever, made.retriever_url, made.stemming, made.topk, made.corpus) for made in wanted]
+    found = [
+        (
+            made.retrieval.retriever,
+            made.retrieval.retriever_url,
+            made.retrieval.stemming,
+            made.retrieval.topk,
+            made.data.corpus,
+        )
+        for made in wanted
+    ]
     corpus, remote = (None, ("auto", None)) if dataset == "world" else ("c.jsonl", ("http", "http://x:1"))
     without_search = ("auto", None, False, 3, None)
     assert found == [without_search, ("auto", None, True, 2, corpus), (*remote, False, 2, corpus)]
@@ -151,7 +160,7 @@ def test_without_a_corpus_it_is_the_one_of_the_table(tmp_path, monkeypatch, data
     config = EvalConfig(run=run, methods="sft,search-r1", train=True, retriever="bm25s")
     plan = plan_evaluation(config)
     train_row(config, plan.rows[1], tmp_path)
-    assert wanted[0].corpus == plan.columns[0].data["corpus"] == corpus and wanted[0].retriever == "bm25s"
+    assert wanted[0].data.corpus == plan.columns[0].data["corpus"] == corpus and wanted[0].retriever == "bm25s"
 
 
 def test_a_baseline_of_other_settings_is_trained_anew(tmp_path):
@@ -231,11 +240,11 @@ def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
 def test_a_row_carries_only_what_its_retriever_reads(tmp_path):
     config = EvalConfig(model="tiny", methods="rag", retriever="auto,hybrid", stemming=True, dense_model="m")
     auto, hybrid = (row.settings for row in plan_evaluation(config).rows)
-    assert (auto.stemming, auto.dense_model) == (True, TrainConfig().dense_model)
-    assert (hybrid.stemming, hybrid.dense_model) == (True, "m")
+    assert (auto.retrieval.stemming, auto.retrieval.dense_model) == (True, TrainConfig().retrieval.dense_model)
+    assert (hybrid.retrieval.stemming, hybrid.retrieval.dense_model) == (True, "m")
     run = save_run(tmp_path / "a", retriever="hybrid", stemming=True, dense_model="m")
     again = plan_evaluation(EvalConfig(run=run)).rows[0].settings
-    assert (again.retriever, again.stemming, again.dense_model) == ("hybrid", True, "m")
+    assert (again.retriever, again.retrieval.stemming, again.retrieval.dense_model) == ("hybrid", True, "m")
     assert plan_evaluation(EvalConfig(run=run, retriever="random")).rows[0].settings.retrieval.stemming is False
     with pytest.raises(UserError, match="--stemming does nothing"):
         plan_evaluation(EvalConfig(model="tiny", methods="direct", stemming=True))
@@ -267,7 +276,7 @@ def mark(config: EvalConfig, planned: EvalConfig | None = None) -> str:
 def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
     config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus, device="cpu")
     first = mark(config)
-    smaller = replace(config, rollout_batch_size=3)
+    smaller = with_options(config, rollout_batch_size=3)
     assert first == mark(config) == mark(smaller) == mark(replace(smaller, seed=4, against="rag"), planned=smaller)
     seen = {first}
 
@@ -279,7 +288,7 @@ def test_a_kept_cell_is_used_only_if_nothing_changed(tmp_path, file, corpus):
     for values in ({"limit": 5}, {"topk": 1}, {"max_turns": 1}, {"temperature": 1.0}, {"retriever": "random"},
                    {"methods": "ircot"}, {"dtype": "bfloat16"}):  # fmt: skip
         assert differs(replace(config, **values)), values
-    assert differs(replace(config, temperature=1.0, seed=1))
+    assert differs(with_options(config, temperature=1.0, seed=1))
     write_rows(tmp_path / "c.jsonl", PASSAGE | {"text": "Oslo lies in Norway."})
     assert differs(config)
     write_rows(tmp_path / "q.jsonl", *(question(n, "another gold answer") for n in range(40)))
@@ -295,11 +304,11 @@ def test_a_kept_cell_is_of_the_precision_that_was_computed_in(monkeypatch, file,
     """`auto` is float32 on the CPU and bfloat16 on a GPU that has it."""
     config = EvalConfig(model="tiny", methods="rag", datasets=file, corpus=corpus, device="cpu")
     on_cpu = mark(config)
-    assert on_cpu == mark(replace(config, dtype="float32"))
+    assert on_cpu == mark(with_options(config, dtype="float32"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert mark(config) == on_cpu != mark(replace(config, device="auto"))
-    assert mark(replace(config, device="auto")) == mark(replace(config, dtype="bfloat16"))
+    assert mark(config) == on_cpu != mark(with_options(config, device="auto"))
+    assert mark(with_options(config, device="auto")) == mark(with_options(config, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(

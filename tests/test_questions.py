@@ -49,7 +49,7 @@ def test_a_file_of_any_form_is_read(tmp_path, name):
     content = FILES[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert as_pairs(tmp_path / name) == [(row["question"], (row["answer"],)) for row in ROWS]
-    assert name_file(make(TrainConfig, dataset=str(tmp_path / name))).data_path == str(tmp_path / name)
+    assert name_file(make(TrainConfig, dataset=str(tmp_path / name))).data.data_path == str(tmp_path / name)
 
 
 ANSWERS = [
@@ -143,7 +143,7 @@ def test_a_folder_of_parquet_is_one_set_of_questions(tmp_path):
     (folder / "dataset_infos.json").write_text("{}")
     (folder / ".cache.parquet").write_text("no parquet")
     assert as_pairs(folder) == [(f"{n}?", (str(n),)) for n in range(3)]
-    assert name_file(make(TrainConfig, dataset=str(folder))).data_path == str(folder)
+    assert name_file(make(TrainConfig, dataset=str(folder))).data.data_path == str(folder)
     parquet(folder / "test.parquet", {"question": ["t?"], "answer": ["t"]})
     with pytest.raises(UserError, match=r"set holds questions to train on \(train-00000.*\(test.parquet\); name one"):
         as_pairs(folder)

@@ -12,11 +12,11 @@ import torch
 from conftest import CPU
 from peft import PeftModel
 from safetensors.torch import load_file
-from searchr1_mini.core.update import forward
 from transformers import AutoModelForCausalLM
 
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.encoding import foreign_ids, observation_ids
+from searchr1_mini.core.experience import policy_logprobs
 from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
@@ -29,6 +29,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.training import train
+from searchr1_mini.storage.files import read_metrics
 
 FILE = os.environ.get("SEARCHR1_SMOLLM2", "")
 pytestmark = pytest.mark.skipif(not Path(FILE).is_file(), reason="SEARCHR1_SMOLLM2 names no GGUF file of SmolLM2")
@@ -88,7 +89,7 @@ def test_sampled_log_probs_are_those_of_a_fresh_forward(policy):
     trajectories = rollouts(policy, QUESTIONS[:4], temperature=1.0)
     batch = build_batch(trajectories, [0.0] * 4, range(4), policy.tokenizer.pad_token_id)
     with torch.no_grad():
-        logprobs, _ = forward(policy, batch, temperature=1.0)
+        logprobs, _ = policy_logprobs(policy, batch, temperature=1.0)
     sampled = batch.loss_mask & ~batch.old_logprobs.isnan()
     assert sampled.sum() > 32
     torch.testing.assert_close(logprobs[sampled], batch.old_logprobs[sampled], atol=2e-3, rtol=0)
@@ -115,7 +116,7 @@ def run(source, tmp_path_factory) -> Path:
 def test_a_step_of_grpo_on_nf4_moves_the_adapter(run):
     adapter = load_file(run / "checkpoints" / "step-000001" / "model" / "policy" / "adapter_model.safetensors")
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
-    (row,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    (row,) = read_metrics(run / "metrics.jsonl")
     assert row["grad_norm"] > 0 and row["logprob_diff_max"] < 0.01
 
 

@@ -57,7 +57,7 @@ def test_the_reference_is_what_the_policy_was_when_it_was_frozen_last(random_qwe
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_trained_and_its_gradients_are_the_same_with_a_frozen_reference(random_qwen2, kind):
     def gradients(policy: Policy) -> list[torch.Tensor]:
-        with policy.training(False):
+        with policy.training():
             policy.hidden(input_ids=IDS).square().mean().backward()
         return [parameter.grad for parameter in policy.trainable()]
 

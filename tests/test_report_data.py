@@ -13,18 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import row, write_run
-from sessions import session_of, step_of
+from sessions import session_of, step_of, train_step
 from test_report import Tags
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.training import rollout_rows
-from searchr1_mini.core.update import all_logprobs, update
+from searchr1_mini.core.experience import all_logprobs
+from searchr1_mini.options.nested import with_options
 from searchr1_mini.pages import report_data
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.pages.report_data import as_json, texts_of, thousandths
 from searchr1_mini.report import main
 from searchr1_mini.run.log import trajectory_row, write_rollouts
-from searchr1_mini.run.token_values import token_values
+from searchr1_mini.run.token_values import lines_of, token_values
 from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -115,16 +115,19 @@ def test_rows_hold_what_the_update_made_of_each_token(tmp_path, algorithm):
     """Ratios against log-probs before and after, by hand; PPO's advantages; nothing for what is masked."""
     run = session_of(tmp_path, algorithm=algorithm, learning_rate=0.01)
     rollouts, experience = step_of(run)
-    update(run, experience)
-    after = all_logprobs(run, experience.batch)
-    values = token_values(run, experience, with_ratios=True)
+    train_step(run, 1)
+    after = all_logprobs(run.policy, experience.batch, run.config.rollout.temperature, run.optimizer.micro_batches)
+    run.config = with_options(run.config, eval_every=1)
+    values = token_values(run, experience)
+    run.config = with_options(run.config, eval_every=2)
+    without_ratios = token_values(run, experience)
     is_ours = experience.batch.loss_mask
     by_hand = torch.exp(after - experience.batch.old_logprobs)
     assert (by_hand[is_ours] - 1).abs().max() > 1e-3
     assert ("advantages" in values[0]) == (algorithm == "ppo")
-    assert token_values(run, experience, with_ratios=False)[0].keys() == values[0].keys() - {"ratios"}
-    assert [line["in_update"] for line in rollout_rows(rollouts, None, {1: values[1]})][:3] == [False, True, False]
-    assert [line["group"] for line in rollout_rows(rollouts, None, {})] == rollouts.group_ids
+    assert without_ratios[0].keys() == values[0].keys() - {"ratios"}
+    assert [line["in_update"] for line in lines_of(rollouts, {1: values[1]})][:3] == [False, True, False]
+    assert [line["group"] for line in lines_of(rollouts, {})] == rollouts.group_ids
     for n, (trajectory, example) in enumerate(zip(rollouts.trajectories, rollouts.examples, strict=True)):
         segments = trajectory_row(trajectory, example, 0.0, None, values[n])["segments"]
         for name, expected in (("ratios", by_hand), ("advantages", experience.advantages)):

@@ -24,7 +24,7 @@ from searchr1_mini.export import ExportConfig, export_run
 from searchr1_mini.models.identity import BASE_FILE, check_base
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.nested import make, options_of, with_options
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.pages.report import write_report
@@ -66,7 +66,7 @@ def whole(tmp_path_factory) -> SimpleNamespace:
 def use(run: Path, whole: SimpleNamespace) -> None:
     """Everything that reads a run's files, but for the loading of its weights."""
     saved = saved_config(run)
-    resolve(make(TrainConfig, **{name: saved[name] for name in TrainConfig.__dataclass_fields__}), unasked=saved)
+    resolve(make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig)}), unasked=saved)
     write_report(run)
     model_card(resolve(TrainConfig()), run, 2, is_adapter=False)
     checkpoint.best_checkpoint(run)

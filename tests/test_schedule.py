@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from faults import config_of
 from hypothesis import given
 from hypothesis import strategies as st
-from searchr1_mini.core.schedule import learning_rates
-from sessions import session_of, step_of, train_step
+from sessions import session_of, train_step
 
-from searchr1_mini.core import training, update
+from searchr1_mini.core import training
+from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.imitation import demonstrations, imitation_step
 from searchr1_mini.run.training import train
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_metrics
 
 RATES = {"steps": 6, "warmup_steps": 2, "decay_steps": 3, "mini_batches": 2, "learning_rate": 0.01}
 # what each step ends with: up over 2 steps of 2 updates, down over 3, to 1/6 of the peak
@@ -34,15 +35,20 @@ def test_where_nothing_is_left_out_the_rates_are_those_of_a_schedule_of_updates(
     )
     a_step = minis * epochs
     total, fall = steps * a_step, decay * a_step
-    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], config.optimization.learning_rate)
+    weight = torch.zeros(1, requires_grad=True)
+    policy = SimpleNamespace(trainable=lambda: [weight], device=torch.device("cpu"), dtype=torch.float32)
+    ours = Optimizer(policy, None, config.optimization)
+    theirs = torch.optim.AdamW([weight], config.optimization.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
+        theirs,
         lambda made: min(1.0, (made + 1) / max(warmup * a_step, 1), max(total - made, 0) / fall if fall else 1.0),
     )
     for step in range(1, steps + 1):
+        ours.begin(step, a_step)
         for n_left in reversed(range(a_step)):
-            assert learning_rates(config, step, n_left) == [optimizer.param_groups[0]["lr"]]
-            optimizer.step()
+            ours.n_left = n_left
+            assert ours.learning_rates() == [theirs.param_groups[0]["lr"]]
+            theirs.step()
             schedule.step()
 
 
@@ -57,7 +63,7 @@ def train_with_groups_left_out(config: TrainConfig, first_step: int = 1) -> list
         patch.setattr(
             training, "rows_to_train_on", lambda *_: range(GROUPS_LEFT[next(steps)] * config.optimization.group_size)
         )
-        return read_jsonl(train(config) / "metrics.jsonl")
+        return read_metrics(train(config) / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +91,10 @@ def test_a_resumed_run_of_which_groups_were_left_out_goes_on_at_the_same_rates(t
 
 
 def test_updates_that_are_thrown_away_count_too(tmp_path, monkeypatch):
-    run = session_of(tmp_path, **RATES | SHORT)
-    experience = step_of(run)[1]
+    run = session_of(tmp_path, **RATES | SHORT, entropy_coef=0.001)
     with monkeypatch.context() as patch:
-        patch.setattr(update, "step_weights", lambda config, mask: mask * math.nan)
-        assert update.update(run, experience)["skipped_updates"] == 1
+        patch.setattr(training, "loss_weights", lambda mask, *_: mask * math.nan)
+        assert train_step(run, 1)["skipped_updates"] == 1
     rates = [train_step(run, step)["learning_rate"] for step in (2, 3)]
     assert rates == pytest.approx(LAST_RATES[1:3])
 
@@ -98,9 +103,8 @@ def test_the_critic_warms_up_by_itself(tmp_path):
     flags = {"algorithm": "ppo", "critic_learning_rate": 0.02, "critic_warmup_steps": 4, "group_size": 1, "epochs": 2}
     run = session_of(tmp_path, **RATES | SHORT | flags)
     for step in (1, 3):
-        run.step = step
-        update.update(run, step_of(run)[1])
-        rates = [group["lr"] for group in run.optimizer.param_groups]
+        train_step(run, step)
+        rates = [group["lr"] for group in run.optimizer.adamw.param_groups]
         assert rates == pytest.approx([0.01 * min(step / 2, 1), 0.02 * step / 4])
 
 
@@ -111,5 +115,5 @@ def test_imitation_ends_at_the_same_rates(tmp_path):
     )
     shown = demonstrations(run)
     for step, wanted in enumerate(LAST_RATES, start=1):
-        run.step = step
-        assert imitation_step(run, shown[: 1 + step % 2])["learning_rate"] == pytest.approx(wanted)
+        told = imitation_step(run.policy, run.optimizer, shown[: 1 + step % 2], step, run.config.optimization)
+        assert told["learning_rate"] == pytest.approx(wanted)

@@ -10,16 +10,16 @@ from statistics import fmean
 
 import pytest
 import torch
-from searchr1_mini.core.update import forward
 
-from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.experience import policy_logprobs
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.imitation import demonstrations, imitation_step, imitation_update
+from searchr1_mini.run.imitation import demonstrations, imitation_step
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.run.run import Run
+from searchr1_mini.storage.files import read_jsonl, read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--steps 3 --demonstration-questions 130 --eval-questions 4 --questions-per-step 8 --no-tensorboard".split()
@@ -32,11 +32,23 @@ def train(folder: Path, *flags: object) -> str:
     return result.stdout
 
 
-def session_of(folder: Path, algorithm: str):
+def session_of(folder: Path, algorithm: str) -> Run:
     config = resolve(
         make(TrainConfig, algorithm=algorithm, output_dir=str(folder), eval_questions=4, tensorboard=False)
     )
     return open_run(with_options(config, demonstration_questions=10))
+
+
+def with_rates(run: Run, **settings) -> Run:
+    """The run, whose optimizer steps are made by other options."""
+    run.config = with_options(run.config, **settings)
+    run.optimizer.config = run.config.optimization
+    return run
+
+
+def step_on(run: Run, shown: list[Trajectory]) -> dict[str, float]:
+    """What the first step of the run logs, on these demonstrations."""
+    return imitation_step(run.policy, run.optimizer, shown, 1, run.config.optimization)
 
 
 def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):
@@ -57,10 +69,11 @@ def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):
 def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(tmp_path):
     """Against a loop over tokens, for rollouts with passages in between, in micro-batches of any size."""
     run = session_of(tmp_path / "run", "rejection-sampling")
-    run.config = with_options(run.config, tokens_per_micro_batch=400, demonstration_questions=130)
+    one_update = {"mini_batches": 1, "epochs": 1, "warmup_steps": 0, "decay_steps": 0}
+    run = with_rates(run, demonstration_questions=130, **one_update)
+    run.optimizer.micro_batches.tokens = 400
     shown = demonstrations(run)[:6]
     assert all(trajectory.queries for trajectory in shown)
-    batch = build_batch(shown, [1.0] * len(shown), range(len(shown)), 0)
     total, n = 0.0, 0
     with torch.no_grad():
         for trajectory in shown:
@@ -73,31 +86,24 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(t
                         total, n = total - logprobs[at - 1, token].item(), n + 1
                     at += 1
     before = [p.detach().clone() for p in run.policy.trainable()]
-    metrics = imitation_update(run, batch, is_first=True)
+    metrics = step_on(run, shown)
     assert metrics["loss"] == pytest.approx(total / n, rel=1e-5)
     assert any(not torch.equal(old, new) for old, new in zip(before, run.policy.trainable(), strict=True))
-    assert imitation_update(run, batch, is_first=False)["loss"] < metrics["loss"]
+    assert step_on(run, shown)["loss"] < metrics["loss"]
     run.tracker.__exit__()
 
 
 def test_a_step_logs_the_means_of_its_updates_so_that_one_thrown_away_shows(tmp_path, monkeypatch):
     """The first of two mini-batches has a loss that is not finite; the second is sound."""
-    run = session_of(tmp_path / "run", "sft")
-    run.config = with_options(run.config, mini_batches=2, epochs=1)
+    run = with_rates(session_of(tmp_path / "run", "sft"), mini_batches=2, epochs=1)
     shown = demonstrations(run)
-    told = []
-
-    def update(run, batch, is_first):
-        told.append(imitation_update(run, batch, is_first))
-        return told[-1]
 
     def poisoned(policy, batch, temperature):
-        logprobs, entropy = forward(policy, batch, temperature)
-        return logprobs * (float("nan") if not told else 1.0), entropy
+        logprobs, entropy = policy_logprobs(policy, batch, temperature)
+        return logprobs * (float("nan") if run.optimizer.is_first_update else 1.0), entropy
 
-    monkeypatch.setattr("searchr1_mini.run.imitation.imitation_update", update)
-    monkeypatch.setattr("searchr1_mini.run.imitation.forward", poisoned)
-    metrics = imitation_step(run, shown)
+    monkeypatch.setattr("searchr1_mini.run.imitation.policy_logprobs", poisoned)
+    metrics, told = step_on(run, shown), run.optimizer.logs
     assert [log["skipped_updates"] for log in told] == [1.0, 0.0]
     assert metrics["skipped_updates"] == 0.5
     assert metrics["entropy"] == pytest.approx(fmean(log["entropy"] for log in told))
@@ -126,7 +132,7 @@ def test_only_right_rollouts_are_imitated_and_sampling_goes_on_where_it_broke_of
     assert (tmp_path / "torn" / "demonstrations.jsonl").read_text() == text
     weights = Path("checkpoints") / "step-000003" / "model" / "policy" / "adapter_model.safetensors"
     assert (tmp_path / "torn" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
-    losses = [[row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("torn", "whole")]
+    losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("torn", "whole")]
     assert losses[0] == losses[1] and len(losses[0]) == 3
     assert json.loads((tmp_path / "whole" / "summary.json").read_text())["steps"] == 3
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from searchr1_mini.core.schedule import set_learning_rates
-from sessions import session_of, step_of, train_step
+from sessions import losses_of, passes_of, session_of, step_of, train_step
 from test_memory import SHAPE
 
-from searchr1_mini.core import update
+from searchr1_mini.core import experience as experience_module
+from searchr1_mini.core import training
 from searchr1_mini.core.algorithms import truncated_importance
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.experience import update_logprobs
+from searchr1_mini.core.training import weighted
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
@@ -47,7 +49,7 @@ def test_check_lets_rounding_pass_and_tells_another_temperature(run, step, monke
         check_agreement(run, batch)
 
 
-def test_before_a_weight_moves_no_trajectory_is_clipped(run, step):
+def test_before_a_weight_moves_no_trajectory_is_clipped(run, step, monkeypatch):
     """In neither mini-batch, against what was computed before the first; by rounding alone most would be."""
     _, experience = step
     batch = experience.batch
@@ -56,22 +58,27 @@ def test_before_a_weight_moves_no_trajectory_is_clipped(run, step):
     assert (
         (of_rows < -run.config.objective.clip_eps) | (of_rows > run.config.objective.clip_eps_high)
     ).sum() >= run.config.optimization.group_size
-    set_learning_rates(run.optimizer, [0.0])
-    for rows in update.next_pass(run, batch.group_ids.tolist()):
-        logged = update.optimiser_step(run, experience.select(rows), is_first=True)
+    losses, optimizer, (passed,) = losses_of(run, monkeypatch), run.optimizer, passes_of(run, batch)
+    monkeypatch.setattr(optimizer, "learning_rates", lambda: [0.0])
+    optimizer.begin(1, len(passed))
+    for rows in passed:
+        optimizer.step(weighted(experience.select(rows), run.config), losses)
+    assert len(optimizer.logs) == 2
+    for logged in optimizer.logs:
         assert (logged["ratio_max"], logged["clip_fraction"], logged["approx_kl"]) == (1, 0, 0)
 
 
-def test_the_log_and_the_weights_compare_with_what_was_sampled(run, step):
+def test_the_log_and_the_weights_compare_with_what_was_sampled(run, step, monkeypatch):
     rollouts, experience = step
     mask, old = experience.batch.loss_mask, experience.batch.old_logprobs
     assert experience.sampled_logprobs[mask].tolist() == torch.tensor(sampled_of(rollouts)).tolist()
     torch.testing.assert_close(
         experience.importance[mask], truncated_importance(old, experience.sampled_logprobs, 1.5)[mask]
     )
-    first = experience.select(update.next_pass(run, experience.batch.group_ids.tolist())[0])
+    first = experience.select(passes_of(run, experience.batch)[0][0])
     rounding = (first.batch.old_logprobs - first.sampled_logprobs)[first.batch.loss_mask].abs()
-    logged = update.update(run, experience)
+    monkeypatch.setattr(training, "collect", lambda *_: rollouts)
+    logged = train_step(run, 1)
     assert logged["logprob_diff_mean"] == pytest.approx(rounding.mean().item(), rel=1e-4)
     assert logged["logprob_diff_max"] == pytest.approx(rounding.max().item(), rel=1e-4)
 
@@ -93,7 +100,8 @@ def test_the_kl_to_the_reference_is_0_before_the_first_update(tmp_path):
     run = session_of(tmp_path, dtype="bfloat16", **flags)
     _, experience = step_of(run)
     with run.policy.reference():
-        reference = update.own_logprobs(run, experience.batch)
+        how = run.config.rollout.temperature, run.optimizer.micro_batches, passes_of(run, experience.batch)[0]
+        reference = update_logprobs(run.policy, experience.batch, *how)
     assert torch.equal(reference, experience.batch.old_logprobs)
 
 
@@ -113,8 +121,9 @@ def test_in_float32_old_log_probs_are_those_that_were_sampled(tmp_path):
 @pytest.mark.parametrize("flags", [{}, {"ratio": "sequence", "kl_coef": 0.01}])
 def test_one_update_alone_makes_its_forward_once(tmp_path, monkeypatch, flags):
     """And learns to the bit what it learns with pi_old computed before."""
-    forwards, forward = [], update.forward
-    monkeypatch.setattr(update, "forward", lambda *a, **k: forwards.append(1) or forward(*a, **k))
+    forwards, forward = [], training.policy_logprobs
+    for module in (training, experience_module):
+        monkeypatch.setattr(module, "policy_logprobs", lambda *a, **k: forwards.append(1) or forward(*a, **k))
     learnt = []
     for name, eval_every in (("before", 1), ("once", 100)):  # a step that is evaluated writes ratios, which need pi_old
         run = session_of(tmp_path / name, dtype="bfloat16", eval_every=eval_every, **SMALL, **flags)

@@ -97,13 +97,13 @@ def test_empty_and_repeated_thoughts(texts, share):
 
 
 class TestMuseum:
-    def test_retokenising_trains_on_other_ids_than_were_sampled(self, tokenizer):
+    def test_retokenizing_trains_on_other_ids_than_were_sampled(self, tokenizer):
         """`>\\n\\n` is one token: cut at the stop string and encoded again, the turn has lost it, and EOS."""
         text = "<think> a </think>\n<search> b </search>"
         ids = tokenizer(text + "\n\n")["input_ids"]
         sampled = Segment("policy", [*ids, tokenizer.eos_token_id], [-1.0] * (len(ids) + 1), text)
         assert tokenizer.decode([ids[-1]]) == ">\n\n"
-        bad = museum.retokenised(Trajectory("q", [Segment("prompt", [5, 6]), sampled]), tokenizer)
+        bad = museum.retokenized(Trajectory("q", [Segment("prompt", [5, 6]), sampled]), tokenizer)
         assert bad.segments[0].token_ids == [5, 6]
         assert bad.segments[1].token_ids == tokenizer(text)["input_ids"] != sampled.token_ids
         assert all(map(math.isnan, bad.segments[1].logprobs))
@@ -139,27 +139,28 @@ class TestMuseum:
 
 def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_path, monkeypatch):
     """From the third step on the loss is nan: no weight moves, the run saves, and ends in one sentence."""
-    from searchr1_mini.core import training, update
+    from searchr1_mini.core import training
     from searchr1_mini.core.errors import UserError
     from searchr1_mini.options.config import TrainConfig
     from searchr1_mini.options.resolve import resolve
+    from searchr1_mini.run.training import train
     from searchr1_mini.storage.files import read_jsonl
 
-    sound = update.policy_loss
+    sound = training.policy_loss
 
     def policy_loss(*arguments, **options):
         loss, stats = sound(*arguments, **options)
         return (loss * math.nan if len(list(tmp_path.glob("run/rollouts/*"))) >= 2 else loss), stats
 
-    monkeypatch.setattr(update, "policy_loss", policy_loss)
+    monkeypatch.setattr(training, "policy_loss", policy_loss)
     config = resolve(
-        make(TrainConfig, 
-            questions_per_step=8, group_size=8, eval_questions=2, steps=9, mini_batches=1, max_skipped_updates=2,
+        make(
+            TrainConfig, questions_per_step=8, group_size=8, eval_questions=2, steps=9, mini_batches=1, max_skipped_updates=2,
             tensorboard=False, output_dir=str(tmp_path / "run"), drop_zero_variance=False, save_every=2,
         )
     )  # fmt: skip
     with pytest.raises(UserError, match=r"last 2 updates .*step-000004.*--learning-rate"):
-        training.train(config)
+        train(config)
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["skipped_updates"] for row in rows] == [0, 0, 1, 1]
     warnings = read_jsonl(tmp_path / "run" / "warnings.jsonl")

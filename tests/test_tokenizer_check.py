@@ -6,7 +6,6 @@ import copy
 import json
 import random
 import shutil
-from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from searchr1_mini.models.bases import check_source
 from searchr1_mini.models.prompting import eos_ids, prompt_ids
 from searchr1_mini.options import eval_config
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import make
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.imitation import gold_demonstration
@@ -295,7 +294,7 @@ def test_a_resumed_run_and_its_evaluation_stay_on_the_day_that_it_began_on(dated
     run.tracker.__exit__()
     shown = run.policy.tokenizer.decode(collect(run, 1).trajectories[0].segments[0].token_ids)
     assert "Today Date: 05 Jan 2026" in shown
-    other = replace(again, date="2026-01-06")
+    other = with_options(again, date="2026-01-06")
     capsys.readouterr()
     assert "date 2026-01-05, not 2026-01-06" in told(lambda: train(other), capsys)
     capsys.readouterr()

@@ -14,12 +14,14 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
-from sessions import collect, session_of
+from sessions import collect, losses_of, prepare, session_of, train_step
 from torch import Tensor
 
-from searchr1_mini.core import update
-from searchr1_mini.core.algorithms import group_advantages
+from searchr1_mini.core import interrupt
 from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.experience import Experience
+from searchr1_mini.core.optimizer import Losses
+from searchr1_mini.core.training import weighted
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.run import Run
@@ -27,7 +29,7 @@ from searchr1_mini.run.run import Run
 pytestmark = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
 CLIPS = {"clip_eps": 0.1, "clip_eps_high": 0.3}
 COMMON = {"temperature": 0.8, "tokens_per_micro_batch": 700, "importance_cap": 1.1, "entropy_coef": 0.05, **CLIPS}
-GRPO = COMMON | {"kl_coef": 0.3, "llds_coef": 0.2, "max_new_tokens": 40}
+GRPO = COMMON | {"kl_coef": 0.3, "llds_coef": 0.2, "max_new_tokens": 40, "drop_zero_variance": False}
 PPO = COMMON | {
     "algorithm": "ppo", "group_size": 1, "questions_per_step": 8, "kl_coef": 0.3, "gamma": 0.9, "gae_lambda": 0.8,
     "value_clip": 0.05,
@@ -54,13 +56,12 @@ class Token:
 
 @dataclass
 class Case:
-    """A run at its first step, its trajectories, what `prepare` makes of them, and all policy tokens row by row."""
+    """A run at its first step, its trajectories, what its update needs, and all policy tokens row by row."""
 
     run: Run
     trajectories: list[Trajectory]
     rewards: list[float]
-    experience: update.Experience
-    metrics: dict[str, float]
+    experience: Experience
     rows: list[list[Token]]
 
 
@@ -103,8 +104,7 @@ def case_of(folder, settings: dict) -> Case:
             segment.logprobs = [p + float(e) for p, e in zip(segment.logprobs, noise, strict=True)]
     rewards = [row * 7 % 5 / 5 for row in range(len(rollouts.trajectories))]
     batch = build_batch(rollouts.trajectories, rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
-    advantages = None if run.critic else group_advantages(batch.rewards, batch.group_ids)
-    experience, metrics = update.prepare(run, batch, advantages)
+    experience = prepare(run, batch)
     rows = []
     with torch.no_grad():
         for row, trajectory in enumerate(rollouts.trajectories):
@@ -120,7 +120,7 @@ def case_of(folder, settings: dict) -> Case:
                     p = at + offset
                     rows[-1].append(Token(row, p, sampler, float(now[p]), float(reference[p]), float(values[p])))
                 at += len(segment.token_ids)
-    return Case(run, rollouts.trajectories, rewards, experience, metrics, rows)
+    return Case(run, rollouts.trajectories, rewards, experience, rows)
 
 
 def add_group_advantages(case: Case) -> None:
@@ -146,6 +146,13 @@ def add_ppo_targets(case: Case) -> None:
     mean, std = fmean(t.advantage for t in everything), stdev(t.advantage for t in everything)
     for token in everything:
         token.advantage = (token.advantage - mean) / std
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_held() -> Iterator[None]:
+    """What applies a gradient here ends no step of a run."""
+    yield
+    interrupt.clear()
 
 
 @pytest.fixture(scope="module")
@@ -193,21 +200,22 @@ def test_ppo_prepares_what_a_loop_over_tokens_does(ppo):
     compare(ppo, ppo.experience.importance, "importance")
     assert ppo.experience.ref_logprobs is None  # its KL is in the reward, and must not count twice
     tokens = [token for row in ppo.rows for token in row]
-    assert ppo.metrics["kl"] == pytest.approx(fmean(t.trainer - t.reference for t in tokens), abs=1e-4)
-    assert ppo.metrics["value_mean"] == pytest.approx(fmean(t.value for t in tokens), abs=1e-4)
+    assert ppo.experience.metrics["kl"] == pytest.approx(fmean(t.trainer - t.reference for t in tokens), abs=1e-4)
+    assert ppo.experience.metrics["value_mean"] == pytest.approx(fmean(t.value for t in tokens), abs=1e-4)
     rest = stdev(t.target - t.value for t in tokens) / stdev(t.target for t in tokens)
-    assert ppo.metrics["explained_variance"] == pytest.approx(1 - rest**2, abs=1e-3)
+    assert ppo.experience.metrics["explained_variance"] == pytest.approx(1 - rest**2, abs=1e-3)
     assert stdev(t.value for t in tokens) > 0.02
 
 
 @contextmanager
-def with_options(run: Run, **settings) -> Iterator[None]:
-    """Inside, the run has other options; its weights stay."""
+def other_options(run: Run, **settings) -> Iterator[None]:
+    """Inside, the run and its optimizer have other options; weights stay."""
     before, run.config = run.config, with_options(run.config, **settings)
+    run.optimizer.config = run.config.optimization
     try:
         yield
     finally:
-        run.config = before
+        run.config, run.optimizer.config = before, before.optimization
 
 
 def weight_of(case: Case, tokens: list[Token]) -> float:
@@ -252,17 +260,26 @@ def gradients_of(loss: Tensor, parameters: list) -> list[Tensor]:
     return [g if g is not None else torch.zeros(()) for g in torch.autograd.grad(loss, parameters, allow_unused=True)]
 
 
-def step_of(case: Case, monkeypatch) -> tuple[dict[str, float], list[list[Tensor]]]:
-    """What an optimiser step logs, and the gradient that it would apply, by the optimiser's groups."""
-    found = []
+def optimizer_step(case: Case, losses: Losses, is_first: bool = True) -> dict[str, float]:
+    """What an optimizer step on all of it logs; `is_first`: of its step of the run."""
+    optimizer = case.run.optimizer
+    optimizer.begin(1, n_updates=1)
+    optimizer.logs = [] if is_first else [{}]
+    optimizer.step(weighted(case.experience, case.run.config), losses)
+    return optimizer.logs[-1]
 
-    def keep(run, loss):
-        found.extend([weight.grad.clone() for weight in group["params"]] for group in run.optimizer.param_groups)
-        run.optimizer.zero_grad(set_to_none=True)
+
+def step_of(case: Case, monkeypatch) -> tuple[dict[str, float], list[list[Tensor]]]:
+    """What an optimizer step logs, and the gradient that it would apply, by the optimizer's groups."""
+    optimizer, losses, found = case.run.optimizer, losses_of(case.run, monkeypatch), []
+
+    def keep(loss):
+        found.extend([weight.grad.clone() for weight in group["params"]] for group in optimizer.adamw.param_groups)
+        optimizer.zero_grad()
         return {}
 
-    monkeypatch.setattr(update, "apply_gradients", keep)
-    return update.optimiser_step(case.run, case.experience, is_first=True), found
+    monkeypatch.setattr(optimizer, "apply_gradients", keep)
+    return optimizer_step(case, losses), found
 
 
 def assert_same_gradients(found: list[Tensor], wanted: list[Tensor]) -> None:
@@ -282,7 +299,7 @@ def assert_same_gradients(found: list[Tensor], wanted: list[Tensor]) -> None:
     ids=lambda settings: settings["loss_aggregation"],
 )
 def test_the_gradient_of_grpo_is_that_of_a_loop_over_tokens(grpo, settings, monkeypatch):
-    with with_options(grpo.run, **settings):
+    with other_options(grpo.run, **settings):
         logged, (found,) = step_of(grpo, monkeypatch)
         loss, told = policy_loss(grpo)
     assert told["clip_fraction"] > 0
@@ -312,8 +329,9 @@ def test_the_gradients_of_ppo_are_those_of_a_loop_over_tokens(ppo, monkeypatch):
 
 
 def test_later_updates_tell_what_became_of_right_trajectories(grpo, monkeypatch):
-    monkeypatch.setattr(update, "apply_gradients", lambda run, loss: run.optimizer.zero_grad() or {})
-    logged = update.optimiser_step(grpo.run, grpo.experience, is_first=False)
+    losses = losses_of(grpo.run, monkeypatch)
+    monkeypatch.setattr(grpo.run.optimizer, "apply_gradients", lambda loss: grpo.run.optimizer.zero_grad() or {})
+    logged = optimizer_step(grpo, losses, is_first=False)
     changes = []
     with torch.no_grad():
         for tokens, trajectory, reward in zip(grpo.rows, grpo.trajectories, grpo.rewards, strict=True):
@@ -328,8 +346,8 @@ def test_observations_that_are_trained_on_have_the_log_probs_of_a_forward(grpo):
     run, row = grpo.run, next(row for row, t in enumerate(grpo.trajectories) if t.retrieved)
     batch = build_batch(grpo.trajectories[row : row + 1], [1.0], [0], run.policy.tokenizer.pad_token_id, False)
     assert batch.old_logprobs.isnan().any()
-    with with_options(run, importance_cap=None, mask_observations=False):
-        experience, _ = update.prepare(run, batch, torch.tensor([1.0]))
+    with other_options(run, importance_cap=None, mask_observations=False):
+        experience = prepare(run, batch)
     with torch.no_grad():
         now, _ = logprobs_of(run, grpo.trajectories[row])
     kinds = [(s.kind, p) for s in grpo.trajectories[row].segments for p in s.logprobs or [None] * len(s.token_ids)]
@@ -340,36 +358,38 @@ def test_observations_that_are_trained_on_have_the_log_probs_of_a_forward(grpo):
 
 
 def test_every_pass_takes_all_groups_in_mini_batches_of_its_own(grpo, monkeypatch):
-    seen = []
+    optimizer, seen = grpo.run.optimizer, []
 
-    def one(run, experience, is_first):
+    def one(experience, losses):
+        is_first = optimizer.is_first_update
         seen.append((experience.batch.group_ids.tolist(), is_first))
-        run.optimizer.updates += 1
+        optimizer.updates += 1
         told = {"entropy": float(len(seen)), "learning_rate": 10.0 * len(seen)}
-        return told if is_first else told | {"correct_loglik_change": float(len(seen))}
+        optimizer.logs.append(told if is_first else told | {"correct_loglik_change": float(len(seen))})
 
-    monkeypatch.setattr(update, "optimiser_step", one)
+    monkeypatch.setattr(optimizer, "step", one)
     splits = set()
-    with with_options(grpo.run, epochs=2, mini_batches=2):
+    with other_options(grpo.run, epochs=2, mini_batches=2):
         for _ in range(3):
             seen.clear()
-            metrics = update.update(grpo.run, grpo.experience)
+            logged = train_step(grpo.run, 1)
             assert [is_first for _, is_first in seen] == [True, False, False, False]
             for first, second in (seen[:2], seen[2:]):
                 assert sorted(first[0] + second[0]) == sorted([0, 1, 2, 3] * 4) and len(first[0]) == 8
                 assert not set(first[0]) & set(second[0])
                 splits.add(tuple(first[0]))
-            assert metrics == {"entropy": 2.5, "learning_rate": 40.0, "correct_loglik_change": 3.0}
+            told = {"entropy": 2.5, "learning_rate": 40.0, "correct_loglik_change": 3.0}
+            assert optimizer.metrics() == told and {name: logged[name] for name in told} == told
     assert len(splits) > 1
 
 
 @contextmanager
-def optimiser_that_waits(run: Run) -> Iterator[list[list[list[Tensor]]]]:
-    """Inside, no step is taken; collects the gradients that would have been, by the optimiser's groups."""
-    seen, groups = [], run.optimizer.param_groups
+def optimizer_that_waits(run: Run) -> Iterator[list[list[list[Tensor]]]]:
+    """Inside, no step is taken; collects the gradients that would have been, by the optimizer's groups."""
+    seen, groups = [], run.optimizer.adamw.param_groups
     with pytest.MonkeyPatch.context() as patch:
         note = lambda *_: seen.append([[p.grad.clone() for p in group["params"]] for group in groups])  # noqa: E731
-        patch.setattr(run.optimizer, "step", note)
+        patch.setattr(run.optimizer.adamw, "step", note)
         yield seen
 
 
@@ -378,7 +398,7 @@ def norm(gradients: list[Tensor]) -> float:
 
 
 def set_gradients(run: Run, norms: tuple[float, ...]) -> None:
-    for group, length in zip(run.optimizer.param_groups, norms, strict=True):
+    for group, length in zip(run.optimizer.adamw.param_groups, norms, strict=True):
         n = sum(parameter.numel() for parameter in group["params"])
         for parameter in group["params"]:
             parameter.grad = torch.full_like(parameter, length / math.sqrt(n))
@@ -388,45 +408,45 @@ def test_policy_and_critic_are_clipped_each_by_its_own_norm(ppo):
     run = ppo.run
     before = run.optimizer.updates
     set_gradients(run, (10.0, 0.25))
-    with optimiser_that_waits(run) as applied:
-        told = update.apply_gradients(run, 0.5)
+    with optimizer_that_waits(run) as applied:
+        told = run.optimizer.apply_gradients(0.5)
     assert (told["grad_norm"], told["critic_grad_norm"]) == pytest.approx((10, 0.25), rel=1e-4)
     assert [norm(group) for group in applied[0]] == pytest.approx([run.config.optimization.grad_clip, 0.25], rel=1e-4)
     assert run.config.optimization.grad_clip == 1.0 and run.optimizer.updates == before + 1
-    assert all(parameter.grad is None for group in run.optimizer.param_groups for parameter in group["params"])
+    assert all(parameter.grad is None for group in run.optimizer.adamw.param_groups for parameter in group["params"])
 
 
 def test_what_is_not_finite_is_not_applied_and_counted_until_one_is_sound(ppo):
     run = ppo.run
     run.optimizer.skipped_in_a_row = 0
-    with optimiser_that_waits(run) as applied:
+    with optimizer_that_waits(run) as applied:
         for loss, norms in ((0.5, (math.nan, 1.0)), (0.5, (1.0, math.inf)), (math.nan, (1.0, 1.0))):
             set_gradients(run, norms)
-            assert update.apply_gradients(run, loss)["skipped_updates"] == 1.0
+            assert run.optimizer.apply_gradients(loss)["skipped_updates"] == 1.0
         assert (run.optimizer.skipped_in_a_row, applied) == (3, [])
         set_gradients(run, (1.0, 1.0))
-        assert update.apply_gradients(run, 0.5)["skipped_updates"] == 0.0
+        assert run.optimizer.apply_gradients(0.5)["skipped_updates"] == 0.0
         assert run.optimizer.skipped_in_a_row == 0 and len(applied) == 1
 
 
-def test_a_scaled_loss_has_the_gradient_of_one_that_is_not(ppo):
+def test_a_scaled_loss_has_the_gradient_of_one_that_is_not(ppo, monkeypatch):
     """As with float16: scaled before the backward pass, of policy and critic alike, and back before the clip."""
     run, found = ppo.run, []
-    plain = run.scaler
-    with with_options(run, grad_clip=1e9), optimiser_that_waits(run) as applied:
+    losses, plain = losses_of(run, monkeypatch), run.optimizer.scaler
+    with other_options(run, grad_clip=1e9), optimizer_that_waits(run) as applied:
         for scaler in (plain, torch.amp.GradScaler("cpu", init_scale=256.0)):
-            run.scaler = scaler
-            found.append(update.optimiser_step(run, ppo.experience, is_first=True))
-        run.scaler = plain
+            run.optimizer.scaler = scaler
+            found.append(optimizer_step(ppo, losses))
+        run.optimizer.scaler = plain
     for name in ("loss", "value_loss", "grad_norm", "critic_grad_norm"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-3), name
     for one, two in zip(*applied, strict=True):
         assert_same_gradients(one, two)
 
 
-def test_weight_decay_and_the_critics_rate_reach_the_optimiser(tmp_path):
+def test_weight_decay_and_the_critics_rate_reach_the_optimizer(tmp_path):
     run = session_of(tmp_path / "run", **PPO | {"weight_decay": 0.1, "critic_learning_rate": 1e-5})
-    policy, critic = run.optimizer.param_groups
+    policy, critic = run.optimizer.adamw.param_groups
     assert policy["weight_decay"] == critic["weight_decay"] == 0.1
     assert (policy["lr"], critic["lr"]) == (3e-3, 1e-5)
     assert {id(p) for p in critic["params"]} == {id(p) for p in run.critic.parameters()}

@@ -16,8 +16,7 @@ from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, s
 from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
-from searchr1_mini.storage.files import read_jsonl, read_summary, write_text_atomic
-from searchr1_mini.storage.forms import METRICS as METRICS_FORM
+from searchr1_mini.storage.files import read_jsonl, read_metrics, read_summary, write_text_atomic
 from searchr1_mini.storage.forms import WARNING
 from searchr1_mini.storage.printable import plain
 
@@ -99,9 +98,9 @@ def _before(run_dirs: Sequence[Path]) -> str:
     held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
     diagnoses = [_diagnosis(run_dir) for run_dir in run_dirs]
     warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
-    metrics = [read_jsonl(run_dir / "metrics.jsonl", METRICS_FORM) for run_dir in run_dirs]
+    metrics = [read_metrics(run_dir / "metrics.jsonl") for run_dir in run_dirs]
     curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
-    cold = [read_jsonl(run_dir / COLD_START / "metrics.jsonl", METRICS_FORM) for run_dir in run_dirs]
+    cold = [read_metrics(run_dir / COLD_START / "metrics.jsonl") for run_dir in run_dirs]
     cold_start = _cold_start(dict(zip(letters, cold, strict=True)))
     return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings, cold_start, curves])
 
@@ -232,7 +231,7 @@ def _figure(series: Series, title: str, unit: str, meaning: str, over: str = "st
 
 def write_curves_svg(run_dir: Path, path: Path) -> Path:
     """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
-    metrics, summary = read_jsonl(run_dir / "metrics.jsonl", METRICS_FORM), _summary(run_dir)
+    metrics, summary = read_metrics(run_dir / "metrics.jsonl"), _summary(run_dir)
     charts = [
         (eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match", {}),
         (eval_series(metrics, summary, "searches"), "Searches a question", "searches", {}),

@@ -37,7 +37,7 @@ from searchr1_mini.run.task import Task
 from searchr1_mini.run.token_values import rollout_rows
 from searchr1_mini.run.watch import Watch
 from searchr1_mini.storage import checkpoint
-from searchr1_mini.storage.files import write_json_atomic
+from searchr1_mini.storage.files import joined_by_step, write_json_atomic
 from searchr1_mini.storage.forms import WARNING
 
 TENSORS = ("optimizer", "scaler")  # of the owners' state, kept by torch
@@ -277,6 +277,6 @@ class Run:
             checkpoint.restore_rng(tensors["rng"])
             self.first_step, self.whole_step = progress["step"] + 1, progress["step"]
         self.whole_updates = self.optimizer.updates
-        self.watch = Watch(truncate_metrics(self.folder / "metrics.jsonl", self.whole_step))
+        self.watch = Watch(joined_by_step(truncate_metrics(self.folder / "metrics.jsonl", self.whole_step)))
         truncate_metrics(self.folder / "warnings.jsonl", self.whole_step, WARNING)
         print(f"resumed after step {self.whole_step} from {folder}", flush=True)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from searchr1_mini.core.errors import FULL_DISK, UserError
-from searchr1_mini.storage.files import read_json, read_jsonl, write_json_atomic
-from searchr1_mini.storage.forms import METRICS, PROGRESS
+from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic
+from searchr1_mini.storage.forms import PROGRESS
 
 MANIFEST = "manifest.json"
 OF_ANOTHER_VERSION = (
@@ -141,7 +141,7 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The whole checkpoint whose step has the highest held-out exact match in metrics.jsonl, the newest of equals."""
-    rows = read_jsonl(run_dir / "metrics.jsonl", METRICS)
+    rows = read_metrics(run_dir / "metrics.jsonl")
     em = {row["step"]: row["eval/em"] for row in rows if row.get("eval/em") is not None}
     scored = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) in em]
     scored.sort(key=lambda path: em[checkpoint_step(path)], reverse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.storage.forms import SUMMARY, misfit
+from searchr1_mini.storage.forms import METRICS, SUMMARY, misfit
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -118,6 +118,23 @@ def read_jsonl(path: Path, form: Any = None) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"line {number} of {path} is damaged ({error}); remove it to go on") from error
     return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, one per step: an evaluation, which is a line of its own, joins its step's.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    return joined_by_step(read_jsonl(path, METRICS))
+
+
+def joined_by_step(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the same `step` as one, in order of their first."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], {}).update(row)
+    return list(steps.values())
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
