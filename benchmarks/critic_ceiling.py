@@ -8,7 +8,7 @@ regressions on all the hidden states and log-probs of the trained policy, fitted
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -78,7 +78,9 @@ def tokens_of(files: list[Path], policy: Policy) -> Tokens:
     """Every policy token's state just before it is written, with the policy's own log-probs up to there."""
     parts: list[Tokens] = []
     rows = [row for file in files for row in read_jsonl(file)]
-    trajectories = [Trajectory(row["example_id"], [Segment(**part) for part in row["segments"]]) for row in rows]
+    names = [field.name for field in fields(Segment)]
+    segments = [[Segment(**{name: part[name] for name in names}) for part in row["segments"]] for row in rows]
+    trajectories = [Trajectory(row["example_id"], parts) for row, parts in zip(rows, segments, strict=True)]
     batch = build_batch(trajectories, [row["reward"] for row in rows], range(len(rows)), 0)
     answered = torch.tensor([answer_length(row, policy) for row in rows])
     for chosen in micro_batches(batch.lengths.tolist(), 8192):

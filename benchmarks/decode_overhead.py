@@ -51,10 +51,7 @@ def median_ms(step: Callable[[], object], n: int) -> float:
 
 def our_step(policy: Policy, rows: int, length: int, steps: int) -> Callable[[], object]:
     """One token for every row through the decoder."""
-    decoder = Decoder(
-        policy, n_rows=rows, max_length=length + steps + 8,
-        temperature=1.0, seed=0,
-    )  # fmt: skip
+    decoder = Decoder(policy, n_rows=rows, max_length=length + steps + 8, temperature=1.0, seed=0)
     for row in range(rows):
         decoder.start(row, [1 + row % 7] * length)
         decoder.generate(row, ("\x00never",), steps + 8)

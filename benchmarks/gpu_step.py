@@ -20,25 +20,27 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ppo_memory import peak_gb, reset_peak
-from searchr1_mini.core.update import prepare, update
+from ppo_memory import peak_gb, reset_peak, train_steps
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core import training
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.core.rollout import rollout
+from searchr1_mini.core.training import Rollouts
 from searchr1_mini.options.cli import parse, run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.run import Run
 
 SHAPES = {  # hidden size, layers, heads, KV heads, intermediate size, vocabulary, tied
     "Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 151_936, True),
@@ -85,17 +87,14 @@ def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, voc
     AutoTokenizer.from_pretrained(resolve_model("tiny")).save_pretrained(folder)
 
 
-def print_decode(run: Session, args: argparse.Namespace) -> None:
+def print_decode(run: Run, args: argparse.Namespace) -> None:
     """A decode step of as many rows as fit at once, 1,000 tokens into their contexts, against the memory's limit."""
     policy, limits = run.policy, run.limits
     n_rows = min(limits.n_rows, args.questions * args.group)
     length = min(1000, limits.max_total_tokens // 2)
     steps = 40
     with policy.for_rollouts():
-        decoder = Decoder(
-            policy, n_rows=n_rows,
-            max_length=length + steps, temperature=1.0, seed=0,
-        )  # fmt: skip
+        decoder = Decoder(policy, n_rows=n_rows, max_length=length + steps, temperature=1.0, seed=0)
         for key in range(n_rows):
             decoder.start(key, [5 + key % 100] + [7] * (length - steps))
             decoder.generate(key, ("\0never",), steps + 1)
@@ -130,43 +129,49 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * 4 / min(times)
 
 
-def print_phases(run: Session, args: argparse.Namespace) -> None:
+def print_phases(run: Run, args: argparse.Namespace) -> None:
     """Rollout, log-probs and update of one step, after one to warm up."""
-    config = run.config
-    for _ in range(2):
+    steps: list[tuple[Rollouts, dict[str, tuple[float, float]]]] = []
+
+    def timed(name: str, function: Callable) -> Callable:
+        return lambda *arguments: phase(steps[-1][1], name, lambda: function(*arguments))
+
+    def collect(*_) -> Rollouts:
         phases: dict[str, tuple[float, float]] = {}
-        trajectories, stats = phase(phases, "rollout", lambda: roll(run, args))
-        rewards = [float(index % 2) for index in range(len(trajectories))]
-        groups = [index // args.group for index in range(len(trajectories))]
-        batch = build_batch(trajectories, rewards, groups, run.policy.tokenizer.pad_token_id)
-        advantages = batch.rewards * 2 - 1
-        experience, _ = phase(phases, "log-probs", lambda batch=batch, a=advantages: prepare(run, batch, a))
-        phase(phases, "update", lambda experience=experience: update(run, experience))
+        rollouts = phase(phases, "rollout", lambda: roll(run, args))
+        steps.append((rollouts, phases))
+        return rollouts
+
+    training.collect, training.prepare_grpo = collect, timed("log-probs", training.prepare_grpo)
+    run.optimizer.step = timed("update", run.optimizer.step)
+    train_steps(run, 2)
+    rollouts, phases = steps[-1]
     total = sum(seconds for seconds, _ in phases.values())
-    lengths = batch.lengths.float()
-    print(f"{len(lengths)} trajectories of {lengths.mean():.0f} tokens, {stats.tokens_sampled} of them sampled")
+    lengths = torch.tensor([float(len(trajectory.token_ids)) for trajectory in rollouts.trajectories])
+    n_sampled = sum(stats.tokens_sampled for stats in rollouts.stats)
+    print(f"{len(lengths)} trajectories of {lengths.mean():.0f} tokens, {n_sampled} of them sampled")
     print(f"{'phase':10}{'seconds':>9}{'share':>8}{'tokens/s':>10}{'peak, GB':>10}")
     for name, (seconds, peak) in phases.items():
         print(f"{name:10}{seconds:>9.2f}{seconds / total:>8.0%}{lengths.sum() / seconds:>10.0f}{peak:>10.2f}")
     print(f"{'step':10}{total:>9.2f}{1:>8.0%}{lengths.sum() / total:>10.0f}{max(p for _, p in phases.values()):>10.2f}")
-    print(
-        f"gradient checkpointing {config.weights.gradient_checkpointing}, micro-batches of {config.optimization.tokens_per_micro_batch}"
-    )
+    checkpointing, budget = run.policy.gradient_checkpointing, run.config.optimization.tokens_per_micro_batch
+    print(f"gradient checkpointing {checkpointing}, micro-batches of {budget}")
 
 
 def phase(phases: dict[str, tuple[float, float]], name: str, work):
-    """Runs it; notes seconds and the peak."""
+    """Runs it; adds its seconds to those of the phase, and notes the highest peak."""
     reset_peak()
     began = time.perf_counter()
     result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    phases[name] = time.perf_counter() - began, peak_gb()
+    seconds, peak = phases.get(name, (0.0, 0.0))
+    phases[name] = seconds + time.perf_counter() - began, max(peak, peak_gb())
     return result
 
 
-def roll(run: Session, args: argparse.Namespace):
-    """Rollouts of fixed lengths: so many turns, an observation after each but the last."""
+def roll(run: Run, args: argparse.Namespace) -> Rollouts:
+    """Rollouts of fixed lengths, every other of them rewarded: so many turns, an observation after each but the last."""
     words = "the city of Oslo has a mayor named Ada Brook who works for Amber Works " * 60
 
     class Same:
@@ -185,7 +190,10 @@ def roll(run: Session, args: argparse.Namespace):
         Example(str(n), f"{n} {words[:400]}", ("x",), "s") for n in range(args.questions) for _ in range(args.group)
     ]
     limits = replace(run.limits, max_observation_tokens=args.observation)
-    return rollout(examples, method, run.policy, Same(), limits, temperature=1.0, seed=0)
+    trajectories, stats = rollout(examples, method, run.policy, Same(), limits, temperature=1.0, seed=0)
+    rewards = [float(index % 2) for index in range(len(examples))]
+    groups = [index // args.group for index in range(len(examples))]
+    return Rollouts(trajectories, examples, rewards, groups, [stats])
 
 
 if __name__ == "__main__":

@@ -12,19 +12,20 @@ import ctypes
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from searchr1_mini.core.training import train_step
+from searchr1_mini.core.training import train_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.evaluations import measure
-from searchr1_mini.run.metrics import eval_metrics
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.training import reward_of
+from searchr1_mini.storage.files import read_metrics
 
 BAR = 1.0  # MB per 100 steps
 
@@ -45,9 +46,13 @@ def main() -> None:
         sound = dict(learning_rate=3e-4, drop_zero_variance=False)  # so many steps at 3e-3 collapse, and lengths grow
         config = resolve(make(TrainConfig, output_dir=f"{folder}/run", **size, **rhythm, **sound))
         run = open_run(config)
+        steps, found = run.steps, []
+        run.steps = lambda: watched(steps(), found)
         with run.tracker, redirect_stdout(Path(os.devnull).open("w")):
-            rows = np.array([one_step(run, step) for step in range(1, args.steps + 1)])
-    memory, seconds, tokens = rows.T
+            train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward_of(config))
+        rows = read_metrics(run.folder / "metrics.jsonl")
+    memory, seconds = np.array(found), np.array([row["seconds"] for row in rows])
+    tokens = seconds * np.array([row["tokens_per_second"] for row in rows])
     print(f"{'step':>6}{'memory, MB':>12}{'ms a token':>12}")
     for step in range(50, args.steps + 1, 50):
         part = slice(step - 50, step)
@@ -55,19 +60,14 @@ def main() -> None:
     report(memory[args.warm_up :], seconds[args.warm_up :], tokens[args.warm_up :])
 
 
-def one_step(run: Session, step: int) -> tuple[float, float, float]:
-    """A step as `train` takes it; resident memory after it in MB, its seconds, its tokens."""
-    metrics = train_step(run, step)
-    if step % run.config.logging.eval_every == 0:
-        metrics |= eval_metrics(measure(run))
-    run.tracker.log(step, metrics)
-    run.tracker.progress(step, metrics)
-    run.tracker.warn(step, run.watch.see(step, metrics).values())
-    if step % run.config.logging.save_every == 0:
-        run.save(step)
-    if step % 50 == 0:
-        print(f"step {step}", file=sys.stderr, flush=True)
-    return resident_mb(), metrics["seconds"], metrics["tokens_per_second"] * metrics["seconds"]
+def watched(steps: Iterator[int], found: list[float]) -> Iterator[int]:
+    """The steps of a run; adds the resident memory in MB after each, its evaluation and its checkpoint."""
+    for step in steps:
+        found += [resident_mb()] if step > 1 else []
+        if step % 50 == 0:
+            print(f"step {step}", file=sys.stderr, flush=True)
+        yield step
+    found.append(resident_mb())
 
 
 def resident_mb() -> float:

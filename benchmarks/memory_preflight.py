@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppo_memory import peak_gb, reset_peak
+from ppo_memory import peak_gb, reset_peak, train_steps
 
-from searchr1_mini.options.nested import make
-
-PHASES = {"measure": "rollout", "collect": "rollout", "prepare": "log-probs", "update": "update"}
+PHASES = {"collect": "rollout", "prepare_grpo": "log-probs", "prepare_ppo": "log-probs"}  # functions of the loop
 WORDS = "the city mayor of was born in".split()  # a token each
 
 
@@ -86,6 +84,7 @@ def measure(setting: Setting) -> dict[str, tuple[float, float]]:
     from searchr1_mini.models.loading import pick_device, pick_dtype
     from searchr1_mini.options.config import TrainConfig
     from searchr1_mini.options.defaults import TINY
+    from searchr1_mini.options.nested import make
     from searchr1_mini.options.resolve import resolve
     from searchr1_mini.run.opening import open_run
     from searchr1_mini.run.preflight import predictor
@@ -112,9 +111,9 @@ def measure(setting: Setting) -> dict[str, tuple[float, float]]:
         expected = predictor(config.run.model, device, pick_dtype("auto", device), questions)(config)
         print(expected.table(), file=sys.stderr)
         run = open_run(config)
-        training.measure(run)
-        for step in (1, 2):
-            training.train_step(run, step)
+        run.optimizer.step = watched(run.optimizer.step, "update")
+        watched(run.evaluations.measure, "rollout")(run)
+        train_steps(run, 2)
     return {phase: (expected.total(phase) / 1e9, peak) for phase, peak in measured.items()}
 
 

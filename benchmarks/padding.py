@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +16,11 @@ import numpy as np
 import torch
 
 from searchr1_mini.core.algorithms import zero_variance
-from searchr1_mini.core.batch import micro_batches, mini_batches
+from searchr1_mini.core.batch import micro_batches
+from searchr1_mini.core.experience import rows_of_updates
 from searchr1_mini.core.training import Rollouts, rows_to_train_on
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import make
+from searchr1_mini.options.nested import make, options_of
 from searchr1_mini.options.resolve import saved_config
 from searchr1_mini.storage.files import read_jsonl
 
@@ -65,9 +65,9 @@ def filled(lengths: list[int], budget: int) -> list[list[int]]:
 
 
 def of_run(run: Path, budget: int | None) -> Iterator[tuple[int, int, list[list[int]]]]:
-    """For each step of a run its number, the budget, and the lengths of the rows of each optimiser step."""
+    """For each step of a run its number, the budget, and the lengths of the rows of each optimizer step."""
     saved = saved_config(run)
-    config = make(TrainConfig, **{f.name: saved[f.name] for f in fields(TrainConfig) if f.name in saved})
+    config = make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig) if name in saved})
     n_updates = 0
     for path in sorted((run / "rollouts").glob("step-*.jsonl")):
         rows = read_jsonl(path)
@@ -75,14 +75,14 @@ def of_run(run: Path, budget: int | None) -> Iterator[tuple[int, int, list[list[
         rewards = [row["reward"] for row in rows]
         is_flat = zero_variance(torch.tensor(rewards), torch.tensor(group_ids))
         endings = [SimpleNamespace(finish_reason=row["finish_reason"]) for row in rows]
-        kept = rows_to_train_on(config, Rollouts(endings, [], rewards, group_ids, None), is_flat)
+        rollouts = Rollouts(endings, rewards=rewards, group_ids=group_ids, is_flat=is_flat)
+        kept = rows_to_train_on(rollouts, config)
         lengths = [sum(len(segment["token_ids"]) for segment in rows[index]["segments"]) for index in kept]
         updates: list[list[int]] = []
-        for _ in range(config.optimization.epochs if kept else 0):
-            shuffle = torch.Generator().manual_seed(n_updates * 7919 + config.optimization.seed)  # as `update` seeds it
-            minis = mini_batches([group_ids[index] for index in kept], config.optimization.mini_batches, shuffle)
-            updates += [[lengths[row] for row in mini] for mini in minis if mini]
-            n_updates += sum(map(bool, minis))
+        if kept:
+            passes = rows_of_updates([group_ids[index] for index in kept], config.optimization, n_updates)
+            updates = [[lengths[row] for row in mini] for minis in passes for mini in minis]
+            n_updates += len(updates)
         yield int(path.stem.removeprefix("step-")), budget or config.optimization.tokens_per_micro_batch, updates
 
 

@@ -13,11 +13,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from searchr1_mini.options.nested import make
+if TYPE_CHECKING:
+    from searchr1_mini.run.run import Run
 
 SETTINGS = {
     "grpo": {"questions_per_step": 2, "group_size": 4, "drop_zero_variance": False},
@@ -67,9 +71,9 @@ def save_random_model(folder: Path, hidden: int, layers: int) -> str:
 
 def measure(algorithm: str, model: str) -> float:
     """Peak memory, in 10^9 bytes, of a training step after everything is loaded."""
-    from searchr1_mini.core.training import train_step
     from searchr1_mini.options.config import TrainConfig
     from searchr1_mini.options.defaults import TINY
+    from searchr1_mini.options.nested import make
     from searchr1_mini.options.resolve import resolve
     from searchr1_mini.run.opening import open_run
 
@@ -79,8 +83,22 @@ def measure(algorithm: str, model: str) -> float:
         values |= {"algorithm": algorithm, "output_dir": f"{folder}/run", "tensorboard": False}
         run = open_run(resolve(make(TrainConfig, **values | SETTINGS[algorithm])))
         reset_peak()
-        train_step(run, 1)
+        train_steps(run, 1)
         return peak_gb()
+
+
+def train_steps(run: Run, n: int) -> None:
+    """The first steps of a run, without the evaluations and checkpoints between them."""
+    from searchr1_mini.core.training import train_policy
+    from searchr1_mini.run.training import reward_of
+
+    def steps() -> Iterator[int]:
+        for step in range(1, n + 1):
+            run.step, run.step_began = step, time.perf_counter()
+            yield step
+
+    run.steps = steps
+    train_policy(run.policy, run.critic, run.environment, run.optimizer, run.config, run, reward_of(run.config))
 
 
 def reset_peak() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.storage.files import read_jsonl, write_jsonl_atomic
+from searchr1_mini.storage.files import read_metrics, write_jsonl_atomic
 
 SCREENSHOTS = Path(__file__).parent.parent / "docs" / "screenshots.py"
 NEXT_FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -25,7 +25,7 @@ NEXT_FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnima
 def lengthened(run: Path, n_steps: int, folder: Path) -> Path:
     """A copy of a run, without its weights, whose steps are repeated until there are `n_steps`."""
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("*.safetensors", "state.pt", "tensorboard", "*.html"))
-    rows, files = read_jsonl(run / "metrics.jsonl"), sorted((run / "rollouts").glob("step-*.jsonl"))
+    rows, files = read_metrics(run / "metrics.jsonl"), sorted((run / "rollouts").glob("step-*.jsonl"))
     write_jsonl_atomic(folder / "metrics.jsonl", [rows[n % len(rows)] | {"step": n + 1} for n in range(n_steps)])
     for n in range(n_steps):
         shutil.copy(files[n % len(files)], folder / "rollouts" / f"step-{n + 1:06d}.jsonl")

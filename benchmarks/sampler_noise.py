@@ -25,18 +25,19 @@ def main() -> None:
 
 def measure(config: TrainConfig) -> None:
     """One step's rollouts, and a forward over them."""
-    from searchr1_mini.core.update import all_logprobs
-
     from searchr1_mini.core.batch import build_batch
+    from searchr1_mini.core.experience import all_logprobs
     from searchr1_mini.core.training import collect
     from searchr1_mini.run.opening import open_run
+    from searchr1_mini.run.training import reward_of
 
     run = open_run(config)
-    rollouts = collect(run, 1)
+    rollouts = collect(run.policy, run.environment, config, 1, reward_of(config))
     batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
     batch = batch.to(run.policy.device)
-    with run.policy.training(config.weights.gradient_checkpointing):
-        change = (all_logprobs(run, batch) - batch.old_logprobs) * batch.loss_mask
+    with run.policy.training():
+        now = all_logprobs(run.policy, batch, config.rollout.temperature, run.optimizer.micro_batches)
+    change = (now - batch.old_logprobs) * batch.loss_mask
     of_tokens = change[batch.loss_mask].abs()
     ratios = (change.sum(1) / batch.loss_mask.sum(1)).exp()
     quantiles = ", ".join(f"{q:.0%} {of_tokens.quantile(q).item():.2g}" for q in (0.5, 0.9, 0.99))

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from ppo_memory import train_steps
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
@@ -30,12 +31,12 @@ from searchr1_mini.core.prompts import normalise_question, render_observation, t
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.core.rewards import f1_score
-from searchr1_mini.core.training import train_step
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.task import load_task
+from searchr1_mini.storage.files import read_metrics
 
 try:
     from trl import GRPOConfig, GRPOTrainer
@@ -96,9 +97,10 @@ def time_ours(config: TrainConfig, turns: int) -> tuple[float, float]:
 
     run = open_run(config)
     run.make_method = method
-    run.policy.tokenizer.eos_token = run.policy.config.eos_token_id = None  # nothing ends a turn early
+    run.policy.eos_ids = ()  # nothing ends a turn early
     with run.tracker:
-        rows = [train_step(run, step) for step in range(1, config.optimization.steps + 1)][1:]
+        train_steps(run, config.optimization.steps)
+    rows = read_metrics(run.folder / "metrics.jsonl")[1:]
     tokens = statistics.fmean(row["response_tokens"] + row["observation_tokens"] for row in rows)
     return statistics.median(row["seconds"] for row in rows), tokens
 
@@ -149,12 +151,13 @@ class Clock(TrainerCallback):
 
 def trl_config(config: TrainConfig, turns: int, batch: int) -> GRPOConfig:
     """TRL's names for our settings; what would slow it down on a CPU is off."""
+    step = config.optimization
     turn = {"max_new_tokens": config.rollout.max_new_tokens, "min_new_tokens": config.rollout.max_new_tokens}
     return GRPOConfig(
-        output_dir=f"{config.run.output_dir}-trl", max_steps=config.optimization.steps, num_generations=config.optimization.group_size, beta=0.0,
+        output_dir=f"{config.run.output_dir}-trl", max_steps=step.steps, num_generations=step.group_size, beta=0.0,
         per_device_train_batch_size=batch, max_completion_length=CONTEXT, generation_kwargs=turn,
-        gradient_accumulation_steps=config.optimization.questions_per_step * config.optimization.group_size // batch,
-        max_tool_calling_iterations=turns - 1, learning_rate=config.optimization.learning_rate, lr_scheduler_type="constant",
+        gradient_accumulation_steps=step.questions_per_step * step.group_size // batch,
+        max_tool_calling_iterations=turns - 1, learning_rate=step.learning_rate, lr_scheduler_type="constant",
         use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1,
         disable_tqdm=True,
     )  # fmt: skip

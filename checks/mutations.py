@@ -148,7 +148,7 @@ BUGS = [
     Bug("stop only within one token", "stops", "start = max(0, len(self.seen) - self.keep)",
         "start = len(self.seen)", "generation"),
     Bug("EOS goes on", "decoder", "if id_ in self.eos_ids:", "if id_ == -1:", "generation rollout"),
-    Bug("sampled without temperature", "decoder", "logits.float() / (self.temperature or 1.0)", "logits.float()",
+    Bug("sampled without temperature", "decoder", "logits.float() / (temperature or 1.0)", "logits.float()",
         "generation"),
     Bug("a rollout keeps a graph", "decoder", "@torch.no_grad()\n    def start",
         "@torch.enable_grad()\n    def start", "rollout_weights"),

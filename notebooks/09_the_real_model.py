@@ -21,7 +21,6 @@ if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere thi
 
 # %%
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,14 +31,12 @@ from IPython.utils.capture import capture_output
 from lesson import one_step
 from transformers import Qwen2Config
 
-from searchr1_mini.core.rollout import rollout
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.memory import GB, NF4, predict, shape_of
-from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_summary
 
@@ -180,6 +177,11 @@ for size, shape in shapes.items():
 # **Measured**, on the machine that executed this notebook: the tiny base, more and more conversations at a time.
 
 # %%
+from dataclasses import replace
+
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.run.opening import open_run
+
 options = dict(eval_questions=20, tensorboard=False, output_dir=f"{tempfile.mkdtemp()}/run", world_difficulty="infobox")
 with capture_output():
     run = open_run(resolve(make(TrainConfig, **options)))

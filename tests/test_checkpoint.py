@@ -205,40 +205,28 @@ def test_the_seconds_of_all_processes_of_a_run_are_counted(tmp_path):
     run = session_of(tmp_path / "run")
     run.evaluations.before, run.clock.earlier_seconds = MEASURED, 1000.0
     run.save(1)
-    assert 1000 < open_run(with_options(run.config, resume=True)).total_seconds < 2000
+    assert 1000 < open_run(with_options(run.config, resume=True)).clock.total_seconds < 2000
 
 
 def test_a_resumed_run_knows_all_that_it_knew(tmp_path):
     """What is counted over steps goes on: else two failures, a stop and two more would never be four in a row."""
     run = session_of(tmp_path / "run", max_skipped_updates=4)
-    told = {
-        "updates": 7,
-        "skipped_in_a_row": 2,
-        "train_seconds": 12.5,
-        "before": MEASURED,
-        "micro_batch_tokens": 99,
-    }
-    for name, value in told.items():
-        setattr(run, name, value)
+    optimizer, evaluations = run.optimizer, run.evaluations
+    optimizer.updates, optimizer.skipped_in_a_row, optimizer.micro_batches.tokens = 7, 2, 99
+    run.clock.train_seconds, evaluations.before, evaluations.at_step = 12.5, MEASURED, 2
     segments = [Segment("prompt", [1], text="Q"), Segment("policy", [2], [-0.5], "A")]
     aside = Segment("policy", [3], [-1.0])
-    run.evaluations.samples_before = [
+    evaluations.samples_before = [
         Trajectory("q", segments, "turns", None, ["a"], ["b"], [["c"]], [aside], invalid_actions=3)
     ]
     (run.folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "em": 0.5}}\n' for n in (1, 2, 3, 4)))
     run.save(3)
     again = open_run(with_options(run.config, resume=True))
-    assert {name: getattr(again, name) for name in told} == told
-    assert (again.first_step, again.unlogged, again.evaluations.samples_before) == (
-        4,
-        None,
-        run.evaluations.samples_before,
-    )
+    assert (again.first_step, again.whole_step, again.whole_updates, again.clock.train_seconds) == (4, 3, 7, 12.5)
+    assert (again.optimizer.updates, again.optimizer.skipped_in_a_row) == (7, 2)
+    assert again.optimizer.micro_batches.tokens == 99
+    assert again.evaluations.state_dict() == evaluations.state_dict()
     assert [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")] == [1, 2, 3]
-    run.unlogged = {"loss": 1.0}  # the evaluation of step 4 was broken off
-    run.save(4)
-    again = open_run(with_options(run.config, resume=True))
-    assert (again.first_step, again.unlogged) == (5, {"loss": 1.0})
 
 
 def test_a_disk_whose_folder_is_not_there_is_not_called_full(tmp_path):

@@ -27,7 +27,7 @@ from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import (
     answer_hops,
     own_words,
-    play,
+    play_script,
     quotation,
     read_demonstrations,
     supported_hops,
@@ -131,10 +131,9 @@ def test_a_played_episode_has_the_very_form_of_a_rollout(tmp_path, form):
     make = make_method("search-r1", template="short", max_turns=4, max_new_tokens=64, topk=3)
     sampled, _ = rollout(examples, make, run.policy, run.train.retriever, limits, temperature=1.0, seed=0)
     n = 0
-    find = lambda query: [hit.passage for hit in run.train.retriever.search([query], 3)[0]]  # noqa: E731
     for example, real in zip(examples, sampled, strict=True):
         turns = [segment.text for segment in real.of_kind("policy")]
-        again = play(example, turns, make, find, run.policy.tokenizer, run.policy.encode_prompt, 640, 256, form)
+        again = play_script(example, turns, make, run.policy, run.train.retriever, limits)
         if real.finish_reason != "answer":
             assert again is None
             continue
@@ -144,6 +143,7 @@ def test_a_played_episode_has_the_very_form_of_a_rollout(tmp_path, form):
             s.token_ids for s in real.segments if s.kind != "policy"
         ]
         assert (again.answer, again.queries, again.titles) == (real.answer, real.queries, real.titles)
+        assert again.retrieved == real.retrieved
     assert n >= 6
 
 

@@ -214,7 +214,16 @@ def test_open_values_are_resolved_per_model():
     assert None not in [value for name, value in flat(tiny).items() if name not in UNSET]
 
 
-UNSET = {"output_dir", "date", "data_path", "corpus", "retriever_url", "importance_cap", "critic_learning_rate"} | {
+UNSET = {
+    "bug",
+    "output_dir",
+    "date",
+    "data_path",
+    "corpus",
+    "retriever_url",
+    "importance_cap",
+    "critic_learning_rate",
+} | {
     "memory_limit",
     "demonstration_questions",
     "reranker",

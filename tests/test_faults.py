@@ -14,7 +14,6 @@ import pytest
 import torch
 from faults import ADAPTER, ROOT, config_of, evaluation_of, sentence_of
 
-from searchr1_mini.core import training
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.evaluation import cells
@@ -22,13 +21,15 @@ from searchr1_mini.export import ExportConfig, export_run
 from searchr1_mini.models.identity import BASE_FILE
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.pages import report
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run import evaluations
+from searchr1_mini.run import run as run_module
 from searchr1_mini.run.log import Tracker
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
-from searchr1_mini.storage.files import append_jsonl, read_jsonl
+from searchr1_mini.storage.files import append_jsonl, read_jsonl, read_metrics
 
 
 @contextmanager
@@ -86,11 +87,15 @@ def run(whole_run, tmp_path) -> Path:
 
 BULKY = {f"key {number}": 0.0 for number in range(400)}  # a row of metrics that needs a page of its own
 MEETS = {  # what the disk fails -> owner and name of the function that meets it, and whether it is due
-    "rollouts": (training, "write_rollouts", lambda _run, step, _rows: step == 2),
+    "rollouts": (run_module, "write_rollouts", lambda _run, step, _rows: step == 2),
     "metrics": (Tracker, "log", lambda _self, step, _metrics: step == 2),
-    "checkpoint": (training, "save_step", lambda _run, step: step == 2),
-    "report": (evaluations, "write_report", lambda _run: True),
+    "checkpoint": (Run, "save", lambda _run, step: step == 2),
+    "report": (report, "write_report", lambda _run: True),
 }
+
+
+def trained(config) -> Path:
+    return train(config, lambda folder: report.write_report(folder))
 
 
 def test_a_disk_that_fails_costs_nothing_that_was_saved(disk, whole_run, capsys, monkeypatch):
@@ -103,15 +108,15 @@ def test_a_disk_that_fails_costs_nothing_that_was_saved(disk, whole_run, capsys,
                 if file == "metrics":
                     patch.setattr(Tracker, "log", lambda self, step, row, log=Tracker.log: log(self, step, row | BULKY))
                 just_before(patch, *MEETS[file][:2], happen, MEETS[file][2])
-                told = sentence_of(capsys, train, with_options(config, resume=saved > 0))
+                told = sentence_of(capsys, trained, with_options(config, resume=saved > 0))
             assert words in told and "--resume" in told, file
-            assert [json.loads(line)["step"] for line in (disk / "run" / "metrics.jsonl").open()] in ([1], [1, 2])
+            assert [row["step"] for row in read_metrics(disk / "run" / "metrics.jsonl")] in ([1], [1, 2])
             saved = checkpoint.checkpoint_step(checkpoint.latest_checkpoint(disk / "run"))
             assert saved == (2 if file == "report" else 1)
             remount(disk, "rw")
             (disk / "filler").unlink(missing_ok=True)
-    train(with_options(config, resume=True))
-    assert [row["step"] for row in read_jsonl(disk / "run" / "metrics.jsonl")] == [1, 2]
+    trained(with_options(config, resume=True))
+    assert [row["step"] for row in read_metrics(disk / "run" / "metrics.jsonl")] == [1, 2]
     assert (disk / "run" / "report.html").is_file()
     last = Path("checkpoints") / "step-000002" / ADAPTER
     assert (disk / "run" / last).read_bytes() == (whole_run / last).read_bytes()
@@ -185,7 +190,7 @@ def test_tensorboard_on_a_full_disk_is_left_out_and_the_run_goes_on(run, capfd):
             train(with_options(config_of(run), steps=steps, resume=True, tensorboard=True))
         told = capfd.readouterr().err
         assert told.count("TensorBoard is left out") == 1 and "Traceback" not in told
-    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == list(range(1, 8))
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, 8))
 
 
 def test_an_index_is_refused_room_before_it_is_written(disk):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from searchr1_mini.core import training
+from searchr1_mini.run import training
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluation.cells import fingerprint, task_of
@@ -160,7 +160,9 @@ def test_without_a_corpus_it_is_the_one_of_the_table(tmp_path, monkeypatch, data
     config = EvalConfig(run=run, methods="sft,search-r1", train=True, retriever="bm25s")
     plan = plan_evaluation(config)
     train_row(config, plan.rows[1], tmp_path)
-    assert wanted[0].data.corpus == plan.columns[0].data["corpus"] == corpus and wanted[0].retriever == "bm25s"
+    assert (
+        wanted[0].data.corpus == plan.columns[0].data["corpus"] == corpus and wanted[0].retrieval.retriever == "bm25s"
+    )
 
 
 def test_a_baseline_of_other_settings_is_trained_anew(tmp_path):
@@ -221,7 +223,7 @@ def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
     assert [row.label for row in plan.rows] == [
         "direct", "search-o1, auto", "search-o1, http", "search-o1, none", "rag, auto", "rag, http",
     ]  # fmt: skip
-    asked = [cell_settings(config, plan.rows[5], column).retriever for column in plan.columns]
+    asked = [cell_settings(config, plan.rows[5], column).retrieval.retriever for column in plan.columns]
     assert dict(zip([column.name for column in plan.columns], asked, strict=True)) == {"world": "auto", "nq": "http"}
     results, world = Results(), plan.columns[0]
     results.add(plan.rows[5], "world", cell_settings(config, plan.rows[5], world), [])
@@ -244,7 +246,7 @@ def test_a_row_carries_only_what_its_retriever_reads(tmp_path):
     assert (hybrid.retrieval.stemming, hybrid.retrieval.dense_model) == (True, "m")
     run = save_run(tmp_path / "a", retriever="hybrid", stemming=True, dense_model="m")
     again = plan_evaluation(EvalConfig(run=run)).rows[0].settings
-    assert (again.retriever, again.retrieval.stemming, again.retrieval.dense_model) == ("hybrid", True, "m")
+    assert (again.retrieval.retriever, again.retrieval.stemming, again.retrieval.dense_model) == ("hybrid", True, "m")
     assert plan_evaluation(EvalConfig(run=run, retriever="random")).rows[0].settings.retrieval.stemming is False
     with pytest.raises(UserError, match="--stemming does nothing"):
         plan_evaluation(EvalConfig(model="tiny", methods="direct", stemming=True))

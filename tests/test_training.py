@@ -13,6 +13,7 @@ import torch
 from sessions import collect, session_of, train_step
 
 from searchr1_mini.core import methods, scores, training
+from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.prompts import SEARCH_TEMPLATE, STOP_STRINGS
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.rollout_stats import RolloutStats
@@ -21,11 +22,11 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
-from searchr1_mini.run import evaluations
+from searchr1_mini.run import evaluations, imitation
 from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import train
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_jsonl, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_rounds_of_one_step_sample_by_seeds_of_their_own_and_have_groups_of_thei
     assert {temperature for _, _, temperature in asked} == {0.7}
     assert rollouts.group_ids == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert [t.example_id for t in rollouts.trajectories] == [e.id for examples, _, _ in asked for e in examples]
-    assert rollouts.stats.tokens_total == 300
+    assert [stats.tokens_total for stats in rollouts.stats] == [100, 100, 100]
 
 
 def test_dynamic_sampling_learns_from_as_many_groups_as_a_step_has(run, monkeypatch):
@@ -136,13 +137,13 @@ def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):
     """The first group is dropped; what is left must not be trained on by the numbers of the first."""
     run.config = with_options(run.config, drop_zero_variance=True)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number == 3))
-    got, prepare = [], training.prepare
+    got, prepare = [], training.prepare_grpo
 
-    def seen(session, batch, advantages):
+    def seen(policy, batch, advantages, *rest):
         got.append((batch.rewards.tolist(), advantages.tolist()))
-        return prepare(session, batch, advantages)
+        return prepare(policy, batch, advantages, *rest)
 
-    monkeypatch.setattr(training, "prepare", seen)
+    monkeypatch.setattr(training, "prepare_grpo", seen)
     train_step(run, 1)
     ((rewards, advantages),) = got
     assert rewards == [0.0, 1.0] and advantages == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-4)
@@ -267,7 +268,7 @@ def test_the_options_of_a_rollout_reach_it():
     turns = [request for request in requests if isinstance(request, methods.Generate)]
     assert turns == [methods.Generate(STOP_STRINGS, 21)] * 4  # the last without an engine
     assert requests[-1] == methods.Finish(None, "turns")
-    without_last = asked(with_options(config, bug_no_last_turn=True), [None, *search * 3])
+    without_last = asked(with_options(config, bug="no-last-turn"), [None, *search * 3])
     assert without_last[-1] == methods.Finish(None, "turns")
     no_engine = asked(with_options(config, retriever="none"), [None, *search[:1]])
     assert no_engine[-1] == methods.Observe(methods.INVALID_ACTION)
@@ -282,9 +283,9 @@ def test_a_run_is_measured_greedily_on_held_out_questions(run, monkeypatch):
         return [played(run, example, is_right=len(asked) == 1) for example in examples], None
 
     monkeypatch.setattr(scores, "rollout", rollout)
-    assert evaluations.measure(run)["em"] == 1
+    assert run.evaluations.measure(run)["em"] == 1
     samples = run.evaluations.samples
-    assert evaluations.measure(run, is_empty=True)["em"] == 0 and run.evaluations.samples is samples
+    assert evaluations.measured(run, is_empty=True)[0]["em"] == 0 and run.evaluations.samples is samples
     (first, engine, cold), (second, nothing, colder) = asked
     assert first == second == run.held_out.examples
     assert not {e.question for e in first} & {e.question for e in run.train.examples}
@@ -295,10 +296,10 @@ def test_a_base_is_measured_once(run, monkeypatch):
     """A resumed run compares with what its first process measured."""
     monkeypatch.setattr(scores, "rollout", lambda examples, *_, **__: ([played(run, e) for e in examples], None))
     run.evaluations.before = None
-    evaluations.measure_before(run)
+    run.evaluations.measure_before(run)
     assert run.evaluations.before["em"] == 0 and run.evaluations.samples_before == run.evaluations.samples
     run.evaluations.before = {"em": 0.5}
-    evaluations.measure_before(run)
+    run.evaluations.measure_before(run)
     assert run.evaluations.before == {"em": 0.5}
 
 
@@ -316,19 +317,18 @@ def test_the_adapter_follows_the_seed(run, tmp_path):
 
 def test_imitation_takes_every_demonstration_once_an_epoch(run, monkeypatch):
     shown, chosen = list(range(8)), []
-    monkeypatch.setattr(training, "measure_before", lambda run: None)
-    monkeypatch.setattr(training, "end_step", lambda run, step, metrics: None)
-    monkeypatch.setattr(training, "demonstrations", lambda run: shown)
-    monkeypatch.setattr(training, "imitation_step", lambda run, part: chosen.append(part) or {"seconds": 0.0})
+    monkeypatch.setattr(imitation, "imitation_step", lambda _policy, _optimizer, part, *_: chosen.append(part) or {})
+    monkeypatch.setattr(run, "steps", lambda: range(1, 9))
+    monkeypatch.setattr(run, "log_step", lambda metrics: None)
     run.config = with_options(run.config, algorithm="sft", questions_per_step=2, steps=8)
-    training.run_steps(run)
+    imitation.imitate(run, shown)
     first, second = (list(chain.from_iterable(epoch)) for epoch in (chosen[:4], chosen[4:]))
     assert sorted(first) == sorted(second) == shown and first != second
 
 
 @pytest.fixture(scope="module")
 def six_steps(tmp_path_factory) -> tuple[Path, list[list[list[float]]]]:
-    """A run of PPO, and its learning rates at every optimiser step, by steps: policy's and critic's at a peak of 1."""
+    """A run of PPO, and its learning rates at every optimizer step, by steps: policy's and critic's at a peak of 1."""
     folder = tmp_path_factory.mktemp("six") / "run"
     run = session_of(
         folder, algorithm="ppo", questions_per_step=2, group_size=1, steps=6, warmup_steps=2, critic_warmup_steps=4,
@@ -341,24 +341,24 @@ def six_steps(tmp_path_factory) -> tuple[Path, list[list[list[float]]]]:
         seen[-1].append([optimizer.param_groups[0]["lr"] / 1e-3, optimizer.param_groups[1]["lr"] / 1e-4])
         return step(optimizer, *arguments, **options)
 
-    def begin(session, number):
+    def begin(optimizer, *arguments):
         seen.append([])
-        return one_step(session, number)
+        return one_step(optimizer, *arguments)
 
-    one_step = training.train_step
+    one_step = Optimizer.begin
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", take)
-        patch.setattr(training, "train_step", begin)
+        patch.setattr(Optimizer, "begin", begin)
         train(with_options(run.config, resume=True))
     assert [len(updates) for updates in seen] == [2] * 6
-    logged = [row["learning_rate"] for row in read_jsonl(folder / "metrics.jsonl")]
+    logged = [row["learning_rate"] for row in read_metrics(folder / "metrics.jsonl")]
     assert logged == pytest.approx([updates[-1][0] * 1e-3 for updates in seen])
     return folder, seen
 
 
 def test_the_last_step_is_evaluated_and_saved_whatever_the_intervals(six_steps):
     folder, _ = six_steps
-    rows = read_jsonl(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows if "eval/em" in row] == [4, 6]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
     summary = json.loads((folder / "summary.json").read_text())

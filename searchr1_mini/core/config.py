@@ -77,8 +77,10 @@ class OptimizationConfig:
 class RewardConfig:
     """What a trajectory earns."""
 
-    reward: Literal["em", "sub-em", "f1", "format"] = option(
-        "em", "format: exact match with the public code's partial credit for a well-formed trajectory"
+    reward: Literal["em", "sub-em", "f1", "format"] | str = option(
+        "em",
+        "format: exact match with the public code's partial credit for a well-formed trajectory; or your own as "
+        "my_rewards.py:name",
     )
     retrieval_bonus: float = option(
         0.0, "added to a wrong answer's reward if a passage held the right one", least=0, most=10

@@ -171,7 +171,7 @@ class Decoder:
             logits.append(self.lm_head(hidden[done]))
         if not sampled:
             return []
-        ids, logprobs = self._sample(torch.cat(logits), [row.random.random() for row in sampled])
+        ids, logprobs = sample(torch.cat(logits), [row.random.random() for row in sampled], self.temperature)
         return [
             (row.key, turn)
             for row, id_, logprob in zip(sampled, ids, logprobs, strict=True)
@@ -225,28 +225,6 @@ class Decoder:
         ids, positions = ids.to(self.device), positions.to(self.device)
         return self.backbone(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache)
 
-    def _sample(self, logits: Tensor, uniform: list[float]) -> tuple[list[int], list[float]]:
-        """Ids and their log-probs from logits (n, V) and a number in [0, 1) a row: the inverse of the distribution.
-
-        Raises:
-            UserError: the logits are not finite.
-        """
-        logprobs = torch.log_softmax(logits.float() / (self.temperature or 1.0), dim=-1)
-        if self.temperature == 0:
-            ids = logprobs.argmax(-1)
-        else:
-            exact = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
-            cumulative = logprobs.exp().cumsum(-1, dtype=exact)
-            points = torch.tensor(uniform, dtype=exact, device=self.device)[:, None] * cumulative[:, -1:]
-            ids = torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-        chosen = logprobs.gather(1, ids[:, None])[:, 0]
-        if chosen.isnan().any():
-            raise UserError(
-                "the model's logits are not finite, so that nothing can be sampled; take --dtype float32, or sound "
-                "weights"
-            )
-        return ids.tolist(), chosen.tolist()
-
     def _accept(self, row: _Row, id_: int, logprob: float) -> Turn | None:
         """Adds a sampled id to the row's turn; returns the turn if that ended it."""
         turn, stop = row.turn, row.stop
@@ -267,3 +245,25 @@ class Decoder:
         turn.text = bytes(stop.seen[:end]).decode("utf-8", errors="replace")
         row.turn = row.stop = None
         return turn
+
+
+def sample(logits: Tensor, uniform: list[float], temperature: float) -> tuple[list[int], list[float]]:
+    """Ids and their log-probs from logits (n, V) and a number in [0, 1) per row: the inverse of the distribution.
+
+    Raises:
+        UserError: the logits are not finite.
+    """
+    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        ids = logprobs.argmax(-1)
+    else:
+        exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
+        cumulative = logprobs.exp().cumsum(-1, dtype=exact)
+        points = torch.tensor(uniform, dtype=exact, device=logits.device)[:, None] * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    chosen = logprobs.gather(1, ids[:, None])[:, 0]
+    if chosen.isnan().any():
+        raise UserError(
+            "the model's logits are not finite, so that nothing can be sampled; take --dtype float32, or sound weights"
+        )
+    return ids.tolist(), chosen.tolist()

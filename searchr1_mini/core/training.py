@@ -247,11 +247,18 @@ def loss_of_policy(
     return loss, stats | {"loss": loss.detach(), "entropy": (entropy * part.weights).sum().detach()}
 
 
-def outcome_reward(config: RewardConfig, max_total_tokens: int) -> Reward:
-    """The reward that the options name: of the outcome, less the penalty of what is overlong (DAPO)."""
+def outcome_reward(config: RewardConfig, max_total_tokens: int, own: Reward | None = None) -> Reward:
+    """The reward that the options name: of the outcome, less the penalty of what is overlong (DAPO).
+
+    Args:
+        own: pays for the outcome instead.
+    """
 
     def paid(trajectory: Trajectory, example: Example) -> float:
-        value = reward(trajectory, example.golden_answers, config.reward, config.retrieval_bonus)
+        if own:
+            value = float(own(trajectory, example))
+        else:
+            value = reward(trajectory, example.golden_answers, config.reward, config.retrieval_bonus)
         if config.overlong == "penalise":
             n_tokens = torch.tensor(len(trajectory.token_ids))
             value += soft_overlong(n_tokens, max_total_tokens, config.overlong_buffer).item()

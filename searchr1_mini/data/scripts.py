@@ -14,22 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from searchr1_mini.core import methods
-from searchr1_mini.core.encoding import foreign_ids, observation_ids
+from searchr1_mini.core.decoder import Turn
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.prompts import Form, parse_action
+from searchr1_mini.core.methods import MakeMethod
+from searchr1_mini.core.play import play
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold, exact_match
+from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.terms import STOP_WORDS
-from searchr1_mini.core.trajectory import Segment, Trajectory, opened_by
+from searchr1_mini.core.trajectory import Trajectory, opened_by
 from searchr1_mini.data.corpus import read_rows
 from searchr1_mini.data.world import World
 from searchr1_mini.data.world_text import RELATIONS
 
-FIRST = ("I need to find {want}.", "I should look up {want}.", "First I have to find {want}.")
+FIRST = ("I need to find {want}.", "I should look up {want}.", "I look for {want}.")
+PLAN = ("This takes one search.", "This takes two searches. First", "This takes three searches. First")
 NEXT = ("{said} Now I need to find {want}.", "{said} Next I should look up {want}.", "{said} Now I look for {want}.")
 LAST = ("{said}", "{said} That answers the question.", "{said} So the answer is {answer}.")
 MOST_WORDS = 40  # of a quotation: thoughts are short
@@ -37,6 +39,10 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(\d])")
 _NAME_ADDITION = re.compile(r"\s*\(.*\)$")
 
 Find = Callable[[str], Sequence[Passage]]
+
+
+class Unplayable(Exception):
+    """A turn of a script does not fit."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,15 @@ class Hop:
 
 
 def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random) -> list[str]:
-    """The policy's turns: a thought and a search for each hop, then a thought and the answer."""
+    """The policy's turns: a thought and a search for each hop, then a thought and the answer.
+
+    The first thought says how many searches it will take: what the later ones do then follows from what is written.
+    """
     turns, said = [], ""
     for hop in hops:
         thought = rng.choice(NEXT if said else FIRST).format(said=said, want=hop.want)
+        if not turns and len(hops) <= len(PLAN):
+            thought = f"{PLAN[len(hops) - 1]} {thought}"
         turns.append(f"<think> {thought} </think>\n<search> {hop.query} </search>")
         said = hop.said
     thought = rng.choice(LAST).format(said=said, answer=answer)
@@ -139,58 +150,35 @@ def quotation(passage: Passage, wanted: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def play(
+def play_script(
     example: Example,
     turns: Sequence[str],
-    make_method: methods.MakeMethod,
-    find: Find,
-    tokenizer: PreTrainedTokenizerBase,
-    encode_prompt: Callable[[str], list[int]],
-    max_total_tokens: int,
-    max_observation_tokens: int,
-    form: Form = "plain",
+    make_method: MakeMethod,
+    policy: Policy,
+    retriever: Retriever,
+    limits: RolloutLimits,
 ) -> Trajectory | None:
     """One conversation in which these turns are the policy's; None where it does not end with the last of them.
 
     Prompt, passages and their cutting are those of a rollout, so that what is imitated has the very form of what is
     sampled. A turn that is longer than the method lets it be, or a context that is full, ends it early.
     """
-    method = make_method(example.question)
-    text = method.send(None).text
-    prompt = encode_prompt(text)
-    trajectory = Trajectory(example.id, [Segment("prompt", prompt, text=text)])
-    waiting, value = list(turns), None
-    if waiting and opened_by(tokenizer.decode(prompt)).strip() == "<think>":  # by the chat template
-        waiting[0] = waiting[0].removeprefix("<think>")
-    while True:
-        room = max_total_tokens - len(trajectory.token_ids)
-        match method.send(value):
-            case methods.Generate(_, max_new_tokens):
-                value = waiting.pop(0) if waiting else ""
-                ids = tokenizer(value, add_special_tokens=False)["input_ids"]
-                if not ids or len(ids) > min(max_new_tokens, room):
-                    return None
-                trajectory.segments.append(Segment("policy", ids, [0.0] * len(ids), value))
-            case methods.Search(query, _):
-                value = find(query)
-                trajectory.queries.append(query)
-                trajectory.titles.append([passage.title for passage in value])
-            case methods.Observe(text, passages):
-                most = min(room - 1, max_observation_tokens)
-                cut = (
-                    (foreign_ids(text, tokenizer), text)
-                    if passages is None
-                    else observation_ids(passages, tokenizer, most, form)
-                )
-                if cut is None or len(cut[0]) > room - 1:
-                    return None
-                trajectory.segments.append(Segment("observation", cut[0], text=cut[1]))
-                value = None
-            case methods.Finish(answer, reason, _):
-                trajectory.answer, trajectory.finish_reason = answer, reason
-                return trajectory if reason == "answer" and not waiting else None
-            case _:
-                return None
+    waiting = list(turns)
+
+    def write(context: list[int], _stops: Sequence[str], most: int) -> Turn:
+        text = waiting.pop(0) if waiting else ""
+        if len(waiting) == len(turns) - 1 and opened_by(policy.tokenizer.decode(context)).strip() == "<think>":
+            text = text.removeprefix("<think>")  # which the chat template has written
+        ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids or len(ids) > most:
+            raise Unplayable
+        return Turn(ids, [0.0] * len(ids), text, "stop")
+
+    try:
+        trajectory = play(example, make_method, policy, retriever, limits, write)
+    except Unplayable:
+        return None
+    return trajectory if trajectory.finish_reason == "answer" and not waiting else None
 
 
 def read_demonstrations(path: Path) -> Iterator[tuple[Example, list[str]]]:

@@ -15,6 +15,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import default_of, flag_of, get, make, options_of, with_options
+from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.options.resolve import LEAST_TEMPERATURE, check_retriever, refuse_unread, resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
@@ -104,7 +105,8 @@ def run_folders(config: EvalConfig) -> list[Path]:
 
 def run_method(saved: dict[str, Any]) -> str:
     """The method of the table that a run trained."""
-    return saved["algorithm"] if saved["algorithm"] in TRAINED else saved["method"]
+    name = saved["algorithm"] if saved["algorithm"] in TRAINED else saved["method"]
+    return "search-r1" if is_own(name) else name
 
 
 def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig:
@@ -179,7 +181,8 @@ def rows_of_runs(config: EvalConfig, method: str, runs: dict[Path, dict]) -> lis
     for folder, saved in runs.items():
         name = folder.name if names.count(folder.name) == 1 else str(folder)
         label = method if len(runs) == 1 and method in TRAINED else f"{method} ({name})"
-        settings = with_options(settings_of(config, saved), method=GENERATORS.get(method, method))
+        generator = saved["method"] if is_own(saved["method"]) else GENERATORS.get(method, method)
+        settings = with_options(settings_of(config, saved), method=generator)
         rows.append(Row(label, method, settings, checkpoint_of(config, folder) / "model"))
     return rows
 

@@ -27,10 +27,10 @@ class RunConfig:
     model: str = option(
         "tiny", "tiny, a short name such as Qwen2.5-3B, or a hub id or folder of a family in docs/models.md"
     )
-    method: Literal["search-r1", "r1", "direct"] | None = option(
+    method: Literal["search-r1", "r1", "direct"] | str | None = option(
         None,
-        "with the search engine, without it (r1), or without reasoning too (direct) [default: direct for sft, else "
-        "search-r1]",
+        "with the search engine, without it (r1), without reasoning too (direct), or your own as my_methods.py:name "
+        "[default: direct for sft, else search-r1]",
     )
     algorithm: Literal["grpo", "ppo", "sft", "rejection-sampling"] = option(
         "grpo", "RL by grpo or ppo, sft on the gold answers, or sft on sampled rollouts that were right"
@@ -86,12 +86,12 @@ class DataConfig:
 class RetrievalConfig:
     """The search engine."""
 
-    retriever: Literal[
-        "auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http", "none", "empty", "random", "oracle"
-    ] = option(
+    retriever: (
+        Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http", "none", "empty", "random", "oracle"] | str
+    ) = option(
         "auto",
         "bm25 is rank-bm25; auto by size; hybrid is BM25 and dense; probes: no engine (none), nothing found (empty), "
-        "any passages (random), the supporting ones (oracle)",
+        "any passages (random), the supporting ones (oracle); or your own as my_engine.py:Engine",
     )
     retriever_url: str | None = option(
         None, "address of a /retrieve server, for --retriever http, or of Milvus (a path is milvus-lite)"

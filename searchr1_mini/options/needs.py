@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.nested import default_of, flag_of, get, hints_of, options_of, with_options
+from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.retrievers.names import ENGINES
 
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
@@ -112,6 +113,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{name} needs a value")
     choices = get_args(kinds[0])
     if choices:
+        if str in kinds and is_own(value):
+            return value
         if value not in choices:
             known = ", ".join(choices)
             raise UserError(f"{name} {shown(value)}: it must be one of {known}{suggest(str(value)[:SHOWN], choices)}")
@@ -156,7 +159,8 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
         kind = kinds[0]
         fault = None
         if choices := get_args(kind):
-            fault = None if value in choices else f"one of {', '.join(choices)}"
+            is_known = value in choices or (str in kinds and is_own(value))
+            fault = None if is_known else f"one of {', '.join(choices)}"
         elif type(value) is not kind and not (kind is float and type(value) is int):
             fault = WANTED[kind]
         if fault := fault or fault_of(option.name, value, option.metadata):
@@ -173,7 +177,7 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
         for other, wanted in conditions.items():
             value = get(config, other)
             if isinstance(wanted, tuple):
-                is_met, need = value in wanted, spelled(other, wanted[0])
+                is_met, need = value in wanted or is_own(value), spelled(other, wanted[0])
                 need += "".join(f" or {each}" for each in wanted[1:] if wanted[0] is not None)
             else:
                 is_met, need = (value or 0) > wanted, f"{flag_of(other)} above {wanted}"

@@ -28,6 +28,7 @@ from searchr1_mini.options.defaults import (
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
 from searchr1_mini.options.nested import default_of, flag_of, flat, get, options_of, with_options
+from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.names import READ_BY
@@ -124,6 +125,7 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     given = with_options(given, **values_of_init(given)) if given.run.init else given
     config = _filled(given)
     _check_resolved(config)
+    check_own_parts(config)
     refuse_idle(given, config, _filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
     return config
 
@@ -243,7 +245,8 @@ def _check_given(config: TrainConfig, unasked: Collection[str]) -> None:
         raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
     if config.run.method not in (None, "direct") and config.run.algorithm == "sft":
         raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
-    if config.run.method not in (None, "search-r1") and config.run.algorithm == "rejection-sampling":
+    is_other = config.run.method not in (None, "search-r1") and not is_own(config.run.method)
+    if is_other and config.run.algorithm == "rejection-sampling":
         raise UserError("--algorithm rejection-sampling learns from rollouts with search; leave out --method")
 
 
@@ -255,6 +258,20 @@ def check_demonstrations(path: str | None) -> None:
     """
     if path is not None and not Path(path).is_file():
         raise UserError(f"--demonstrations {path}: there is no such file; name a jsonl file")
+
+
+def check_own_parts(config: TrainConfig) -> None:
+    """Imports the parts of the user's own that a config names.
+
+    Raises:
+        UserError: one is not there, or does not fit, or an option is about what it stands in for.
+    """
+    named = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
+    for option_, value in named.items():
+        if is_own(value):
+            own_part(option_, value)
+    if is_own(config.reward.reward) and config.reward.retrieval_bonus:
+        raise UserError("--retrieval-bonus does nothing with a --reward of your own; leave one of them out")
 
 
 def _check_resolved(config: TrainConfig) -> None:
@@ -277,7 +294,7 @@ def _check_resolved(config: TrainConfig) -> None:
         (config.logging.check and bug, "--check is about steps without a bug of the museum; leave it out"),
         (bug == "colliding-groups" and config.run.algorithm != "grpo",
          "--bug colliding-groups does nothing with --algorithm ppo; it needs --algorithm grpo, or leave it out"),
-        (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method != "search-r1",
+        (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in ("r1", "direct"),
          f"--bug {bug} does nothing with --method {config.run.method}; it needs --method search-r1, or leave it out"),
         (step.mini_batches > step.questions_per_step,
          f"--mini-batches {step.mini_batches} is more than --questions-per-step {step.questions_per_step}"),

@@ -25,7 +25,7 @@ from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.scripts import (
     Find,
     answer_hops,
-    play,
+    play_script,
     read_demonstrations,
     supported_hops,
     world_hops,
@@ -123,7 +123,7 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
         UserError: none can be written, or none of a kind of which `--cold-start-multi-hop` wants a share, or a file of
             demonstrations is not as it should be.
     """
-    config, limits = run.config, run.limits
+    config = run.config
     rng = random.Random(f"{config.optimization.seed}/cold start")
 
     def find(query: str) -> list[Passage]:
@@ -139,10 +139,7 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
             is_multi_hop = turns is not None and len(turns) > 2
             if wanted and not wanted[is_multi_hop]:
                 continue
-            played = turns and play(
-                example, turns, run.make_method, find, run.policy.tokenizer, run.policy.encode_prompt,
-                limits.max_total_tokens, limits.max_observation_tokens, limits.form,
-            )  # fmt: skip
+            played = turns and play_script(example, turns, run.make_method, run.policy, run.train.retriever, run.limits)
             if played:
                 episodes.append(played)
                 if wanted:

@@ -56,7 +56,7 @@ def diagnose(
 
 def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool) -> list[str]:
     """Remedies, the likeliest first, less those that the run already takes."""
-    has_search = config.run.method == "search-r1" and config.run.algorithm != "sft"
+    has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
     more = max(200, 2 * config.imitation.cold_start)
     remedies = {
         f"--cold-start {more}: imitate {more} scripted episodes before RL": has_search,

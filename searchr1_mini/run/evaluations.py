@@ -91,7 +91,7 @@ def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None
     has_last = evaluations.samples and evaluations.at_step == run.config.optimization.steps
     after = evaluations.last if has_last else evaluations.measure(run)
     total_seconds = clock.total_seconds
-    emptied = measured(run, is_empty=True)[0] if run.config.run.method == "search-r1" else None
+    emptied = measured(run, is_empty=True)[0] if run.config.run.method not in ("r1", "direct") else None
     if not is_main():
         return
     summary = {

@@ -278,7 +278,7 @@ def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) ->
 
 def longest_context(config: TrainConfig, prompt: int) -> int:
     """Tokens of the longest trajectory: the limit, unless the turns end before it."""
-    turns = config.rollout.max_turns if config.run.method == "search-r1" else 0
+    turns = config.rollout.max_turns if config.run.method not in ("r1", "direct", "cot") else 0
     written = (turns + 1) * config.rollout.max_new_tokens + turns * config.rollout.max_observation_tokens
     return min(config.rollout.max_total_tokens, prompt + written)
 

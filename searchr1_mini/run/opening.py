@@ -26,6 +26,7 @@ from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, t
 from searchr1_mini.models.saving import load_critic
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, options_of, with_options
+from searchr1_mini.options.own_parts import is_own, own_method
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run import preflight
 from searchr1_mini.run.data_identity import check_data, data_identity
@@ -127,6 +128,13 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
 
 def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
     """The method that the config names, with its settings, and worked examples in its prompt if wanted."""
+    if is_own(config.run.method):
+        return own_method(
+            config.run.method,
+            max_turns=config.rollout.max_turns,
+            max_new_tokens=config.rollout.max_new_tokens,
+            topk=config.retrieval.topk,
+        )
     return make_method(
         config.run.method,
         template=config.data.template,

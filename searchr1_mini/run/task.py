@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Passage, Retriever
+from searchr1_mini.core.retrieval import CachedRetriever, Passage, Retriever
 from searchr1_mini.data.datasets import Split, load_corpus, load_examples
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.options.resolve import world_hops_list
 from searchr1_mini.retrievers.bm25s import fingerprint
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
@@ -83,5 +84,6 @@ def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library
     if name == "oracle":
         return OracleRetriever(passages, examples), corpus_hash
     if (engine, key) not in library.engines:
-        library.engines[engine, key] = build_retriever(engine, passages)
+        own = CachedRetriever(own_part("retriever", name)(passages)) if is_own(name) else None
+        library.engines[engine, key] = own or build_retriever(engine, passages)
     return library.engines[engine, key], corpus_hash

@@ -9,6 +9,7 @@ from pathlib import Path
 from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.training import Reward, outcome_reward, train_policy
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.evaluations import finish
 from searchr1_mini.run.imitation import demonstrations, imitate, imitates
@@ -82,4 +83,5 @@ def reward_of(config: TrainConfig) -> Reward:
     """What the options say that a trajectory earns."""
     if config.run.bug == "reward-from-whole-text":
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
-    return outcome_reward(config.reward, config.rollout.max_total_tokens)
+    own = own_part("reward", config.reward.reward) if is_own(config.reward.reward) else None
+    return outcome_reward(config.reward, config.rollout.max_total_tokens, own)

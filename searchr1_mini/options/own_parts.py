@@ -1,0 +1,90 @@
+"""Parts of the user's own (`my_rewards.py:brevity`, `package.module:brevity`), imported and checked."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.core.methods import MakeMethod
+
+FITS = {  # option -> what it is called with, and how that reads
+    "reward": (("trajectory", "example"), "a function of a trajectory and its example that returns a number"),
+    "retriever": (("passages",), "a class made from a list of passages, with search(queries, topk)"),
+    "method": (("question",), "a generator function of a question, see searchr1_mini/core/methods.py"),
+}
+
+
+def is_own(value: Any) -> bool:
+    """Whether an option names a part of the user's own."""
+    return isinstance(value, str) and ":" in value
+
+
+def own_part(option: str, value: str) -> Callable:
+    """The object that an option names.
+
+    Raises:
+        UserError: there is no such file, module or name, it cannot be imported, or it does not fit.
+    """
+    where, _, name = value.rpartition(":")
+    part = getattr(module_of(option, where), name, None)
+    if part is None:
+        known = [known for known in vars(module_of(option, where)) if not known.startswith("_")]
+        raise UserError(f"--{option} {value}: {where} has no {name}{suggest(name, known)}")
+    given, wanted = FITS[option]
+    is_fit = callable(part) and takes(part, given)
+    if option == "retriever":
+        search = getattr(part, "search", None)
+        is_fit = is_fit and callable(search) and takes(search, ("self", "queries", "topk"))
+    if option == "method":
+        is_fit = is_fit and inspect.isgeneratorfunction(part)
+    if not is_fit:
+        raise UserError(f"--{option} {value}: {name} does not fit; it must be {wanted}")
+    return part
+
+
+@lru_cache(maxsize=16)
+def module_of(option: str, where: str) -> Any:
+    """The module of a file or a dotted name.
+
+    Raises:
+        UserError: it is not there, or cannot be imported.
+    """
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = Path(where)
+        if not path.is_file():
+            raise UserError(f"--{option} {where}: there is no such file; name one as my_{option}s.py:NAME")
+        spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+    except UserError:
+        raise
+    except Exception as error:  # whatever code of the user's own raises
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"--{option} {where} cannot be imported ({type(error).__name__}: {told}); mend it") from error
+
+
+def takes(function: Callable, names: tuple[str, ...]) -> bool:
+    """Whether a function can be called with so many arguments by position."""
+    try:
+        inspect.signature(function).bind(*names)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def own_method(value: str, **settings: Any) -> MakeMethod:
+    """A method of the user's own, with those of these settings that it has a parameter for."""
+    function = own_part("method", value)
+    has = inspect.signature(function).parameters
+    return partial(function, **{name: setting for name, setting in settings.items() if name in has})

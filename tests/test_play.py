@@ -1,0 +1,38 @@
+"""The slow path and the engine agree token for token, whatever the method."""
+
+from __future__ import annotations
+
+import pytest
+
+from searchr1_mini.core.methods import make_method
+from searchr1_mini.core.play import play, sampler
+from searchr1_mini.core.retrieval import RankBM25
+from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.data.world import make_world, world_examples
+
+METHODS = ("search-r1", "search-o1", "ircot", "rag", "cot", "direct", "r1")
+WIDE, NARROW = RolloutLimits(4, 500, 120), RolloutLimits(2, 130, 60)
+
+
+@pytest.fixture(scope="module")
+def world():
+    world = make_world(3, "eval", "natural", 0)
+    return world_examples(world, [1, 2], 6, 3, set()), RankBM25(world.passages)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("limits", [WIDE, NARROW], ids=["room enough", "cut by the context"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_conversation_at_a_time_is_what_the_engine_does_for_many(tiny_policy, world, method, limits, temperature):
+    examples, retriever = world
+    make = make_method(method, template="short", max_turns=2, max_new_tokens=24, topk=2)
+    many, _ = rollout(examples, make, tiny_policy, retriever, limits, temperature=temperature, seed=5)
+    for key, (example, wanted) in enumerate(zip(examples, many, strict=True)):
+        found = play(example, make, tiny_policy, retriever, limits, sampler(tiny_policy, temperature, 5, key))
+        for one, other in zip([*found.segments, *found.asides], [*wanted.segments, *wanted.asides], strict=True):
+            assert (one.kind, one.token_ids, one.text) == (other.kind, other.token_ids, other.text)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        assert (found.answer, found.finish_reason, found.queries, found.titles, found.retrieved) == (
+            wanted.answer, wanted.finish_reason, wanted.queries, wanted.titles, wanted.retrieved
+        )  # fmt: skip
+        assert found.invalid_actions == wanted.invalid_actions
