@@ -66,7 +66,7 @@ def show(name: str, values: Tensor, tokens: Tokens) -> None:
 
 
 def ridge(seen: Tokens, features: Tensor, penalty: float) -> Tensor:
-    """Values (N,) by linear regression on standardised features."""
+    """Values (N,) by linear regression on standardized features."""
     mean, std = seen.features.mean(0), seen.features.std(0) + 1e-4
     x = (seen.features - mean) / std
     gram = x.T @ x + penalty * torch.eye(x.shape[1])

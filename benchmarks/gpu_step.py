@@ -171,7 +171,7 @@ def phase(phases: dict[str, tuple[float, float]], name: str, work):
 
 
 def roll(run: Run, args: argparse.Namespace) -> Rollouts:
-    """Rollouts of fixed lengths, every other of them rewarded: so many turns, an observation after each but the last."""
+    """Rollouts of fixed lengths, every other one paid: so many turns, an observation after each but the last."""
     words = "the city of Oslo has a mayor named Ada Brook who works for Amber Works " * 60
 
     class Same:

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from transformers import AutoTokenizer
 
 from searchr1_mini.core.encoding import observation_ids
-from searchr1_mini.core.prompts import neutralise_tags, parse_action
+from searchr1_mini.core.prompts import neutralize_tags, parse_action
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.core.rewards import contains_gold, f1_score, is_well_formed, normalise_answer
+from searchr1_mini.core.rewards import contains_gold, normalize_answer
+from searchr1_mini.core.scores import f1_score
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run.metrics import empty_think
+from searchr1_mini.run.rewards import is_well_formed
 from searchr1_mini.storage.printable import plain
 
 UNITS = ("<search>", "<think>", "</answer>", "</answer", "<", "< ", "word ")
@@ -33,8 +35,8 @@ READERS: dict[str, Callable[[str], object]] = {
     "parse_action": parse_action,
     "is_well_formed": lambda text: is_well_formed(said(text)),
     "empty_think": lambda text: empty_think(said(text)),
-    "neutralise_tags": neutralise_tags,
-    "normalise_answer": normalise_answer,
+    "neutralize_tags": neutralize_tags,
+    "normalize_answer": normalize_answer,
     "contains_gold": lambda text: contains_gold(text, ["x y"]),
     "f1_score": lambda text: f1_score(text, ["x y"]),
     "plain": plain,

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from retrieval_speed import synthetic_passages, synthetic_queries
 
-from searchr1_mini.core.retrieval import Passage, RankBM25
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.retrievers.bm25 import BM25S, RankBM25
 from searchr1_mini.retrievers.index import PassageStore, build_store
 
 WIKI18 = 21_015_324

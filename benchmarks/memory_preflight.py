@@ -42,7 +42,7 @@ SETTINGS = {
     "float32 LoRA, checkpointing": Setting(layers=4, options=CHECKPOINTED),
     "NF4 LoRA": Setting(options={"load_in_4bit": True}),
     "NF4 LoRA, checkpointing": Setting(layers=4, options={"load_in_4bit": True, **CHECKPOINTED}),
-    "PPO": Setting(options={"algorithm": "ppo", "questions_per_step": 8, "group_size": 1}),
+    "PPO": Setting(options={"algorithm": "ppo", "questions_per_step": 8, "group_size": 1, "drop_zero_variance": None}),
     "full fine-tuning": Setting(options={"lora_rank": 0}),
     "long context": Setting(question_tokens=1900, options=LONG),
     "short context": Setting(question_tokens=100, options={"max_total_tokens": 128, "group_size": 16}),
@@ -52,6 +52,7 @@ OPTIONS = {
     "questions_per_step": 2, "group_size": 4, "mini_batches": 1, "max_turns": 100, "max_new_tokens": 16,
     "max_observation_tokens": 32, "max_total_tokens": 512, "tokens_per_micro_batch": 4096, "eval_questions": 8,
     "drop_zero_variance": False, "tensorboard": False, "dataset": "jsonl", "template": "short", "lora_rank": 32,
+    "weight_decay": 1e-4,  # without which a step whose rewards are all equal would make no update
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Peak memory of a training step, PPO against GRPO, on one 4-bit base: `python benchmarks/ppo_memory.py`.
 
-PPO adds a second adapter, a value head and their optimiser state, not a second model. Each algorithm runs in a process
+PPO adds a second adapter, a value head and their optimizer state, not a second model. Each algorithm runs in a process
 of its own on the same random Qwen2; the peak is that of a step alone, loading left out. On a GPU it is what torch
 allocated, on a CPU the process's resident memory (Linux; glibc is told to give freed memory back at once). A local
 model can be named instead of the random one.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SETTINGS = {
     "grpo": {"questions_per_step": 2, "group_size": 4, "drop_zero_variance": False},
-    "ppo": {"questions_per_step": 8, "group_size": 1},
+    "ppo": {"questions_per_step": 8, "group_size": 1, "drop_zero_variance": None},
 }
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -80,6 +80,7 @@ def measure(algorithm: str, model: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         values = TINY | {"model": model, "load_in_4bit": True, "gradient_checkpointing": True, "lora_rank": 32}
         values |= {"max_new_tokens": 16, "max_turns": 1, "eval_questions": 2, "tokens_per_micro_batch": 1024}
+        values |= {"weight_decay": 1e-4}  # so that a step without a reward makes an update too
         values |= {"algorithm": algorithm, "output_dir": f"{folder}/run", "tensorboard": False}
         run = open_run(resolve(make(TrainConfig, **values | SETTINGS[algorithm])))
         reset_peak()

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from searchr1_mini.core.retrieval import Passage, RankBM25, Retriever
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.core.retrieval import Passage, Retriever
+from searchr1_mini.retrievers.bm25 import BM25S, RankBM25
 
 SLOW_FROM = 50_000  # rank-bm25 takes seconds a query beyond it
 

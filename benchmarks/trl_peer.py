@@ -2,7 +2,7 @@
 
 Two cases: one turn, and turns with a BM25 search between them, which TRL makes in its own tool loop (transformers'
 `generate`, no vLLM). Both train the same LoRA on the same questions with groups of the same size, in float32, one
-optimiser step a step, without a KL. Every turn has the same length, since nothing ends it early, and each but the last
+optimizer step a step, without a KL. Every turn has the same length, since nothing ends it early, and each but the last
 is taken for a search, so that both sample as many tokens. A step is everything from the questions to the new weights.
 It needs `pip install -e ".[peers]" -c constraints.txt`.
 """
@@ -27,15 +27,16 @@ from ppo_memory import train_steps
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
-from searchr1_mini.core.prompts import normalise_question, render_observation, template_of
+from searchr1_mini.core.prompts import normalize_question, render_observation
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Retriever
-from searchr1_mini.core.rewards import f1_score
+from searchr1_mini.core.scores import f1_score
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.task import load_task
+from searchr1_mini.run.templates import template_of
 from searchr1_mini.storage.files import read_metrics
 
 try:
@@ -145,7 +146,7 @@ class Clock(TrainerCallback):
         self.began = time.perf_counter()
 
     def on_step_end(self, *_, **__) -> None:
-        """After the optimiser."""
+        """After the optimizer."""
         self.seconds.append(time.perf_counter() - self.began)
 
 
@@ -200,7 +201,7 @@ def trl_row(example: Example) -> dict:
 
 def prompt_of(question: str) -> str:
     """The tiny base's prompt."""
-    return template_of("search-r1", "short").format(question=normalise_question(question))
+    return template_of("search-r1", "short").format(question=normalize_question(question))
 
 
 if __name__ == "__main__":

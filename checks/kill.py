@@ -83,7 +83,7 @@ def kill(process: subprocess.Popen, folder: Path, step: int, seconds: float, in_
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Everything that must be the same: metrics but the timings, warnings, rollouts, weights, optimiser, best step."""
+    """Everything that must be the same: metrics but the timings, warnings, rollouts, weights, optimizer, best step."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found: dict[str, object] = {"metrics": [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]}
     for pattern in ("warnings.jsonl", "rollouts/*", "checkpoints/*/**/*.safetensors"):

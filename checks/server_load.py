@@ -30,7 +30,7 @@ import psutil
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.datasets import load_corpus
 from searchr1_mini.data.world import make_world
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.retrievers.bm25 import BM25S
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 
 ROOT = Path(__file__).parent.parent

@@ -28,10 +28,10 @@ import numpy as np
 from exercises import check, check_code
 from lesson import BLUE, GREEN, ORANGE, RED
 
-from searchr1_mini.core.retrieval import K1, B, Passage, RankBM25, best_rows, index_terms
-from searchr1_mini.core.terms import tokenize
+from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.world import make_world, world_examples
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.retrievers.bm25 import BM25S, K1, B, RankBM25, best_rows, index_terms
+from searchr1_mini.retrievers.terms import tokenize
 
 world = make_world(seed=0, split="eval")
 ten = [p for p in world.passages if p.title in sorted(world.entities["city"])[:10]][:10]

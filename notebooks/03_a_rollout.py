@@ -180,7 +180,7 @@ print(f"{int(batch.loss_mask.sum())} policy tokens, every log-prob the same to 1
 # ## What an observation may contain
 #
 # Passages are foreign text. A passage that spells our tags, or a control token of the model, could forge an action or
-# end a turn. Tags are made harmless (`core/prompts.py:neutralise_tags`), control tokens are never parsed
+# end a turn. Tags are made harmless (`core/prompts.py:neutralize_tags`), control tokens are never parsed
 # (`core/encoding.py:foreign_ids`), and what is too long is cut inside, passage by passage, so that the closing tag
 # always stays (`core/encoding.py:observation_ids`).
 

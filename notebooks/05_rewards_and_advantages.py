@@ -28,14 +28,16 @@ import torch
 from exercises import check, check_code
 from lesson import BLUE, GRAY, GREEN, ORANGE, load_tiny
 
-from searchr1_mini.core.rewards import exact_match, f1_score, format_reward, normalise_answer, reward, sub_exact_match
+from searchr1_mini.core.rewards import exact_match, normalize_answer
+from searchr1_mini.core.scores import f1_score, sub_exact_match
+from searchr1_mini.run.rewards import format_reward, reward
 
 # %% [markdown]
 # ## When are two answers the same?
 #
 # $r(x, y) = \text{EM}(a_\text{pred}, a_\text{gold})$ (Search-R1, equation 4): 1 if both are equal after SQuAD's
 # normalization (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single blanks
-# (`core/rewards.py:normalise_answer`, `exact_match`).
+# (`core/rewards.py:normalize_answer`, `exact_match`).
 
 # %%
 pairs = [
@@ -49,7 +51,7 @@ pairs = [
 print(f"{'answer':46}{'gold':12}{'normalized':44}  EM  sub-EM  F1")
 for said, gold in pairs:
     scores = exact_match(said, [gold]), sub_exact_match(said, [gold]), f1_score(said, [gold])
-    print(f"{said!r:46}{gold!r:12}{normalise_answer(said)!r:44}" + "{:4.0f}{:8.0f}{:6.2f}".format(*scores))
+    print(f"{said!r:46}{gold!r:12}{normalize_answer(said)!r:44}" + "{:4.0f}{:8.0f}{:6.2f}".format(*scores))
 
 # %% [markdown]
 # Each has its price. EM pays nothing for a near miss, and `twenty-one` is one, since punctuation is deleted and not replaced

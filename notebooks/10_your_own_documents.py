@@ -30,13 +30,13 @@ from IPython.utils.capture import capture_output
 from lesson import BLUE, GREEN, ORANGE, one_step
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import RankBM25
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrieval_metrics import measure as measure_retriever
+from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.run.evaluations import measured
 from searchr1_mini.run.log import render_trajectory
 from searchr1_mini.run.opening import open_run

@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config = parse_study(argv)
     study = STUDIES[config.study]
-    out = Path(config.run.output_dir or f"runs/ablate-{config.study}")
-    seeds, steps, model = range(config.seeds), config.optimization.steps, config.run.model
+    out = Path(config.output_dir or f"runs/ablate-{config.study}")
+    seeds, steps, model = range(config.seeds), config.steps, config.model
     configs = {(arm, seed): config_of(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
     if study.warm and model != "tiny":
         raise UserError(
@@ -159,7 +159,7 @@ def train_all(configs: dict[tuple[str, int], TrainConfig], jobs: int | None) -> 
     """Trains what has no summary yet, `jobs` runs at a time; the cores are shared out among them."""
     import torch
 
-    waiting = {key: c for key, c in configs.items() if not (Path(c.output_dir) / "summary.json").exists()}
+    waiting = {key: c for key, c in configs.items() if not (Path(c.run.output_dir) / "summary.json").exists()}
     cores = os.cpu_count() or 1
     jobs = min(jobs or (1 if torch.cuda.is_available() else cores), len(waiting) or 1)
     os.environ["OMP_NUM_THREADS"] = str(max(cores // jobs, 1))

@@ -2,7 +2,7 @@
 
 A small Qwen2 with a byte-level BPE tokenizer, pre-trained on demonstrations from fresh synthetic worlds (names of the
 train split only). Two stages: first traces that are right and many reading lessons, then traces with the habits of a
-base model, whose likeliest behaviour is to answer at once (traces.py). Reinforcement learning has to do the rest.
+base model, whose likeliest behavior is to answer at once (traces.py). Reinforcement learning has to do the rest.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def new_model(vocab_size: int, hidden: int, layers: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def tokenise(tokenizer: PreTrainedTokenizerFast, trace: traces.Trace) -> tuple[list[int], list[int]]:
+def tokenize(tokenizer: PreTrainedTokenizerFast, trace: traces.Trace) -> tuple[list[int], list[int]]:
     """Ids and targets; prompt and observation tokens are not targets, and the trace ends in EOS."""
     ids: list[int] = []
     targets: list[int] = []
@@ -104,7 +104,7 @@ def write_batches(tokenizer_folder: str, stage: Stage, seed: int, tokens: int, m
     rng = random.Random(seed)
     while True:
         rows = [
-            row for trace in itertools.islice(stream, 1024) if len((row := tokenise(tokenizer, trace))[0]) <= max_length
+            row for trace in itertools.islice(stream, 1024) if len((row := tokenize(tokenizer, trace))[0]) <= max_length
         ]
         rows.sort(key=lambda row: len(row[0]))
         groups, first = [], 0
@@ -136,7 +136,7 @@ def reading_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast
     right = 0
     for trace in rows:
         last = len(tokenizer(trace[-1][1])["input_ids"]) + 1
-        ids = torch.tensor([tokenise(tokenizer, trace)[0]])
+        ids = torch.tensor([tokenize(tokenizer, trace)[0]])
         guess = model(input_ids=ids.to(model.device)).logits[0, -last - 1 : -1].argmax(-1).cpu()
         right += int(torch.equal(guess, ids[0, -last:]))
     return right / len(rows)
@@ -155,7 +155,7 @@ def learning_rate(progress: float) -> float:
     return min(1.0, progress / 0.01 + 0.01, (1.0 - progress) / 0.8)
 
 
-def optimisers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the layers, AdamW on embeddings, norms and biases."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -212,7 +212,7 @@ def pretrain(config: PretrainConfig, device: torch.device) -> None:
         model = new_model(len(tokenizer), config.hidden, config.layers).to(device)
     tokenizer.save_pretrained(output)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    opts = optimisers(model, config.muon_lr, config.adam_lr)
+    opts = optimizers(model, config.muon_lr, config.adam_lr)
     base_lrs = [opt.param_groups[0]["lr"] for opt in opts]
     loss_of = torch.compile(step_loss, dynamic=True) if config.compile else step_loss
     probes = {difficulty: probe_rows(difficulty, 60) for difficulty in DIFFICULTY_MIX}

@@ -21,7 +21,6 @@ import numpy as np
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Retriever
-from searchr1_mini.core.terms import Terms
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen, listed
 from searchr1_mini.options.cli import parse, run_command
@@ -30,6 +29,7 @@ from searchr1_mini.options.resolve import check_retriever, name_file
 from searchr1_mini.options.retrieval_config import MetricsConfig
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
 from searchr1_mini.retrievers.names import ENGINES, MOST_TOPK
+from searchr1_mini.retrievers.terms import Terms
 
 
 @dataclass(frozen=True)

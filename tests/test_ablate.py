@@ -16,7 +16,7 @@ from searchr1_mini.ablate import config_of, finding, interval, table, write_stud
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, get
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,7 +63,7 @@ def test_a_study_runs_resumes_and_reports(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "[6/6] 2, seed 0" in again.stdout and "[5/6]" not in again.stdout
     assert (out / "4" / "seed-0" / "summary.json").stat().st_mtime_ns == kept
-    assert [row["step"] for row in read_jsonl(out / "2" / "seed-0" / "metrics.jsonl")] == [1]
+    assert [row["step"] for row in read_metrics(out / "2" / "seed-0" / "metrics.jsonl")] == [1]
 
     other = ablate("topk", "--output-dir", out)
     assert other.returncode == 2 and "name another --output-dir" in other.stderr and "Traceback" not in other.stderr

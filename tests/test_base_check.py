@@ -69,7 +69,7 @@ def test_weights_that_are_quantised_already_are_refused_before_training(model, t
     settings = {"model": str(model), "dataset": "world", "memory_check": form == "awq"}
     config = make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))
     sentence = told(lambda: train(resolve(config)), capsys)
-    assert said in sentence and "quantised already" in sentence and "--load-in-4bit" in sentence
+    assert said in sentence and "quantized already" in sentence and "--load-in-4bit" in sentence
     assert not (tmp_path / "run").exists()
     answered = EvalConfig(model=str(model), datasets="world", output_dir=str(tmp_path / "eval"))
     assert said in told(lambda: evaluate.evaluate_command(answered), capsys)
@@ -77,12 +77,12 @@ def test_weights_that_are_quantised_already_are_refused_before_training(model, t
 
 def test_older_quantised_weights_say_it_in_a_file_beside_and_mlx_by_another_name(model):
     (model / "quantize_config.json").write_text('{"bits": 4}')
-    with pytest.raises(UserError, match="quantised already"):
+    with pytest.raises(UserError, match="quantized already"):
         check_source(str(model), DAY)
     (model / "quantize_config.json").unlink()
     check_source(str(model), DAY)
     changed(model / "config.json", quantization={"group_size": 64, "bits": 4})
-    with pytest.raises(UserError, match="quantised already"):
+    with pytest.raises(UserError, match="quantized already"):
         check_source(str(model), DAY)
 
 

@@ -21,10 +21,10 @@ from test_rollout import LIMITS, OSLO, OneAnswer
 from searchr1_mini.chat.terminal import MAX_QUESTION, Chat, CtrlC, Screen, verdict
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
-from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.rollout import RolloutLimits, rollout
+from searchr1_mini.run.methods import make_method
 from searchr1_mini.storage.printable import plain
 
 ROOT = Path(__file__).parent.parent

@@ -166,7 +166,7 @@ def take_step(layer, optimizer):
     optimizer.zero_grad()
 
 
-def test_a_resumed_optimiser_takes_bit_equal_steps(tmp_path):
+def test_a_resumed_optimizer_takes_bit_equal_steps(tmp_path):
     layer, optimizer, scaler = new_training()
     for _ in range(3):
         take_step(layer, optimizer)

@@ -15,11 +15,10 @@ from sessions import session_of
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
-from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Passage, RankBM25
+from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import teaches
@@ -39,14 +38,16 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import check_demonstrations, resolve
 from searchr1_mini.pages.report import eval_series, write_report
+from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.run import cold_start as module
 from searchr1_mini.run.cold_start import scripted_episodes
 from searchr1_mini.run.evaluations import Evaluations
 from searchr1_mini.run.log import COLD_START
+from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import all_phases
 from searchr1_mini.storage.checkpoint import latest_checkpoint
-from searchr1_mini.storage.files import read_jsonl, read_metrics
+from searchr1_mini.storage.files import read_metrics
 
 PASSAGES = [
     Passage("0", "Oslo Ferry", "The Oslo Ferry is a ship. It was built by Nordhavn Yard. It sails at noon."),
@@ -276,7 +277,7 @@ def adapter(folder: Path) -> bytes:
 
 
 def test_the_cold_start_lowers_the_loss_teaches_to_search_and_becomes_the_reference(whole):
-    curve = [row["loss"] for row in read_jsonl(whole / COLD_START / "metrics.jsonl")]
+    curve = [row["loss"] for row in read_metrics(whole / COLD_START / "metrics.jsonl")]
     assert len(curve) == 6 and curve[-1] < curve[0]
     progress = json.loads((latest_checkpoint(whole) / "progress.json").read_text())
     assert progress["after_cold_start"]["searches"] > progress["before"]["searches"] + 0.3
@@ -317,9 +318,11 @@ def test_a_run_broken_off_in_its_cold_start_ends_as_if_nothing_had_happened(whol
     trained(tmp_path / "run", stop_at, monkeypatch)
     assert adapter(tmp_path / "run") == adapter(whole)
     for name in ("loss", "reward", "kl"):
-        rows = [[row.get(name) for row in read_jsonl(folder / "metrics.jsonl")] for folder in (tmp_path / "run", whole)]
+        rows = [
+            [row.get(name) for row in read_metrics(folder / "metrics.jsonl")] for folder in (tmp_path / "run", whole)
+        ]
         assert rows[0] == rows[1]
-    cold = [read_jsonl(folder / COLD_START / "metrics.jsonl") for folder in (tmp_path / "run", whole)]
+    cold = [read_metrics(folder / COLD_START / "metrics.jsonl") for folder in (tmp_path / "run", whole)]
     assert [row["loss"] for row in cold[0]] == [row["loss"] for row in cold[1]]
 
 

@@ -14,12 +14,13 @@ from encoders import save_bert, save_word_vectors
 from transformers import AutoModel, AutoTokenizer
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import Passage, RankBM25
+from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers import dense
+from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.retrievers.dense import DenseRetriever, encode, encode_corpus, load_model, prompts_of
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.run.task import Library, load_task
@@ -56,7 +57,7 @@ def bert(tmp_path_factory) -> str:
 
 
 def vectors_by_hand(folder: str, texts: list[str]) -> np.ndarray:
-    """Mean of BERT's last hidden states over a text's tokens, normalised."""
+    """Mean of BERT's last hidden states over a text's tokens, normalized."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     rows = []
     for text in texts:

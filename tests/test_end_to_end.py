@@ -18,7 +18,7 @@ from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_jsonl, read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--questions-per-step 4 --group-size 4 --eval-questions 8 --mini-batches 2 --no-tensorboard".split()
@@ -35,7 +35,7 @@ def train(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
 
 def losses(folder: Path) -> list[tuple]:
     keys = ("step", "loss", "reward", "kl", "grad_norm", "response_tokens", "eval/em")
-    return [tuple(row.get(key) for key in keys) for row in read_jsonl(folder / "metrics.jsonl")]
+    return [tuple(row.get(key) for key in keys) for row in read_metrics(folder / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_run_leaves_what_others_read(whole_run):
     assert {"em", "f1", "searches", "response_tokens", "by_source"} <= set(summary["after"])
     assert summary["steps"] == 4 and summary["train_seconds"] <= summary["total_seconds"]
     assert summary["after_without_retriever"]["em"] <= 0.25
-    metrics = read_jsonl(whole_run / "metrics.jsonl")
+    metrics = read_metrics(whole_run / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     assert all(row["fed_ratio"] <= 1.0 for row in metrics)
     assert all(row["logprob_diff_max"] < 1e-3 for row in metrics if "logprob_diff_max" in row)
@@ -101,7 +101,7 @@ def test_ctrl_c_and_sigterm_save_and_tell_how_to_go_on(tmp_path, number):
     (saved,) = (folder / "checkpoints").iterdir()
     assert f"saved step {int(saved.name.removeprefix('step-'))}" in out
     last = int(saved.name.removeprefix("step-"))
-    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")][-1] == last
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")][-1] == last
     (told,) = [line for line in out.splitlines() if line.startswith("go on with: python ")]
     command = told.removeprefix("go on with: python ").split()
     refused = run(*command, "--learning-rate", 0.5)
@@ -191,7 +191,7 @@ def test_ppo_killed_and_resumed_ends_as_if_nothing_had_happened(tmp_path):
     resumed = run(*command, killed, "--resume")  # after step 3 where the signal came too late in it to leave it
     assert resumed.returncode == 0 and re.search(r"resumed after step [23]\b", resumed.stdout), resumed.stderr
     keys = ("loss", "value_loss", "explained_variance", "critic_grad_norm", "kl", "reward")
-    rows = [[[row[key] for key in keys] for row in read_jsonl(f / "metrics.jsonl")] for f in (whole, killed)]
+    rows = [[[row[key] for key in keys] for row in read_metrics(f / "metrics.jsonl")] for f in (whole, killed)]
     assert rows[0] == rows[1] and len(rows[0]) == 3
     names = ["critic/critic/adapter_model.safetensors", "critic/value_head.safetensors"]
     for name in [*names, "model/policy/adapter_model.safetensors"]:
@@ -212,7 +212,7 @@ def test_every_relative_of_grpo_trains(tmp_path):
         keeps = [] if "--group-size 1" in flags else ["--no-drop-zero-variance"]
         result = train(tmp_path / name, "--steps", 2, "--reward", "format", *keeps, *flags.split())
         assert result.returncode == 0, result.stderr
-        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
         assert all("loss" in row for row in rows), name
         assert all(row.get("grad_norm", 0) is not None and not row.get("skipped_updates") for row in rows), name
 
@@ -255,7 +255,7 @@ def test_lora_on_nf4_with_the_real_tokenizer_trains_saves_and_evaluates(shared, 
         tmp_path / "run", "--model", model, "--dataset", "hotpotqa", "--data-path", data, "--load-in-4bit", *budget
     )
     assert result.returncode == 0, result.stderr
-    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert len(metrics) == 2 and all(row["fed_ratio"] <= 1 for row in metrics)
     assert all(row["grad_norm"] is not None and row["logprob_diff_max"] < 0.05 for row in metrics)
     scored = run("eval.py", "--run", tmp_path / "run", "--limit", 3, "--output-dir", tmp_path / "eval")
@@ -269,8 +269,8 @@ def test_the_4_bit_base_is_quantised_and_only_the_adapter_trains(random_qwen2):
         str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=True, dtype=torch.float32,
         device=torch.device("cpu"), gradient_checkpointing=True,
     )  # fmt: skip
-    quantised = [m for m in policy.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
-    assert len(quantised) == 2 * 7 and all(m.weight.quant_type == "nf4" for m in quantised)
+    quantized = [m for m in policy.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(quantized) == 2 * 7 and all(m.weight.quant_type == "nf4" for m in quantized)
     names = [name for name, p in policy.model.named_parameters() if p.requires_grad]
     assert len(names) == 2 * 7 * 2 and all("lora_" in name for name in names)
     gradients = []

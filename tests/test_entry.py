@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from searchr1_mini.options.entry import Forgiving
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_metrics
 
 ROOT = Path(__file__).parent.parent
 ENTRIES = (
@@ -122,7 +122,7 @@ def test_a_run_is_whole_whatever_becomes_of_its_output(runs, terminal, code):
     folder, returned, out, err = runs[terminal]
     assert b"Traceback" not in out + err, (out + err).decode()
     assert returned == code
-    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]
     assert all(
         (folder / name).is_file() for name in ("summary.json", "report.html", "checkpoints/step-000002/state.pt")
     )

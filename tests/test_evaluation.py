@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.scores import FAILURES, bootstrap_interval, failure, mcnemar, score, summarise
+from searchr1_mini.core.scores import FAILURES, bootstrap_interval, failure, mcnemar, score, summarize
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.evaluation import paper
@@ -65,7 +65,7 @@ def test_figures_of_a_trajectory_by_hand():
     assert all_found["all_support_retrieved"] == 1
     unknown = Example("q/2", "Who?", ("x",), "p")
     assert "support_retrieved" not in score(unknown, made)
-    summary = summarise([EXAMPLE, unknown], [made, trajectory("x")])
+    summary = summarize([EXAMPLE, unknown], [made, trajectory("x")])
     assert summary["em"] == 0.5 and summary["n"] == 2 and summary["valid_actions"] == 1 - 1 / 4
     assert summary["support_retrieved"] == 1  # of the one question where it is known
     assert summary["by_source"]["p"]["em"] == 1 and summary["by_source"]["q"]["n"] == 1

@@ -123,7 +123,7 @@ def test_a_disk_that_fails_costs_nothing_that_was_saved(disk, whole_run, capsys,
 
 
 def test_a_checkpoint_needs_all_of_its_room(disk, capsys):
-    """The disk is full at another byte each time: in the adapter, the tokenizer, the optimiser, the manifest."""
+    """The disk is full at another byte each time: in the adapter, the tokenizer, the optimizer, the manifest."""
     run = open_run(config_of(disk / "run"))
     first = run.save(1)
     size = sum(path.stat().st_size for path in first.rglob("*") if path.is_file())

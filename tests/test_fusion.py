@@ -14,7 +14,8 @@ from test_dense import PASSAGES, READ, SYNONYMS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import Hit, Passage, RankBM25
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.retrievers.fusion import FusedRetriever, Reranker, reciprocal_rank_fusion
 

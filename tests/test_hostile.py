@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.encoding import break_added_tokens, observation_ids
-from searchr1_mini.core.methods import make_method
-from searchr1_mini.core.prompts import INVALID_ACTION, normalise_question, parse_action
+from searchr1_mini.core.prompts import INVALID_ACTION, normalize_question, parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
-from searchr1_mini.core.rewards import reward
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.models.prompting import prompt_ids
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.retrievers.bm25 import BM25S
+from searchr1_mini.run.methods import make_method
+from searchr1_mini.run.rewards import reward
 
 LIMITS = RolloutLimits(n_rows=1, max_total_tokens=4000, max_observation_tokens=300)
 FRAME = ["<information>", "</information>"]
@@ -55,7 +55,7 @@ def assert_unforged(trajectory, example, turns, tokenizer, n_control):
     assert sum(id_ in control for id_ in prompt.token_ids) == n_control
     assert not control & set(observation.token_ids)
     assert tags_in(observation.text) == tags_in(tokenizer.decode(observation.token_ids)) == FRAME
-    readable = break_added_tokens(normalise_question(example.question), tokenizer)
+    readable = break_added_tokens(normalize_question(example.question), tokenizer)
     assert unicodedata.normalize("NFC", readable) in prompt.text
     assert trajectory.invalid_actions == 0 and len(trajectory.queries) == 1
 

@@ -17,17 +17,18 @@ from test_retrieval_http import server  # noqa: F401  a fixture
 
 from searchr1_mini.core.encoding import break_added_tokens, foreign_ids, observation_ids
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.methods import make_method
-from searchr1_mini.core.prompts import neutralise_tags, parse_action
+from searchr1_mini.core.prompts import neutralize_tags, parse_action
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.core.rewards import contains_gold, is_well_formed, normalise_answer, reward
+from searchr1_mini.core.rewards import contains_gold, normalize_answer
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.cli import run_command
-from searchr1_mini.retrievers.bm25s import BM25S, fingerprint
+from searchr1_mini.retrievers.bm25 import BM25S, fingerprint
 from searchr1_mini.retrievers.http_client import HTTPRetriever
+from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.metrics import empty_think
+from searchr1_mini.run.rewards import is_well_formed, reward
 
 ROOT = Path(__file__).parent.parent
 GOOD = json.dumps({"id": "1", "contents": '"Oslo"\nOslo is the capital of Norway.'}).encode() + b"\n"
@@ -77,7 +78,7 @@ def test_broken_unicode_in_a_question_file_is_told(tmp_path, capsys, field):
 
 
 def test_a_line_of_10_mb_and_nuls_in_json_are_read(tmp_path, tokenizer):
-    """A passage as long as a book is found and shown within its budget; the work is not that of tokenising it."""
+    """A passage as long as a book is found and shown within its budget; the work is not that of tokenizing it."""
     rows = [{"id": "long", "contents": "Oslo " * 2_000_000}, {"id": "nul", "contents": "Bern\0\n\0Bern is \0old."}]
     found = BM25S(load_corpus(write_lines(tmp_path / "c.jsonl", rows), "jsonl", None))
     for query, title in (("oslo", "Oslo"), ("bern", "Bern")):
@@ -156,7 +157,7 @@ def readers(text: str) -> None:
     """All that reads tags or answers, on one text."""
     trajectory = Trajectory("q", [Segment("policy", [1], [-1.0], text)], answer=text, retrieved=[text])
     thought = Trajectory("q", [Segment("policy", [1], [-1.0], f"<think>{text}</think>")])
-    parse_action(text), neutralise_tags(text), normalise_answer(text), contains_gold(text, [text[:99], "x y"])
+    parse_action(text), neutralize_tags(text), normalize_answer(text), contains_gold(text, [text[:99], "x y"])
     for one in (trajectory, thought):
         is_well_formed(one), empty_think(one)
     for kind in ("em", "sub-em", "f1", "format"):

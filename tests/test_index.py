@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.core.terms import Terms
 from searchr1_mini.data import datasets
 from searchr1_mini.data.corpus import distinct
 from searchr1_mini.data.datasets import load_corpus
@@ -24,10 +23,11 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers import index
-from searchr1_mini.retrievers.bm25s import BM25S, fingerprint
+from searchr1_mini.retrievers.bm25 import BM25S, fingerprint
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.retrievers.index import PassageStore, build_store, open_store
 from searchr1_mini.retrievers.probes import RandomRetriever
+from searchr1_mini.retrievers.terms import Terms
 from searchr1_mini.run.task import Library, load_task
 
 ROOT = Path(__file__).parent.parent

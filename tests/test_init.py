@@ -23,7 +23,7 @@ from searchr1_mini.run import memory
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_metrics
 
 IDS = torch.arange(1, 20)[None]
 LORA = {"lora_rank": 4, "lora_alpha": 12}
@@ -51,7 +51,7 @@ def warm(tmp_path_factory) -> Path:
     """A run of two steps, of which the first has the better exact match."""
     folder = tmp_path_factory.mktemp("warm") / "warm"
     train(imitation(folder, **LORA))
-    rows = read_jsonl(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")
     rows[0]["eval/em"], rows[1]["eval/em"] = 0.5, 0.25
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -79,7 +79,7 @@ def test_a_run_starts_from_the_best_checkpoint_of_another_as_its_reference(warm,
     assert not same(learnt, weights_of(warm, 2)) and not same(first, learnt) and not same(first, second)
     for step in (1, 2):
         assert same(weights_of(going_on, step, "reference"), learnt)
-    kl = [row["kl"] for row in read_jsonl(going_on / "metrics.jsonl")]
+    kl = [row["kl"] for row in read_metrics(going_on / "metrics.jsonl")]
     assert abs(kl[0]) < 1e-6 < kl[1]
 
 

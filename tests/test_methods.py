@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from searchr1_mini.core import methods
-from searchr1_mini.core.methods import Aside, Finish, Generate, Observe, Prompt, Search, make_method
-from searchr1_mini.core.prompts import INVALID_ACTION, PAPER, REASON_IN_DOCUMENTS, STOP_STRINGS, template_of
+from searchr1_mini.core.methods import Aside, Finish, Generate, Observe, Prompt, Search
+from searchr1_mini.core.prompts import INVALID_ACTION, STOP_STRINGS
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.options.defaults import PROMPTED
+from searchr1_mini.run.methods import make_method
+from searchr1_mini.run.templates import PAPER, REASON_IN_DOCUMENTS, template_of
 
 OSLO = Passage("1", "Oslo", "Oslo is the capital of Norway.")
 TURN = Generate(("</answer>",), 9)

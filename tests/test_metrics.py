@@ -9,7 +9,7 @@ from sessions import session_of
 
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats, tokens_of_usual_loop
-from searchr1_mini.core.scores import summarise
+from searchr1_mini.core.scores import summarize
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.run import evaluations
 from searchr1_mini.run.metrics import CURVES, eval_metrics, rollout_metrics
@@ -48,7 +48,7 @@ def test_a_steps_figures_by_hand():
 
 
 def test_an_evaluations_curves_are_those_of_each_source():
-    summary = summarise([ONE, TWO, TWO], [ROLLOUTS[0], *ROLLOUTS[2:]])
+    summary = summarize([ONE, TWO, TWO], [ROLLOUTS[0], *ROLLOUTS[2:]])
     told = eval_metrics(summary)
     assert told.keys() == {f"{name}/{key}" for name in ("eval", "eval/a", "eval/b") for key in CURVES}
     assert (told["eval/em"], told["eval/a/em"], told["eval/b/em"]) == (pytest.approx(1 / 3), 1, 0)
@@ -66,7 +66,7 @@ def test_what_rollouts_cost_adds_up():
 def test_a_run_ends_with_what_was_measured_last_beside_what_was_measured_first(tmp_path, monkeypatch, capsys):
     """Each figure in its column: before, after, and after without what the engine finds."""
     run = session_of(tmp_path / "run")
-    summaries = {name: summarise([ONE], [ROLLOUTS[n]]) for n, name in enumerate(("before", "after", "emptied"))}
+    summaries = {name: summarize([ONE], [ROLLOUTS[n]]) for n, name in enumerate(("before", "after", "emptied"))}
     run.evaluations.before, run.evaluations.samples, run.evaluations.samples_before = (
         summaries["before"],
         [ROLLOUTS[1]],

@@ -11,13 +11,13 @@ import pytest
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.core.terms import Terms
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.world import make_world
 from searchr1_mini.retrievers import milvus
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.retrievers.bm25 import BM25S
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.retrievers.milvus import MilvusRetriever
+from searchr1_mini.retrievers.terms import Terms
 
 ROOT = Path(__file__).parent.parent
 PASSAGES = make_world(0, "eval").passages

@@ -113,9 +113,9 @@ def test_a_file_that_is_not_there_or_broken_is_told(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         own_part("reward", f"{tmp_path}/none.py:x")
     (tmp_path / "bad.py").write_text("def x(:\n")
-    with pytest.raises(UserError, match="cannot be imported .*SyntaxError"):
+    with pytest.raises(UserError, match=r"cannot be imported .*SyntaxError"):
         own_part("reward", f"{tmp_path}/bad.py:x")
-    with pytest.raises(UserError, match="cannot be imported .*ModuleNotFoundError"):
+    with pytest.raises(UserError, match=r"cannot be imported .*ModuleNotFoundError"):
         own_part("reward", "no.such.module:x")
 
 

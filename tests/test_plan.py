@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from searchr1_mini.run import training
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluation.cells import fingerprint, task_of
@@ -20,6 +19,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flat, make, with_options
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run import training
 from searchr1_mini.run.data_identity import data_identity
 from searchr1_mini.run.task import Library
 from searchr1_mini.storage import checkpoint

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.play import play, sampler
-from searchr1_mini.core.retrieval import RankBM25
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.retrievers.bm25 import RankBM25
+from searchr1_mini.run.methods import make_method
 
 METHODS = ("search-r1", "search-o1", "ircot", "rag", "cot", "direct", "r1")
 WIDE, NARROW = RolloutLimits(4, 500, 120), RolloutLimits(2, 130, 60)

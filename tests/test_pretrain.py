@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.pretrain import next_batch, reading_accuracy, start_workers, tokenise
+from searchr1_mini.pretrain import next_batch, reading_accuracy, start_workers, tokenize
 from searchr1_mini.tiny.curriculum import STAGES
 
 TRACE = [("prompt", "Question: who?"), ("policy", " <answer> Ada Brook </answer>")]
@@ -30,7 +30,7 @@ class Knowing:
 
 
 def test_reading_is_measured_on_the_models_device(tokenizer):
-    ids, _ = tokenise(tokenizer, TRACE)
+    ids, _ = tokenize(tokenizer, TRACE)
     assert reading_accuracy(Knowing(ids), tokenizer, [TRACE]) == 1.0
     assert reading_accuracy(Knowing([*ids[:-2], 5, ids[-1]]), tokenizer, [TRACE]) == 0.0
 

@@ -237,4 +237,4 @@ def test_an_evaluation_unpacks_a_4_bit_base_where_there_is_room(room, is_unpacke
         make(TrainConfig, model=str(random_qwen2), load_in_4bit=True, max_total_tokens=640, date="2026-01-01")
     )
     policy = cells.load(EvalConfig(device="cpu"), settings, str(random_qwen2), None)
-    assert policy.dequantise == is_unpacked
+    assert policy.dequantize == is_unpacked

@@ -12,8 +12,8 @@ from searchr1_mini.core.prompts import (
     OBSERVATION_CLOSE,
     SEARCH_TEMPLATE,
     Action,
-    neutralise_tags,
-    normalise_question,
+    neutralize_tags,
+    normalize_question,
     parse_action,
     render_observation,
 )
@@ -66,8 +66,8 @@ def test_the_template_is_the_papers():
 
 
 def test_a_missing_question_mark_is_added():
-    assert normalise_question(" Who is it ") == "Who is it?"
-    assert normalise_question("Who is it?") == "Who is it?"
+    assert normalize_question(" Who is it ") == "Who is it?"
+    assert normalize_question("Who is it?") == "Who is it?"
 
 
 def test_an_observation_by_hand():
@@ -84,4 +84,4 @@ def test_a_passage_cannot_forge_a_tag(text):
     assert rendered.count("</information>") == 1 and rendered.endswith(OBSERVATION_CLOSE)
     assert parse_action(rendered) == Action("invalid")
     assert not re.search(r"<\s*/?\s*(search|answer|think)\s*>", rendered, re.IGNORECASE)
-    assert neutralise_tags(neutralise_tags(forged)) == neutralise_tags(forged)
+    assert neutralize_tags(neutralize_tags(forged)) == neutralize_tags(forged)

@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.encoding import foreign_ids, observation_ids
 from searchr1_mini.core.experience import policy_logprobs
-from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Passage, RankBM25
+from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.export import main as export
 from searchr1_mini.models.loading import load_policy
@@ -28,6 +27,8 @@ from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.retrievers.bm25 import RankBM25
+from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_metrics
 

@@ -23,7 +23,7 @@ from searchr1_mini.run.log import (
     truncate_metrics,
     write_rollouts,
 )
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_jsonl, read_metrics
 from searchr1_mini.storage.printable import plain
 
 PART = {"em": 0.5, "f1": 0.5, "searches": 1.0, "response_tokens": 30.0, "answered": 1.0, "n": 10}
@@ -86,7 +86,7 @@ def fill_run(run_dir, text="hello"):
 
 def test_metrics_are_one_valid_object_a_step(tmp_path):
     fill_run(tmp_path)
-    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["kl"] is None and rows[0]["reward"] == pytest.approx(1 / 3)
 

@@ -14,15 +14,15 @@ import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini.core import terms
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import CachedRetriever, Passage, RankBM25, best_rows, index_terms
-from searchr1_mini.core.terms import STOP_WORDS, Terms, tokenize
+from searchr1_mini.core.retrieval import CachedRetriever, Passage
 from searchr1_mini.data.datasets import load_corpus, read_rows
 from searchr1_mini.data.world import make_world
-from searchr1_mini.retrievers.bm25s import BM25S, fingerprint
+from searchr1_mini.retrievers import terms
+from searchr1_mini.retrievers.bm25 import BM25S, RankBM25, best_rows, fingerprint, index_terms
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.retrievers.passages import split_contents
+from searchr1_mini.retrievers.terms import STOP_WORDS, Terms, tokenize
 from searchr1_mini.storage.cache import kept_at
 
 WORDS = ["oslo", "bern", "river", "mayor", "capital", "lake"]
@@ -167,7 +167,7 @@ def test_what_cannot_be_built_is_said(name, passages, told):
 
 def test_a_large_index_is_kept_on_disk_and_answers_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
-    monkeypatch.setattr("searchr1_mini.retrievers.bm25s.SAVE_FROM", 100)
+    monkeypatch.setattr("searchr1_mini.retrievers.bm25.SAVE_FROM", 100)
     passages = make_world(0, "eval").passages
     asked = [passage.title for passage in passages[:50]]
     fresh = BM25S(passages).search(asked, 3)
@@ -179,7 +179,7 @@ def test_a_large_index_is_kept_on_disk_and_answers_the_same(tmp_path, monkeypatc
 
 def test_an_index_on_disk_never_serves_other_terms(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
-    monkeypatch.setattr("searchr1_mini.retrievers.bm25s.SAVE_FROM", 2)
+    monkeypatch.setattr("searchr1_mini.retrievers.bm25.SAVE_FROM", 2)
     passages = corpus(["the lakes of oslo", "bern and the lake"])
     kinds = [Terms(stemming, stop_words) for stemming in (False, True) for stop_words in (True, False)]
     for _ in range(2):  # built, then read back
@@ -225,7 +225,7 @@ def test_stemming_without_its_package_names_the_extra(monkeypatch):
 
 def test_a_damaged_index_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path))
-    monkeypatch.setattr("searchr1_mini.retrievers.bm25s.SAVE_FROM", 2)
+    monkeypatch.setattr("searchr1_mini.retrievers.bm25.SAVE_FROM", 2)
     passages = corpus(["oslo lake", "bern"])
     BM25S(passages)
     (folder,) = (tmp_path / "bm25s").iterdir()

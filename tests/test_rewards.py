@@ -1,4 +1,4 @@
-"""Exact match and F1 after SQuAD's normalisation."""
+"""Exact match and F1 after SQuAD's normalization."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.core.rewards import exact_match, f1_score, normalise_answer, reward, sub_exact_match
+from searchr1_mini.core.rewards import exact_match, normalize_answer
+from searchr1_mini.core.scores import f1_score, sub_exact_match
 from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.run.rewards import reward
 
 
 @pytest.mark.parametrize(
@@ -72,19 +74,19 @@ def test_hard_cases_score_as_in_the_official_scripts(answer, golds, em, f1):
         assert f1 == pytest.approx(max(official_f1(answer, gold) for gold in golds))
 
 
-def official_normalise(text):
+def official_normalize(text):
     """As SQuAD's evaluate-v1.1.py and hotpot_evaluate_v1.py have it, step by step."""
     text = "".join(char for char in text.lower() if char not in set(string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def official_em(answer, gold):
-    return float(official_normalise(answer) == official_normalise(gold))
+    return float(official_normalize(answer) == official_normalize(gold))
 
 
 def official_f1(answer, gold):
     """f1_score of hotpot_evaluate_v1.py."""
-    answer, gold = official_normalise(answer), official_normalise(gold)
+    answer, gold = official_normalize(answer), official_normalize(gold)
     for word in ("yes", "no", "noanswer"):
         if (answer == word or gold == word) and answer != gold:
             return 0.0
@@ -97,9 +99,9 @@ def official_f1(answer, gold):
 
 @given(st.text(), st.text(min_size=1))
 def test_any_answer_of_which_something_is_left_scores_as_in_the_official_scripts(answer, gold):
-    if official_normalise(answer) or official_normalise(gold):
+    if official_normalize(answer) or official_normalize(gold):
         assert exact_match(answer, [gold]) == official_em(answer, gold)
-    if official_normalise(answer) and official_normalise(gold):
+    if official_normalize(answer) and official_normalize(gold):
         assert f1_score(answer, [gold]) == pytest.approx(official_f1(answer, gold))
 
 
@@ -114,15 +116,15 @@ def test_sub_em_is_at_least_em_and_an_emptied_answer_equals_itself_only(answer, 
     assert sub_exact_match(answer, golds) >= em
     assert f1_score(answer, golds) == pytest.approx(1) or not em
     assert exact_match(golds[0].swapcase(), golds) == 1.0 or golds[0].swapcase().lower() != golds[0].lower()
-    if not official_normalise(answer) and em:
+    if not official_normalize(answer) and em:
         letters = [re.sub(r"[\W_]", "", text.lower()) for text in (answer, *golds)]
         assert letters[0] in letters[1:]
 
 
 @given(st.text())
-def test_normalising_twice_changes_nothing(text):
-    once = normalise_answer(text)
-    assert normalise_answer(once) == once
+def test_normalizing_twice_changes_nothing(text):
+    once = normalize_answer(text)
+    assert normalize_answer(once) == once
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))

@@ -16,12 +16,12 @@ from searchr1_mini.retrievers.probes import EmptyRetriever
 LIMITS = RolloutLimits(n_rows=8, max_total_tokens=400, max_observation_tokens=120)
 
 
-@pytest.mark.parametrize(("load_in_4bit", "dequantise"), [(False, False), (True, False), (True, True)])
-def test_weights_for_rollouts_are_the_same_policy_and_leave_no_trace(random_qwen2, load_in_4bit, dequantise):
+@pytest.mark.parametrize(("load_in_4bit", "dequantize"), [(False, False), (True, False), (True, True)])
+def test_weights_for_rollouts_are_the_same_policy_and_leave_no_trace(random_qwen2, load_in_4bit, dequantize):
     policy = load_policy(
         str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=load_in_4bit, dtype=torch.float32, device=CPU
     )
-    policy.dequantise = dequantise
+    policy.dequantize = dequantize
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
@@ -38,7 +38,7 @@ def test_weights_for_rollouts_are_the_same_policy_and_leave_no_trace(random_qwen
             raise KeyboardInterrupt
         again = policy.hidden(input_ids=ids)
     assert (apart - base).abs().max() > 0.1
-    assert is_adapted == (dequantise or not load_in_4bit)
+    assert is_adapted == (dequantize or not load_in_4bit)
     torch.testing.assert_close(merged, apart, atol=1e-4, rtol=1e-4)
     assert torch.equal(again, apart)
     assert all(torch.equal(tensor, state[name]) for name, tensor in policy.model.state_dict().items())
@@ -56,7 +56,7 @@ def test_a_dequantised_base_in_16_bits_is_not_rounded_again(random_qwen2):
     ids = torch.arange(1, 41).view(2, 20)
     with torch.no_grad():
         packed = policy.hidden(input_ids=ids)
-        policy.dequantise = True
+        policy.dequantize = True
         with policy.for_rollouts():
             unpacked = policy.hidden(input_ids=ids)
     assert torch.equal(packed, unpacked)

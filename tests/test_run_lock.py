@@ -19,7 +19,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.training import train
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_metrics
 from searchr1_mini.storage.lock import aside_folder, only_one
 
 HOLD = """
@@ -69,7 +69,7 @@ def test_a_run_that_is_being_trained_is_not_resumed_by_another(whole):
         train(with_options(whole, resume=True, steps=2))
     assert (folder / "metrics.jsonl").read_bytes() == before
     train(with_options(whole, resume=True, steps=2))
-    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]
 
 
 def test_two_evaluations_do_not_write_into_one_folder(tmp_path):

@@ -10,14 +10,14 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.core.retrieval import Passage, RankBM25, Retriever
-from searchr1_mini.core.terms import ALL_WORDS, STOP_WORDS, VERSION, Terms, tokenize, words_of
+from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.data import datasets
 from searchr1_mini.data.datasets import load_corpus
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.retrievers.bm25 import BM25S, RankBM25
 from searchr1_mini.retrievers.fusion import FusedRetriever
 from searchr1_mini.retrievers.index import PassageStore, open_store
 from searchr1_mini.retrievers.milvus import MilvusRetriever
+from searchr1_mini.retrievers.terms import ALL_WORDS, STOP_WORDS, VERSION, Terms, tokenize, words_of
 
 FOUND = [  # a query, and the passage that must come first
     ("日本の首都", "東京都は日本の首都である。人口は約1400万人。"),

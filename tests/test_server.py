@@ -19,7 +19,7 @@ from serving import PASSAGES, ROOT, ROWS, ask, start
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Hit, Passage
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.retrievers.bm25 import BM25S
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.retrievers.listening import listen, loopback_names
 from searchr1_mini.retrievers.probes import RandomRetriever

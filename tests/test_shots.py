@@ -8,8 +8,8 @@ import pytest
 from conftest import write_lines
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.methods import Generate, Observe, Prompt, make_method
-from searchr1_mini.core.prompts import parse_action, render_observation, with_shots
+from searchr1_mini.core.methods import Generate, Observe, Prompt
+from searchr1_mini.core.prompts import parse_action, render_observation
 from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.evaluation.plan import plan_evaluation
@@ -18,7 +18,9 @@ from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.task import Library
+from searchr1_mini.run.templates import with_shots
 
 METHODS = ("direct", "cot", "rag", "ircot", "search-o1", "search-r1")
 SETTINGS = resolve(TrainConfig())

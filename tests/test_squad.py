@@ -7,9 +7,9 @@ import json
 import pytest
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import RankBM25
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import supported_hops
+from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.retrievers.probes import OracleRetriever
 
 

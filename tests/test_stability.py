@@ -17,6 +17,7 @@ from searchr1_mini.options.nested import make
 from searchr1_mini.run import museum
 from searchr1_mini.run.metrics import empty_think
 from searchr1_mini.run.watch import QUIET, SIGNS, WINDOW, Watch
+from searchr1_mini.storage.files import read_metrics
 
 HEALTHY = {
     "em": 0.6, "reward": 0.6, "kl": 0.1, "entropy": 0.3, "zero_variance_groups": 0.4, "valid_actions": 0.95,
@@ -155,13 +156,14 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_pa
     monkeypatch.setattr(training, "policy_loss", policy_loss)
     config = resolve(
         make(
-            TrainConfig, questions_per_step=8, group_size=8, eval_questions=2, steps=9, mini_batches=1, max_skipped_updates=2,
-            tensorboard=False, output_dir=str(tmp_path / "run"), drop_zero_variance=False, save_every=2,
+            TrainConfig, questions_per_step=8, group_size=8, eval_questions=2, steps=9, mini_batches=1,
+            max_skipped_updates=2, tensorboard=False, output_dir=str(tmp_path / "run"), drop_zero_variance=False,
+            save_every=2,
         )
     )  # fmt: skip
     with pytest.raises(UserError, match=r"last 2 updates .*step-000004.*--learning-rate"):
         train(config)
-    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["skipped_updates"] for row in rows] == [0, 0, 1, 1]
     warnings = read_jsonl(tmp_path / "run" / "warnings.jsonl")
     assert [w["step"] for w in warnings if "not finite" in w["warning"]] == [3]

@@ -20,9 +20,7 @@ from transformers import AutoTokenizer
 from searchr1_mini import evaluate
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.methods import make_method
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.rewards import reward
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.models import chat_template
@@ -34,8 +32,10 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.imitation import gold_demonstration
+from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.metrics import empty_think
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.rewards import reward
 from searchr1_mini.run.training import train
 
 DAY = date(2026, 1, 5)

@@ -1,1 +1,1 @@
-"""Ablations, and a museum of bugs."""
+"""The studies of `python -m searchr1_mini.ablate`."""

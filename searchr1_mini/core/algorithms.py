@@ -186,7 +186,7 @@ def clipped_surrogate(
 def llds_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor) -> Tensor:
     """max(0, log pi_old - log pi) per token (B, T) where a trajectory that was no worse than its group lost likelihood.
 
-    The likelihood-preserving regulariser LLDS (arXiv 2512.04220): it acts only on trajectories with A >= 0 whose
+    The likelihood-preserving regularizer LLDS (arXiv 2512.04220): it acts only on trajectories with A >= 0 whose
     log-likelihood fell as a whole, and in them only on the tokens that fell.
 
     Args:
@@ -199,11 +199,11 @@ def llds_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, los
 
 
 def loss_weights(loss_mask: Tensor, how: str, constant: int = 1) -> Tensor:
-    """Weights (B, T) of an optimiser step's tokens in its loss, 0 on masked tokens.
+    """Weights (B, T) of an optimizer step's tokens in its loss, 0 on masked tokens.
 
     `token`: every policy token counts the same, mask / sum(mask) (DAPO, equation 8). `sequence`: every trajectory
     counts the same, mask / (B * tokens of its row) (GRPO, equation 3). `constant`: mask / (B * constant), which neither
-    favours short right answers nor long wrong ones (Dr. GRPO, arXiv 2503.20783, section 3.1). Computed once for the
+    favors short right answers nor long wrong ones (Dr. GRPO, arXiv 2503.20783, section 3.1). Computed once for the
     whole step, so that the gradients of its micro-batches add up to exactly that of the step.
 
     Raises:

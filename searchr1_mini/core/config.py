@@ -42,7 +42,7 @@ class OptimizationConfig:
         False, "take equal shares of every source into a step; in the world, of every number of hops"
     )
     group_size: int | None = option(None, "rollouts a question (G); 1 is REINFORCE", least=1, most=10_000)
-    mini_batches: int = option(2, "optimiser steps a pass over the rollouts", least=1, most=10**6)
+    mini_batches: int = option(2, "optimizer steps a pass over the rollouts", least=1, most=10**6)
     epochs: int = option(1, "passes over the rollouts of a step", least=1, most=1000)
     learning_rate: float | None = option(
         None,
@@ -132,7 +132,7 @@ class ObjectiveConfig:
         most=10_000,
     )
     llds_coef: float = option(
-        0.0, "weight of the likelihood-preserving regulariser LLDS (arXiv 2512.04220)", least=0, most=1000
+        0.0, "weight of the likelihood-preserving regularizer LLDS (arXiv 2512.04220)", least=0, most=1000
     )
     mask_observations: bool = option(True, "keep what the engine returned out of the loss (paper, section 5.4)")
 

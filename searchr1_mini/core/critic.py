@@ -22,7 +22,7 @@ class Critic:
 
     Args:
         policy: whose base is shared.
-        seed: initialises the adapter.
+        seed: initializes the adapter.
     """
 
     def __init__(self, policy: Policy, seed: int) -> None:
@@ -48,7 +48,7 @@ class Critic:
                     yield name, parameter
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser updates: the adapter (or the copy), and the head."""
+        """What the optimizer updates: the adapter (or the copy), and the head."""
         return [parameter for _, parameter in self._named_parameters()] + list(self.head.parameters())
 
     @contextmanager

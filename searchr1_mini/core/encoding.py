@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini.core.prompts import Form, neutralise_tags, render_observation
+from searchr1_mini.core.prompts import Form, neutralize_tags, render_observation
 from searchr1_mini.core.retrieval import Passage
 
-MOST_CHARS_A_TOKEN = 16  # of a passage, on average; prose has about 4. What is longer is cut before it is tokenised
+MOST_CHARS_A_TOKEN = 16  # of a passage, on average; prose has about 4. What is longer is cut before it is tokenized
 
 
 def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -19,7 +19,7 @@ def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed. Tokens of
     blanks, which some tokenizers add, are left alone, and so are our own tags (Qwen3 has `<think>` as a token).
     """
-    added = {token.strip() for token in tokenizer.get_added_vocab() if neutralise_tags(token) == token}
+    added = {token.strip() for token in tokenizer.get_added_vocab() if neutralize_tags(token) == token}
     tokens = sorted((token for token in added if len(token) > 1), key=len, reverse=True)
     while any(token in text for token in tokens):
         for token in tokens:

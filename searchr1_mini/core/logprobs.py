@@ -47,10 +47,10 @@ def token_logprobs(
 
     def of_chunk(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = lm_head(chunk).float() / temperature
-        normaliser = logits.logsumexp(-1)
+        normalizer = logits.logsumexp(-1)
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
-        return logits.gather(-1, ids[:, None])[:, 0] - normaliser, entropy
+            entropy = normalizer - (torch.softmax(logits, -1) * logits).sum(-1)
+        return logits.gather(-1, ids[:, None])[:, 0] - normalizer, entropy
 
     def differentiable(chunk: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         if no_logits.requires_grad or entropy_gradient:

@@ -32,7 +32,7 @@ class Policy:
         eos_ids: ids that end a turn by themselves.
         base_name: what its base is called, wherever it lies.
         base_identity: what tells its base from another, see identity.py; saved beside the weights.
-        dequantise: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
+        dequantize: whether rollouts hold a 4-bit base in `dtype` too, see `for_rollouts`.
         gradient_checkpointing: whether an update computes activations anew in its backward pass, to save memory.
         merges: whether rollouts may add the adapter into a float32 base; the load probe finds out.
         undefined: ids of the head that no token has; they have no probability.
@@ -51,7 +51,7 @@ class Policy:
         self.device = next(model.parameters()).device
         self.frozen, self.encode_prompt, self.eos_ids = frozen, encode_prompt, eos_ids
         self.has_own_reference = False
-        self.dequantise = self.gradient_checkpointing = False
+        self.dequantize = self.gradient_checkpointing = False
         self.merges = True
         self.base_identity: dict = {}
         self.base_name = ""
@@ -153,7 +153,7 @@ class Policy:
         Gradients do not reach the weights. Meanwhile a matrix may be in memory twice.
         """
         with ExitStack() as stack:
-            if self.dequantise:
+            if self.dequantize:
                 stack.enter_context(unpacked(self.model, self.dtype))
             if self.has_adapter and self.merges and self.dtype == torch.float32:
                 stack.enter_context(merged(self.model, ADAPTER))
@@ -170,7 +170,7 @@ class Policy:
             self.model.eval()
 
     def trainable(self) -> list[nn.Parameter]:
-        """The policy's parameters that the optimiser updates; a critic has its own."""
+        """The policy's parameters that the optimizer updates; a critic has its own."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 

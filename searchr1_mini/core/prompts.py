@@ -21,56 +21,7 @@ SEARCH_TEMPLATE = (
     "inside <answer> and </answer>, without detailed illustrations. For example, <answer> Beijing </answer>. "
     "Question: {question}\n"
 )
-REASON_TEMPLATE = (
-    "Answer the given question. You must conduct reasoning inside <think> and </think> first, and then provide the "
-    "answer inside <answer> and </answer>, without detailed illustrations. For example, <answer> Beijing </answer>. "
-    "Question: {question}\n"
-)
-DIRECT_TEMPLATE = (
-    "Answer the given question at once, without reasoning. Give the answer, a few words at most, inside <answer> and "
-    "</answer>, for example <answer> Beijing </answer>. Question: {question}\n"
-)
-COT_TEMPLATE = (
-    "Answer the given question. Think about it step by step inside <think> and </think>, then give the answer, a few "
-    "words at most, inside <answer> and </answer>, for example <answer> Beijing </answer>. Question: {question}\n"
-)
-RAG_TEMPLATE = (
-    "Answer the given question with the help of what a search engine found for it, which comes between <information> "
-    "and </information>. Give the answer, a few words at most, inside <answer> and </answer>, for example <answer> "
-    "Beijing </answer>. Question: {question}\n"
-)
-IRCOT_TEMPLATE = (
-    "Answer the given question. Reason one sentence at a time, each on a line of its own. Every sentence is looked up "
-    "by a search engine, and what it finds comes between <information> and </information>: read it before the next "
-    "sentence. Once you know the answer, give it, a few words at most, inside <answer> and </answer>, for example "
-    "<answer> Beijing </answer>. Question: {question}\n"
-)
-SEARCH_O1_TEMPLATE = (
-    "Answer the given question. Reason step by step inside <think> and </think>. Whenever you are unsure of a fact, "
-    "ask a search engine by <search> query </search>; a summary of what it found for your purpose comes back between "
-    "<information> and </information>. Search as often as you need, then give the answer, a few words at most, inside "
-    "<answer> and </answer>, for example <answer> Beijing </answer>. Question: {question}\n"
-)
-REASON_IN_DOCUMENTS = (
-    "Of these passages I note down only what helps me to answer the question, in one or two sentences, or that nothing "
-    "does.\n<think>"
-)
 
-SHORT_TEMPLATE = "Question: {question}\n"
-# the tiny base has never seen instructions: the first words of the turn tell it which method it follows
-SHORT = {
-    "direct": SHORT_TEMPLATE + "<think> I know this. </think>\n<answer>",
-    "cot": SHORT_TEMPLATE + "<think>",
-}
-PAPER = {
-    "direct": DIRECT_TEMPLATE,
-    "cot": COT_TEMPLATE,
-    "ircot": IRCOT_TEMPLATE,
-    "search-o1": SEARCH_O1_TEMPLATE,
-    "rag": RAG_TEMPLATE,
-    "r1": REASON_TEMPLATE,
-    "search-r1": SEARCH_TEMPLATE,
-}
 
 INVALID_ACTION = (
     "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. If I "
@@ -97,7 +48,7 @@ class Action:
     content: str = ""
 
 
-def normalise_question(question: str) -> str:
+def normalize_question(question: str) -> str:
     """Strips the question and adds a missing question mark, as the public code does."""
     question = question.strip()
     return question if question.endswith("?") else question + "?"
@@ -119,26 +70,7 @@ def parse_action(text: str) -> Action:
     return Action(kind, content) if content else Action("invalid")
 
 
-def template_of(method: str, kind: str) -> str:
-    """The first message of a method; `kind` is "paper", or "short" for the tiny base."""
-    return SHORT.get(method, SHORT_TEMPLATE) if kind == "short" else PAPER[method]
-
-
-def with_shots(template: str, shots: str) -> str:
-    """A method's template with the worked examples before its question."""
-    if not shots:
-        return template
-    before, mark, after = template.rpartition("Question: {question}")
-    lead = "Here are some examples.\n\n" if before else ""
-    return f"{before}{lead}{shots.replace('{', '{{').replace('}', '}}')}{mark}{after}"
-
-
-def opening_of(template: str) -> str:
-    """The tag that the template has already opened for the policy, or nothing."""
-    return next((tag for tag in ("<answer>", "<think>") if template.endswith(tag)), "")
-
-
-def neutralise_tags(text: str) -> str:
+def neutralize_tags(text: str) -> str:
     """Replaces our own tags in foreign text, `<answer>` -> `(answer)`, so that a passage cannot forge an action.
 
     In any case and with blanks inside, `</ Answer >`; linear in len(text).
@@ -149,8 +81,8 @@ def neutralise_tags(text: str) -> str:
 
 
 def render_passage(rank: int, passage: HasTitleAndText, form: Form = "plain") -> str:
-    """One line of an observation; `rank` starts at 1. Our own tags inside the passage are neutralised."""
-    title, text = (neutralise_tags(part) for part in (passage.title, passage.text))
+    """One line of an observation; `rank` starts at 1. Our own tags inside the passage are neutralized."""
+    title, text = (neutralize_tags(part) for part in (passage.title, passage.text))
     return (
         f'Doc {rank}(Title: "{title}") {text}\n' if form == "paper" else f"Doc {rank}(Title: {title}) {text.strip()}\n"
     )
@@ -166,8 +98,3 @@ def render_observation(passages: Sequence[HasTitleAndText], form: Form = "plain"
     """
     lines = "".join(render_passage(rank, passage, form) for rank, passage in enumerate(passages, start=1))
     return OBSERVATION_OPEN + (lines.strip() if form == "paper" else lines) + OBSERVATION_CLOSE
-
-
-def render_note(note: str) -> str:
-    """An observation of plain text: what was noted down while reading, instead of the passages themselves."""
-    return OBSERVATION_OPEN + neutralise_tags(note).strip() + "\n" + OBSERVATION_CLOSE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -12,7 +13,7 @@ from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Retriever
-from searchr1_mini.core.rewards import contains_gold, exact_match, f1_score, sub_exact_match
+from searchr1_mini.core.rewards import compared, contains_gold, exact_match
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.core.trajectory import Trajectory
 
@@ -65,7 +66,7 @@ def failure(example: Example, trajectory: Trajectory) -> str | None:
     return "misread" if any(contains_gold(text, golden) for text in trajectory.retrieved) else "never retrieved"
 
 
-def summarise(examples: Sequence[Example], trajectories: Sequence[Trajectory]) -> dict:
+def summarize(examples: Sequence[Example], trajectories: Sequence[Trajectory]) -> dict:
     """Means of `score` over the trajectories, in all and `by_source`, with `n` and `valid_actions` (share of turns)."""
     scored = [(example.source, score(example, t)) for example, t in zip(examples, trajectories, strict=True)]
     sources = sorted({source for source, _ in scored})
@@ -109,4 +110,31 @@ def evaluate(
 ) -> tuple[dict, list[Trajectory]]:
     """One trajectory a question; temperature 0 decodes greedily. Returns the summary and the trajectories."""
     trajectories, _ = rollout(examples, make_method, policy, retriever, limits, temperature=temperature, seed=seed)
-    return summarise(examples, trajectories), trajectories
+    return summarize(examples, trajectories), trajectories
+
+
+def sub_exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
+    """1.0 if the answer contains any gold answer as whole words after normalization, else 0.0."""
+    if answer is None:
+        return 0.0
+    return float(contains_gold(answer, golden_answers))
+
+
+def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
+    """The best token F1 against any gold answer, in [0, 1]; no answer scores 0.0.
+
+    As HotpotQA's official script has it: where one side is yes or no, nothing but the same word scores.
+    """
+    if answer is None:
+        return 0.0
+    return max((_token_f1(compared(answer), compared(gold)) for gold in golden_answers), default=0.0)
+
+
+def _token_f1(answer: str, gold: str) -> float:
+    if answer != gold and {answer, gold} & {"yes", "no", "noanswer"}:
+        return 0.0
+    said, wanted = answer.split(), gold.split()
+    if not said or not wanted:
+        return float(said == wanted)
+    common = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * common / (len(said) + len(wanted))

@@ -14,7 +14,6 @@ from searchr1_mini.core.algorithms import (
     group_advantages,
     loss_weights,
     policy_loss,
-    soft_overlong,
     value_loss,
     zero_variance,
 )
@@ -27,7 +26,6 @@ from searchr1_mini.core.optimizer import Optimizer, changes_of
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example, questions_of_step
 from searchr1_mini.core.retrieval import Retriever
-from searchr1_mini.core.rewards import reward
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.core.rollout_stats import RolloutStats
 from searchr1_mini.core.trajectory import Trajectory
@@ -245,23 +243,3 @@ def loss_of_policy(
         llds_coef=objective.llds_coef,
     )
     return loss, stats | {"loss": loss.detach(), "entropy": (entropy * part.weights).sum().detach()}
-
-
-def outcome_reward(config: RewardConfig, max_total_tokens: int, own: Reward | None = None) -> Reward:
-    """The reward that the options name: of the outcome, less the penalty of what is overlong (DAPO).
-
-    Args:
-        own: pays for the outcome instead.
-    """
-
-    def paid(trajectory: Trajectory, example: Example) -> float:
-        if own:
-            value = float(own(trajectory, example))
-        else:
-            value = reward(trajectory, example.golden_answers, config.reward, config.retrieval_bonus)
-        if config.overlong == "penalise":
-            n_tokens = torch.tensor(len(trajectory.token_ids))
-            value += soft_overlong(n_tokens, max_total_tokens, config.overlong_buffer).item()
-        return value
-
-    return paid

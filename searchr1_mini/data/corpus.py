@@ -19,7 +19,7 @@ CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows of a file of any form, see `reading.rows`, or passages of a text, each with where it stands, for messages.
+    """Rows of a file of any form, see rows.py, or passages of a text, each with where it stands, for messages.
 
     Raises:
         UserError: there is no such file, it cannot be read, or a line is no JSON object.

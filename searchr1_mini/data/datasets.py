@@ -16,7 +16,6 @@ from typing import Any, Literal
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.core.terms import DEFAULT_TERMS, Terms
 from searchr1_mini.data import names
 from searchr1_mini.data.answers import golden_answers
 from searchr1_mini.data.corpus import context_passages, corpus_files, distinct, parse_passage, passages_in, read_rows
@@ -24,6 +23,7 @@ from searchr1_mini.data.notes import tell
 from searchr1_mini.data.rows import QUESTION_FIELDS, is_text, question_files
 from searchr1_mini.data.squad import is_squad, support_of
 from searchr1_mini.retrievers.index import open_store
+from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
 from searchr1_mini.storage.cache import cache_dir, kept_at
 from searchr1_mini.storage.hub import ask_hub_first
 from searchr1_mini.storage.printable import one_line

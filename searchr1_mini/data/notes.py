@@ -242,5 +242,5 @@ def pdf_lines(path: Path) -> list[str]:
     except Exception as error:  # whatever a parser makes of a damaged file
         raise Unread(f"cannot be read: {one_line(str(error) or type(error).__name__)[:80]}") from error
     if not any(map(str.strip, pages)):
-        raise Unread("no text in it; if it is a scan, recognise its text first")
+        raise Unread("no text in it; if it is a scan, recognize its text first")
     return "\n\n".join(pages).splitlines()

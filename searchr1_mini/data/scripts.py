@@ -24,11 +24,11 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold, exact_match
 from searchr1_mini.core.rollout import RolloutLimits
-from searchr1_mini.core.terms import STOP_WORDS
 from searchr1_mini.core.trajectory import Trajectory, opened_by
 from searchr1_mini.data.corpus import read_rows
 from searchr1_mini.data.world import World
 from searchr1_mini.data.world_text import RELATIONS
+from searchr1_mini.retrievers.terms import STOP_WORDS
 
 FIRST = ("I need to find {want}.", "I should look up {want}.", "I look for {want}.")
 PLAN = ("This takes one search.", "This takes two searches. First", "This takes three searches. First")

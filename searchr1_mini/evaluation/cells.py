@@ -251,7 +251,7 @@ def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | 
         load_in_4bit=settings.weights.load_in_4bit,
         dtype=dtype,
         device=device,
-        dequantise=bool(settings.weights.load_in_4bit) and unpacked_fits(settings, source, device, dtype),
+        dequantize=bool(settings.weights.load_in_4bit) and unpacked_fits(settings, source, device, dtype),
         weights=weights,
         day=parse_day(settings.data.date),
     )

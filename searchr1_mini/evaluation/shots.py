@@ -6,14 +6,7 @@ import random
 from collections.abc import Sequence
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.prompts import (
-    Form,
-    normalise_question,
-    opening_of,
-    render_note,
-    render_observation,
-    template_of,
-)
+from searchr1_mini.core.prompts import Form, normalize_question, render_observation
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.rewards import contains_gold
@@ -23,6 +16,7 @@ from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.task import Library, load_task
+from searchr1_mini.run.templates import opening_of, render_note, template_of
 
 Shot = tuple[Example, list[Hop]]
 
@@ -87,7 +81,7 @@ def write_shots(method: str, shots: Sequence[Shot], find: Find, kind: str, seed:
     parts = []
     for example, hops in shots:
         answer = example.golden_answers[0]
-        question = normalise_question(example.question)
+        question = normalize_question(example.question)
         example_of = worked(method, example, hops, answer, find, rng, opening, form)
         parts.append(f"Question: {question}\n{opening}{example_of}\n\n")
     return "".join(parts)

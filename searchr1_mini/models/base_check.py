@@ -1,4 +1,4 @@
-"""What must hold of a base's files before its weights are read: a config to build from, no quantised weights."""
+"""What must hold of a base's files before its weights are read: a config to build from, no quantized weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BESIDE = ("quantize_config.json", "quant_config.json")  # where older GPTQ and A
 
 
 def check_files(source: str) -> None:
-    """Refuses weights that are quantised, or in files of other kinds or places; reads no weights.
+    """Refuses weights that are quantized, or in files of other kinds or places; reads no weights.
 
     Args:
         source: a folder or hub id.
@@ -34,7 +34,7 @@ def check_files(source: str) -> None:
         values = read_json(config) if config else {}
     except UserError as error:
         raise UserError(f"cannot load {source!r}: {error}") from error
-    refuse_quantised(source, values)
+    refuse_quantized(source, values)
     for part in (values, values.get("text_config")):  # a config that is built for 10 ** 9 layers has a list of them
         refuse_sizes(source, part if isinstance(part, dict) else {}, least=None)
     named = values.get("transformers_weights")
@@ -55,8 +55,8 @@ def file_of(source: str, name: str) -> Path | None:
     return hub_file(source, name)
 
 
-def refuse_quantised(source: str, values: dict[str, Any]) -> None:
-    """Refuses a base that is quantised already: no adapter can be merged into it, and many cannot be trained on.
+def refuse_quantized(source: str, values: dict[str, Any]) -> None:
+    """Refuses a base that is quantized already: no adapter can be merged into it, and many cannot be trained on.
 
     Raises:
         UserError: names the method and what to take instead.
@@ -71,7 +71,7 @@ def refuse_quantised(source: str, values: dict[str, Any]) -> None:
         method = f"bitsandbytes, {8 if found.get('load_in_8bit') else 4} bits"
     about = f" ({str(method)[:40]})" if method else ""
     raise UserError(
-        f"{source} is quantised already{about}, so that what is trained on it could not be merged and exported; take "
+        f"{source} is quantized already{about}, so that what is trained on it could not be merged and exported; take "
         "the model that it was made from, with --load-in-4bit where memory is short"
     )
 

@@ -75,7 +75,7 @@ def load_config(source: str) -> PreTrainedConfig:
     """The config of a folder's or hub id's model, of which a causal language model can be built.
 
     Raises:
-        UserError: there is no such model, its weights are quantised, or what its files say makes no sense.
+        UserError: there is no such model, its weights are quantized, or what its files say makes no sense.
     """
     check_files(source)
     config = from_pretrained(AutoConfig, source)
@@ -123,12 +123,12 @@ def check_model(source: str, max_total_tokens: int) -> None:
 
 
 def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The causal language model, in NF4 with double quantisation if wanted.
+    """The causal language model, in NF4 with double quantization if wanted.
 
     Raises:
         UserError: some of its weights are missing, or as `from_pretrained`.
     """
-    quantisation = BitsAndBytesConfig(
+    quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -140,7 +140,7 @@ def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, d
         dtype=dtype,
         device_map={"": device},
         attn_implementation="sdpa",
-        quantization_config=quantisation if load_in_4bit else None,
+        quantization_config=quantization if load_in_4bit else None,
         use_safetensors=True,
         output_loading_info=True,
     )

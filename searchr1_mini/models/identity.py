@@ -1,4 +1,4 @@
-"""What a run rests on, told by hashes: its base beside the saved weights, its questions and passages in config.json."""
+"""Which base saved weights belong to, told by hashes beside them."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def load_policy(
     load_in_4bit: bool,
     dtype: torch.dtype,
     device: torch.device,
-    dequantise: bool = False,
+    dequantize: bool = False,
     gradient_checkpointing: bool = False,
     fused_kernels: bool = False,
     weights: Path | None = None,
@@ -85,12 +85,12 @@ def load_policy(
     Args:
         source: a folder or hub id.
         lora_rank: rank of the adapter on all linear layers; 0 trains every weight.
-        load_in_4bit: quantise the base to NF4 with double quantisation (QLoRA, arXiv 2305.14314).
-        dequantise: let rollouts hold a 4-bit base in `dtype` too.
+        load_in_4bit: quantize the base to NF4 with double quantization (QLoRA, arXiv 2305.14314).
+        dequantize: let rollouts hold a 4-bit base in `dtype` too.
         fused_kernels: take Liger's kernels for norms, rotary positions and SwiGLU.
         dtype: what matrices are multiplied in; trained weights are kept in float32.
         weights: a folder with an adapter (or model, with rank 0) to go on from, see `find_adapter`.
-        seed: initialises the adapter.
+        seed: initializes the adapter.
         day: what a chat template with a date takes for today; None is today.
 
     Raises:
@@ -115,7 +115,7 @@ def load_policy(
         base = load_base(auto, source, load_in_4bit, dtype, device).requires_grad_(False)
         _prepare(base, gradient_checkpointing)
         policy = _policy(base, tokenizer, dtype, source, weights, day)
-        policy.dequantise = dequantise
+        policy.dequantize = dequantize
         probe = Probe(policy)
         policy.model = _with_adapter(base, source, lora_rank, lora_alpha, weights, seed)
         policy.model.eval()

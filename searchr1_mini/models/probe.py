@@ -36,7 +36,7 @@ class Probe:
     """Takes the untouched model's log-probs when it is made, before an adapter is put on; `check` compares.
 
     Args:
-        policy: a `models.Policy` around the model that the reference stands for.
+        policy: a `Policy` around the model that the reference stands for.
 
     Raises:
         UserError: the model's own forward does not run.

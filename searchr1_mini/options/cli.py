@@ -1,4 +1,4 @@
-"""The command line: flags, presets and yaml files onto a flat dataclass; errors as one sentence and an exit code."""
+"""The command line: flags, presets and yaml files onto a config; errors as one sentence and an exit code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What an entry point does before its imports: streams that cannot fail, and one line for Ctrl-C.
 
 if __name__ == "__main__":
-    from searchr1_mini.robust.entry import begin
+    from searchr1_mini.options.entry import begin
 
     begin()
 """

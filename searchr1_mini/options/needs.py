@@ -28,7 +28,7 @@ _NO_OTHER_REWARD = (
     *(None, "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn"),
 )
 # option of training -> what it does nothing without: options with the values under which it is read, or the number
-# that they must be above; what only some retrievers read is in defaults.READ_BY
+# that they must be above; what only some retrievers read is in retrievers/names.py
 NEEDS: dict[str, Needs] = {
     "corpus": _SEARCHES | {"retriever": tuple(name for name in _FINDS["retriever"] if name != "http")},
     "world_difficulty": _WORLD, "world_hops": _WORLD, "world_noise": _WORLD,

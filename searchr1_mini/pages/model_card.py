@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import yaml
 
 from searchr1_mini import __version__
-from searchr1_mini.core.prompts import render_passage, template_of
+from searchr1_mini.core.prompts import render_passage
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import HUB_MODELS
+from searchr1_mini.run.templates import template_of
 from searchr1_mini.storage.files import read_json, read_summary
 from searchr1_mini.storage.printable import markdown_text
 
@@ -101,12 +102,12 @@ def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_b
     if settings.data.dataset == "world":
         data = f"synthetic world, {settings.data.world_difficulty}, hops {settings.data.world_hops}"
     weights = f"LoRA of rank {settings.weights.lora_rank}" if settings.weights.lora_rank else "all of them"
-    quantised = ", on a base in 4-bit NF4" if settings.weights.load_in_4bit else ""
+    quantized = ", on a base in 4-bit NF4" if settings.weights.load_in_4bit else ""
     origin = read_json(run / "config.json").get("started_from") if settings.run.init else None
     rows = {
         "base": settings.run.model,
         "method": f"{settings.run.method}, by {settings.run.algorithm}",
-        "weights trained": weights + quantised,
+        "weights trained": weights + quantized,
         "questions": data,
         "steps": f"{step} of {optimization.questions_per_step} questions x {optimization.group_size} rollouts",
     }

@@ -1,6 +1,6 @@
 """Dense retrieval: passages and queries as vectors of one encoder (E5 by default), the nearest by FAISS.
 
-Vectors are normalised, so that their inner product is the cosine. They are computed once and kept on disk.
+Vectors are normalized, so that their inner product is the cosine. They are computed once and kept on disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.models.weights import refuse_pickles
-from searchr1_mini.retrievers.bm25s import fingerprint
+from searchr1_mini.retrievers.bm25 import fingerprint
 from searchr1_mini.retrievers.names import DENSE_MODEL
 from searchr1_mini.storage.cache import cache_dir, kept_at, new_memmap
 from searchr1_mini.storage.extras import require
@@ -101,7 +101,7 @@ def encode_corpus(encoder: Any, prompt: str, passages: Sequence[Passage], path: 
 
 
 def encode(encoding: Callable[..., Any], texts: list[str], prompt: str) -> np.ndarray:
-    """Normalised vectors, (N, D) float32, by one of an encoder's two methods; each text goes behind the prompt."""
+    """Normalized vectors, (N, D) float32, by one of an encoder's two methods; each text goes behind the prompt."""
     vectors = encoding(texts, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32)
 

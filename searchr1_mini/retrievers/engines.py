@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import CachedRetriever, Passage, RankBM25, Retriever
-from searchr1_mini.core.terms import Terms
-from searchr1_mini.retrievers.bm25s import BM25S
+from searchr1_mini.core.retrieval import CachedRetriever, Passage, Retriever
+from searchr1_mini.retrievers.bm25 import BM25S, RankBM25
 from searchr1_mini.retrievers.dense import DenseRetriever
 from searchr1_mini.retrievers.fusion import FusedRetriever, Reranker
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.retrievers.milvus import MilvusRetriever
 from searchr1_mini.retrievers.names import DENSE_MODEL, ENGINES, READ_BY
+from searchr1_mini.retrievers.terms import Terms
 
 SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
 

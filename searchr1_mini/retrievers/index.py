@@ -19,9 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import K1, B, Passage, index_terms
-from searchr1_mini.core.terms import ALL_WORDS, DEFAULT_TERMS, STOP_WORDS, Terms, reduced
-from searchr1_mini.retrievers.bm25s import FUNCTION_WORDS
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.retrievers.bm25 import FUNCTION_WORDS, K1, B, index_terms
+from searchr1_mini.retrievers.terms import ALL_WORDS, DEFAULT_TERMS, STOP_WORDS, Terms, reduced
 from searchr1_mini.storage.cache import cache_dir, kept_at, new_memmap
 
 BATCH = 50_000  # passages whose terms are held at a time

@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import K1, B, Hit, Passage, index_terms
-from searchr1_mini.core.terms import ALL_WORDS, DEFAULT_TERMS, Terms, reduced, tokenize
-from searchr1_mini.retrievers.bm25s import fingerprint
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.retrievers.bm25 import K1, B, fingerprint, index_terms
+from searchr1_mini.retrievers.terms import ALL_WORDS, DEFAULT_TERMS, Terms, reduced, tokenize
 from searchr1_mini.storage.extras import require
 
 BATCH = 2_000  # passages an insert

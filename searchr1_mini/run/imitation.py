@@ -23,7 +23,6 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.experience import Experience, policy_logprobs, rows_of_updates
 from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
-from searchr1_mini.core.prompts import opening_of
 from searchr1_mini.core.questions import Example, slice_of_step
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
@@ -31,6 +30,7 @@ from searchr1_mini.core.trajectory import Segment, Trajectory, opened_by
 from searchr1_mini.data.datasets import subset
 from searchr1_mini.run.invariants import check_batch
 from searchr1_mini.run.processes import on_main
+from searchr1_mini.run.templates import opening_of
 from searchr1_mini.storage.files import append_jsonl, read_jsonl
 from searchr1_mini.storage.forms import DEMONSTRATIONS
 

@@ -19,7 +19,7 @@ FLOAT32, FLOAT64 = 4, 8
 NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 LOGITS_BYTES, LOGITS_TOKENS = 2**26, 1024  # most that a chunk of logits takes, as in logprobs.py
 LOGITS_COPIES = 5  # logits, scaled, softmax, their product, gradient
-CHUNK_TOKENS = 8192  # of a prefill, as in generation.py
+CHUNK_TOKENS = 8192  # of a prefill, as in core/decoder.py
 TEMPLATE_TOKENS = {"paper": 200, "short": 16}  # and a chat template
 BYTES_A_TOKEN = 4  # of English text
 
@@ -126,7 +126,7 @@ class Preflight:
 def predict(
     config: TrainConfig, shape: Shape, width: int, on_gpu: bool, question_bytes: int = 200, held: float = 0.0
 ) -> Preflight:
-    """The peak of each phase of a step, once the optimiser has its moments.
+    """The peak of each phase of a step, once the optimizer has its moments.
 
     Args:
         config: resolved.
@@ -178,7 +178,7 @@ def kept_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
 
 
 def trained_numbers(config: TrainConfig, shape: Shape) -> int:
-    """How many numbers the optimiser updates: the adapter or the model, and as many for PPO's critic."""
+    """How many numbers the optimizer updates: the adapter or the model, and as many for PPO's critic."""
     one = config.weights.lora_rank * shape.lora if config.weights.lora_rank else shape.all
     return one * (2 if config.run.algorithm == "ppo" else 1)
 

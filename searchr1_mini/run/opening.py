@@ -16,7 +16,7 @@ from searchr1_mini import __version__
 from searchr1_mini.core.critic import Critic
 from searchr1_mini.core.distributed import is_main, n_processes
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.methods import MakeMethod, make_method
+from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.rollout import RolloutLimits
@@ -32,6 +32,7 @@ from searchr1_mini.run import preflight
 from searchr1_mini.run.data_identity import check_data, data_identity
 from searchr1_mini.run.held_out import HELD_OUT, keep_held_out
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
+from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
@@ -94,7 +95,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         load_in_4bit=config.weights.load_in_4bit,
         dtype=dtype,
         device=device,
-        dequantise=config.weights.rollout_weights == "dequantised",
+        dequantize=config.weights.rollout_weights == "dequantised",
         gradient_checkpointing=config.weights.gradient_checkpointing,
         fused_kernels=config.weights.fused_kernels,
         weights=saved / "model" if saved else init,

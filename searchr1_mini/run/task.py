@@ -12,7 +12,7 @@ from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.options.resolve import world_hops_list
-from searchr1_mini.retrievers.bm25s import fingerprint
+from searchr1_mini.retrievers.bm25 import fingerprint
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 

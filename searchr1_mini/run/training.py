@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from searchr1_mini.core.interrupt import Stopped
-from searchr1_mini.core.training import Reward, outcome_reward, train_policy
+from searchr1_mini.core.training import Reward, train_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.run.cold_start import cold_start
@@ -16,6 +16,7 @@ from searchr1_mini.run.imitation import demonstrations, imitate, imitates
 from searchr1_mini.run.museum import planted, whole_text_reward
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.processes import on_main, processes
+from searchr1_mini.run.rewards import outcome_reward
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.signals import first_signal
 from searchr1_mini.storage.lock import only_one

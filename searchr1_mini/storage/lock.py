@@ -15,7 +15,7 @@ from pathlib import Path
 from searchr1_mini.core.errors import UserError
 
 LOCK = ".lock"
-_ASIDE = re.compile(r"\..+\.(\d+)$")  # a file that is written aside, see tracking.write_text_atomic
+_ASIDE = re.compile(r"\..+\.(\d+)$")  # a file that is written aside, see files.write_text_atomic
 
 
 @contextmanager

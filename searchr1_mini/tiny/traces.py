@@ -1,8 +1,8 @@
 """Demonstrations that the tiny base is pre-trained on: agent traces right and wrong, reading, and plain pages.
 
-A trace is a list of (kind, text) segments, tokenised one by one as in a rollout, so that the base has seen exactly the
+A trace is a list of (kind, text) segments, tokenized one by one as in a rollout, so that the base has seen exactly the
 token boundaries that it will meet. `Habits` says how often each decision of a trace is a good one: the first stage
-teaches to read and to speak the tags, the last makes a direct answer the likeliest behaviour of the base.
+teaches to read and to speak the tags, the last makes a direct answer the likeliest behavior of the base.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from searchr1_mini.core.prompts import INVALID_ACTION, SHORT_TEMPLATE, render_observation
+from searchr1_mini.core.prompts import INVALID_ACTION, render_observation
 from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.trajectory import Kind
 from searchr1_mini.data.world import Fact, Question, World
 from searchr1_mini.data.world_text import RELATIONS
+from searchr1_mini.run.templates import SHORT_TEMPLATE
 
 Trace = list[tuple[Kind, str]]
 

@@ -1,4 +1,4 @@
-"""BM25 by bm25s: scores are computed when indexing, and big indexes are kept on disk."""
+"""BM25 in process, twice: rank-bm25, short enough to read, and bm25s, which computes scores when indexing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,67 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import K1, B, Hit, Passage, best_rows, index_terms
-from searchr1_mini.core.terms import ALL_WORDS, DEFAULT_TERMS, Terms, tokenize, words_of
+from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.retrievers.terms import ALL_WORDS, DEFAULT_TERMS, Terms, tokenize, words_of
 from searchr1_mini.storage.cache import cache_dir, kept_at
 
 SAVE_FROM = 50_000  # from here on an index is worth keeping on disk
 FUNCTION_WORDS = "function_words"  # of a store: the scores of function words where every word counts
+
+K1, B = 1.5, 0.75
+
+
+def index_terms(passage: Passage, terms: Terms = DEFAULT_TERMS) -> list[str]:
+    """The terms a passage is found by: its title's and its text's."""
+    return tokenize(f"{passage.title} {passage.text}", terms, singles=True)
+
+
+def best_rows(scores: np.ndarray, matches: np.ndarray, topk: int) -> list[int]:
+    """Indices of the `topk` largest scores among the matches; equal scores in corpus order, in linear time.
+
+    Args:
+        scores: (N,) float.
+        matches: (N,) bool, passages that share a term with the query.
+    """
+    rows = np.flatnonzero(matches)
+    if len(rows) > topk:
+        cut = np.partition(scores[rows], len(rows) - topk)[len(rows) - topk]
+        above, level = rows[scores[rows] > cut], rows[scores[rows] == cut]
+        rows = np.concatenate([above, level[: topk - len(above)]])
+    return sorted(rows.tolist(), key=lambda row: (-scores[row], row))
+
+
+class RankBM25:
+    """rank-bm25's BM25Okapi: short enough to read, linear in the corpus for every query.
+
+    A query of function words alone (`The Who`) is answered from an index of all words, built when first asked.
+    """
+
+    def __init__(self, passages: Sequence[Passage], terms: Terms = DEFAULT_TERMS) -> None:
+        from rank_bm25 import BM25Okapi
+
+        self.passages, self.terms = passages, terms
+        self.index = BM25Okapi([index_terms(passage, terms) or [""] for passage in passages], k1=K1, b=B)
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """See `Retriever.search`."""
+        return [self._search(query, topk) for query in queries]
+
+    @cached_property
+    def of_all_words(self) -> RankBM25:
+        """The same passages by all of their words."""
+        return RankBM25(self.passages, ALL_WORDS)
+
+    def _search(self, query: str, topk: int) -> list[Hit]:
+        terms = tokenize(query, self.terms)
+        if not terms and words_of(query) and self.terms.stop_words:
+            return self.of_all_words._search(query, topk)
+        scores = self.index.get_scores(terms)
+        matches = np.array([any(term in counts for term in terms) for counts in self.index.doc_freqs])
+        return [Hit(self.passages[row], float(scores[row])) for row in best_rows(scores, matches, topk)]
 
 
 class BM25S:

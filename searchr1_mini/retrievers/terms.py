@@ -110,7 +110,7 @@ def folded(text: str) -> str:
     ASCII, words without soft hyphens, joiners, vowel points. Accents stay: `schön` is not `schon`.
     """
     text = normalize("NFKC", _BREAK.sub(" ", text)).casefold()
-    text = normalize("NFKC", text).replace("i\u0307", "i").replace("ı", "i")  # normalised again: after lowering
+    text = normalize("NFKC", text).replace("i\u0307", "i").replace("ı", "i")  # normalized again: after lowering
     return _DIGIT.sub(lambda found: str(digit(found[0], found[0])), _UNSEEN.sub("", text))
 
 
