@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def no_generator(question):
     return question
 broken = 1
 '''
+ROOT = Path(__file__).parent.parent
 SHORT = SMALL | {"steps": 1, "questions_per_step": 2, "group_size": 2, "eval_every": 1, "save_every": 1}
 
 
@@ -120,9 +122,36 @@ def test_a_file_that_is_not_there_or_broken_is_told(tmp_path):
 
 
 def test_a_module_that_is_installed_is_taken_too():
-    assert own_part("reward", "searchr1_mini.core.rewards:format_reward")
+    assert own_part("reward", "searchr1_mini.run.rewards:format_reward")
 
 
 def test_a_bonus_beside_a_reward_of_ones_own_is_refused(parts):
     with pytest.raises(UserError, match="--retrieval-bonus does nothing"):
         resolve(make(TrainConfig, reward=f"{parts}:brevity", retrieval_bonus=0.1))
+
+
+def test_the_examples_of_the_recipes_train(tmp_path):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(code)
+    parts = {
+        "reward": "my_rewards.py:brevity",
+        "retriever": "my_engine.py:Engine",
+        "method": "my_methods.py:calculator",
+    }
+    run = trained(
+        tmp_path / "run", questions_per_step=8, **{option: f"{tmp_path}/{part}" for option, part in parts.items()}
+    )
+    rows = read_jsonl(run / "rollouts" / "step-000001.jsonl")
+    assert any(row["queries"] for row in rows) and all(0 <= row["reward"] <= 1 for row in rows)
+
+
+def test_the_calculator_of_the_recipes_computes(tmp_path):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    (code,) = re.findall(r"```python\n# my_methods\.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_methods.py").write_text(code)
+    method = own_part("method", f"{tmp_path}/my_methods.py:calculator")("How much?")
+    method.send(None)
+    method.send(None)
+    observed = method.send("<search> 12 * 7 </search>")
+    assert observed.text == "\n\n<information>84</information>\n\n"
