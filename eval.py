@@ -7,9 +7,10 @@ if __name__ == "__main__":
 
     begin()
 
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
+from searchr1_mini.options.outcome import run_command
 
 
 def main() -> None:

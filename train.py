@@ -13,9 +13,10 @@ if __name__ == "__main__":
 import time
 from pathlib import Path
 
-from searchr1_mini.options.cli import parse_asked, run_command
+from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import check_demonstrations, resolve, resolve_model, saved_config
 
 

@@ -35,9 +35,10 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import Rollouts
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run

@@ -56,7 +56,8 @@ def steps_done(folder: Path) -> int:
     if not (folder / "config.json").exists():
         return -1
     path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return len(lines) - sum(b'"eval/em"' in line for line in lines)  # an evaluation is a line of its own
 
 
 def is_saving(folder: Path) -> bool:

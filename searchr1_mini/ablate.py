@@ -29,11 +29,12 @@ from typing import Any
 from searchr1_mini.ablations.studies import STUDIES, Study
 from searchr1_mini.core.config import MOST_STEPS
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.nested import grouped, make, with_options
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.pages.report import write_report

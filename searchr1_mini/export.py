@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.models.gguf_base import find_gguf
 from searchr1_mini.models.names import base_name, base_revision
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.nested import grouped, make, options_of, with_options
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve_model, saved_config
 from searchr1_mini.run.templates import template_of
 

@@ -12,8 +12,9 @@ if __name__ == "__main__":
 
 import math
 
-from searchr1_mini.options.cli import parse_asked, run_command
+from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.memory import GB, predict
 from searchr1_mini.run.preflight import load_shape, refuse_beyond

@@ -33,9 +33,10 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.prompts import INVALID_ACTION, SEARCH_TEMPLATE
 from searchr1_mini.data.world import Difficulty, make_questions, make_world
 from searchr1_mini.models.loading import pick_device
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.nested import grouped
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
 from searchr1_mini.tiny.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces

@@ -18,8 +18,9 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.nested import grouped
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.storage.files import listed_paths
 

@@ -23,8 +23,9 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen, listed
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.needs import check_ranges, shown
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import check_retriever, name_file
 from searchr1_mini.options.retrieval_config import MetricsConfig
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_mini.options.cli import run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 
 ROOT = Path(__file__).parent.parent

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.export import ExportConfig
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flat, get, hints_of, make, options_of, section_of, with_options
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config, world_hops_list
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.storage.files import write_json_atomic
@@ -352,7 +353,7 @@ def test_a_run_goes_on_with_its_own_options_under_flags(tmp_path):
 
 
 def test_a_reader_that_leaves_gets_no_traceback():
-    code = "from searchr1_mini.options import cli; cli.run_command(lambda: [print('x' * 9999) for _ in range(999)])"
+    code = "from searchr1_mini.options import outcome; outcome.run_command(lambda: [print('x' * 9999) for _ in range(999)])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141

@@ -23,7 +23,7 @@ from searchr1_mini.core.rewards import contains_gold, normalize_answer
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.models.prompting import prompt_ids
-from searchr1_mini.options.cli import run_command
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.retrievers.bm25 import BM25S, fingerprint
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.run.methods import make_method

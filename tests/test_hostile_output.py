@@ -23,10 +23,11 @@ from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.evaluation import cells
 from searchr1_mini.evaluation.plan import Row
 from searchr1_mini.evaluation.tables import Results, write_tables
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.charts import picture
 from searchr1_mini.pages.model_card import model_card

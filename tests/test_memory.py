@@ -20,10 +20,10 @@ from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.loading import load_policy
-from searchr1_mini.options.cli import run_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import get, make, with_options
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory, preflight
 

@@ -12,9 +12,10 @@ import test_report
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluation.plan import run_folders
-from searchr1_mini.options.cli import parse, run_command
+from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages import report
 from searchr1_mini.run.training import train
