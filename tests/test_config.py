@@ -353,7 +353,8 @@ def test_a_run_goes_on_with_its_own_options_under_flags(tmp_path):
 
 
 def test_a_reader_that_leaves_gets_no_traceback():
-    code = "from searchr1_mini.options import outcome; outcome.run_command(lambda: [print('x' * 9999) for _ in range(999)])"
+    code = "from searchr1_mini.options.outcome import run_command\n"
+    code += "run_command(lambda: [print('x' * 9999) for _ in range(999)])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141

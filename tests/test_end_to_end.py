@@ -275,7 +275,7 @@ def test_the_4_bit_base_is_quantised_and_only_the_adapter_trains(random_qwen2):
     assert len(names) == 2 * 7 * 2 and all("lora_" in name for name in names)
     gradients = []
     for _ in range(2):
-        with policy.training(gradient_checkpointing=True):
+        with policy.training():
             policy.hidden(input_ids=torch.arange(1, 9)[None]).pow(2).sum().backward()
         gradients.append([p.grad.clone() for p in policy.trainable()])
         policy.model.zero_grad()

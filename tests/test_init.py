@@ -141,7 +141,8 @@ def test_an_adapter_of_peft_loses_its_dropout(warm, tmp_path):
     run = open_run(config_of(tmp_path / "run", init=str(folder)))
     run.tracker.__exit__()
     inside = run.policy.hidden(input_ids=IDS)
-    with run.policy.training(True):
+    run.policy.gradient_checkpointing = True
+    with run.policy.training():
         torch.testing.assert_close(run.policy.hidden(input_ids=IDS), inside)
 
 

@@ -128,7 +128,8 @@ def bytes_saved_by_a_forward(policy: Policy, checkpointing: bool) -> int:
         return tensor
 
     ids, positions = torch.arange(2048).remainder(1000).view(2, 1024), torch.arange(1024).expand(2, 1024)
-    with policy.training(checkpointing), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    policy.gradient_checkpointing = checkpointing
+    with policy.training(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = policy.hidden(input_ids=ids, position_ids=positions)
     assert hidden.requires_grad
     return sum(storage.nbytes() for address, storage in saved.items() if address not in weights)

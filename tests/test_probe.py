@@ -68,7 +68,8 @@ def own(model, ids: torch.Tensor, where: slice) -> torch.Tensor:
 
 def of_update(policy: Policy, ids: torch.Tensor, where: slice) -> torch.Tensor:
     mask = torch.ones_like(ids[:, 1:], dtype=torch.bool)
-    with policy.training(gradient_checkpointing=True):
+    policy.gradient_checkpointing = True
+    with policy.training():
         hidden = policy.hidden(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None])[:, :-1]
         return token_logprobs(hidden, policy.lm_head, ids[:, 1:], mask, temperature=1.0)[0][0, where].detach()
 

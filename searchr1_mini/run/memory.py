@@ -12,6 +12,7 @@ from typing import Any
 
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.own_parts import is_own
 
 GB = 1e9
 FLOAT32, FLOAT64 = 4, 8
@@ -278,7 +279,7 @@ def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) ->
 
 def longest_context(config: TrainConfig, prompt: int) -> int:
     """Tokens of the longest trajectory: the limit, unless the turns end before it."""
-    turns = config.rollout.max_turns if config.run.method not in ("r1", "direct", "cot") else 0
+    turns = config.rollout.max_turns if config.run.method == "search-r1" or is_own(config.run.method) else 0
     written = (turns + 1) * config.rollout.max_new_tokens + turns * config.rollout.max_observation_tokens
     return min(config.rollout.max_total_tokens, prompt + written)
 
