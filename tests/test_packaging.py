@@ -36,6 +36,28 @@ def test_a_room_imports_those_before_it(path):
     assert not [imported for room, imported in rooms_imported(path) if ROOMS.index(room) > own]
 
 
+def reached_from(module: str, seen: set[str]) -> set[str]:
+    """Dotted names of the package's modules that importing one brings in, itself included."""
+    path = PACKAGE / (module.replace(".", "/") + ".py")
+    if module in seen or not path.is_file():
+        return seen
+    seen.add(module)
+    for _, imported in rooms_imported(path):
+        for name in (imported, imported.rpartition(".")[0]):
+            reached_from(name, seen)
+    return seen
+
+
+def test_the_loop_fits_a_screen_and_reaches_the_core_alone():
+    reached = reached_from("core.training", set())
+    assert len(reached) > 20 and {module.split(".")[0] for module in reached} == {"core"}
+    n_lines = {m: len((PACKAGE / (m.replace(".", "/") + ".py")).read_text().splitlines()) for m in reached}
+    assert sum(n_lines.values()) <= 3200, n_lines
+    tree = ast.parse((PACKAGE / "core" / "training.py").read_text())
+    (loop,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train_policy")
+    assert loop.end_lineno - loop.lineno + 1 <= 60
+
+
 def test_the_tiny_base_ships_and_is_small():
     files = list((PACKAGE / "tiny_base").iterdir())
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in files}
