@@ -188,7 +188,7 @@ BUGS = [
         'self.skipped_in_a_row = state["skipped_in_a_row"]', "interrupt"),
     Bug("a step that was thrown away stays in the log", "run",
         'truncate_metrics(self.folder / "metrics.jsonl", self.whole_step)',
-        'truncate_metrics(self.folder / "metrics.jsonl", self.whole_step + 1)', "end_to_end"),
+        'truncate_metrics(self.folder / "metrics.jsonl", self.whole_step + 1)', "schedule"),
     Bug("updates thrown away are forgotten", "optimizer",
         'self.updates, self.skipped_in_a_row = state["updates"], state["skipped_in_a_row"]',
         'self.updates = state["updates"]', "checkpoint::test_a_resumed_run_knows_all_that_it_knew"),

@@ -16,7 +16,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.training import train
-from searchr1_mini.storage.files import read_metrics
+from searchr1_mini.storage.files import joined_by_step, read_jsonl
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -94,9 +94,9 @@ def test_two_processes_sample_what_one_does_and_log_it_once(runs):
         for row, other in zip(ours, theirs, strict=True):
             assert row["reward"] == other["reward"]
             assert [s["token_ids"] for s in row["segments"]] == [s["token_ids"] for s in other["segments"]]
-    ours, theirs = (read_metrics(run / "metrics.jsonl") for run in runs)
-    assert [row["step"] for row in theirs] == [1, 2, 3]
-    for row, other in zip(ours, theirs, strict=True):
+    ours, theirs = (read_jsonl(run / "metrics.jsonl") for run in runs)
+    assert [row["step"] for row in theirs] == [1, 2, 3, 3]  # the last is evaluated
+    for row, other in zip(*map(joined_by_step, (ours, theirs)), strict=True):
         assert row.keys() == other.keys()
         for name in ("loss", "grad_norm", "entropy", "ratio_max", "reward"):
             assert row[name] == pytest.approx(other[name], abs=1e-5, rel=1e-3), name
@@ -111,7 +111,7 @@ def test_a_run_of_two_processes_goes_on_in_one(runs, tmp_path):
     shutil.rmtree(resumed / "checkpoints" / "step-000003")
     in_one_process(resumed, json.loads((two / "config.json").read_text())["algorithm"], resume=True)
     assert_same_weights(one, resumed, 3)
-    assert [row["step"] for row in read_metrics(resumed / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl(resumed / "metrics.jsonl")] == [1, 2, 3, 3]
 
 
 def test_a_folder_in_use_is_said_by_every_process_and_ends_them(tmp_path):

@@ -20,7 +20,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.imitation import demonstrations, imitation_step
 from searchr1_mini.run.training import train
-from searchr1_mini.storage.files import read_metrics
+from searchr1_mini.storage.files import joined_by_step, read_jsonl
 
 RATES = {"steps": 6, "warmup_steps": 2, "decay_steps": 3, "mini_batches": 2, "learning_rate": 0.01}
 # what each step ends with: up over 2 steps of 2 updates, down over 3, to 1/6 of the peak
@@ -63,7 +63,7 @@ def train_with_groups_left_out(config: TrainConfig, first_step: int = 1) -> list
         patch.setattr(
             training, "rows_to_train_on", lambda *_: range(GROUPS_LEFT[next(steps)] * config.optimization.group_size)
         )
-        return read_metrics(train(config) / "metrics.jsonl")
+        return read_jsonl(train(config) / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def thinned(tmp_path_factory):
 
 
 def test_groups_that_are_left_out_stretch_nothing(thinned):
-    rates = [row.get("learning_rate") for row in thinned[1]]
+    rates = [row.get("learning_rate") for row in joined_by_step(thinned[1])]
     assert rates[2] is None, "a step without a group has an update"
     assert rates[:2] + rates[3:] == pytest.approx(LAST_RATES[:2] + LAST_RATES[3:], rel=1e-12)
 
