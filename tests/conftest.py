@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from searchr1_mini.core import interrupt
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.resolve import resolve_model
@@ -19,6 +20,13 @@ from searchr1_mini.options.resolve import resolve_model
 CPU = torch.device("cpu")
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
+
+
+@pytest.fixture(autouse=True)
+def nobody_asked():
+    """A test that leaves a step in its midst, or asks to stop, does so alone."""
+    yield
+    interrupt.clear()
 
 
 def save_random_qwen2(folder: Path, tokenizer, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:

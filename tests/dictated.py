@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from datetime import date
 from functools import partial
 
 import torch
 
-from searchr1_mini.core.encoding import foreign_ids
+from searchr1_mini.models.prompting import prompt_ids
+
+DAY = date(2026, 1, 1)
 
 
 class Dictated:
@@ -15,7 +18,7 @@ class Dictated:
 
     def __init__(self, tokenizer, ids: list[int]) -> None:
         self.tokenizer, self.device, self.dtype = tokenizer, torch.device("cpu"), torch.float32
-        self.encode_prompt, self.eos_ids = partial(foreign_ids, tokenizer=tokenizer), {tokenizer.eos_token_id}
+        self.encode_prompt, self.eos_ids = partial(prompt_ids, tokenizer=tokenizer, day=DAY), {tokenizer.eos_token_id}
         self.ids, self.for_rollouts = iter(ids), nullcontext
         self.config = torch.nn.Module()
         self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1

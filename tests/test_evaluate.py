@@ -14,12 +14,12 @@ import pytest
 from conftest import save_random_qwen2
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.retrieval import tokenize
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.options import defaults
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.retrievers.bm25 import index_terms
+from searchr1_mini.retrievers.terms import tokenize
 from searchr1_mini.storage.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent

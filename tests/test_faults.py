@@ -248,8 +248,9 @@ def test_a_damaged_config_of_a_run_is_told(run, content, capsys):
 def test_a_damaged_line_of_metrics_is_told(run, line, capsys):
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(line + b"\n")
+    number = (run / "metrics.jsonl").read_bytes().count(b"\n")
     told = sentence_of(capsys, train, with_options(config_of(run), resume=True))
-    assert f"line 3 of {run / 'metrics.jsonl'} is damaged" in told and "remove it" in told
+    assert f"line {number} of {run / 'metrics.jsonl'} is damaged" in told and "remove it" in told
 
 
 def test_a_damaged_summary_harms_nothing_but_itself(run, capsys):
@@ -319,7 +320,7 @@ def test_damaged_results_of_an_evaluation_are_answered_again(run, capsys, monkey
     monkeypatch.setattr(cells, "CHUNK", 2)
     config = replace(evaluation_of(run), limit=6)
     evaluate_command(config)
-    (cell,) = (Path(config.run.output_dir) / "cells").iterdir()
+    (cell,) = (Path(config.output_dir) / "cells").iterdir()
     whole = cell.read_bytes()
     lines = whole.splitlines(keepends=True)
     for damaged in (b"".join(lines[:4]), b"".join([*lines[:2], b"{}\n", *lines[3:]]), b"".join(lines[1:]), whole[:-9]):

@@ -16,11 +16,11 @@ from markdown_it import MarkdownIt
 from test_report import PART, Tags, fill_run
 
 from searchr1_mini import evaluate
+from searchr1_mini.chat import live
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.scores import score
 from searchr1_mini.core.trajectory import Trajectory
-from searchr1_mini.evaluation import cells
 from searchr1_mini.evaluation.plan import Row
 from searchr1_mini.evaluation.tables import Results, write_tables
 from searchr1_mini.options.cli import parse
@@ -162,7 +162,7 @@ def test_asking_shows_hostile_passages_and_answers_without_their_escape_codes(tm
     data = write_lines(tmp_path / "q.jsonl", [{"question": f"{x}?", "answer": "x"} for x in "ab"])
     flags = ["--model", "tiny", "--methods", "rag", "--datasets", data, "--corpus", corpus]
     said = tokenizer("<answer> \x1b[31m Norway \u202e </answer>")["input_ids"]
-    monkeypatch.setattr(cells, "load", lambda *_: Dictated(tokenizer, said))
+    monkeypatch.setattr(live, "load", lambda *_: Dictated(tokenizer, said))
     for colour in ("never", "always"):
         asked = ["--ask", f"Where is Oslo {evil}?", "--colour", colour]
         evaluate.evaluate_command(parse(EvalConfig, "eval.py", "", [*flags, *asked]))

@@ -8,7 +8,7 @@ from conftest import write_lines
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.data import datasets
+from searchr1_mini.data import datasets as sets
 from searchr1_mini.data.datasets import load_corpus, load_examples
 
 
@@ -38,8 +38,8 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
     for constant in ("HOTPOTQA_ID", "NQ_HOTPOTQA_ID", "FLASHRAG_ID"):
         folder = str(tmp_path / constant)
-        monkeypatch.setitem(datasets.REVISIONS, folder, datasets.REVISIONS[getattr(datasets, constant)])
-        monkeypatch.setattr(datasets, constant, folder)
+        monkeypatch.setitem(sets.REVISIONS, folder, sets.REVISIONS[getattr(sets, constant)])
+        monkeypatch.setattr(sets, constant, folder)
     (tmp_path / "HOTPOTQA_ID" / "distractor").mkdir(parents=True)
     (tmp_path / "HOTPOTQA_ID" / "README.md").write_text(HOTPOTQA_CARD)
     for split, city in (("train", "Bern"), ("validation", "Rome")):
@@ -51,7 +51,7 @@ def hub(tmp_path, monkeypatch):
         row = {"id": f"{split}_0", "question": f"{split}?", "golden_answers": ["x"], "data_source": "nq"}
         (tmp_path / "NQ_HOTPOTQA_ID").mkdir(exist_ok=True)
         datasets.Dataset.from_list([row]).to_parquet(str(tmp_path / "NQ_HOTPOTQA_ID" / f"{split}.parquet"))
-    for name, files in datasets.FLASHRAG.items():
+    for name, files in sets.FLASHRAG.items():
         (tmp_path / "FLASHRAG_ID" / name).mkdir(parents=True)
         for file in filter(None, files):
             row = {"id": f"{file}_0", "question": f"{name} {file}?", "golden_answers": ["x", "y"], "metadata": {}}
@@ -64,7 +64,7 @@ def test_every_hub_data_set_gives_the_split_that_was_asked_for(hub):
     assert [e.id for e in load_examples("hotpotqa", None, "eval")] == ["hotpotqa/validation"]
     assert [e.id for e in load_examples("nq_hotpotqa", None, "train")] == ["nq/train_0"]
     assert [e.id for e in load_examples("nq_hotpotqa", None, "eval")] == ["nq/test_0"]
-    for name, (train, held_out) in datasets.FLASHRAG.items():
+    for name, (train, held_out) in sets.FLASHRAG.items():
         for split, file in (("train", train), ("eval", held_out)):
             if file:
                 answers = ("x", "y")
@@ -84,7 +84,7 @@ def test_the_hotpotqa_corpus_is_the_union_of_both_splits_and_is_kept(hub, monkey
     for path in (hub / "HOTPOTQA_ID" / "distractor").iterdir():
         path.unlink()
     assert load_corpus(None, "hotpotqa", None) == passages
-    monkeypatch.setitem(datasets.REVISIONS, datasets.HOTPOTQA_ID, "another revision")
+    monkeypatch.setitem(sets.REVISIONS, sets.HOTPOTQA_ID, "another revision")
     with pytest.raises(UserError, match="another revision"):
         load_corpus(None, "hotpotqa", None)
     assert list(kept.parent.iterdir()) == [kept]
@@ -97,5 +97,5 @@ def test_bamboogle_is_refused_for_training():
 
 def test_all_of_a_hub_data_set_is_its_evaluation_split(hub):
     """Where nothing is trained, as by the retrieval figures; a split for evaluation is there in every set."""
-    for name, (_, held_out) in datasets.FLASHRAG.items():
+    for name, (_, held_out) in sets.FLASHRAG.items():
         assert [e.id for e in load_examples(name, None, "all")] == [f"{name}/{held_out}_0"]

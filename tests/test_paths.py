@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import test_report
 
+from searchr1_mini import report as report_command
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluation.plan import run_folders
 from searchr1_mini.options.cli import parse
@@ -55,7 +56,7 @@ def test_a_run_of_any_name_is_trained_resumed_and_shown(tmp_path, monkeypatch, c
     folder = run_at(name)
     assert folder.resolve() == Path(name).resolve() and (folder / "checkpoints" / "step-000001").is_dir()
     assert run_folders(EvalConfig(run=name)) == [Path(name)]
-    report.main([f"--runs={name}", f"--output={tmp_path / 'page.html'}"])
+    report_command.main([f"--runs={name}", f"--output={tmp_path / 'page.html'}"])
     assert (tmp_path / "page.html").is_file() and saved_config(folder)["output_dir"] == name
 
 

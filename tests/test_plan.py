@@ -154,7 +154,7 @@ def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_w
 def test_without_a_corpus_it_is_the_one_of_the_table(tmp_path, monkeypatch, dataset, corpus):
     wanted = []
     monkeypatch.setattr(
-        training, "train", lambda config: wanted.append(config) or save_run(Path(config.run.output_dir))
+        training, "train", lambda config, _: wanted.append(config) or save_run(Path(config.run.output_dir))
     )
     run = save_run(tmp_path / "run", algorithm="sft", dataset=dataset)
     config = EvalConfig(run=run, methods="sft,search-r1", train=True, retriever="bm25s")

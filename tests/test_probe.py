@@ -11,7 +11,6 @@ from sessions import session_of, step_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from searchr1_mini.core import methods
 from searchr1_mini.core.critic import Critic
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.logprobs import token_logprobs
@@ -27,9 +26,10 @@ from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run import invariants, preflight
+from searchr1_mini.run.methods import make_method
 
 LIMITS = RolloutLimits(n_rows=4, max_total_tokens=400, max_observation_tokens=120)
-MAKE = methods.make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1)
+MAKE = make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1)
 RIGHT = {
     "gpt2": {"attn_pdrop": 0.1, "resid_pdrop": 0.1},
     "gpt_neox": {"attention_dropout": 0.1, "hidden_dropout": 0.1},

@@ -23,6 +23,7 @@ from searchr1_mini.retrievers import http_client
 from searchr1_mini.retrievers.http_client import HTTPRetriever
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS
 from searchr1_mini.run.training import train
+from searchr1_mini.storage.files import read_metrics
 
 
 @pytest.fixture
@@ -269,5 +270,5 @@ def test_a_server_that_stays_down_costs_no_finished_step(flaky_server, tmp_path)
     assert 0 < done < 6
     state |= {"is_on": True, "off_after": None}
     train(resolve(with_options(config, resume=True)))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5, 6]

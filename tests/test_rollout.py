@@ -18,6 +18,7 @@ from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.retrievers.probes import EmptyRetriever
+from searchr1_mini.run.methods import make_method, search_o1
 
 LIMITS = RolloutLimits(n_rows=8, max_total_tokens=400, max_observation_tokens=120)
 OSLO = Passage("0", "Oslo", "Oslo is the capital of Norway.")
@@ -54,7 +55,7 @@ def test_an_aside_leaves_no_trace_in_the_context(tokenizer):
     turns = ["<search> Oslo </search>\n", " In Norway. </think>", "<answer> Norway </answer>"]
 
     def make(question):
-        return methods.search_o1(question, template="Question: {question}\n", max_new_tokens=60, topk=3)
+        return search_o1(question, template="Question: {question}\n", max_new_tokens=60, topk=3)
 
     policy = scripted(tokenizer, turns)
     (trajectory,), stats = rollout(
@@ -158,7 +159,7 @@ def test_a_turn_ends_at_the_first_of_two_stops_that_one_token_completes(tokenize
     """`>\\n\\n` ends `</answer>` and is a line break as well."""
     turn = "<answer> Norway </answer>\n\n"
     assert tokenizer.decode(tokenizer(turn)["input_ids"][-1:]) == ">\n\n"
-    make = methods.make_method("ircot", template="short", max_turns=2, max_new_tokens=60, topk=1)
+    make = make_method("ircot", template="short", max_turns=2, max_new_tokens=60, topk=1)
     policy = scripted(tokenizer, [turn])
     (made,), _ = rollout([Example("q", "Who?", (), "s")], make, policy, OneAnswer(OSLO), LIMITS, temperature=0, seed=0)
     assert made.segments[-1].text == turn.rstrip("\n") and made.answer == "Norway"
@@ -196,7 +197,7 @@ def test_turns_that_are_no_action_are_counted_once_each(tokenizer, turns, n_inva
 def test_a_note_is_no_invalid_action_and_an_aside_is_forgotten(tokenizer):
     """What is fed after an aside: the note, the rest of the turn, and none of the passages."""
     turns = ["<search> Oslo </search>\n", " In Norway. </think>", "<answer> Norway </answer>"]
-    make = methods.make_method("search-o1", template="short", max_turns=4, max_new_tokens=60, topk=3)
+    make = make_method("search-o1", template="short", max_turns=4, max_new_tokens=60, topk=3)
     policy = scripted(tokenizer, turns)
     fed, hidden = [], policy.hidden
     policy.hidden = lambda **inputs: fed.append(inputs["position_ids"].max().item()) or hidden(**inputs)
@@ -218,7 +219,7 @@ def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
     """Groups of 4 on 6 questions: sampled log-probs equal a fresh forward, every token is accounted for."""
     world = make_world(3, "eval")
     group = [example for example in world_examples(world, [1, 2], 6, 0) for _ in range(4)]
-    make = methods.make_method("search-r1", template="short", max_turns=3, max_new_tokens=40, topk=3)
+    make = make_method("search-r1", template="short", max_turns=3, max_new_tokens=40, topk=3)
     retriever = OneAnswer(*world.passages[:3])
     trajectories, stats = rollout(group, make, tiny_policy, retriever, LIMITS, temperature=1.0, seed=0)
     assert [t.example_id for t in trajectories] == [e.id for e in group]
@@ -271,7 +272,7 @@ def test_rows_that_wait_for_the_retriever_do_not_hold_up_the_others(tokenizer, t
 
 def test_a_question_that_does_not_fit_is_named(tiny_policy):
     example = Example("hotpotqa/17", "Who is " + "Ada " * 500, ("x",), "s")
-    make = methods.make_method("search-r1", template="short", max_turns=1, max_new_tokens=5, topk=1)
+    make = make_method("search-r1", template="short", max_turns=1, max_new_tokens=5, topk=1)
     with pytest.raises(UserError, match=r"hotpotqa/17 is .* tokens long"):
         rollout([example], make, tiny_policy, EmptyRetriever(), LIMITS, temperature=0, seed=0)
 
@@ -308,7 +309,7 @@ def test_a_last_turn_that_the_context_cut_is_a_matter_of_length(tokenizer, name)
     """Nobody wrote too much: the context was full."""
     turns = ["<search> Oslo </search>", "<answer> " + "Norway " * 30]
     policy = scripted(tokenizer, turns if name == "search-r1" else turns[1:])
-    make = methods.make_method(name, template="short", max_turns=1, max_new_tokens=200, topk=1)
+    make = make_method(name, template="short", max_turns=1, max_new_tokens=200, topk=1)
     limits = RolloutLimits(n_rows=1, max_total_tokens=60, max_observation_tokens=20)
     (cut,), _ = rollout([Example("q", "Who?", (), "s")], make, policy, OneAnswer(OSLO), limits, temperature=0, seed=0)
     assert (len(cut.token_ids), cut.answer, cut.finish_reason) == (60, None, "length")

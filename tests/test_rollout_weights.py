@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import CPU
 
-from searchr1_mini.core import methods
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.retrievers.probes import EmptyRetriever
+from searchr1_mini.run.methods import make_method
 
 LIMITS = RolloutLimits(n_rows=8, max_total_tokens=400, max_observation_tokens=120)
 
@@ -70,7 +70,7 @@ def test_a_compiled_decode_step_samples_the_same_before_and_after_training(rando
 
     def roll() -> list[int]:
         (trajectory,), _ = rollout(
-            [example], methods.make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1),
+            [example], make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1),
             policy, EmptyRetriever(), LIMITS, temperature=0, seed=0,
         )  # fmt: skip
         return trajectory.token_ids
@@ -123,7 +123,7 @@ def test_a_rollout_keeps_nothing_for_a_backward(random_qwen2, lora_rank, monkeyp
         graphs.append(any(tensor.requires_grad for tensor in decoder.cache.keys))
 
     monkeypatch.setattr(Decoder, "start", seen)
-    make = methods.make_method("direct", template="short", max_turns=1, max_new_tokens=4, topk=1)
+    make = make_method("direct", template="short", max_turns=1, max_new_tokens=4, topk=1)
     rollout(
         [Example("q", "Who is it?", ("x",), "s")] * 3, make, policy, EmptyRetriever(), LIMITS, temperature=1, seed=0
     )

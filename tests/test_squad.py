@@ -7,6 +7,7 @@ import json
 import pytest
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.data import datasets as sets
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import supported_hops
 from searchr1_mini.retrievers.bm25 import RankBM25
@@ -64,8 +65,8 @@ def test_rows_of_the_hub_are_read_alike(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "squad"
     folder.mkdir()
-    monkeypatch.setitem(datasets.REVISIONS, str(folder), datasets.REVISIONS[datasets.SQUAD_ID])
-    monkeypatch.setattr(datasets, "SQUAD_ID", str(folder))
+    monkeypatch.setitem(sets.REVISIONS, str(folder), sets.REVISIONS[sets.SQUAD_ID])
+    monkeypatch.setattr(sets, "SQUAD_ID", str(folder))
     for split in ("train", "validation"):
         answers = {"text": ["1889", "1889"], "answer_start": [9, 9]}
         row = {

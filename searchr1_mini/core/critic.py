@@ -10,9 +10,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from searchr1_mini.core.policy import ADAPTER, Policy
-
-CRITIC = "critic"
+from searchr1_mini.core.names import ADAPTER, CRITIC
+from searchr1_mini.core.policy import Policy
 
 
 class Critic:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.decode_weights import cast_once, merged, unpacked
+from searchr1_mini.core.names import ADAPTER, REFERENCE
 
-ADAPTER = "policy"
 UNDEFINED_LOGIT = -1e9  # no -inf: 0 * inf in an entropy is nan
-REFERENCE = "reference"  # an adapter, or a folder, that holds the reference
 
 
 class Policy:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.policy import ADAPTER
+from searchr1_mini.core.names import ADAPTER
 from searchr1_mini.models.adapter_check import modules_of, searches_for_modules
 from searchr1_mini.models.weights import ADAPTER_CONFIG, ADAPTER_FILE, adapter_folder
 from searchr1_mini.storage.files import read_json

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.policy import ADAPTER
+from searchr1_mini.core.names import ADAPTER
 from searchr1_mini.models.bases import from_pretrained, load_tokenizer
 from searchr1_mini.models.identity import BASE_FILE, SIZES, base_identity, check_base
 from searchr1_mini.models.weights import ADAPTER_CONFIG, adapter_folder, adapter_settings, find_adapter, refuse_pickles

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.distributed import local_rank
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.policy import ADAPTER, Policy
+from searchr1_mini.core.names import ADAPTER
+from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.adapters import load_adapter
 from searchr1_mini.models.architecture import still, unsupported
 from searchr1_mini.models.base_check import check_files

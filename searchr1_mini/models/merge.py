@@ -14,7 +14,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.policy import ADAPTER, Policy
+from searchr1_mini.core.names import ADAPTER
+from searchr1_mini.core.policy import Policy
 
 WIDTHS = ("bfloat16", "float16", "float32")
 NOTABLE = 0.01  # share of the update whose loss is warned of

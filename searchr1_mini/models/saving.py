@@ -6,8 +6,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from searchr1_mini.core.critic import CRITIC, Critic
-from searchr1_mini.core.policy import ADAPTER, REFERENCE, Policy
+from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.names import ADAPTER, CRITIC, REFERENCE
+from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.identity import BASE_FILE
 from searchr1_mini.models.weights import adapter_folder, save_adapter
 from searchr1_mini.storage.files import write_json_atomic

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.policy import ADAPTER
+from searchr1_mini.core.names import ADAPTER
 from searchr1_mini.models.adapter_check import check_adapter, searches_for_modules
 from searchr1_mini.storage.files import read_json
 

@@ -188,7 +188,7 @@ def name_file(config: TrainConfig) -> TrainConfig:
     Raises:
         UserError: both name a file.
     """
-    name, path = config.data.dataset, config.data.data_path
+    name, path = get(config, "dataset"), get(config, "data_path")
     is_file = name is not None and name not in DATASETS and (is_question_file(name) or Path(name).is_dir())
     if is_file and path not in (None, name):
         raise UserError(f"--dataset {name} and --data-path {path} both name a file of questions; name one")
