@@ -97,7 +97,7 @@ def test_kill_9_in_the_midst_of_saving_never_tears_a_checkpoint(tmp_path):
         """
         import sys
         from pathlib import Path
-        from searchr1_mini.checkpoint import save_checkpoint
+        from searchr1_mini.storage.checkpoint import save_checkpoint
 
         def write_files(folder):
             for name in ("a", "b", "c"):
@@ -133,8 +133,8 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint(tmp_path):
         import resource, signal, sys
         import torch
         from pathlib import Path
-        from searchr1_mini.checkpoint import latest_checkpoint, save_checkpoint
-        from searchr1_mini.errors import UserError
+        from searchr1_mini.storage.checkpoint import latest_checkpoint, save_checkpoint
+        from searchr1_mini.core.errors import UserError
 
         run_dir = Path(sys.argv[1])
         save_checkpoint(run_dir, 1, lambda folder: torch.save(torch.zeros(10), folder / "x.pt"))

@@ -25,7 +25,7 @@ from searchr1_mini.storage.lock import aside_folder, only_one
 HOLD = """
 import sys
 from pathlib import Path
-from searchr1_mini.robust.lock import only_one
+from searchr1_mini.storage.lock import only_one
 with only_one(Path(sys.argv[1]), ""):
     print("held", flush=True)
     sys.stdin.read()
