@@ -165,7 +165,7 @@ def test_two_processes_that_build_at_once_and_one_that_is_killed(tmp_path):
     """Whoever is later finds the folder there and keeps it; a killed one leaves nothing that is taken for an index."""
     corpus = write_corpus(tmp_path / "c.jsonl", 3000)
     code = (
-        "from searchr1_mini import data; data.BIG_CORPUS = 0; import sys; print('go', flush=True);"
+        "from searchr1_mini.data import datasets as data; data.BIG_CORPUS = 0; import sys; print('go', flush=True);"
         "s = data.load_corpus(sys.argv[1], 'jsonl', None); print(len(s), s.folder, flush=True)"
     )
     command = [sys.executable, "-c", code, str(corpus)]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2Config
 
+from searchr1_mini import preflight as preflight_command
 from searchr1_mini.core import logprobs
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
@@ -143,12 +144,7 @@ def test_the_flags_that_fit_fit_and_none_is_changed_for_nothing(config, share):
     room = share * predicted(config).peak
     changes = preflight.flags_that_fit(config, predicted, room)
     if changes is None:
-        smallest = {
-            "tokens_per_micro_batch": 1,
-            "rollout_batch_size": 1,
-            "max_total_tokens": config.rollout.max_new_tokens + 1,
-        }
-        smallest |= {"gradient_checkpointing": True, "load_in_4bit": config.weights.lora_rank > 0}
+        smallest = {name: values[-1] for name, values in preflight.ways_to_save(config) if values}
         assert predicted(with_options(config, **smallest)).peak > room
         return
     assert predicted(with_options(config, **changes)).peak <= room
@@ -167,13 +163,13 @@ def test_the_command_names_flags_that_it_then_accepts(monkeypatch, capsys):
     command = ["preflight", "--model", "tiny", "--device", "cpu", "--memory-limit", "0.1"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as exit_:
-        run_command(preflight.main)
+        run_command(preflight_command.main)
     shown = capsys.readouterr()
     assert exit_.value.code == 2
     assert "rollout" in shown.out and "KV cache" in shown.out
     flags = re.search(r"GB: (--.*) \(--no-memory-check", shown.err)[1].split()
     monkeypatch.setattr(sys, "argv", command + flags)
-    run_command(preflight.main)
+    run_command(preflight_command.main)
 
 
 def test_train_refuses_before_it_loads_or_writes(tmp_path):

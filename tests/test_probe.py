@@ -87,7 +87,7 @@ def test_rollout_and_update_are_the_models_own_forward(name, tmp_path, tokenizer
 
 def test_a_family_whose_logits_are_not_known_is_refused(tmp_path, tokenizer, monkeypatch):
     folder = save_family(tmp_path, "granite", tokenizer)
-    monkeypatch.setattr("searchr1_mini.models.loading.final_logits", lambda logits, config: logits)
+    monkeypatch.setattr("searchr1_mini.core.policy.final_logits", lambda logits, config: logits)
     with pytest.raises(UserError, match="family granite are not supported: reference and base differ"):
         load(folder)
 

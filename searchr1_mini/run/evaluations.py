@@ -73,10 +73,10 @@ class Evaluations:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave; an older version evaluated before it saved."""
+        """Takes what `state_dict` gave, or an older version, which saved after its evaluation where it could."""
         self.before, self.after_cold_start = state["before"], state.get("after_cold_start")
         self.samples_before = [Trajectory.from_json(row) for row in state["samples_before"]]
-        self.at_step = state.get("evaluated_at", state["step"])
+        self.at_step = state.get("evaluated_at", state["step"] - bool(state.get("unlogged")))
 
 
 def measured(run: Run, is_empty: bool = False) -> tuple[dict, list[Trajectory]]:

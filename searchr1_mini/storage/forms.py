@@ -36,7 +36,7 @@ TRAJECTORY = {
 PROGRESS = {
     "step": int, "updates": int, "before": (SUMMARY_PART, None), "train_seconds": float, "total_seconds": float,
     "?after_cold_start": (SUMMARY_PART, None),
-    "skipped_in_a_row": int, "unlogged": ({str: NUMBER}, None), "tokens_per_micro_batch": int,
+    "?cold_start_seconds": float, "?evaluated_at": int, "skipped_in_a_row": int, "tokens_per_micro_batch": int,
     "micro_batch_tokens": int, "samples_before": [TRAJECTORY],
 }  # fmt: skip
 DEMONSTRATIONS = {"sampled": int, "right": [TRAJECTORY]}
