@@ -24,6 +24,7 @@ from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import teaches
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import (
+    Hop,
     answer_hops,
     own_words,
     play_script,
@@ -107,6 +108,17 @@ def test_own_data_is_searched_for_with_the_questions_own_words():
     (hop,) = answer_hops(example, finder(PASSAGES))
     assert hop.said == "The Bergen Ferry sails at night."
     assert answer_hops(replace(example, golden_answers=("dawn",)), finder(PASSAGES)) is None
+
+
+def test_a_plan_says_how_many_searches_the_script_makes():
+    hops = [
+        Hop("the yard", "Oslo Ferry", "It was built in Nordhavn."),
+        Hop("the town", "Nordhavn", "It is in Grimstad."),
+    ]
+    for n, words in ((1, "This takes one search. I "), (2, "This takes two searches. First I ")):
+        turns = write_turns(hops[:n], "Grimstad", random.Random(0), plans=True)
+        assert turns[0].startswith(f"<think> {words}") and len(turns) == n + 1
+    assert "This takes" not in write_turns(hops, "Grimstad", random.Random(0))[0]
 
 
 def test_a_quotation_is_short_and_holds_what_is_wanted():

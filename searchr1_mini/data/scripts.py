@@ -30,7 +30,8 @@ from searchr1_mini.data.world import World
 from searchr1_mini.data.world_text import RELATIONS
 from searchr1_mini.retrievers.terms import STOP_WORDS
 
-FIRST = ("I need to find {want}.", "I should look up {want}.", "I look for {want}.")
+FIRST = ("I need to find {want}.", "I should look up {want}.", "First I have to find {want}.")
+PLANNED = ("I need to find {want}.", "I should look up {want}.", "I look for {want}.")
 PLAN = ("This takes one search.", "This takes two searches. First", "This takes three searches. First")
 NEXT = ("{said} Now I need to find {want}.", "{said} Next I should look up {want}.", "{said} Now I look for {want}.")
 LAST = ("{said}", "{said} That answers the question.", "{said} So the answer is {answer}.")
@@ -60,15 +61,18 @@ class Hop:
     said: str
 
 
-def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random) -> list[str]:
+def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random, plans: bool = False) -> list[str]:
     """The policy's turns: a thought and a search for each hop, then a thought and the answer.
 
-    The first thought says how many searches it will take: what the later ones do then follows from what is written.
+    Args:
+        plans: whether the first thought says how many searches it will take: what the later ones do then follows from
+            what is written (docs/laptop_llm.md).
     """
     turns, said = [], ""
     for hop in hops:
-        thought = rng.choice(NEXT if said else FIRST).format(said=said, want=hop.want)
-        if not turns and len(hops) <= len(PLAN):
+        is_planned = plans and not turns and len(hops) <= len(PLAN)
+        thought = rng.choice(NEXT if said else PLANNED if is_planned else FIRST).format(said=said, want=hop.want)
+        if is_planned:
             thought = f"{PLAN[len(hops) - 1]} {thought}"
         turns.append(f"<think> {thought} </think>\n<search> {hop.query} </search>")
         said = hop.said

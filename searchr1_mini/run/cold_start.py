@@ -187,6 +187,7 @@ def demonstrated(config: TrainConfig) -> list[Script]:
 def scripted(run: Run, find: Find, rng: random.Random) -> Iterator[Script]:
     """A script for every training question, in random order; None in the place of one that cannot be written."""
     config, world = run.config, None
+    plans = config.run.model != "tiny"  # which was pre-trained on thoughts without one, and knows few words
     if config.data.dataset == "world":
         world = make_world(config.optimization.seed, "train", config.data.world_difficulty, config.data.world_noise)
     for example in rng.sample(run.train.examples, len(run.train.examples)):
@@ -194,4 +195,4 @@ def scripted(run: Run, find: Find, rng: random.Random) -> Iterator[Script]:
             hops = world_hops(world, example, find, rng)
         else:
             hops = (supported_hops if example.supporting else answer_hops)(example, find)
-        yield example, hops and write_turns(hops, example.golden_answers[0], rng)
+        yield example, hops and write_turns(hops, example.golden_answers[0], rng, plans)
