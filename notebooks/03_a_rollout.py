@@ -89,18 +89,37 @@ print("the turn's text:", bytes(matcher.seen[:end]))
 # follows the stop inside it. EOS, where a turn ends with it, is kept and trained on too: otherwise stopping is never
 # learnt.
 #
+# ## One conversation, the slow way
+#
+# `core/play.py:play` is all of it for one question, in one loop over the method's requests: no batch, no cache, and for
+# every token a forward over the whole context. `sampler` writes the policy's turns.
+
+# %%
+import inspect
+
+from searchr1_mini.core.play import play, sampler
+
+print(inspect.getsource(play))
+
+# %%
+method, limits, example = method_of(config), limits_of(config), task.examples[0]
+slow = play(example, method, policy, task.retriever, limits, sampler(policy, temperature=1.0, seed=0, key=0))
+draw_trajectory(slow, tokenizer, f"{len(slow.queries)} searches, finished by {slow.finish_reason!r}")
+
+# %% [markdown]
 # ## The real thing
 #
-# Eight rollouts of each of 16 questions at temperature 1. The base searches now and then; the picture shows one that did.
+# `core/rollout.py:rollout` does the same for many questions at once: eight rollouts of each of 16 questions at temperature 1.
+# Each row samples from a random stream of its own, so that the first of them is the conversation above, token for
+# token. The base searches now and then; the picture shows one that did.
 
 # %%
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.rollout_stats import tokens_of_usual_loop
 
 group = [example for example in task.examples[:16] for _ in range(8)]
-trajectories, stats = rollout(
-    group, method_of(config), policy, task.retriever, limits_of(config), temperature=1.0, seed=0
-)
+trajectories, stats = rollout(group, method, policy, task.retriever, limits, temperature=1.0, seed=0)
+assert trajectories[0].token_ids == slow.token_ids
 longest = max(trajectories, key=lambda trajectory: len(trajectory.queries))
 draw_trajectory(longest, tokenizer, f"{len(longest.queries)} searches, finished by {longest.finish_reason!r}")
 for segment in longest.segments:
