@@ -134,7 +134,7 @@ print(
 # A policy trained on the leak learns to search and to stop caring what it answers. The museum of bugs
 # (`python -m searchr1_mini.ablate bugs`) draws its curve.
 #
-# The public code's second reward also pays for form: 1, 0.8, 0.2, 0.1 or 0 (`core/rewards.py:format_reward`,
+# The public code's second reward also pays for form: 1, 0.8, 0.2, 0.1 or 0 (`run/rewards.py:format_reward`,
 # `--reward format`). Bonuses for form are the usual door for reward hacking, which
 # [notebook 8](08_how_training_fails.ipynb) lets happen.
 
@@ -146,6 +146,31 @@ bars = axes.bar([f"{value:g}" for value in values], counts, color=BLUE)
 axes.bar_label(bars)
 axes.set(xlabel="format reward", ylabel="rollouts of the base", ylim=(0, counts.max() * 1.15))
 figure.tight_layout()
+
+# %% [markdown]
+# ## A reward of your own
+#
+# A reward is a function of a trajectory and its example. `python train.py --reward my_rewards.py:brevity` takes one from a
+# file, `train(config, reward=brevity)` from Python; `--retriever` and `--method` take parts of your own likewise
+# ([Recipes](../docs/recipes.md#a-reward-an-engine-or-a-method-of-your-own)). Two steps with one:
+
+# %%
+import tempfile
+
+from lesson import train_quietly
+
+from searchr1_mini.storage.files import read_jsonl
+
+
+def brevity(trajectory, example):
+    """A right answer is worth more, the fewer tokens the policy wrote for it."""
+    return exact_match(trajectory.answer, example.golden_answers) * 50 / (50 + trajectory.n_policy_tokens)
+
+
+small = dict(world_hops="1", steps=2, questions_per_step=4, eval_questions=8)
+folder = train_quietly(f"{tempfile.mkdtemp()}/run", reward_function=brevity, **small)
+rows = read_jsonl(folder / "rollouts" / "step-000002.jsonl")
+print(sorted({round(row["reward"], 2) for row in rows}))
 
 # %% [markdown]
 # ## From rewards to advantages

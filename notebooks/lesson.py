@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.policy import Policy
-from searchr1_mini.core.training import train_policy
+from searchr1_mini.core.training import Reward, train_policy
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.models.loading import load_policy, pick_device
 from searchr1_mini.options.config import TrainConfig
@@ -57,11 +57,11 @@ def load_tiny(weights: Path | None = None, **options) -> tuple[TrainConfig, Poli
     return config, policy
 
 
-def train_quietly(folder: str, **options) -> Path:
+def train_quietly(folder: str, reward_function: Reward | None = None, **options) -> Path:
     """`train.py` with these options into `folder`, without its printed lines; returns the folder."""
     config = resolve(make(TrainConfig, output_dir=folder, tensorboard=False, **options))
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return train(config, write_report)
+        return train(config, write_report, reward_function)
 
 
 class OneStep:
