@@ -80,6 +80,19 @@ def test_a_reward_from_python_is_that_of_the_shell(parts, tmp_path):
     assert rewards[0] == rewards[1]
 
 
+def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys):
+    def breaks(trajectory, example):
+        if (tmp_path / "run" / "rollouts" / "step-000002.jsonl").exists():
+            raise KeyError("mine")
+        return 1.0
+
+    values = SHORT | {"steps": 4, "save_every": 100, "eval_every": 100, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(KeyError, match="mine"):
+        train(resolve(make(TrainConfig, **values)), reward=breaks)
+    assert "step 2 is saved, go on with: python train.py --resume" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
 def test_an_engine_and_a_method_of_ones_own_are_trained_with_and_evaluated(parts, tmp_path):
     run = trained(tmp_path / "engine", retriever=f"{parts}:Last")
     rows = read_jsonl(run / "rollouts" / "step-000001.jsonl")

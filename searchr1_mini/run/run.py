@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,24 +213,27 @@ class Run:
 
     @contextmanager
     def saved_if_broken_off(self) -> Iterator[None]:
-        """If what is inside is broken off (a signal, a server that stays down), the last whole step is saved first.
+        """If what is inside is broken off (a signal, a server that stays down, a fault), the last whole step is saved.
 
         It is saved if no update has been made since: weights are then those of that step. Several processes, of which
-        one may have failed alone, go back to their last checkpoint instead.
+        one may have failed alone, go back to their last checkpoint instead, and so does a run whose disk fails.
         """
         try:
             yield
         except Diverged:
             raise
-        except (Stopped, UserError) as reason:
+        except (Stopped, Exception) as reason:
             is_as_it_was = self.optimizer.updates == self.whole_updates and self.whole_step >= self.first_step
-            if n_processes() > 1 or not is_as_it_was:
+            if n_processes() > 1 or not is_as_it_was or isinstance(reason, OSError):
                 raise
             self.save(self.whole_step)
             if isinstance(reason, Stopped):
                 print(f"saved step {self.whole_step}", flush=True)
                 raise
             remedy = f"step {self.whole_step} is saved, go on with: {self.command_to_resume}"
+            if not isinstance(reason, UserError):  # a fault of the program, or of a part of the user's own
+                print(remedy, file=sys.stderr, flush=True)
+                raise
             raise UserError(f"{reason}; {remedy}") from reason
 
     @property
