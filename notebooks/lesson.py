@@ -80,7 +80,7 @@ class OneStep:
             yield self.step
         finally:
             del self.run.log_step  # the run's own again
-        self.run.is_whole(self.step, self.metrics)
+        self.run.finish_step(self.step, self.metrics)
 
 
 def one_step(run: Run, step: int) -> dict[str, float]:

@@ -34,8 +34,9 @@ def train(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def losses(folder: Path) -> list[tuple]:
+    """Of every line as it was written, so that one that a resumed run ought to have cut off would show."""
     keys = ("step", "loss", "reward", "kl", "grad_norm", "response_tokens", "eval/em")
-    return [tuple(row.get(key) for key in keys) for row in read_metrics(folder / "metrics.jsonl")]
+    return [tuple(row.get(key) for key in keys) for row in read_jsonl(folder / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")

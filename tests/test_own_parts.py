@@ -134,6 +134,12 @@ def test_a_file_that_is_not_there_or_broken_is_told(tmp_path):
         own_part("reward", "no.such.module:x")
 
 
+@pytest.mark.parametrize("value", ["http://127.0.0.1:8000", "http://search", "C:/engines", "my.py", "my.py:"])
+def test_an_address_or_a_path_alone_is_told_how_to_name_a_part(value):
+    with pytest.raises(UserError, match=r"must be one of auto, bm25, .*FILE\.py:NAME"):
+        resolve(*parse_asked(TrainConfig, "train.py", "", ["--retriever", value]))
+
+
 def test_a_module_that_is_installed_is_taken_too():
     assert own_part("reward", "searchr1_mini.run.rewards:format_reward")
 

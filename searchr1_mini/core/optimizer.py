@@ -101,9 +101,7 @@ class Optimizer:
         """
         groups = [group["params"] for group in self.adamw.param_groups]
         sum_gradients(parameter for group in groups for parameter in group)
-        self.scaler.scale(
-            torch.zeros((), device=self.policy.device)
-        )  # a process without a micro-batch has no scale yet
+        self.scaler.scale(torch.zeros((), device=self.policy.device))  # without a micro-batch there is no scale yet
         self.scaler.unscale_(self.adamw)
         norms = [torch.nn.utils.clip_grad_norm_(group, self.config.grad_clip).item() for group in groups]
         is_finite = math.isfinite(loss) and all(map(math.isfinite, norms))

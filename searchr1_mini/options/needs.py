@@ -116,7 +116,7 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         if str in kinds and is_own(value):
             return value
         if value not in choices:
-            known = ", ".join(choices)
+            known = ", ".join(choices) + (", or a part of your own as FILE.py:NAME" if str in kinds else "")
             raise UserError(f"{name} {shown(value)}: it must be one of {known}{suggest(str(value)[:SHOWN], choices)}")
         return value
     try:

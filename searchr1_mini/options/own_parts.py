@@ -22,8 +22,8 @@ FITS = {  # option -> what it is called with, and how that reads
 
 
 def is_own(value: Any) -> bool:
-    """Whether an option names a part of the user's own."""
-    return isinstance(value, str) and ":" in value
+    """Whether an option names a part of the user's own: not an address, and not a path with a drive."""
+    return isinstance(value, str) and ":" in value and value.rpartition(":")[2].isidentifier()
 
 
 def own_part(option: str, value: str) -> Callable:

@@ -76,7 +76,7 @@ def cold_start(run: Run) -> None:
         with cold.saved_if_broken_off():
             chosen = episodes[(update - 1) * size : update * size]
             metrics = imitation_step(cold.policy, cold.optimizer, chosen, update, cold.config.optimization)
-        cold.is_whole(update, metrics)
+        cold.finish_step(update, metrics)
         if is_main():
             append_jsonl(folder / "metrics.jsonl", [{"step": update, **metrics}])
             told = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"

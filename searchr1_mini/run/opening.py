@@ -66,9 +66,8 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     check_model(source, config.rollout.max_total_tokens)
     library = Library()
     with main_first():
-        is_older = (
-            config.run.resume and not (folder / HELD_OUT).is_file()
-        )  # whose held-out questions were chosen otherwise
+        # an older run chose its held-out questions otherwise, and kept no list of them
+        is_older = config.run.resume and not (folder / HELD_OUT).is_file()
         train = load_task(config, "train", library)
         held_out = load_task(config, "eval" if is_older else "selection", library)
     questions = [example.question for example in train.examples + held_out.examples]

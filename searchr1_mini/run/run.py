@@ -115,14 +115,9 @@ class Run:
         return Environment(self.train.examples, self.train.retriever, self.make_method, self.limits)
 
     @property
-    def is_evaluated_now(self) -> bool:
-        """Whether the step at hand is one after which the policy is evaluated."""
-        return self.step % self.config.logging.eval_every == 0 or self.step == self.config.optimization.steps
-
-    @property
     def wants_ratios(self) -> bool:
-        """Whether rollouts are written down with pi(token) / pi_old(token)."""
-        return self.is_evaluated_now
+        """Whether rollouts are written down with pi(token) / pi_old(token): at steps that an evaluation follows."""
+        return self.evaluations.is_due(self.step, self.config)
 
     def steps(self) -> Iterator[int]:
         """The steps that are to come; between two of them the run evaluates, saves, and stops.
@@ -170,12 +165,12 @@ class Run:
 
     def log_step(self, metrics: dict[str, float]) -> None:
         """Logs the numbers of the step at hand, which is whole from here on."""
-        self.is_whole(self.step, metrics)
+        self.finish_step(self.step, metrics)
         self.tracker.log(self.step, metrics)
         self.tracker.progress(self.step, metrics)
         self.tracker.warn(self.step, self.watch.see(self.step, metrics).values())
 
-    def is_whole(self, step: int, metrics: dict[str, float]) -> None:
+    def finish_step(self, step: int, metrics: dict[str, float]) -> None:
         """Takes a step for whole: what is broken off from here on has moved no weight."""
         self.clock.train_seconds += metrics["seconds"]
         self.whole_step, self.whole_updates = step, self.optimizer.updates
