@@ -1,6 +1,6 @@
 """Small random models of many families, each through load, rollout, an update with every check, and export.
 
-    python checks/architectures.py            all of tests/families.py, as the table of docs/models.md
+    python checks/architectures.py            all of tests/helpers/families.py, as the table of docs/models.md
     python checks/architectures.py gpt2 opt   some
 
 Each must be right or refused in one sentence, within a minute. Right is: the log-probs that the rollouts were sampled
@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 ROOT = Path(__file__).parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
-from families import FAMILIES, save_family  # noqa: E402
+from helpers.families import FAMILIES, save_family  # noqa: E402
 
 from searchr1_mini import export  # noqa: E402
 from searchr1_mini.core.errors import UserError  # noqa: E402

@@ -225,9 +225,10 @@ class Failures:
 
 
 def path_of(name: str) -> str:
-    """`sft::test_x` -> tests/test_sft.py::test_x, for pytest."""
+    """`sft::test_x` -> tests/run/test_sft.py::test_x, for pytest."""
     file, *rest = name.split("::")
-    return "::".join([f"tests/test_{file}.py", *rest])
+    (path,) = ROOT.glob(f"tests/*/test_{file}.py")
+    return "::".join([path.relative_to(ROOT).as_posix(), *rest])
 
 
 def first_failure(names: list[str], root: Path) -> str | None:

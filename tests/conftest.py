@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import CPU, save_random_qwen2
 from hypothesis import settings
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer
 
 from searchr1_mini.core import interrupt
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.resolve import resolve_model
 
-CPU = torch.device("cpu")
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
@@ -27,35 +28,6 @@ def nobody_asked():
     """A test that leaves a step in its midst, or asks to stop, does so alone."""
     yield
     interrupt.clear()
-
-
-def save_random_qwen2(folder: Path, tokenizer, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
-    """Writes a random Qwen2 of that tokenizer; a large initializer_range makes its greedy text varied."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def write_lines(path, rows) -> str:
-    """Writes rows (or lines as they are) to a .jsonl or .jsonl.gz file; returns its path."""
-    text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return str(path)
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +65,27 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def qwen_tokenizer(shared):
     return AutoTokenizer.from_pretrained(shared / "qwen2.5-tokenizer")
+
+
+@pytest.fixture
+def server():
+    """A retrieval server whose replies the test sets: a list of (status, body)."""
+    replies, seen = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            status, body = replies.pop(0)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            """Keeps the test's output clean."""
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}", replies, seen
+    http.shutdown()
+    http.server_close()

@@ -1,0 +1,139 @@
+"""Studies as one command: arms, seeds, resuming, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.files import write_lines
+from helpers.paths import ROOT
+
+from searchr1_mini.ablate import config_of, finding, interval, table, write_study
+from searchr1_mini.ablations.studies import STUDIES
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import flat, get
+from searchr1_mini.storage.files import read_metrics
+
+
+def ablate(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "searchr1_mini.ablate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_every_study_is_a_valid_run_that_differs_from_the_first(name, tmp_path):
+    study = STUDIES[name]
+    configs = {arm: config_of(study, arm, 0, tmp_path, None, "tiny") for arm in study.arms}
+    first, *others = configs.values()
+    assert all(isinstance(config, TrainConfig) for config in configs.values())
+    assert len({config.run.output_dir for config in configs.values()}) == len(configs)
+    for other in others:
+        differing = {name for name in flat(first) if get(first, name) != get(other, name)}
+        assert differing - {"output_dir"}
+        assert first.optimization.steps == other.optimization.steps
+        n_rollouts = [one.optimization.questions_per_step * one.optimization.group_size for one in (first, other)]
+        assert n_rollouts[0] - n_rollouts[1] in range(-4, 5)
+
+
+def test_a_study_runs_resumes_and_reports(tmp_path):
+    out = tmp_path / "study"
+    flags = ["max-turns", "--seeds", 2, "--steps", 1, "--output-dir", out]
+    result = ablate(*flags)
+    assert result.returncode == 0, result.stderr
+    assert "[6/6]" in result.stdout and "| 4 |" in result.stdout and "The paper" in result.stdout
+    report = (out / "report.md").read_text()
+    assert report.count("±") >= 3 * 6 and "curves.svg" in report
+    assert "<polyline" in (out / "curves.svg").read_text()
+    assert "`python -m searchr1_mini.ablate max-turns --seeds 2 --steps 1`" in report
+    written = json.loads((out / "results.json").read_text())
+    results, settings = written["results"], written["settings"]
+    assert (settings["common"]["steps"], settings["seeds"], settings["model"]) == (1, 2, "tiny")
+    assert {arm: len(runs) for arm, runs in results.items()} == {"4": 2, "2": 2, "1": 2}
+    assert json.loads((out / "1" / "seed-1" / "config.json").read_text())["max_turns"] == 1
+
+    (out / "2" / "seed-0" / "summary.json").unlink()  # as if it had been killed at its end
+    kept = (out / "4" / "seed-0" / "summary.json").stat().st_mtime_ns
+    again = ablate(*flags)
+    assert again.returncode == 0, again.stderr
+    assert "[6/6] 2, seed 0" in again.stdout and "[5/6]" not in again.stdout
+    assert (out / "4" / "seed-0" / "summary.json").stat().st_mtime_ns == kept
+    assert [row["step"] for row in read_metrics(out / "2" / "seed-0" / "metrics.jsonl")] == [1]
+
+    other = ablate("topk", "--output-dir", out)
+    assert other.returncode == 2 and "name another --output-dir" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_runs_end_with_a_study_that_is_killed(tmp_path):
+    """A run that went on would write into the folder that the next start of the study resumes.
+
+    The run's log is a pipe here: it opens when the run has begun, and it ends when the run's process has.
+    """
+    log = tmp_path / "4" / "seed-0.log"
+    log.parent.mkdir()
+    os.mkfifo(log)
+    flags = ["max-turns", "--jobs", "1", "--steps", "2", "--output-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "searchr1_mini.ablate", *flags]
+    study = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    with log.open() as reader:
+        study.kill()
+        study.wait()
+        assert "step 2/2" not in reader.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["masks"], "did you mean mask?"), (["mask", "--seeds", "0"], "at least 1")]
+)
+def test_bad_arguments_are_told_in_a_sentence(arguments, told):
+    result = ablate(*arguments)
+    assert result.returncode == 2 and told in result.stderr and "Traceback" not in result.stderr
+
+
+def test_each_arm_is_compared_with_its_own_reference_over_seeds():
+    runs = {"a": [0.9, 0.8], "b": [0.5, 0.4], "c": [0.4, 0.5]}
+    results = {arm: [{"EM 1hop": em, "EM 2hop": em, "KL": 9.0} for em in ems] for arm, ems in runs.items()}
+    told = finding(results, {"c": "b"})
+    assert "a reached exact match 0.850 ± " in told
+    assert "b -0.400 ± 0 against a (a difference)" in told  # both seeds by as much: the interval has no width
+    assert "c +0.000 ± 1.3 against b (no difference that these seeds can tell)" in told
+
+
+def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
+    """The arm without one is the second, so that the third must keep its colour."""
+    runs = {}
+    for arm, kl in (("k3", 0.2), ("none", None), ("k2", 0.4)):
+        runs[arm] = [tmp_path / arm / f"seed-{seed}" for seed in range(2)]
+        for folder in runs[arm]:
+            folder.mkdir(parents=True)
+            after = {"searches": 1.5, "response_tokens": 50.0, "by_source": {"world-1hop": {"em": 0.9}}}
+            (folder / "summary.json").write_text(json.dumps({"after": after}))
+            rows = [{"step": 1, "reward": 0.5, "entropy": 0.1} | ({"kl": kl} if kl else {})]
+            write_lines(folder / "metrics.jsonl", rows)
+    text = write_study(STUDIES["kl"], "kl", tmp_path, runs, model="my base")
+    assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`" in text
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 50
+    write_study(STUDIES["kl"], "kl", tmp_path, runs, steps=7)
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7
+    assert "| none | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | - | 0.1 ± 0 | - |" in text
+    assert "| k2 | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.1 ± 0 | 0.4 ± 0 |" in text
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["none"][0]["KL"] is None
+    curves = (tmp_path / "curves.svg").read_text()
+    lines = {title: re.findall('<polyline .* stroke="(#[0-9a-f]+)"', chart) for title, chart in
+             re.findall(r'class="title"[^>]*>(\w+)(.*?)</g>', curves, re.DOTALL)}  # fmt: skip
+    assert lines["KL"] == [lines["Entropy"][0], lines["Entropy"][2]] and len(lines["Entropy"]) == 3
+
+
+def test_intervals_are_students():
+    mean, width = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and width == pytest.approx(4.30 / 3**0.5)
+    assert interval([5.0]) == (5.0, None)
+
+
+def test_one_seed_has_no_interval_and_tells_no_difference():
+    results = {arm: [{"EM 1hop": em, "KL": None}] for arm, em in (("a", 0.9), ("b", 0.2))}
+    told = finding(results, {})
+    assert told == "a reached exact match 0.900; b -0.700 against a (one seed tells no difference from chance)."
+    assert table(results).splitlines()[2:] == ["| a | 0.9 | - |", "| b | 0.2 | - |"]

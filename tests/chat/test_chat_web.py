@@ -1,0 +1,357 @@
+"""The chat's page: its application in process, message by message; and the page itself in a headless Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from helpers.chats import SEARCH, WIDE, chat_of
+from helpers.dictated import LIMITS, OSLO, Dictated
+from helpers.guards import unsafe
+from helpers.hostile import FRAGMENTS
+from helpers.paths import ROOT
+
+from searchr1_mini.chat import web
+from searchr1_mini.chat.terminal import MAX_QUESTION
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rollout import RolloutLimits
+from searchr1_mini.retrievers.listening import listen
+
+CHROMIUM = Path("/usr/bin/chromium")
+SWITCHES = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+JSON = {"host": "127.0.0.1:8765", "content-type": "application/json"}
+
+
+class Request:
+    """One request of an ASGI application; it goes away once `leaves` is set."""
+
+    def __init__(self, app, path: str, body: bytes = b"", method: str = "POST", headers: dict = JSON) -> None:
+        self.app, self.body, self.leaves = app, [body], asyncio.Event()
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        self.scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
+            "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": raw,
+            "root_path": "", "server": ("127.0.0.1", 8765), "client": ("127.0.0.1", 5),
+        }  # fmt: skip
+        self.status, self.headers, self.parts = 0, {}, []
+
+    async def receive(self) -> dict:
+        if self.body:
+            return {"type": "http.request", "body": self.body.pop(), "more_body": False}
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        elif message.get("body"):
+            self.parts.append(message["body"])
+
+    async def run(self) -> Request:
+        await self.app(self.scope, self.receive, self.send)
+        return self
+
+    @property
+    def pieces(self) -> list[tuple[str, str]]:
+        return [(row["kind"], row["text"]) for row in map(json.loads, b"".join(self.parts).splitlines())]
+
+
+def ask(app, question: str) -> Request:
+    return Request(app, "/ask", json.dumps({"question": question}).encode())
+
+
+class Gated:
+    """A retriever that waits until it is let go on, and tells when it waits."""
+
+    def __init__(self) -> None:
+        self.waits, self.goes_on = threading.Event(), threading.Event()
+
+    def search(self, queries, topk):
+        self.waits.set()
+        assert self.goes_on.wait(60)
+        return [[] for _ in queries]
+
+
+def answering(tokenizer, *passages: Passage, times: int = 1, limits: RolloutLimits = LIMITS):
+    ids = tokenizer(SEARCH)["input_ids"] + tokenizer("<answer> Norway </answer>")["input_ids"]
+    return chat_of(Dictated(tokenizer, ids * times), *passages, limits=limits)
+
+
+def test_an_answer_comes_in_pieces_by_who_wrote_them(tokenizer):
+    reply = asyncio.run(ask(web.make_chat_app(answering(tokenizer, OSLO), "x"), "Where is Oslo?").run())
+    assert reply.status == 200 and reply.headers["content-type"] == "application/x-ndjson"
+    kinds = list(dict.fromkeys(kind for kind, _ in reply.pieces))
+    assert kinds == ["policy", "observation", "answer"] and reply.pieces[-1] == ("answer", "Norway")
+    said = "".join(text for kind, text in reply.pieces if kind == "policy")
+    assert said == f"{SEARCH}<answer> Norway </answer>" and len(reply.parts) > 10
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status"),
+    [
+        ("POST", "/ask", b'{"question": "Who?"}', {"host": "evil.example"}, 400),
+        ("GET", "/", b"", {"host": "127.0.0.1.evil.example:8765"}, 400),
+        ("GET", "/", b"", {"host": "localhost:8765"}, 200),
+        ("GET", "/", b"", {"host": "[::1]:8765"}, 200),
+        ("POST", "/ask", b'{"question": "Who?"}', {"content-type": "text/plain"}, 422),
+        ("POST", "/ask", b'{"question": "Who?"}', {"content-type": ""}, 422),
+        ("POST", "/ask", b"question=Who", {"content-type": "application/x-www-form-urlencoded"}, 422),
+        ("GET", "/ask", b"", {}, 405),
+        ("OPTIONS", "/ask", b"", {"origin": "http://evil.example", "access-control-request-method": "POST"}, 405),
+        ("POST", "/ask", b"{", {}, 422),
+        ("POST", "/ask", b'{"question": 3}', {}, 422),
+        ("POST", "/ask", b'{"question": "\\ud800"}', {}, 422),
+        ("POST", "/ask", json.dumps({"question": "x" * (MAX_QUESTION + 1)}).encode(), {}, 422),
+        ("POST", "/ask", b'{"question": "' + b"x" * 70_000 + b'"}', {}, 413),
+        ("GET", "/docs", b"", {}, 404),
+        ("GET", "/openapi.json", b"", {}, 404),
+        ("GET", "/../etc/passwd", b"", {}, 404),
+    ],
+)
+def test_what_is_not_for_this_page_is_refused_and_nothing_allows_other_sites(
+    tokenizer, method, path, body, headers, status
+):
+    app = web.make_chat_app(answering(tokenizer), "x")
+    reply = asyncio.run(Request(app, path, body, method, JSON | headers).run())
+    assert reply.status == status
+    assert not any(name.startswith("access-control") for name in reply.headers)
+    assert len(b"".join(reply.parts)) < 1000 or path == "/"
+
+
+def test_what_a_question_fails_of_is_told_and_the_next_is_answered(tokenizer):
+    app = web.make_chat_app(answering(tokenizer, OSLO, times=2), "x")
+    assert asyncio.run(ask(app, " \n ").run()).pieces == [
+        ("error", "the question is blank or broken Unicode; ask in UTF-8")
+    ]
+    (kind, text), *rest = asyncio.run(ask(app, "why " * 900).run()).pieces
+    assert kind == "error" and "--max-total-tokens" in text and not rest
+    assert asyncio.run(ask(app, "Where is Oslo?").run()).pieces[-1] == ("answer", "Norway")
+
+
+def test_a_second_question_waits_its_turn_and_too_many_are_refused(tokenizer):
+    chat = answering(tokenizer, times=web.MAX_WAITING)
+    chat.retriever = gate = Gated()
+    app = web.make_chat_app(chat, "x")
+
+    async def scene() -> list[Request]:
+        requests = [ask(app, f"Question {n}?") for n in range(web.MAX_WAITING)]
+        tasks = [asyncio.create_task(requests[0].run())]
+        await asyncio.to_thread(gate.waits.wait, 60)
+        for request in requests[1:]:
+            tasks.append(asyncio.create_task(request.run()))
+            while not request.parts:
+                await asyncio.sleep(0)
+        late = await ask(app, "Late?").run()
+        gate.goes_on.set()
+        await asyncio.gather(*tasks)
+        return [*requests, late]
+
+    first, *others, late = asyncio.run(scene())
+    assert first.pieces[0][0] == "policy" and late.status == 503 and b"ask again later" in late.parts[0]
+    for number, other in enumerate(others, start=1):
+        assert other.pieces[0] == ("waiting", f"{number} before this one")
+        assert other.pieces[-1] == ("answer", "Norway")
+
+
+def test_a_client_that_goes_away_stops_its_answer(tokenizer):
+    chat = answering(tokenizer, times=2)
+    chat.retriever = gate = Gated()
+    app = web.make_chat_app(chat, "x")
+
+    async def scene() -> tuple[Request, Request]:
+        gone, next_one = ask(app, "First?"), ask(app, "Second?")
+        task = asyncio.create_task(gone.run())
+        await asyncio.to_thread(gate.waits.wait, 60)
+        gone.leaves.set()
+        await task
+        gate.goes_on.set()
+        await next_one.run()
+        return gone, next_one
+
+    gone, next_one = asyncio.run(scene())
+    assert "answer" not in dict(gone.pieces)
+    assert next_one.pieces[-1] == ("answer", "Norway")
+    said = "".join(text for kind, text in next_one.pieces if kind == "policy")
+    assert not said.startswith("<think>")  # it goes on where the first broke off
+
+
+def test_clients_that_go_away_while_they_wait_leave_the_line(tokenizer):
+    chat = answering(tokenizer, times=2)
+    chat.retriever = gate = Gated()
+    app = web.make_chat_app(chat, "x")
+
+    async def scene() -> tuple[Request, Request]:
+        first, *gone = (ask(app, f"Question {n}?") for n in range(web.MAX_WAITING))
+        tasks = [asyncio.create_task(first.run())]
+        await asyncio.to_thread(gate.waits.wait, 60)
+        for request in gone:
+            tasks.append(asyncio.create_task(request.run()))
+            while not request.parts:
+                await asyncio.sleep(0)
+            request.leaves.set()
+        await asyncio.gather(*tasks[1:])
+        tasks.append(asyncio.create_task((late := ask(app, "Late?")).run()))
+        while not late.parts:
+            await asyncio.sleep(0)
+        gate.goes_on.set()
+        await asyncio.gather(*tasks)
+        return first, late
+
+    first, late = asyncio.run(scene())
+    assert late.status == 200 and late.pieces[0] == ("waiting", "1 before this one")
+    assert first.pieces[-1] == late.pieces[-1] == ("answer", "Norway")
+
+
+def test_a_port_that_is_taken_is_told():
+    with listen("127.0.0.1", free_port()) as taken, pytest.raises(UserError, match="name another --port"):
+        listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(UserError, match="name another --port"):
+        listen("127.0.0.1", 70_000)
+
+
+def test_the_command_serves_until_ctrl_c(tmp_path):
+    """As a user starts it: the flags, a corpus of texts, the tiny base."""
+    (tmp_path / "oslo.md").write_text("Oslo is the capital of Norway.")
+    command = [sys.executable, "eval.py", "--web", "--model", "tiny", "--methods", "rag", "--corpus", str(tmp_path)]
+    command += ["--port", str(port := free_port())]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = next(line for line in process.stdout if "http" in line)
+    assert line == f"open http://127.0.0.1:{port}/ in a browser; stop with Ctrl-C\n"
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/ask", '{"question": "Where is Oslo?"}', {"Content-Type": "application/json"})
+    pieces = [json.loads(line) for line in connection.getresponse()]
+    assert "capital of Norway" in pieces[0]["text"] and pieces[-1]["kind"] == "answer"
+    connection.close()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and out == ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def served(chat):
+    """The page on a port of its own; gives its address."""
+    listener = listen("127.0.0.1", free_port())
+    server = web.make_server(web.make_chat_app(chat, "a <b>run</b> \u202e"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM}")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=str(CHROMIUM), args=SWITCHES)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A phone's page that ends in failure if it asks another server, runs foreign code or reports an error."""
+    context = browser.new_context(viewport={"width": 360, "height": 640})
+    page, faults = context.new_page(), []
+    page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith("http://127.0.0.1:") else faults.append(asked.url))
+    yield page
+    context.close()
+    assert faults == []
+
+
+def test_the_page_shows_hostile_text_as_text(page, tokenizer):
+    """Question, policy and passage are hostile in turn; what stands on the page is what `plain` makes of it."""
+    chat = answering(tokenizer, OSLO, limits=WIDE)
+    with served(chat) as address:
+        page.goto(address)
+        page.locator("#about:not(:empty)").wait_for()
+        assert page.locator("#about").text_content() == r"a <b>run</b> \u202e"
+        short = [fragment[:150] for fragment in FRAGMENTS.values()]
+        for number, start in enumerate(range(0, len(short), 10)):
+            hostile = "\n".join(short[start : start + 10])
+            passage, text = Passage("0", hostile[:60], hostile), f"{SEARCH} {hostile}\n"
+            said = [*tokenizer(text)["input_ids"], *tokenizer("<answer> x </answer>")["input_ids"]]
+            chat.retriever.passages, chat.policy.ids = (passage,), iter(said)
+            told: list[tuple[str, str]] = []
+            chat.answer("Who?", lambda *piece, told=told: told.append(piece))
+            chat.policy.ids = iter(said)
+            page.fill("#question", f"<img src=x onerror=alert({number})>?")
+            page.press("#question", "Enter")
+            article = page.locator("article").nth(number)
+            article.locator(".answer, .error").wait_for()
+            for kind in ("policy", "observation"):
+                shown = "".join(article.locator(f".{kind} pre").all_text_contents())
+                wanted = "".join(text for writer, text in told if writer == kind)
+                assert "".join(shown.split()) == "".join(wanted.split())
+        tags = page.evaluate("[...new Set([...document.querySelectorAll('main *')].map((node) => node.tagName))]")
+        assert sorted(tags) == ["ARTICLE", "B", "H2", "P", "PRE", "SECTION"]
+        assert not unsafe(page.locator("main").text_content())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_refusal_of_the_web_servers_own_is_shown(page, tokenizer):
+    with served(answering(tokenizer)) as address:
+        page.goto(address)
+        page.evaluate("window.fetch = async () => new Response('Service Unavailable', { status: 503 })")
+        page.fill("#question", "Who?")
+        page.press("#question", "Enter")
+        page.locator("article .error").wait_for()
+        assert page.locator("article .error").text_content() == "Service Unavailable"
+
+
+def test_a_picture_of_the_page_is_taken_as_for_the_manual(browser, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from screenshots_chat import shoot_chat
+
+    with served(answering(tokenizer, OSLO)) as address:
+        taken = shoot_chat(browser, address, "Where is Oslo?", tmp_path / "chat.png", 390, 844, "dark")
+    for picture in (taken, ROOT / "docs" / "chat.png", ROOT / "docs" / "chat_phone.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG") and 5_000 < picture.stat().st_size < 200_000
+
+
+def test_the_page_is_used_by_keyboard_stops_and_goes_on(page, tokenizer):
+    chat = answering(tokenizer, times=2)
+    chat.retriever = gate = Gated()
+    with served(chat) as address:
+        page.goto(address)
+        page.keyboard.type("First?")  # the field has the focus
+        page.keyboard.press("Enter")
+        page.locator(".policy pre").wait_for()
+        assert gate.waits.wait(60) and page.locator("#send").is_disabled()
+        page.keyboard.press("Escape")
+        page.get_by_text("Stopped.", exact=True).first.wait_for()
+        gate.goes_on.set()
+        page.keyboard.type("Second?")
+        page.keyboard.press("Enter")
+        page.locator("article").nth(1).locator(".answer").wait_for()
+        assert page.locator("#status").text_content() == "Answered." and page.locator("#stop").is_disabled()
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.emulate_media(color_scheme="dark")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light

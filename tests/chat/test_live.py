@@ -1,0 +1,107 @@
+"""What --ask, --chat and --web answer with: whose passages, which engine, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.files import write_lines
+
+from searchr1_mini.chat import live
+from searchr1_mini.chat.live import live_retriever, plan_live
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.evaluation.plan import cell_settings
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import flat, make
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run import task
+from searchr1_mini.storage import checkpoint
+
+HOTPOTQA = {"dataset": "hotpotqa"}
+
+
+def save_run(folder: Path, **options) -> str:
+    """A run's folder as train.py leaves it, but for what is in the files of its checkpoint."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(flat(resolve(make(TrainConfig, **options)))))
+    checkpoint.save_checkpoint(folder, 5, lambda path: (path / "model").write_text("weights"))
+    return str(folder)
+
+
+def found(config: EvalConfig, query: str) -> list[Passage]:
+    row, column = plan_live(config, "--chat")
+    hits = live_retriever(row, cell_settings(config, row, column), column).search([query], 1)[0]
+    return [hit.passage for hit in hits]
+
+
+@pytest.fixture
+def corpus(tmp_path) -> str:
+    rows = [{"id": "0", "contents": "Oslo\nIn Norway."}, {"id": "1", "contents": "Bern\nx"}]
+    return write_lines(tmp_path / "c.jsonl", rows)
+
+
+def no_questions(*_):
+    raise AssertionError("questions of a data set were read")
+
+
+@pytest.mark.parametrize("settings", [{}, HOTPOTQA, HOTPOTQA | {"retriever": "http", "retriever_url": "http://x:1"}])
+def test_a_run_searches_a_corpus_of_the_users_own_whatever_it_was_trained_on(tmp_path, corpus, monkeypatch, settings):
+    monkeypatch.setattr(task, "load_examples", no_questions)
+    config = EvalConfig(run=save_run(tmp_path / "a", **settings), chat=True, corpus=corpus)
+    assert [passage.title for passage in found(config, "Oslo")] == ["Oslo"]
+
+
+def test_a_hub_model_searches_a_corpus_without_the_hub(corpus, monkeypatch):
+    monkeypatch.setattr(task, "load_examples", no_questions)
+    config = EvalConfig(model="Qwen2.5-3B", chat=True, corpus=corpus, retriever="bm25s")
+    assert [passage.title for passage in found(config, "Oslo")] == ["Oslo"]
+
+
+def test_without_a_corpus_a_run_searches_what_it_was_trained_on(tmp_path):
+    (passage,) = found(EvalConfig(run=save_run(tmp_path / "a"), chat=True), "mayor")
+    assert passage.title
+
+
+def test_a_method_without_search_needs_no_passages(monkeypatch):
+    monkeypatch.setattr(live, "load_corpus", no_questions)
+    assert found(EvalConfig(model="Qwen2.5-3B", chat=True, methods="direct"), "Oslo") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ask": "Who?"}, "--ask does nothing with --chat"),
+        ({"web": True}, "--web does nothing with --chat"),
+        ({"port": 80}, "--port does nothing with --chat"),
+        ({"limit": 3}, "--limit does nothing with --chat"),
+        ({"output_dir": "x"}, "--output-dir does nothing with --chat"),
+        ({"train": True}, "--train does nothing with --chat"),
+        ({"methods": "rag,cot"}, "one method, one run and one corpus"),
+        ({"retriever": "oracle"}, "leave out oracle"),
+        ({"corpus": "c", "world_seed": 3}, "--world-seed does nothing with passages of your own"),
+        ({"corpus": "c", "data_path": "q.jsonl"}, "--data-path does nothing"),
+        ({"corpus": "c", "methods": "direct"}, "--corpus does nothing with direct, without a search"),
+        ({"methods": "direct", "topk": 2}, "leave out --topk"),
+        ({"corpus": "c", "retriever": "empty"}, "--corpus does nothing with --retriever empty"),
+        ({"corpus": "c", "retriever": "http", "retriever_url": "http://x:1"}, "--corpus does nothing with --retr"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_does_nothing_is_refused(options, told):
+    with pytest.raises(UserError, match=told):
+        plan_live(EvalConfig(model="tiny", chat=True, **options), "--chat")
+
+
+@pytest.mark.parametrize(("options", "told"), [({"port": 80}, "add --web"), ({"colour": "always"}, "add --ask or")])
+def test_what_a_table_does_not_read_is_refused(options, told):
+    with pytest.raises(UserError, match=told):
+        evaluate_command(EvalConfig(model="tiny", **options))
+
+
+@pytest.mark.parametrize(("options", "told"), [({"colour": "never"}, "--colour"), ({"host": "0.0.0.0"}, "ssh -L")])
+def test_what_the_page_does_not_read_is_refused(options, told):
+    with pytest.raises(UserError, match=told):
+        plan_live(EvalConfig(model="tiny", web=True, **options), "--web")

@@ -1,0 +1,163 @@
+"""A GGUF file as a base: unpacked once, to the numbers that transformers itself reads; then it goes as any other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.faults import config_of, sentence_of
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.export import main as export
+from searchr1_mini.models import gguf_base
+from searchr1_mini.models.prompting import prompt_ids
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.run import preflight
+from searchr1_mini.run.training import train
+from searchr1_mini.storage.checkpoint import latest_checkpoint
+
+gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
+
+DAY = date(2026, 1, 1)
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
+HIDDEN, HEADS, KV_HEADS, LAYERS, MIDDLE = 32, 4, 2, 2, 64
+SIZES = {
+    "attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // 2, HIDDEN), "attn_v": (HIDDEN // 2, HIDDEN),
+    "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (MIDDLE, HIDDEN), "ffn_up": (MIDDLE, HIDDEN),
+    "ffn_down": (HIDDEN, MIDDLE),
+}  # fmt: skip
+SHORT = {"dataset": "world", "template": "short", "max_total_tokens": 400, "max_observation_tokens": 64}
+
+
+def write_gguf(path: Path, tokenizer, architecture: str = "llama", seed: int = 0) -> Path:
+    """A random llama of two layers, with the tokenizer and a chat template in its metadata."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(2048)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(MIDDLE)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokenizer))
+    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    added = tokenizer.get_added_vocab()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in added else 1 for token in tokens])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_chat_template(TEMPLATE)
+    random = np.random.default_rng(seed)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, random.normal(0, 0.3, shape).astype(np.float32))
+
+    add("token_embd.weight", len(tokens), HIDDEN)
+    for layer in range(LAYERS):
+        for name, shape in SIZES.items():
+            add(f"blk.{layer}.{name}.weight", *shape)
+        for norm in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(HIDDEN, np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, tokenizer) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "small.gguf", tokenizer)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+def test_it_is_unpacked_once_to_what_transformers_reads(file, capsys):
+    folder = resolve_model(str(file))
+    assert capsys.readouterr().err.startswith("unpacking small.gguf")
+    assert resolve_model(str(file)) == resolve_model(str(file.parent)) == folder
+    assert "unpacking" not in capsys.readouterr().err
+    wanted = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    found = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(5, 30)[None]
+    assert torch.equal(found(ids).logits, wanted(ids).logits)
+    own, read = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    assert own.chat_template == TEMPLATE and own.get_vocab() == read.get_vocab()
+    assert prompt_ids("Who is it?", own, DAY) == prompt_ids("Who is it?", read, DAY)
+    assert preflight.load_shape(folder).layers == LAYERS
+    assert str(file.parent) not in "".join(path.read_text() for path in Path(folder).glob("*.json"))
+
+
+@pytest.mark.parametrize("settings", [{"load_in_4bit": True}, {"lora_rank": 0}])
+def test_it_is_trained_resumed_evaluated_and_exported(file, tmp_path, settings):
+    settings = {"model": str(file), "load_in_4bit": False} | settings | SHORT
+    for steps, resume in ((1, False), (2, True)):
+        run = train(config_of(tmp_path / "run", **settings, steps=steps, resume=resume))
+    evaluate_command(EvalConfig(run=str(run), limit=2, output_dir=str(tmp_path / "eval")))
+    export([str(run), "--dtype", "float32"])
+    merged = load_file(run / "export" / "merged" / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(run / "export" / "merged")
+    assert merged and "quantization_config" not in model.config.to_dict()
+    for card in (run / "export").glob("*/README.md"):
+        assert "| base | small.gguf |" in card.read_text() and str(file.parent) not in card.read_text()
+    for config in (run / "export").glob("adapter/adapter_config.json"):
+        assert json.loads(config.read_text())["base_model_name_or_path"] == "small.gguf"
+    assert latest_checkpoint(run).name == "step-000002"
+
+
+def test_another_file_of_the_same_name_is_another_base(file, tmp_path, tokenizer, capsys):
+    run = train(config_of(tmp_path / "run", model=str(file), load_in_4bit=False, **SHORT, steps=1))
+    other = write_gguf(tmp_path / "small.gguf", tokenizer, seed=1)
+    (model,) = (run / "checkpoints").glob("step-*/model")
+    told = sentence_of(
+        capsys, evaluate_command,
+        EvalConfig(
+            model=str(other), adapter=str(model), limit=2, datasets="world", output_dir=str(tmp_path / "eval"),
+            max_total_tokens=2048,
+        ),
+    )  # fmt: skip
+    assert "trained on another base" in told and "other weights" in told
+
+
+def test_what_cannot_be_read_is_told_in_a_sentence(file, tmp_path, tokenizer, capsys, monkeypatch):
+    several = tmp_path / "several"
+    several.mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        shutil.copy(file, several / name)
+    content = file.read_bytes()
+    files = {
+        "cut.gguf": content[: len(content) // 2], "header.gguf": content[:200], "empty.gguf": b"",
+        "page.gguf": b"<html>not found</html>", "m-00001-of-00003.gguf": content, "mmproj-m.gguf": content,
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    write_gguf(tmp_path / "unknown.gguf", tokenizer, architecture="nosuch")
+    told = {
+        "nowhere.gguf": "there is no file", "several": "a.gguf, b.gguf); name one", "cut.gguf": "damaged, or cut",
+        "header.gguf": "damaged, or cut", "empty.gguf": "no GGUF file", "page.gguf": "no GGUF file",
+        "m-00001-of-00003.gguf": "one part of several", "mmproj-m.gguf": "image part", "unknown.gguf": "cannot load",
+    }  # fmt: skip
+    for name, sentence in told.items():
+        assert sentence in sentence_of(capsys, resolve_model, str(tmp_path / name)), name
+    monkeypatch.setattr(gguf_base, "find_spec", lambda name: None)
+    other = write_gguf(tmp_path / "other.gguf", tokenizer, seed=2)
+    assert '".[gguf]"' in sentence_of(capsys, resolve_model, str(other))
+    assert not list(gguf_base.cache_folder().glob(".unpacking-*"))

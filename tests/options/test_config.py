@@ -1,0 +1,359 @@
+"""The command line at the real boundary, and what each combination of options resolves to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.paths import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.export import ExportConfig
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import PRESETS, REAL, TINY
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import flat, get, hints_of, make, options_of, section_of, with_options
+from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.resolve import resolve, resolve_model, saved_config, world_hops_list
+from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.storage.files import write_json_atomic
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def parsed(*arguments: str) -> TrainConfig:
+    return parse(TrainConfig, "train.py", "", arguments)
+
+
+@pytest.mark.parametrize(("script", "config"), [("train.py", TrainConfig), ("eval.py", EvalConfig)])
+def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
+    shown = run(script, "--help")
+    assert shown.returncode == 0
+    for name, option in options_of(config).items():
+        section = section_of(config).get(name) or option.metadata["group"]
+        assert "--" + name.replace("_", "-") in shown.stdout
+        assert f"{section.replace('_', '-')} options" in shown.stdout
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", script, "--help"], capture_output=True, text=True, cwd=ROOT
+    ).stderr
+    assert "tyro" in imported
+    for heavy in ("torch", "transformers", "numpy", "datasets"):
+        assert f"| {heavy}\n" not in imported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--learnig-rate", "1"], "did you mean --learning-rate?"),
+        (["--model", "Qwen2.5-3"], "did you mean Qwen2.5-3B?"),
+        (["--model", "./nowhere"], "there is no folder"),
+        (["--dataset", "hotpot"], "did you mean hotpotqa?"),
+        (["--preset", "12g"], "did you mean 12gb?"),
+        (["--steps", "0"], "--steps 0: it must be at least 1"),
+        (["--temperature", "0"], "--temperature 0.0: it must be above 0"),
+        (["--resume"], "--output-dir"),
+        (["--retriever", "http"], "--retriever-url"),
+        (
+            ["--retriever-url", "http://x"],
+            "it needs --retriever http or milvus",
+        ),
+        (["--retriever", "milvus"], "a path that ends in .db"),
+        (["--retriever", "http", "--retriever-url", "http://x", "--stemming"], "--stemming does nothing"),
+        (["--retriever", "dense", "--no-stop-words"], "--stop-words does nothing with --retriever dense"),
+        (["--retriever", "bm25s", "--dense-index", "hnsw"], "it needs --retriever dense or hybrid"),
+        (["--retriever", "oracle", "--reranker", "m"], "--reranker does nothing with --retriever oracle"),
+        (["--method", "r1", "--stemming"], "trains without a search engine; leave out --stemming"),
+        (["--corpus", "x.jsonl"], "--corpus does not go with --dataset world"),
+        (["--data-path", "x.jsonl"], "--data-path does not go with --dataset world"),
+        (["--model", "Qwen2.5-3B", "--world-hops", "1"], "need --dataset world"),
+        (["--world-hops", "1,5"], "numbers from 1 to 3"),
+        (["--world-hops", "1,1"], "numbers from 1 to 3"),
+        (["--load-in-4bit", "--lora-rank", "0"], "--lora-rank"),
+        (["--max-new-tokens", "700"], "--max-total-tokens 640"),
+        (["--mini-batches", "17"], "--questions-per-step 16"),
+        (["--clip-eps", "0.3", "--clip-eps-high", "0.2"], "--clip-eps-high"),
+        (["--gamma", "0.9"], "--gamma does nothing with --algorithm grpo"),
+        (["--algorithm", "ppo", "--no-normalize-std"], "--normalize-std does nothing with --algorithm ppo"),
+        (["--algorithm", "ppo", "--llds-coef", "0.1"], "--llds-coef"),
+        (["--algorithm", "ppo", "--gae-lambda", "1.5"], "must be at most 1"),
+        (["--group-size", "1", "--dynamic-sampling", "2"], "raise --group-size"),
+        (["--group-size", "1", "--baseline", "leave-one-out"], "--baseline none"),
+        (["--reward", "f2"], "did you mean f1?"),
+        (["--model", "Qwen2.5-3B", "--world-noise", "3"], "--world-noise need --dataset world"),
+        (["--method", "r1", "--retriever", "bm25"], "without a search engine"),
+        (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
+        (["--preset"], "--preset needs a value"),
+        (["--steps", "many"], "--steps many: it must be a whole number"),
+        (["--steps", "--seed", "1"], "--steps needs a value"),
+        (["--model="], "--model needs a value"),
+        (["--device", "gpu"], "--device gpu: it must be one of auto, cpu, cuda, mps"),
+        (["--learning-rate", "inf"], "--learning-rate inf: it must be a finite number"),
+        (["--resume=True"], "--resume is a switch and takes no value"),
+        (["--no-steps"], "did you mean --steps?"),
+        (["steps", "4"], "unexpected argument 'steps'"),
+        (["--method", "r1", "--topk", "5"], "--topk"),
+        (["--algorithm", "sft", "--retriever", "oracle"], "--algorithm sft trains without a search engine"),
+        (["--algorithm", "sft", "--method", "r1"], "leave out --method"),
+        (["--algorithm", "rejection-sampling", "--kl-coef", "0.1"], "--kl-coef does nothing"),
+        (["--demonstration-questions", "5"], "needs --algorithm sft or rejection-sampling"),
+        (["--clip-eps", "1"], "--clip-eps 1.0: it must be below 1"),
+        (["--max-observation-tokens", "640"], "--max-total-tokens 640"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(arguments, told):
+    result = run("train.py", *arguments)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_no_gpu_is_told():
+    result = run("train.py", "--device", "mps" if sys.platform != "darwin" else "cuda")
+    assert result.returncode == 2 and "--device auto" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_underscores_are_accepted():
+    assert parsed("--learning_rate", "0.5", "--no_mask_observations") == parsed(
+        "--learning-rate", "0.5", "--no-mask-observations"
+    )
+
+
+def test_switches_that_are_open_by_default_take_three_forms():
+    assert parsed("--load-in-4bit").weights.load_in_4bit is True
+    assert parsed("--no-load_in_4bit").weights.load_in_4bit is False
+    assert parsed("--load-in-4bit", "False").weights.load_in_4bit is False
+    assert parsed().weights.load_in_4bit is None
+
+
+def test_flags_go_over_yaml_over_presets(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("lora-rank: 7\nrollout_batch_size: 3\n")
+    config = parsed("--preset", "12gb", "--config", str(file), "--rollout-batch-size", "5")
+    assert (config.weights.lora_rank, config.rollout.rollout_batch_size) == (7, 5)
+    assert config.optimization.tokens_per_micro_batch == PRESETS["12gb"]["tokens_per_micro_batch"]
+    file.write_text("lora_rnk: 7\n")
+    with pytest.raises(UserError, match="did you mean lora_rank"):
+        parsed("--config", str(file))
+
+
+def test_yaml_values_take_the_type_of_their_option(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("learning_rate: 3e-5\nworld_hops: 2\ntensorboard: off\nload_in_4bit: false\nlora_rank: null\n")
+    config = parsed("--preset", "12gb", "--config", str(file))
+    assert (config.optimization.learning_rate, config.data.world_hops, config.logging.tensorboard) == (3e-5, "2", False)
+    assert config.weights.load_in_4bit is False and config.weights.lora_rank is None
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("steps: many", "steps many: it must be a whole number"),
+        ("steps: 2.5", "steps 2.5: it must be a whole number"),
+        ("steps: true", "steps True: it must be a whole number"),
+        ("device: gpu", "must be one of auto"),
+        ("tensorboard: 3", "tensorboard 3: it must be True or False"),
+        ("model:", "model needs a value"),
+        ("world_hops: [1, 2]", "must be a single value"),
+        ("- steps", "must hold `option: value` lines"),
+        ("steps: [", "cannot read --config"),
+    ],
+)
+def test_a_yaml_value_of_the_wrong_type_is_refused_in_one_sentence(line, told, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(line)
+    result = run("train.py", "--config", str(file))
+    assert result.returncode == 2 and told in result.stderr and str(file) in result.stderr
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def exit_of(command, capsys) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        run_command(command)
+    return left.value.code, capsys.readouterr().err
+
+
+def test_running_out_of_memory_names_the_flags_that_save_it(capsys):
+    code, told = exit_of(lambda: torch.empty(1 << 55), capsys)
+    assert code == 2 and told.count("\n") == 1
+    for flag in ("--tokens-per-micro-batch", "--rollout-batch-size", "--max-total-tokens", "--preset 12gb"):
+        assert flag in told
+
+
+def test_ctrl_c_exits_with_130_and_a_bug_keeps_its_traceback(capsys):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_of(interrupt, capsys)[0] == 130
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: Path("no such file").read_text())
+
+
+def test_open_values_are_resolved_per_model():
+    tiny, real = resolve(TrainConfig()), resolve(make(TrainConfig, model="Qwen2.5-3B"))
+    assert all(get(tiny, name) == value for name, value in TINY.items())
+    assert all(get(real, name) == value for name, value in REAL.items())
+    assert real.optimization.learning_rate == 2e-5 and real.weights.lora_alpha == 64
+    assert real.objective.clip_eps_high == 0.2
+    full = resolve(make(TrainConfig, model="Qwen2.5-3B", lora_rank=0))
+    assert full.optimization.learning_rate == 1e-6 and full.weights.load_in_4bit is False
+    ppo = resolve(make(TrainConfig, algorithm="ppo"))
+    assert (ppo.optimization.group_size, ppo.objective.kl_estimator, tiny.objective.kl_estimator) == (1, "k1", "k3")
+    assert ppo.ppo.critic_learning_rate > 0
+    assert tiny.data.world_hops == "1,2" and world_hops_list(tiny) == [1, 2]
+    assert None not in [value for name, value in flat(tiny).items() if name not in UNSET]
+
+
+UNSET = {
+    "bug",
+    "output_dir",
+    "date",
+    "data_path",
+    "corpus",
+    "retriever_url",
+    "importance_cap",
+    "critic_learning_rate",
+} | {
+    "memory_limit",
+    "demonstration_questions",
+    "reranker",
+    "demonstrations",
+    "cold_start_learning_rate",
+    "cold_start_multi_hop",
+    "init",
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_fits_together(preset):
+    resolve(parsed("--model", "Qwen2.5-3B", "--preset", preset))
+
+
+def test_the_papers_ppo_differs_from_its_grpo_where_the_paper_does():
+    grpo, ppo = (resolve(parsed("--model", "Qwen2.5-3B", "--preset", name)) for name in ("paper", "paper-ppo"))
+    assert (grpo.run.algorithm, grpo.optimization.group_size) == ("grpo", 5)
+    assert (ppo.run.algorithm, ppo.optimization.group_size) == ("ppo", 1)
+    assert ppo.optimization.learning_rate == 1e-6
+    assert (ppo.ppo.critic_learning_rate, ppo.ppo.critic_warmup_steps) == (1e-5, 8)
+    assert ppo.optimization.questions_per_step == grpo.optimization.questions_per_step == 512
+
+
+@pytest.mark.parametrize(("flags", "rate"), [([], 1e-4), (["--lora-rank", "0"], 1e-5)])
+def test_the_critics_rate_follows_what_is_trained(flags, rate):
+    assert resolve(parsed("--model", "Qwen2.5-3B", "--algorithm", "ppo", *flags)).ppo.critic_learning_rate == rate
+
+
+def test_models_by_every_name(tmp_path):
+    assert resolve_model("Qwen2.5-7B-Instruct") == "Qwen/Qwen2.5-7B-Instruct"
+    others = {
+        "SmolLM2-135M-Instruct": "HuggingFaceTB", "SmolLM2-1.7B": "HuggingFaceTB", "Qwen3-0.6B": "Qwen",
+        "Qwen3-4B-Base": "Qwen", "Llama-3.2-1B": "meta-llama", "Llama-3.2-3B-Instruct": "meta-llama",
+    }  # fmt: skip
+    assert all(resolve_model(name) == f"{owner}/{name}" for name, owner in others.items())
+    assert resolve_model("someone/some-model") == "someone/some-model"
+    assert resolve_model(str(tmp_path)) == str(tmp_path)
+    assert (Path(resolve_model("tiny")) / "config.json").is_file()
+
+
+@given(
+    model=st.sampled_from(["tiny", "Qwen2.5-3B"]),
+    method=st.sampled_from(["search-r1", "r1"]),
+    lora_rank=st.none() | st.integers(0, 64),
+    steps=st.integers(1, 99),
+    learning_rate=st.none() | st.floats(1e-6, 1),
+    clip_eps=st.floats(0.01, 0.99),
+    normalize_std=st.booleans(),
+    loss_aggregation=st.sampled_from(["token", "sequence"]),
+)
+def test_a_resolved_config_survives_json_and_resolving_again(**given_values):
+    assert_settled(given_values)
+
+
+@given(
+    model=st.sampled_from(["tiny", "Qwen2.5-3B"]),
+    algorithm=st.sampled_from(["ppo", "sft", "rejection-sampling"]),
+    lora_rank=st.none() | st.integers(0, 64),
+    demonstration_questions=st.none() | st.integers(1, 99),
+)
+def test_so_does_one_of_every_algorithm(demonstration_questions, **given_values):
+    only_of_imitation = (
+        {} if given_values["algorithm"] == "ppo" else {"demonstration_questions": demonstration_questions}
+    )
+    assert_settled(given_values | only_of_imitation)
+
+
+def assert_settled(given_values):
+    config = resolve(make(TrainConfig, **given_values))
+    again = make(TrainConfig, **json.loads(json.dumps(flat(config))))
+    assert again == config == resolve(again)
+    kept = {name: value for name, value in given_values.items() if value is not None}
+    assert {name: get(config, name) for name in kept} == kept
+
+
+@given(
+    steps=st.none() | st.integers(1, 10**6),
+    learning_rate=st.none() | st.floats(1e-9, 1),
+    load_in_4bit=st.none() | st.booleans(),
+    resume=st.booleans(),
+    device=st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+    as_underscores=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)  # tyro builds its parser anew each time
+def test_flags_say_what_the_fields_hold(as_underscores, **values):
+    words = []
+    for name, value in values.items():
+        spelled = name if as_underscores else name.replace("_", "-")
+        if name == "resume":
+            words += ["--resume" if value else "--no-resume"]
+        elif value is not None:
+            words += [f"--{spelled}", str(value)]
+    assert parsed(*words) == make(TrainConfig, **values)
+
+
+@pytest.mark.parametrize("config", [TrainConfig, EvalConfig])
+def test_every_option_is_documented(config):
+    for name, option in options_of(config).items():
+        assert len(option.metadata["help"]) > 5, name
+
+
+def test_the_manual_names_every_option_and_preset():
+    manual = (ROOT / "docs" / "cli.md").read_text()
+    configs = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig)
+    for name in (name for config in configs for name in options_of(config)):
+        assert f"`--{name.replace('_', '-')}`" in manual, name
+    for preset, values in PRESETS.items():
+        row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))
+        for name, value in values.items():
+            bare = {False: f"`--no-{name}`", True: f"`--{name}`"} if hints_of(TrainConfig)[name] is bool else {}
+            told = bare.get(value) or (f"`--no-{name}`" if value is False else f"`--{name} {value}`")
+            assert told.replace("_", "-") in row, (preset, name)
+
+
+def test_a_run_goes_on_with_its_own_options_under_flags(tmp_path):
+    """Whatever was asked for when it began, `--resume` without a flag asks for the same."""
+    began = resolve(parsed("--reward", "f1", "--learning-rate", "1e-4", "--no-mask-observations", "--kl-coef", "0.05"))
+    write_json_atomic(tmp_path / "config.json", flat(began) | {"git_commit": None, "output_dir": "elsewhere"})
+    words = ["--resume", "--output-dir", str(tmp_path), "--steps", "50"]
+    base = saved_config(tmp_path)
+    config = resolve(parse(TrainConfig, "train.py", "", words, base=base))
+    assert config == with_options(began, resume=True, output_dir=str(tmp_path), steps=50)
+    with pytest.raises(UserError, match="holds no run"):
+        saved_config(tmp_path / "nowhere")
+
+
+def test_a_reader_that_leaves_gets_no_traceback():
+    code = "from searchr1_mini.options.outcome import run_command\n"
+    code += "run_command(lambda: [print('x' * 9999) for _ in range(999)])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141

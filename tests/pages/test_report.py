@@ -1,0 +1,142 @@
+"""What a run leaves to read: metrics that survive a kill, text that cannot forge markup or escape codes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from helpers.guards import Tags
+from helpers.report_runs import SUMMARY, fill_run, trajectory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.pages.charts import spread, ticks
+from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
+from searchr1_mini.run.log import (
+    Tracker,
+    render_trajectory,
+    summary_table,
+    truncate_metrics,
+)
+from searchr1_mini.storage.files import read_jsonl, read_metrics
+from searchr1_mini.storage.printable import plain
+
+
+def test_metrics_are_one_valid_object_a_step(tmp_path):
+    fill_run(tmp_path)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["kl"] is None and rows[0]["reward"] == pytest.approx(1 / 3)
+
+
+def test_a_torn_line_and_later_steps_are_dropped_on_resume(tmp_path):
+    fill_run(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "rew')
+    truncate_metrics(path, 2)
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2]
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    with Tracker(tmp_path, 1, 1, True, False, {}, "r") as tracker:
+        tracker.log(1, {"reward": 0.5})
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_missing_logger_is_told(tmp_path):
+    with pytest.raises(UserError, match="pip install wandb"):
+        Tracker(tmp_path, 1, 1, False, True, {}, "r")
+
+
+def test_the_report_holds_the_run_and_asks_for_nothing(tmp_path):
+    fill_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+    tags = Tags()
+    tags.feed(page)
+    names = [tag for tag, _ in tags.tags]
+    assert names.count("polyline") >= len(METRICS) - 1
+    assert names.count("script") == 2 and not {"img", "link", "iframe", "object"} & set(names)
+    attributes = {name for _, pairs in tags.tags for name, _ in pairs}
+    assert not {"src", "href", "action", "style"} & attributes - {"href"} and not any(
+        n.startswith("on") for n in attributes
+    )
+    assert [dict(pairs)["href"] for tag, pairs in tags.tags if tag == "a"] == ["#trajectories"]
+    assert "world-2hop (10)" in tags.text and "0.250" in tags.text
+    assert all(METRICS[key][2] in tags.text for key in METRICS if key != "kl")
+    assert "k3" not in METRICS["kl"][2]  # k1 and k2 stand in the same log
+
+
+def test_a_report_of_a_young_run_is_written(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert "Trajectories" in write_report(tmp_path / "run").read_text()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"st')
+    assert "<polyline" in write_report(tmp_path / "run").read_text()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.text(max_size=40) | st.sampled_from(["</pre><script>x</script>", "\"'><b onload=x>", "&lt;", "<!--", "]]>"])
+)
+def test_no_text_forges_markup(tmp_path_factory, text):
+    run_dir = tmp_path_factory.mktemp("run")
+    counts = []
+    for content in ("hello", text):
+        fill_run(run_dir, content)
+        (run_dir / "metrics.jsonl").unlink()
+        tags = Tags()
+        tags.feed(write_report(run_dir).read_text())
+        counts.append(tags.tags)
+    assert counts[0] == counts[1]
+    assert plain(text).strip() in tags.text.replace("\r", "") or "\r" in text
+
+
+@given(st.text(max_size=60))
+def test_no_text_sends_escape_codes_to_the_terminal(text):
+    shown = render_trajectory(trajectory(text), colour=False)
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in shown)
+    assert "\x9b" not in shown
+    coloured = render_trajectory(trajectory(text), colour=True)
+    assert coloured.count("\x1b") == 8
+
+
+def test_the_picture_is_an_svg_with_both_curves(tmp_path):
+    fill_run(tmp_path)
+    picture = write_curves_svg(tmp_path, tmp_path / "curves.svg").read_text()
+    assert picture.count("<polyline") == 2 and "Searches a question" in picture
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_cover_the_range(low, span):
+    marks = ticks(low, low + span)
+    step = marks[1] - marks[0]
+    assert marks[0] <= low + 1e-6 * max(abs(low), 1) and marks[-1] >= low + span - 1e-6 * max(abs(low + span), 1)
+    assert 2 <= len(marks) <= 8 and step > 0 and all(math.isfinite(mark) for mark in marks)
+
+
+def test_labels_do_not_overlap():
+    moved = spread([10.0, 11.0, 10.5], 240)
+    assert sorted(b - a for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False))[0] >= 14
+
+
+def test_labels_of_low_lines_stay_in_the_picture():
+    assert spread([100.0, 239.0, 240.0, 238.0], 240) == [100, 226, 240, 212]
+
+
+def test_the_table_lines_up():
+    lines = summary_table({"before": SUMMARY, "after": SUMMARY}).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert "world-2hop (10)" in lines[5] and lines[5].split()[-2:] == ["0.250", "0.250"]
+
+
+def test_tensorboard_shows_a_resumed_run_once(tmp_path):
+    """What was logged after the checkpoint that the run went on from is no longer shown."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, values in ((1, [0.1, 0.2, 0.9]), (2, [0.3, 0.4])):
+        with Tracker(tmp_path, 3, first, True, False, {}, "r") as tracker:
+            for step, value in enumerate(values, start=first):
+                tracker.log(step, {"reward": value})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("reward")] == [(1, 0.1), (2, 0.3), (3, 0.4)]

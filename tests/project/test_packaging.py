@@ -1,0 +1,106 @@
+"""What keeps the repository in shape: the direction of imports, and what ships."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from helpers.paths import ROOT
+
+PACKAGE = ROOT / "searchr1_mini"
+# each room may import itself and those before it; "" is the package's root, which holds the commands
+ROOMS = [*"core storage models retrievers data options run pages evaluation chat ablations tiny".split(), ""]
+
+
+def room_of(module: Sequence[str]) -> str:
+    """The room of a dotted name, less the package's own."""
+    return module[0] if module and (PACKAGE / module[0]).is_dir() else ""
+
+
+def rooms_imported(path: Path) -> Iterator[tuple[str, str]]:
+    """(room, what is imported of it) for every import of the package's own modules, wherever it stands in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "searchr1_mini":
+            for alias in node.names:
+                module = [*node.module.split(".")[1:], alias.name]
+                if module != ["__version__"]:
+                    yield room_of(module), ".".join(module)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_those_before_it(path):
+    own = ROOMS.index(room_of(path.relative_to(PACKAGE).with_suffix("").parts))
+    assert not [imported for room, imported in rooms_imported(path) if ROOMS.index(room) > own]
+
+
+def reached_from(module: str, seen: set[str]) -> set[str]:
+    """Dotted names of the package's modules that importing one brings in, itself included."""
+    path = PACKAGE / (module.replace(".", "/") + ".py")
+    if module in seen or not path.is_file():
+        return seen
+    seen.add(module)
+    for _, imported in rooms_imported(path):
+        for name in (imported, imported.rpartition(".")[0]):
+            reached_from(name, seen)
+    return seen
+
+
+def test_the_loop_fits_a_screen_and_reaches_the_core_alone():
+    reached = reached_from("core.training", set())
+    assert len(reached) > 20 and {module.split(".")[0] for module in reached} == {"core"}
+    n_lines = {m: len((PACKAGE / (m.replace(".", "/") + ".py")).read_text().splitlines()) for m in reached}
+    assert sum(n_lines.values()) <= 3200, n_lines
+    tree = ast.parse((PACKAGE / "core" / "training.py").read_text())
+    (loop,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train_policy")
+    assert loop.end_lineno - loop.lineno + 1 <= 60
+
+
+def test_the_tiny_base_ships_and_is_small():
+    files = list((PACKAGE / "tiny_base").iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in files}
+    assert sum(file.stat().st_size for file in files) < 5_000_000
+
+
+def test_files_are_short_enough_to_read():
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path.name
+
+
+def test_the_method_can_be_read_in_an_afternoon():
+    """The reading list of docs/architecture.md is the core, each module once, and about as long as it says."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    section = page.split("## The method, in an afternoon")[1].split("## All modules")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    modules = re.findall(r"`(\w+\.py)`", "\n".join(rows))
+    assert sorted(modules) == sorted(modules_of("core"))
+    n_lines = sum(len((PACKAGE / "core" / module).read_text().splitlines()) for module in modules)
+    assert n_lines < 4000
+    for told in (section, (ROOT / "README.md").read_text()):
+        n_told, lines_told = re.search(r"(\d+) modules,\s+about\s+([\d,]+)\s+lines", told).groups()
+        assert int(n_told) == len(modules) and abs(n_lines - int(lines_told.replace(",", ""))) <= 100
+
+
+def modules_of(room: str) -> list[str]:
+    """The names of a room's files, those in folders inside included, less `__init__.py`."""
+    folder = PACKAGE / room
+    return [path.name for path in (folder.rglob if room else folder.glob)("*.py") if path.stem != "__init__"]
+
+
+def test_every_module_is_in_the_table_of_modules_once():
+    """Under its room, whose rows stand in the order of the imports."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `?(\w+)/?`? \| (`.+?`) \| .+ \|$", page.split("## All modules")[1], re.MULTILINE)
+    named: dict[str, list[str]] = {}
+    for room, modules in rows:
+        named.setdefault(room.replace("commands", ""), []).extend(re.findall(r"`([^`]+)`", modules))
+    assert list(named) == ROOMS
+    for room, modules in named.items():
+        assert sorted(modules) == sorted(modules_of(room)), room
+
+
+def test_the_page_tells_the_order_of_imports():
+    section = (ROOT / "docs" / "architecture.md").read_text().split("## Rooms")[1].split("\n## ")[0]
+    assert section.split("\n    ")[1].splitlines()[0].split() == [*ROOMS[:-1], "(commands)"]

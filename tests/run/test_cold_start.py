@@ -1,0 +1,350 @@
+"""The cold start: what scripts are made of, their form, and a run that is broken off in each of its phases."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.sessions import session_of
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.interrupt import Stopped
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.prompts import parse_action
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rewards import exact_match
+from searchr1_mini.core.rollout import rollout
+from searchr1_mini.core.training import teaches
+from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.data.scripts import (
+    Hop,
+    answer_hops,
+    own_words,
+    play_script,
+    quotation,
+    read_demonstrations,
+    supported_hops,
+    world_hops,
+    write_turns,
+)
+from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make, with_options
+from searchr1_mini.options.resolve import check_demonstrations, resolve
+from searchr1_mini.pages.report import eval_series, write_report
+from searchr1_mini.retrievers.bm25 import RankBM25
+from searchr1_mini.run import cold_start as module
+from searchr1_mini.run.cold_start import scripted_episodes
+from searchr1_mini.run.evaluations import Evaluations
+from searchr1_mini.run.log import COLD_START
+from searchr1_mini.run.methods import make_method
+from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.training import all_phases
+from searchr1_mini.storage.checkpoint import latest_checkpoint
+from searchr1_mini.storage.files import read_metrics
+
+PASSAGES = [
+    Passage("0", "Oslo Ferry", "The Oslo Ferry is a ship. It was built by Nordhavn Yard. It sails at noon."),
+    Passage("1", "Nordhavn Yard", "Nordhavn Yard lies in Grimstad. It has two docks."),
+    Passage("2", "Grimstad (town)", "Grimstad has a port."),
+    Passage("3", "Bergen Ferry", "The Bergen Ferry sails at night."),
+]
+
+
+def finder(passages, topk=3):
+    engine = RankBM25(passages)
+    return lambda query: [hit.passage for hit in engine.search([query], topk)[0]]
+
+
+def actions(turns):
+    return [(parse_action(turn).kind, parse_action(turn).content) for turn in turns]
+
+
+def test_a_script_of_the_world_follows_its_chain_and_every_search_finds_its_fact():
+    world = make_world(0, "train")
+    find, rng = finder(world.passages), random.Random(0)
+    thoughts = set()
+    for example in world_examples(world, [1, 2, 3], 60, 0):
+        hops = world_hops(world, example, find, rng)
+        if hops is None:
+            continue
+        turns = write_turns(hops, example.golden_answers[0], rng)
+        kinds = actions(turns)
+        assert [kind for kind, _ in kinds] == ["search"] * len(example.supporting) + ["answer"]
+        assert kinds[-1][1] == example.golden_answers[0]
+        for (_, query), (subject, object_) in zip(kinds, example.supporting, strict=False):
+            assert any(p.title == subject and object_ in p.text for p in find(query))
+        thoughts.add(turns[0].split("</think>")[0].split()[1:4].__str__())
+    assert len(thoughts) >= 3
+
+
+def test_a_title_that_no_one_has_named_yet_is_searched_for_after_it_was_read():
+    example = Example("x", "Where is the yard that built the Oslo Ferry?", ("Grimstad",), "own",
+                      (("Nordhavn Yard", ""), ("Oslo Ferry", "")))  # fmt: skip
+    hops = supported_hops(example, finder(PASSAGES))
+    assert [hop.query for hop in hops] == ["Oslo Ferry", "Nordhavn Yard"]
+    assert hops[0].said == "It was built by Nordhavn Yard." and hops[1].said == "Nordhavn Yard lies in Grimstad."
+
+
+def test_a_search_that_does_not_find_its_passage_is_not_shown():
+    example = Example("x", "Where is the yard that built the Oslo Ferry?", ("Grimstad",), "own",
+                      (("Oslo Ferry", ""), ("Nordhavn Yard", "")))  # fmt: skip
+    without = [passage for passage in PASSAGES if passage.title != "Nordhavn Yard"]
+    assert supported_hops(example, finder(without)) is None  # the answer is never read
+    closed = replace(example, golden_answers=("yes",))
+    assert [hop.query for hop in supported_hops(closed, finder(without))] == ["Oslo Ferry"]
+
+
+def test_own_data_is_searched_for_with_the_questions_own_words():
+    example = Example("x", "When does the Bergen Ferry sail?", ("night",), "own")
+    assert own_words(example.question) == "Bergen Ferry sail?".rstrip("?")
+    (hop,) = answer_hops(example, finder(PASSAGES))
+    assert hop.said == "The Bergen Ferry sails at night."
+    assert answer_hops(replace(example, golden_answers=("dawn",)), finder(PASSAGES)) is None
+
+
+def test_a_plan_says_how_many_searches_the_script_makes():
+    hops = [
+        Hop("the yard", "Oslo Ferry", "It was built in Nordhavn."),
+        Hop("the town", "Nordhavn", "It is in Grimstad."),
+    ]
+    for n, words in ((1, "This takes one search. I "), (2, "This takes two searches. First I ")):
+        turns = write_turns(hops[:n], "Grimstad", random.Random(0), plans=True)
+        assert turns[0].startswith(f"<think> {words}") and len(turns) == n + 1
+    assert "This takes" not in write_turns(hops, "Grimstad", random.Random(0))[0]
+
+
+def test_a_quotation_is_short_and_holds_what_is_wanted():
+    text = " ".join(f"word{n}" for n in range(300)) + " Grimstad " + " ".join(f"more{n}" for n in range(300))
+    said = quotation(Passage("0", "T", text), ["Grimstad"])
+    assert "Grimstad" in said.split() and len(said.split()) <= 40
+
+
+@pytest.mark.skipif("SEARCHR1_SHARED" not in os.environ, reason="needs SEARCHR1_SHARED, real HotpotQA questions")
+def test_most_real_hotpotqa_questions_give_a_script():
+    path = str(Path(os.environ["SEARCHR1_SHARED"]) / "data" / "hotpotqa_distractor_100.json")
+    examples = load_examples("hotpotqa", path, "all")
+    find = finder(load_corpus(None, "hotpotqa", path))
+    scripts = [hops for example in examples if (hops := supported_hops(example, find))]
+    assert len(scripts) >= 50 and sum(len(hops) > 1 for hops in scripts) >= 20
+
+
+@pytest.mark.parametrize("form", ["plain", "paper"])
+def test_a_played_episode_has_the_very_form_of_a_rollout(tmp_path, form):
+    """The turns of real rollouts, played again, give the same prompts, passages and ends."""
+    run = session_of(tmp_path / "run")
+    examples, limits = run.train.examples[:12], replace(run.limits, form=form)
+    make = make_method("search-r1", template="short", max_turns=4, max_new_tokens=64, topk=3)
+    sampled, _ = rollout(examples, make, run.policy, run.train.retriever, limits, temperature=1.0, seed=0)
+    n = 0
+    for example, real in zip(examples, sampled, strict=True):
+        turns = [segment.text for segment in real.of_kind("policy")]
+        again = play_script(example, turns, make, run.policy, run.train.retriever, limits)
+        if real.finish_reason != "answer":
+            assert again is None
+            continue
+        n += 1
+        assert [s.kind for s in again.segments] == [s.kind for s in real.segments]
+        assert [s.token_ids for s in again.segments if s.kind != "policy"] == [
+            s.token_ids for s in real.segments if s.kind != "policy"
+        ]
+        assert (again.answer, again.queries, again.titles) == (real.answer, real.queries, real.titles)
+        assert again.retrieved == real.retrieved
+    assert n >= 6
+
+
+def test_episodes_end_right_and_fit_and_are_the_same_twice(tmp_path):
+    run = session_of(tmp_path / "run", cold_start=30)
+    episodes = scripted_episodes(run)
+    answers = {example.id: example.golden_answers for example in run.train.examples}
+    assert len(episodes) == 30 and episodes == scripted_episodes(run)
+    assert all(exact_match(episode.answer, answers[episode.example_id]) for episode in episodes)
+    assert all(len(episode.token_ids) <= 640 and episode.queries for episode in episodes)
+
+
+def test_more_episodes_than_questions_come_again_in_other_words(tmp_path):
+    run = session_of(tmp_path / "run", cold_start=20)
+    run.train.examples[:] = run.train.examples[:6]
+    texts = ["".join(s.text for s in episode.of_kind("policy")) for episode in scripted_episodes(run)]
+    assert len(texts) == 20 and len(set(texts)) > 6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.75, 1.0])
+def test_the_share_of_episodes_that_search_twice_is_the_one_asked_for(tmp_path, share):
+    run = session_of(tmp_path / "run", cold_start=20, cold_start_multi_hop=share)
+    searches = [len(episode.queries) for episode in scripted_episodes(run)]
+    assert [sum(n > 1 for n in searches), sum(n == 1 for n in searches)] == [round(20 * share), round(20 * (1 - share))]
+
+
+def test_a_kind_of_episode_that_no_question_gives_is_told(tmp_path):
+    run = session_of(tmp_path / "run", cold_start=20, cold_start_multi_hop=0.5)
+    run.train.examples[:] = [e for e in run.train.examples if len(e.supporting) == 1][:30]
+    with pytest.raises(UserError, match="none of 60 questions gave an episode that searches twice or more"):
+        scripted_episodes(run)
+
+
+def demonstration_file(path: Path, *rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+SEARCH, ANSWER = "<think> a </think>\n<search> q </search>", "<think> b </think>\n<answer> yes </answer>"
+
+
+def test_demonstrations_are_turns_or_right_rollouts_of_a_run(tmp_path):
+    segments = [{"kind": "prompt", "text": "Q"}, {"kind": "policy", "text": ANSWER}]
+    right = {"question": "R?", "segments": segments, "answer": "yes", "golden_answers": ["Yes"]}
+    path = demonstration_file(
+        tmp_path / "d.jsonl", {"question": "Q?", "turns": [SEARCH, ANSWER]}, right, right | {"golden_answers": ["no"]}
+    )
+    shown = list(read_demonstrations(Path(path)))
+    assert [(example.question, turns) for example, turns in shown] == [("Q?", [SEARCH, ANSWER]), ("R?", [ANSWER])]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Q?"},
+        {"question": "Q?", "turns": []},
+        {"question": "Q?", "turns": "text"},
+        {"question": "Q?", "turns": [SEARCH]},
+        {"question": "Q?", "turns": [ANSWER, SEARCH]},
+        {"question": 3, "turns": [ANSWER]},
+    ],
+)
+def test_what_is_no_demonstration_is_told_with_its_line(tmp_path, row):
+    path = demonstration_file(tmp_path / "d.jsonl", {"question": "Q?", "turns": [ANSWER]}, row)
+    with pytest.raises(UserError, match="line 2"):
+        list(read_demonstrations(Path(path)))
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({"cold_start": 9, "algorithm": "sft"}, "--algorithm sft"),
+        ({"cold_start": 9, "method": "r1"}, "--method r1"),
+        ({"cold_start": 9, "retriever": "random"}, "--retriever random"),
+        ({"demonstrations": "x.jsonl"}, "--demonstrations"),
+        ({"cold_start_learning_rate": 1e-3}, "--cold-start-learning-rate"),
+        ({"cold_start_multi_hop": 0.5}, "--cold-start-multi-hop"),
+    ],
+)
+def test_a_cold_start_that_cannot_be_is_refused(settings, told):
+    with pytest.raises(UserError, match=told):
+        resolve(make(TrainConfig, **settings))
+
+
+def test_a_file_of_demonstrations_that_is_not_there_is_told_before_any_work():
+    with pytest.raises(UserError, match="no such file"):
+        check_demonstrations("/nowhere.jsonl")
+
+
+RUN = {
+    "cold_start": 48, "cold_start_batch_size": 8, "steps": 2, "questions_per_step": 4, "group_size": 4,
+    "eval_questions": 12, "save_every": 1, "eval_every": 2, "tensorboard": False, "memory_check": False,
+    "kl_coef": 0.01,
+}  # fmt: skip
+
+
+def trained(folder: Path, stop_at: tuple[tuple[Any, str], int] | None, monkeypatch, **settings) -> None:
+    """Runs to the end; with `stop_at` it is broken off at that call of that function, and resumed from the disk."""
+    config = resolve(make(TrainConfig, **RUN | settings, output_dir=str(folder)))
+    run = open_run(config)
+    if stop_at:
+        (owner, name), number = stop_at
+        calls, real = 0, getattr(owner, name)
+
+        def stopped(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise Stopped
+            return real(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(owner, name, stopped)
+            all_phases(run)
+        run.tracker.__exit__()
+        run = open_run(with_options(config, resume=True))
+    all_phases(run)
+    run.tracker.__exit__()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cold") / "whole"
+    trained(folder, None, pytest.MonkeyPatch)
+    return folder
+
+
+def adapter(folder: Path) -> bytes:
+    return (latest_checkpoint(folder) / "model" / "policy" / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_cold_start_lowers_the_loss_teaches_to_search_and_becomes_the_reference(whole):
+    curve = [row["loss"] for row in read_metrics(whole / COLD_START / "metrics.jsonl")]
+    assert len(curve) == 6 and curve[-1] < curve[0]
+    progress = json.loads((latest_checkpoint(whole) / "progress.json").read_text())
+    assert progress["after_cold_start"]["searches"] > progress["before"]["searches"] + 0.3
+    cold = latest_checkpoint(whole / COLD_START) / "model" / "policy" / "adapter_model.safetensors"
+    kept = latest_checkpoint(whole) / "model" / "reference" / "adapter_model.safetensors"
+    assert list(map(torch.Tensor.tolist, tensors(cold))) == list(map(torch.Tensor.tolist, tensors(kept)))
+    first, _ = read_metrics(whole / "metrics.jsonl")
+    assert abs(first["kl"]) < 0.02  # of two updates, the first at the reference itself
+
+
+def test_the_report_has_the_cold_starts_curve_and_rl_begins_at_what_came_of_it(whole):
+    page = write_report(whole).read_text()
+    assert "<h2>Cold start</h2>" in page and "Cold start: loss" in page
+    summary = json.loads((latest_checkpoint(whole) / "progress.json").read_text())
+    assert summary["before"] != summary["after_cold_start"]
+    metrics = read_metrics(whole / "metrics.jsonl")
+    for source, line in eval_series(metrics, summary, "searches").items():
+        assert line[0] == (0, summary["after_cold_start"]["by_source"][source]["searches"])
+
+
+def tensors(path: Path) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return [tensor for _, tensor in sorted(load_file(path).items())]
+
+
+@pytest.mark.parametrize(
+    "stop_at",
+    [
+        ((module, "imitation_step"), 1),
+        ((module, "imitation_step"), 4),
+        ((Evaluations, "measure"), 2),
+        ((Policy, "freeze_reference"), 1),
+    ],
+    ids=["before an update", "between updates", "in the evaluation after it", "at the reference"],
+)
+def test_a_run_broken_off_in_its_cold_start_ends_as_if_nothing_had_happened(whole, tmp_path, monkeypatch, stop_at):
+    trained(tmp_path / "run", stop_at, monkeypatch)
+    assert adapter(tmp_path / "run") == adapter(whole)
+    for name in ("loss", "reward", "kl"):
+        rows = [
+            [row.get(name) for row in read_metrics(folder / "metrics.jsonl")] for folder in (tmp_path / "run", whole)
+        ]
+        assert rows[0] == rows[1]
+    cold = [read_metrics(folder / COLD_START / "metrics.jsonl") for folder in (tmp_path / "run", whole)]
+    assert [row["loss"] for row in cold[0]] == [row["loss"] for row in cold[1]]
+
+
+def test_an_update_that_cannot_move_a_weight_is_not_made():
+    flat, config = torch.zeros(4), resolve(TrainConfig())
+    assert not teaches(config.objective, 0.0, flat, updates=0)  # the KL to itself has no gradient
+    assert teaches(config.objective, 0.0, flat, updates=3)
+    no_kl = with_options(config, kl_coef=0.0).objective
+    assert not teaches(no_kl, 0.0, flat, updates=3)
+    assert teaches(no_kl, 0.0, torch.tensor([0.0, 1.0]), updates=0)
+    assert teaches(no_kl, 0.1, flat, updates=0)
+    for term in ("entropy_coef", "llds_coef"):
+        assert teaches(replace(no_kl, **{term: 0.1}), 0.0, flat, updates=0)

@@ -1,0 +1,106 @@
+"""The diagnosis at a run's start: it speaks of a model that writes no tag, and is silent on one that does."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.sessions import session_of, train_step
+
+from searchr1_mini.chat.terminal import verdict
+from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.diagnosis import DIAGNOSIS, diagnose, tell, tell_again
+from searchr1_mini.run.watch import WINDOW, Watch
+
+CONFIG = resolve(TrainConfig())
+WITHOUT_TAGS = {
+    "dataset": "world", "template": "short", "load_in_4bit": False, "gradient_checkpointing": False,
+    "max_new_tokens": 8, "max_total_tokens": 400, "max_observation_tokens": 99,
+}  # fmt: skip
+
+
+def rollout_of(text: str, answer: str | None = None, queries: int = 0, invalid: int = 1) -> Trajectory:
+    segments = [Segment("prompt", [1], text="Question: Who?\n"), Segment("policy", [2], [0.0], text)]
+    return Trajectory("q", segments, "answer" if answer else "turns", answer, ["q"] * queries, invalid_actions=invalid)
+
+
+FORMLESS = rollout_of("It is Paris.")
+RIGHT_FORM = rollout_of("<answer> Paris </answer>", "Paris", invalid=0)
+
+
+def test_a_model_without_tags_is_told_with_a_rollout_and_what_to_try():
+    told = diagnose([FORMLESS] * 20, CONFIG, is_instructed=False)
+    assert "0% of 20 turns" in told and "It is Paris." in told and "no answer (turns)" in told
+    order = [told.index(word) for word in ("--cold-start 200", "-Instruct", "--reward format", "--group-size 16")]
+    assert order == sorted(order)
+
+
+def test_what_the_run_does_already_is_not_advised():
+    config = with_options(CONFIG, reward="format", cold_start=300)
+    told = diagnose([FORMLESS] * 20, config, is_instructed=True)
+    assert "-Instruct" not in told and "--reward format" not in told and "--cold-start 600" in told
+    assert "--cold-start" not in diagnose([FORMLESS] * 20, with_options(CONFIG, method="r1"), is_instructed=True)
+
+
+def test_equal_rewards_of_valid_turns_are_told_otherwise():
+    told = diagnose([RIGHT_FORM] * 20, CONFIG, True, [0.0] * 20)
+    assert "all 20 rewards are equal (0)" in told and "--reward f1" in told and "--reward format" not in told
+
+
+@pytest.mark.parametrize("rewards", [None, [1.0] * 20, [0.0] * 19 + [1.0], [0.0] * 4])
+def test_a_model_that_writes_tags_and_learns_is_not_told(rewards):
+    assert diagnose([RIGHT_FORM] * 20, CONFIG, True, rewards) is None
+
+
+def test_hostile_text_in_a_diagnosis_is_made_safe():
+    told = diagnose([rollout_of("a\x1b[31m\nb")] * 8, CONFIG, True)
+    assert "\x1b" not in told and "wrote: a\\x1b[31m b" in told
+
+
+def test_the_tiny_base_gets_no_diagnosis(tmp_path, capsys):
+    run = session_of(tmp_path / "run", eval_questions=20, reward="em")
+    run.evaluations.measure_before(run)
+    train_step(run, 1)
+    assert "diagnosis" not in capsys.readouterr().out and not (run.folder / DIAGNOSIS).exists()
+
+
+def test_a_random_model_is_told_at_once_and_at_step_1_and_on_the_report(tmp_path, random_qwen2, capsys):
+    run = session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), reward="em", steps=1)
+    run.evaluations.measure_before(run)
+    assert "diagnosis: only 0%" in capsys.readouterr().out
+    train_step(run, 1)
+    assert "diagnosis: only 0%" in capsys.readouterr().out
+    assert "what to try" in write_report(run.folder).read_text()
+
+
+def test_a_cold_start_is_not_advised_while_it_is_still_to_come(tmp_path, random_qwen2, capsys):
+    run = session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), cold_start=8)
+    run.evaluations.measure_before(run)
+    assert "diagnosis" not in capsys.readouterr().out
+
+
+def test_a_diagnosis_is_repeated_at_the_end_only_while_it_holds(tmp_path, capsys):
+    tell(tmp_path, "diagnosis: so")
+    tell_again(tmp_path, {"em": 0.0, "valid_actions": 0.0})
+    assert capsys.readouterr().out.count("diagnosis: so") == 2
+    tell_again(tmp_path, {"em": 0.5, "valid_actions": 0.9})
+    assert capsys.readouterr().out == "" and not (tmp_path / DIAGNOSIS).exists()
+    tell_again(tmp_path, {"em": 0.0, "valid_actions": 0.0})
+
+
+def test_the_chat_says_why_there_is_no_answer():
+    assert "--cold-start" in verdict(FORMLESS)
+    assert verdict(RIGHT_FORM) == "Paris"
+    assert verdict(rollout_of("<search> q </search>", queries=1, invalid=0)) == "no answer (turns)"
+
+
+def test_the_watch_sees_invalid_actions_from_the_start():
+    def warned(*values):
+        watch = Watch()
+        return {name for step, value in enumerate(values, 1) for name in watch.see(step, {"valid_actions": value})}
+
+    assert "invalid actions" in warned(*[0.0] * WINDOW)
+    assert "invalid actions" in warned(*[0.9] * WINDOW, *[0.3] * WINDOW)
+    assert not warned(*[0.9] * 20) and not warned(*[0.6] * 20)

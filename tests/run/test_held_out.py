@@ -1,0 +1,131 @@
+"""`--checkpoint best` is chosen by some held-out questions and reported on others: of the world, files, the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.faults import sentence_of
+from helpers.files import write_lines
+from helpers.sessions import SMALL, session_of
+
+from searchr1_mini.data import datasets
+from searchr1_mini.data.datasets import load_examples
+from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.held_out import HELD_OUT, chosen_by
+from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.task import load_task
+from searchr1_mini.storage.files import read_jsonl
+
+ROWS = [{"question": f"Where is T{n}?", "answer": f"x{n}"} for n in range(60)]
+PASSAGES = [{"id": str(n), "contents": f'"T{n}"\nT{n} is in x{n}.'} for n in range(60)]
+SHORT = {"max_new_tokens": 12, "max_turns": 1}
+
+
+def run_with_a_best(folder: Path, **settings) -> Path:
+    """A checkpoint of an untrained run, with an evaluation of its step."""
+    run = session_of(folder, **SHORT | settings)
+    run.save(1)
+    write_lines(folder / "metrics.jsonl", [{"step": 1, "eval/em": 0.5}])
+    return folder
+
+
+def asked(run: Path, out: Path, **options) -> list[dict]:
+    """The questions that eval.py asked."""
+    evaluate_command(EvalConfig(run=str(run), output_dir=str(out), **{"limit": 4} | options))
+    (cell,) = (out / "cells").glob("*.jsonl")
+    return read_jsonl(cell)
+
+
+def fact(example) -> tuple:
+    return example.supporting, example.golden_answers
+
+
+@pytest.fixture(scope="module")
+def of_the_world(tmp_path_factory) -> Path:
+    return run_with_a_best(tmp_path_factory.mktemp("runs") / "world", eval_questions=300)
+
+
+@pytest.fixture(scope="module")
+def of_a_file(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    questions, corpus = write_lines(folder / "q.jsonl", ROWS), write_lines(folder / "c.jsonl", PASSAGES)
+    return run_with_a_best(folder / "run", dataset="jsonl", data_path=questions, corpus=corpus, eval_questions=200)
+
+
+def test_in_the_world_no_fact_that_chose_is_asked_in_any_words(of_the_world, tmp_path, capsys):
+    chose = {fact(example) for example in chosen_by([of_the_world])}
+    assert len(chose) == 300
+    settings = resolve(make(TrainConfig, eval_questions=500))
+    without = load_task(settings, "eval", without=chosen_by([of_the_world])).examples
+    assert len({example.id for example in without}) == 500 and not chose & {fact(example) for example in without}
+    assert chose & {fact(example) for example in load_task(settings, "eval").examples}
+    best = asked(of_the_world, tmp_path / "best", checkpoint="best")
+    assert [row["question"] for row in best] == [
+        example.question
+        for example in load_task(
+            resolve(make(TrainConfig, eval_questions=4)), "eval", None, chosen_by([of_the_world])
+        ).examples
+    ]
+    assert "chosen by 300 held-out questions of its run" in capsys.readouterr().out
+
+
+def test_without_best_the_questions_are_those_of_ever(of_the_world, tmp_path):
+    newest = asked(of_the_world, tmp_path / "newest")
+    examples = load_task(resolve(make(TrainConfig, eval_questions=4)), "eval").examples
+    assert [row["question"] for row in newest] == [example.question for example in examples]
+
+
+def test_of_a_file_a_half_of_what_is_held_out_chooses_and_the_other_is_reported(of_a_file, tmp_path):
+    chose = {example.question for example in chosen_by([of_a_file])}
+    best = {row["question"] for row in asked(of_a_file, tmp_path / "best", checkpoint="best")}
+    newest = {row["question"] for row in asked(of_a_file, tmp_path / "newest", limit=500)}
+    assert len(chose) == len(best) == 3 and not chose & best and newest == chose | best
+    path = json.loads((of_a_file / "config.json").read_text())["data_path"]
+    assert newest == {example.question for example in load_examples("jsonl", path, "eval")}
+
+
+def test_a_copy_of_the_file_shows_no_question_that_chose(of_a_file, tmp_path):
+    copy = write_lines(tmp_path / "other-name.jsonl", ROWS)
+    flags = {"checkpoint": "best", "datasets": copy, "corpus": write_lines(tmp_path / "c.jsonl", PASSAGES)}
+    best = {row["question"] for row in asked(of_a_file, tmp_path / "best", limit=99, **flags)}
+    assert len(best) == 3 and not best & {example.question for example in chosen_by([of_a_file])}
+
+
+def test_where_all_that_is_held_out_chose_it_is_told(tmp_path, capsys):
+    """Ten questions hold one out."""
+    questions, corpus = write_lines(tmp_path / "q.jsonl", ROWS[:10]), write_lines(tmp_path / "c.jsonl", PASSAGES)
+    run = run_with_a_best(tmp_path / "run", dataset="jsonl", data_path=questions, corpus=corpus)
+    config = EvalConfig(run=str(run), checkpoint="best", output_dir=str(tmp_path / "eval"))
+    told = sentence_of(capsys, evaluate_command, config)
+    assert f"every held-out question of {questions} helped to choose the checkpoint; leave out" in told
+
+
+def test_a_run_of_an_older_version_keeps_what_it_is_measured_on(of_a_file, tmp_path, capsys):
+    """It wrote no file of them, and chose by all that is held out; resumed, it is measured on them still."""
+    path = json.loads((of_a_file / "config.json").read_text())
+    run = run_with_a_best(
+        tmp_path / "run", dataset="jsonl", data_path=path["data_path"], corpus=path["corpus"], eval_questions=200
+    )
+    (run / HELD_OUT).unlink()
+    assert len(chosen_by([run])) == 6
+    told = sentence_of(capsys, evaluate_command, EvalConfig(run=str(run), checkpoint="best", output_dir=str(tmp_path)))
+    assert "every held-out question" in told
+    values = {name: path[name] for name in ("dataset", "data_path", "corpus", "eval_questions")}
+    resumed = open_run(resolve(make(TrainConfig, **SMALL | SHORT | values, output_dir=str(run), resume=True)))
+    resumed.tracker.__exit__()
+    assert len(resumed.held_out.examples) == 6 and not (run / HELD_OUT).exists()
+
+
+def test_of_the_hub_others_take_the_places_of_those_that_chose(monkeypatch):
+    rows = [({"id": f"{n}", "question": f"q{n}", "golden_answers": ["x"]}, f"row {n}") for n in range(20)]
+    monkeypatch.setattr(datasets, "_hub_rows", lambda dataset, split: rows)
+    chose = {example.question for example in load_examples("nq", None, "selection", 8)}
+    plain = {example.question for example in load_examples("nq", None, "eval", 8)}
+    others = {example.question for example in load_examples("nq", None, "eval", 8, chose)}
+    assert chose == plain and len(others) == 8 and not others & chose

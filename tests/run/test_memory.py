@@ -1,0 +1,215 @@
+"""The memory preflight: its formulas against real models and autograd, its search, its refusal as a user meets it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.models import CPU, QWEN_3B, SHAPE, save_random_qwen2
+from helpers.paths import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Qwen2Config
+
+from searchr1_mini import preflight as preflight_command
+from searchr1_mini.core import logprobs
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.policy import Policy
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.nested import get, make, with_options
+from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run import memory, preflight
+
+DEEPER = memory.shape_of(Qwen2Config(**QWEN_3B.to_dict() | {"num_hidden_layers": 40, "layer_types": None}))
+WAYS = [
+    {},
+    {"gradient_checkpointing": False},
+    {"load_in_4bit": False},
+    {"lora_rank": 0},
+    {"algorithm": "ppo"},
+    {"method": "r1"},
+]
+configs = st.builds(
+    lambda way, **numbers: resolve(make(TrainConfig, model="Qwen2.5-3B", **way, **numbers)),
+    st.sampled_from(WAYS),
+    tokens_per_micro_batch=st.integers(64, 16_384),
+    rollout_batch_size=st.integers(1, 128),
+    max_total_tokens=st.integers(600, 8192),
+    group_size=st.integers(2, 16),
+)
+
+
+def totals(config: TrainConfig, shape: memory.Shape = SHAPE, width: int = 2) -> list[float]:
+    predicted = memory.predict(config, shape, width, on_gpu=True)
+    return [predicted.total(phase) for phase in predicted.phases]
+
+
+@given(
+    configs,
+    st.sampled_from(["tokens_per_micro_batch", "rollout_batch_size", "max_total_tokens", "group_size"]),
+    st.integers(1, 4096),
+)
+def test_no_phase_takes_less_when_there_is_more_of_anything(config, name, more):
+    larger = with_options(config, **{name: get(config, name) + more})
+    assert all(after >= before for before, after in zip(totals(config), totals(larger), strict=True))
+
+
+@given(configs)
+def test_more_layers_take_more(config):
+    assert all(after > before for before, after in zip(totals(config), totals(config, DEEPER), strict=True))
+
+
+def test_a_shape_counts_what_qwen2_5_counts():
+    """Qwen's model card: 3.09 B parameters, 2.77 B without embeddings."""
+    assert round(SHAPE.all / 1e9, 2) == 3.09
+    assert round((SHAPE.all - SHAPE.vocabulary * SHAPE.hidden) / 1e9, 2) == 2.77
+
+
+@pytest.mark.parametrize(
+    ("load_in_4bit", "dtype", "lora_rank"),
+    [(False, torch.float32, 8), (False, torch.bfloat16, 8), (True, torch.bfloat16, 8), (False, torch.float32, 0)],
+)
+def test_weights_are_those_of_the_loaded_model(tmp_path, tokenizer, load_in_4bit, dtype, lora_rank):
+    folder = save_random_qwen2(tmp_path, tokenizer, hidden=512)
+    options = {"lora_rank": lora_rank, "load_in_4bit": load_in_4bit}
+    config = resolve(make(TrainConfig, model=str(folder), **options))
+    predicted = memory.predict(config, preflight.load_shape(str(folder)), dtype.itemsize, on_gpu=False)
+    policy = load_policy(str(folder), lora_alpha=8, dtype=dtype, device=CPU, **options)
+    models = [policy.model] if lora_rank else [policy.model, policy.frozen]
+    real = sum(bytes_of(parameter) for model in models for parameter in model.parameters())
+    assert predicted.total("weights") == pytest.approx(real, rel=0.01)
+
+
+def bytes_of(parameter: torch.nn.Parameter) -> int:
+    """A parameter and, of an NF4 one, its scales of both levels."""
+    state = getattr(parameter, "quant_state", None)
+    scales = [state.absmax, state.state2.absmax, state.state2.code, state.code] if state else []
+    return sum(tensor.nbytes for tensor in (parameter.data, *scales))
+
+
+@pytest.mark.parametrize("lora_rank", [0, 8])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_saved_activations_are_those_that_autograd_saves(tmp_path, tokenizer, lora_rank, checkpointing):
+    """Of four more layers, which leaves out what embeddings and the last norm save."""
+    options = {"lora_rank": lora_rank, "gradient_checkpointing": checkpointing}
+    predicted, saved = [], []
+    for layers in (2, 6):
+        folder = save_random_qwen2(tmp_path / str(layers), tokenizer, hidden=128, layers=layers)
+        config = resolve(
+            make(TrainConfig, model=str(folder), max_total_tokens=1024, tokens_per_micro_batch=2048, **options)
+        )
+        terms = memory.update_terms(config, preflight.load_shape(str(folder)), 4, on_gpu=False)
+        predicted.append(terms["saved activations"])
+        policy = load_policy(str(folder), lora_alpha=8, load_in_4bit=False, dtype=torch.float32, device=CPU, **options)
+        saved.append(bytes_saved_by_a_forward(policy, checkpointing))
+    assert predicted[1] - predicted[0] == pytest.approx(saved[1] - saved[0], rel=0.01)
+
+
+def bytes_saved_by_a_forward(policy: Policy, checkpointing: bool) -> int:
+    """What autograd saves of a forward of 2 x 1024 ids, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    ids, positions = torch.arange(2048).remainder(1000).view(2, 1024), torch.arange(1024).expand(2, 1024)
+    policy.gradient_checkpointing = checkpointing
+    with policy.training(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = policy.hidden(input_ids=ids, position_ids=positions)
+    assert hidden.requires_grad
+    return sum(storage.nbytes() for address, storage in saved.items() if address not in weights)
+
+
+@given(configs, st.floats(0.1, 1.0))
+def test_the_flags_that_fit_fit_and_none_is_changed_for_nothing(config, share):
+    def predicted(tried: TrainConfig) -> memory.Preflight:
+        return memory.predict(tried, SHAPE, 2, on_gpu=True)
+
+    room = share * predicted(config).peak
+    changes = preflight.flags_that_fit(config, predicted, room)
+    if changes is None:
+        smallest = {name: values[-1] for name, values in preflight.ways_to_save(config) if values}
+        assert predicted(with_options(config, **smallest)).peak > room
+        return
+    assert predicted(with_options(config, **changes)).peak <= room
+    for name in changes:
+        kept = {other: value for other, value in changes.items() if other != name}
+        assert predicted(with_options(config, **kept)).peak > room, name
+
+
+def test_every_preset_fits_its_card_with_qwen2_5_3b():
+    for preset, card in (("24gb", 24), ("16gb", 16), ("t4", 16), ("12gb", 12)):
+        config = resolve(make(TrainConfig, model="Qwen2.5-3B", **PRESETS[preset]))
+        assert memory.predict(config, SHAPE, 2, on_gpu=True).peak < 0.9 * card * memory.GB
+
+
+def test_the_command_names_flags_that_it_then_accepts(monkeypatch, capsys):
+    command = ["preflight", "--model", "tiny", "--device", "cpu", "--memory-limit", "0.1"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as exit_:
+        run_command(preflight_command.main)
+    shown = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert "rollout" in shown.out and "KV cache" in shown.out
+    flags = re.search(r"GB: (--.*) \(--no-memory-check", shown.err)[1].split()
+    monkeypatch.setattr(sys, "argv", command + flags)
+    run_command(preflight_command.main)
+
+
+def test_train_refuses_before_it_loads_or_writes(tmp_path):
+    command = [sys.executable, "train.py", "--memory-limit", "0.01", "--output-dir", str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 2
+    assert "memory: weights" in result.stdout
+    assert "--no-memory-check" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_without_the_check_is_refused():
+    with pytest.raises(UserError, match="--memory-limit does nothing with --no-memory-check"):
+        resolve(make(TrainConfig, memory_limit=1.0, memory_check=False))
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({"memory.max": "1000", "memory.current": "400", "memory.stat": "anon 300\ninactive_file 100"}, 700),
+        ({"memory.max": "max", "memory.current": "400", "memory.stat": "anon 300"}, float("inf")),
+        ({"memory/memory.limit_in_bytes": "1000", "memory/memory.usage_in_bytes": "400",
+          "memory/memory.stat": "cache 1"}, 600),
+        ({}, float("inf")),
+    ],
+)  # fmt: skip
+def test_the_room_in_a_container_is_its_limit_less_what_cannot_be_dropped(tmp_path, files, room):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert preflight.cgroup_room(tmp_path) == room
+
+
+def test_a_4_bit_base_is_unpacked_for_rollouts_where_there_is_room(tmp_path):
+    QWEN_3B.save_pretrained(tmp_path)
+    arguments = str(tmp_path), CPU, torch.bfloat16, ["Who?"]
+    config = resolve(make(TrainConfig, model=str(tmp_path), tokens_per_micro_batch=1024, memory_limit=1000.0))
+    predicted = preflight.predictor(*arguments)
+    packed, unpacked = (
+        predicted(with_options(config, rollout_weights=name)).peak / memory.GB for name in ("base", "dequantised")
+    )
+    assert unpacked - packed > 3  # 2.8e9 numbers in the layers' matrices, two bytes each
+    for room, settled in ((unpacked / 0.85 + 0.1, "dequantised"), (packed / 0.85, "auto")):
+        assert preflight.check(with_options(config, memory_limit=room), *arguments).weights.rollout_weights == settled
+
+
+def test_the_formulas_count_with_the_bounds_of_the_code():
+    assert memory.LOGITS_BYTES == logprobs.LOGITS_BYTES
+    assert inspect.signature(Decoder).parameters["chunk_tokens"].default == memory.CHUNK_TOKENS
