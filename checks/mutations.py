@@ -142,7 +142,7 @@ BUGS = [
         "training::test_a_run_is_measured_greedily_on_held_out_questions"),
     # stops and sampling
     Bug("the last of two stops", "stops", "return min(ends) if ends else None", "return max(ends) if ends else None",
-        "rollout::test_a_turn_ends_at_the_first_of_two_stops_that_one_token_completes"),
+        "rollout::test_a_turn_ends_at_the_first_of_two_stops_in_one_token"),
     Bug("no room for a word after an observation", "rollout", "self.decoder.length(key) - 1\n",
         "self.decoder.length(key)\n",
         "rollout::test_an_observation_leaves_room_for_a_word_about_it"),
@@ -164,7 +164,7 @@ BUGS = [
     Bug("articles count", "core/rewards", '_ARTICLES.sub(" ", ', '(lambda _, t: t)(" ", ', "rewards"),
     Bug("the worst passage first", "rollout", "passages = [hit.passage for hit in hits]",
         "passages = [hit.passage for hit in hits][::-1]",
-        "rollout::test_passages_are_read_in_the_engines_order_and_kept_as_they_were_read"),
+        "rollout::test_passages_are_read_in_order_and_kept_as_they_were_read"),
     Bug("an aside stays in the context", "rollout", "            self.decoder.rewind(key, conversation.mark)\n", "",
         "rollout::test_a_note_is_no_invalid_action_and_an_aside_is_forgotten"),
     Bug("the last turn is always valid", "rollout", "conversation.trajectory.invalid_actions += is_invalid", "pass",

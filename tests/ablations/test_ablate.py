@@ -25,7 +25,7 @@ def ablate(*arguments: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_arm_of_every_study_is_a_valid_run_that_differs_from_the_first(name, tmp_path):
+def test_every_arm_is_a_valid_run_and_differs_from_the_first(name, tmp_path):
     study = STUDIES[name]
     configs = {arm: config_of(study, arm, 0, tmp_path, None, "tiny") for arm in study.arms}
     first, *others = configs.values()

@@ -56,7 +56,7 @@ def test_pieces_of_hostile_text_are_safe_to_show_and_whole(tokenizer, name):
     assert not unsafe(verdict(trajectory))
 
 
-def test_a_character_is_shown_once_it_is_whole_and_nothing_after_the_stop(tokenizer):
+def test_only_whole_characters_are_shown_and_none_after_the_stop(tokenizer):
     """A character of several tokens, and a stop string that ends inside one."""
     ids = tokenizer("<answer> 🦜é漢 </answer>\n\n")["input_ids"]
     assert tokenizer.decode(ids[-1]) == ">\n\n"

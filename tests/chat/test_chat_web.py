@@ -122,9 +122,8 @@ def test_an_answer_comes_in_pieces_by_who_wrote_them(tokenizer):
         ("GET", "/../etc/passwd", b"", {}, 404),
     ],
 )
-def test_what_is_not_for_this_page_is_refused_and_nothing_allows_other_sites(
-    tokenizer, method, path, body, headers, status
-):
+def test_only_the_pages_own_requests_are_answered(tokenizer, method, path, body, headers, status):
+    """No header of any reply allows another site to read it."""
     app = web.make_chat_app(answering(tokenizer), "x")
     reply = asyncio.run(Request(app, path, body, method, JSON | headers).run())
     assert reply.status == status
@@ -132,7 +131,7 @@ def test_what_is_not_for_this_page_is_refused_and_nothing_allows_other_sites(
     assert len(b"".join(reply.parts)) < 1000 or path == "/"
 
 
-def test_what_a_question_fails_of_is_told_and_the_next_is_answered(tokenizer):
+def test_a_failed_question_is_explained_and_the_next_is_answered(tokenizer):
     app = web.make_chat_app(answering(tokenizer, OSLO, times=2), "x")
     assert asyncio.run(ask(app, " \n ").run()).pieces == [
         ("error", "the question is blank or broken Unicode; ask in UTF-8")
@@ -142,7 +141,7 @@ def test_what_a_question_fails_of_is_told_and_the_next_is_answered(tokenizer):
     assert asyncio.run(ask(app, "Where is Oslo?").run()).pieces[-1] == ("answer", "Norway")
 
 
-def test_a_second_question_waits_its_turn_and_too_many_are_refused(tokenizer):
+def test_questions_wait_their_turn_and_too_many_are_refused(tokenizer):
     chat = answering(tokenizer, times=web.MAX_WAITING)
     chat.retriever = gate = Gated()
     app = web.make_chat_app(chat, "x")

@@ -49,7 +49,7 @@ def no_questions(*_):
 
 
 @pytest.mark.parametrize("settings", [{}, HOTPOTQA, HOTPOTQA | {"retriever": "http", "retriever_url": "http://x:1"}])
-def test_a_run_searches_a_corpus_of_the_users_own_whatever_it_was_trained_on(tmp_path, corpus, monkeypatch, settings):
+def test_the_users_corpus_replaces_the_one_a_run_trained_with(tmp_path, corpus, monkeypatch, settings):
     monkeypatch.setattr(task, "load_examples", no_questions)
     config = EvalConfig(run=save_run(tmp_path / "a", **settings), chat=True, corpus=corpus)
     assert [passage.title for passage in found(config, "Oslo")] == ["Oslo"]

@@ -246,7 +246,7 @@ def test_a_policy_survives_saving_and_its_reference_stays(random_qwen2, tmp_path
     assert len(again.trainable()) == len(policy.trainable()) > 0
 
 
-def test_lora_on_nf4_with_the_real_tokenizer_trains_saves_and_evaluates(shared, qwen_tokenizer, tmp_path):
+def test_lora_on_nf4_trains_and_evaluates_with_a_real_tokenizer(shared, qwen_tokenizer, tmp_path):
     """Two steps of GRPO on HotpotQA through bitsandbytes and peft, then evaluation: what runs on Qwen2.5-3B."""
     model = save_random_qwen2(tmp_path / "qwen", qwen_tokenizer, hidden=128)
     data = shared / "data" / "hotpotqa_distractor_100.json"

@@ -55,7 +55,7 @@ def interrupted(entries: list[list[str]], module: str, how: str, folder: Path) -
 
 
 @pytest.mark.parametrize("how", [RAISED, SENT.format("INT"), SENT.format("TERM")], ids=["raised", "ctrl-c", "term"])
-def test_an_interrupt_before_the_first_module_of_ours_is_one_line(tmp_path, how):
+def test_an_interrupt_before_our_first_import_prints_one_line(tmp_path, how):
     """Of every entry point for Ctrl-C; the handler of SIGTERM is the same."""
     entries = ENTRIES[:: 4 if how != RAISED else 1]
     found = interrupted(entries, "searchr1_mini.core.errors", how, tmp_path)

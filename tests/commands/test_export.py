@@ -91,7 +91,7 @@ def test_merged_weights_are_the_base_and_its_adapter(exported):
     assert len({str(tokenizer("Who is Ada?")["input_ids"]) for tokenizer in tokenizers}) == 1
 
 
-def test_the_adapter_is_the_one_of_the_checkpoint_and_names_its_base(exported, grpo):
+def test_the_adapter_is_the_checkpoints_and_names_its_base(exported, grpo):
     weights = grpo / "checkpoints" / "step-000002" / "model" / "policy" / "adapter_model.safetensors"
     assert (exported / "adapter" / "adapter_model.safetensors").read_bytes() == weights.read_bytes()
     about = json.loads((exported / "adapter" / "adapter_config.json").read_text())
@@ -152,7 +152,7 @@ def test_questions_come_back_as_they_were(exported, grpo):
             assert row["extra_info"] == {"split": split, "index": index}
 
 
-def test_weights_of_an_earlier_checkpoint_in_the_dtype_that_is_asked_for(grpo, tmp_path, capsys):
+def test_an_earlier_checkpoint_is_merged_in_the_requested_dtype(grpo, tmp_path, capsys):
     """Rounded once, from the sum; without a summary of that step, the card has no exact match."""
     words = ["--what", "merged", "--checkpoint", "1", "--dtype", "bfloat16", "--output-dir", str(tmp_path / "out")]
     main([str(grpo), *words])
@@ -168,7 +168,7 @@ def test_weights_of_an_earlier_checkpoint_in_the_dtype_that_is_asked_for(grpo, t
     assert 0 <= lost < 99 and f"warning: bfloat16 loses {100 - lost:.1f}% of the update" in told.err
 
 
-def test_a_small_update_is_kept_unless_another_dtype_is_asked_for(grpo, tmp_path, capsys):
+def test_the_default_dtype_keeps_a_small_update(grpo, tmp_path, capsys):
     """A hundredth of what was learnt is less than half a step of bfloat16 almost everywhere."""
     run = Path(shutil.copytree(grpo, tmp_path / "run"))
     checkpoint = run / "checkpoints" / "step-000002"

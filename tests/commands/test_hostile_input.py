@@ -50,7 +50,7 @@ BROKEN = {  # file -> its bytes, and what is said of it
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_corpus_ends_in_one_sentence_that_names_the_line(tmp_path, capsys, name):
+def test_a_broken_corpus_gives_one_sentence_that_names_the_line(tmp_path, capsys, name):
     content, where = BROKEN[name]
     (tmp_path / name).write_bytes(content)
     sentence = told(lambda: load_corpus(str(tmp_path / name), "jsonl", None), capsys)
@@ -97,7 +97,7 @@ def test_an_added_token_of_any_form_ends_and_is_split(tokenizer, token):
     assert len(foreign_ids(text, tokenizer)) < 60
 
 
-def test_our_own_tags_stay_whole_where_the_tokenizer_has_them_as_tokens(tokenizer):
+def test_our_own_tags_stay_whole_even_if_they_are_tokens(tokenizer):
     """Qwen3 has `<think>` as a token of its own: the template spells it, and must not be split."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(["<think>", "</think>", "<tool_call>"])

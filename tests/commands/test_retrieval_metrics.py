@@ -115,7 +115,7 @@ def test_what_cannot_be_measured_is_said(files, flags, told, capsys, monkeypatch
         run(capsys, monkeypatch, "--dataset", files[0], "--corpus", files[1], *flags)
 
 
-def test_questions_without_supporting_titles_are_refused_in_one_sentence(files, tmp_path):
+def test_questions_without_supporting_titles_are_refused(files, tmp_path):
     path = write_lines(tmp_path / "none.jsonl", [json.dumps({"question": "What?", "answer": "x"}) + "\n"])
     command = [sys.executable, "-m", "searchr1_mini.retrieval_metrics", "--dataset", path, "--corpus", files[1]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -175,7 +175,7 @@ class Odd:
         return [[Hit(Passage("1", "\ud800", "broken \udfff text"), 1.0)] for _ in queries]
 
 
-def test_broken_text_in_a_passage_is_served_and_a_lost_index_is_no_crash(capsys):
+def test_broken_text_is_served_and_a_lost_index_is_a_503(capsys):
     app = make_app(Odd(), 1, "odd")
     operation = schemathesis.openapi.from_asgi("/openapi.json", app)["/retrieve"]["POST"]
     reply = operation.Case(body={"queries": ["a"]}, media_type="application/json").call_and_validate()
@@ -194,7 +194,7 @@ def test_it_bears_a_load_of_which_a_tenth_is_malformed():
     assert found["wrong"] == found["5xx"] == "0" and int(found["valid"]) > 10 * int(found["clients"])
 
 
-def test_it_stops_when_it_is_told_and_an_evaluation_against_it_says_so(corpus, tmp_path):
+def test_a_server_stops_on_sigterm_and_an_evaluation_says_so(corpus, tmp_path):
     process, port = start(corpus)
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(json.dumps({"question": f"{n}?", "answer": "x"}) + "\n" for n in range(3)))

@@ -42,7 +42,7 @@ def test_an_update_tells_a_kl_only_where_it_measured_one(tmp_path, settings, is_
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_a_step_that_ran_out_of_memory_has_the_gradient_of_one_that_did_not(tmp_path, algorithm, monkeypatch, capsys):
+def test_running_out_of_memory_does_not_change_the_gradient(tmp_path, algorithm, monkeypatch, capsys):
     """It runs out once the gradient of the first large micro-batch is there already, which must not count twice."""
     groups = {"group_size": 1, "questions_per_step": 16} if algorithm == "ppo" else {}
     run = session_of(tmp_path, algorithm=algorithm, drop_zero_variance=False, **groups)
@@ -79,7 +79,8 @@ def test_a_step_that_ran_out_of_memory_has_the_gradient_of_one_that_did_not(tmp_
     assert halved["ratio_max"] == pytest.approx(whole["ratio_max"], abs=1e-4)
 
 
-def test_a_trajectory_that_does_not_fit_is_told_while_nothing_is_lost(tmp_path):
+def test_a_trajectory_that_does_not_fit_in_memory_is_reported(tmp_path):
+    """As a UserError only while no weight has moved; any other error is passed on unchanged."""
     run = session_of(tmp_path)
     rollouts, experience = step_of(run)
     longest = max(len(trajectory.token_ids) for trajectory in rollouts.trajectories)

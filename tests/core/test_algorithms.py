@@ -42,7 +42,7 @@ def test_equal_ids_make_a_group_wherever_they_stand():
     assert group_advantages(rewards, groups, normalize_std=False).tolist() == [0.5, 3.0, -0.5, -3.0]
 
 
-def test_zero_variance_groups_are_named_and_single_rollouts_are_not():
+def test_zero_variance_groups_exclude_single_rollouts():
     rewards, groups = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1, 2])
     assert zero_variance(rewards, groups).tolist() == [True, True, False, False, False]
 
@@ -119,7 +119,7 @@ def test_without_a_reference_no_kl_is_told():
     assert "kl" not in stats and "approx_kl" in stats
 
 
-def test_micro_batch_gradients_add_up_to_the_gradient_of_the_step():
+def test_micro_batch_gradients_sum_to_the_gradient_of_the_step():
     torch.manual_seed(0)
     new = torch.randn(5, 7).clamp(-2, 0).requires_grad_()
     old, ref, advantages = new.detach() + 0.1 * torch.randn(5, 7), torch.randn(5, 7), torch.randn(5, 7)
@@ -201,7 +201,7 @@ def test_whitening_and_explained_variance_by_hand():
     assert explained_variance(-values, values, mask).item() == -3
 
 
-def test_llds_acts_only_on_good_trajectories_that_lost_likelihood():
+def test_llds_acts_only_on_good_trajectories_made_less_likely():
     new = torch.tensor([[-2.0, -0.5], [-2.0, -0.5], [-1.2, -0.1]], requires_grad=True)
     old, mask = torch.full((3, 2), -1.0), torch.ones(3, 2, dtype=torch.bool)
     advantages = torch.tensor([[1.0], [-1.0], [1.0]]).expand(3, 2)

@@ -42,7 +42,7 @@ def test_mask_by_hand():
     assert (batch.lengths.tolist(), batch.group_ids.tolist(), batch.rewards.tolist()) == ([9, 3], [0, 1], [1.0, 0.0])
 
 
-def test_without_the_mask_observations_are_trained_on_but_prompts_never():
+def test_unmasked_observations_are_trained_on_but_never_prompts():
     #        prompt   policy  observation
     one = Trajectory("a", [Segment("prompt", [1, 2]), policy(3), Segment("observation", [5, 6])])
     batch = build_batch([one], [1.0], [0], PAD, mask_observations=False)

@@ -67,7 +67,7 @@ def test_gradients_with_checkpointing_are_those_without(random_qwen2):
     assert sum(float(g.abs().sum()) for g in plain[1]) > 0
 
 
-def test_the_policys_loss_gives_the_critic_no_gradient_and_the_other_way_round(random_qwen2):
+def test_policy_and_critic_give_each_other_no_gradient(random_qwen2):
     policy, critic = make(random_qwen2)
     policy.hidden(input_ids=IDS).square().mean().backward()
     assert all(p.grad is None for p in critic.parameters())

@@ -170,7 +170,7 @@ def test_eos_ends_a_turn_and_is_kept(random_policy):
     assert (turn.token_ids, turn.finish, turn.text) == ([eos], "eos", "")
 
 
-def test_stop_that_ends_inside_a_token_keeps_the_token_and_cuts_the_text(tiny_policy):
+def test_a_stop_ending_inside_a_token_cuts_only_the_text(tiny_policy):
     """In Qwen's splitting `>\\n\\n` is one token: the stop string ends inside it."""
     tokenizer = tiny_policy.tokenizer
     ids = tokenizer("</search>\n\n")["input_ids"]

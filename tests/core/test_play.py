@@ -23,7 +23,7 @@ def world():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("limits", [WIDE, NARROW], ids=["room enough", "cut by the context"])
 @pytest.mark.parametrize("method", METHODS)
-def test_one_conversation_at_a_time_is_what_the_engine_does_for_many(tiny_policy, world, method, limits, temperature):
+def test_a_conversation_alone_is_the_same_as_among_many(tiny_policy, world, method, limits, temperature):
     examples, retriever = world
     make = make_method(method, template="short", max_turns=2, max_new_tokens=24, topk=2)
     many, _ = rollout(examples, make, tiny_policy, retriever, limits, temperature=temperature, seed=5)

@@ -44,7 +44,7 @@ def test_the_first_closing_tag_decides(text, action):
 @given(
     st.lists(st.sampled_from(["<search>", "</search>", "<answer>", "</answer>", "<think>", " a ", "b"]), max_size=12)
 )
-def test_any_mixture_of_tags_parses_to_something_without_closing_tags(pieces):
+def test_parsed_content_never_holds_its_own_closing_tag(pieces):
     action = parse_action("".join(pieces))
     assert f"</{action.kind}>" not in action.content
     assert bool(action.content) == (action.kind != "invalid")

@@ -8,7 +8,7 @@ from searchr1_mini.core.questions import Example, slice_of_step, stratified_slic
 
 
 @pytest.mark.parametrize("n", [4, 5])
-def test_every_epoch_asks_each_question_once_in_an_order_of_its_own(n):
+def test_every_epoch_asks_each_question_once_in_a_new_order(n):
     questions = list(range(20))
     asked = [question for step in range(1, 60 // n + 1) for question in slice_of_step(questions, step, n, seed=7)]
     epochs = [asked[first : first + 20] for first in (0, 20, 40)]
@@ -20,7 +20,8 @@ def test_every_epoch_asks_each_question_once_in_an_order_of_its_own(n):
 
 
 @pytest.mark.parametrize(("sizes", "n"), [((20, 20), 8), ((30, 10), 4), ((12, 12, 12), 4), ((7,), 3)])
-def test_stratified_steps_hold_equal_shares_and_every_question_of_a_source_before_any_again(sizes, n):
+def test_stratified_steps_hold_equal_shares_of_every_source(sizes, n):
+    """Every question of a source is asked before any of them is asked again."""
     questions = [Example(f"{k}/{i}", "?", ("x",), f"source {k}") for k, size in enumerate(sizes) for i in range(size)]
     steps = [stratified_slice(questions, step, n, seed=7) for step in range(1, 16)]
     for chosen in steps:

@@ -276,7 +276,7 @@ def compare_with_differences(rows: Rows, x: torch.Tensor, loss, eps: float = 1e-
 
 
 @given(ragged(), st.data())
-def test_an_observation_anywhere_changes_nothing_for_the_policy_tokens(rows, data):
+def test_observations_change_nothing_for_the_policy_tokens(rows, data):
     """GAE, whitening, KL and losses of the policy tokens, with other gaps between them and other rubbish inside."""
     gaps = [[data.draw(st.integers(0, 3)) for _ in row] for row in rows.tokens]
     other = lay_out(rows.tokens, gaps, rows.rewards)

@@ -141,7 +141,7 @@ def test_an_observation_leaves_room_for_a_word_about_it(tokenizer):
     assert any(len(segment.token_ids) == 1 for segment in ended.values())
 
 
-def test_a_turn_ends_at_the_first_of_two_stops_that_one_token_completes(tokenizer):
+def test_a_turn_ends_at_the_first_of_two_stops_in_one_token(tokenizer):
     """`>\\n\\n` ends `</answer>` and is a line break as well."""
     turn = "<answer> Norway </answer>\n\n"
     assert tokenizer.decode(tokenizer(turn)["input_ids"][-1:]) == ">\n\n"
@@ -152,7 +152,7 @@ def test_a_turn_ends_at_the_first_of_two_stops_that_one_token_completes(tokenize
     assert made.segments[-1].token_ids == tokenizer(turn)["input_ids"]
 
 
-def test_passages_are_read_in_the_engines_order_and_kept_as_they_were_read(tokenizer):
+def test_passages_are_read_in_order_and_kept_as_they_were_read(tokenizer):
     """The best first; what is kept is what fitted: a gold answer that was cut was never seen."""
     bern = Passage("1", "Bern", "Bern is in Switzerland. " * 30 + "The end of it.")
     limits = RolloutLimits(n_rows=1, max_total_tokens=400, max_observation_tokens=60)
@@ -193,7 +193,7 @@ def test_a_note_is_no_invalid_action_and_an_aside_is_forgotten(tokenizer):
     assert max(fed) > fed[-1]  # beside the context it had been further
 
 
-def test_an_answer_that_fills_the_context_to_its_end_is_an_answer(tokenizer):
+def test_an_answer_that_fills_the_context_still_counts(tokenizer):
     turns = ["<answer> Norway </answer>"]
     whole, _ = run_script(tokenizer, turns, OneAnswer(OSLO))
     limits = RolloutLimits(n_rows=1, max_total_tokens=len(whole.token_ids), max_observation_tokens=16)
@@ -231,7 +231,7 @@ def test_real_rollouts_are_token_exact_and_feed_nothing_twice(tiny_policy):
     assert trajectories == rollout(group, make, tiny_policy, retriever, LIMITS, temperature=1.0, seed=0)[0]
 
 
-def test_rows_that_wait_for_the_retriever_do_not_hold_up_the_others(tokenizer, tiny_policy):
+def test_rows_waiting_for_the_retriever_do_not_delay_the_others(tokenizer, tiny_policy):
     """The retriever answers only once another conversation has finished: held up, they would wait for ever."""
     finished = threading.Event()
 
@@ -263,7 +263,7 @@ def test_a_question_that_does_not_fit_is_named(tiny_policy):
         rollout([example], make, tiny_policy, EmptyRetriever(), LIMITS, temperature=0, seed=0)
 
 
-def test_when_every_row_waits_for_the_retriever_the_loop_waits_too(tiny_policy, monkeypatch):
+def test_the_loop_waits_when_every_row_waits_for_the_retriever(tiny_policy, monkeypatch):
     """The retriever answers once somebody waits for its result, not if it only asks whether it is there."""
     is_waited_for, result = threading.Event(), Future.result
 

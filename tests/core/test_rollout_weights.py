@@ -17,7 +17,7 @@ LIMITS = RolloutLimits(n_rows=8, max_total_tokens=400, max_observation_tokens=12
 
 
 @pytest.mark.parametrize(("load_in_4bit", "dequantize"), [(False, False), (True, False), (True, True)])
-def test_weights_for_rollouts_are_the_same_policy_and_leave_no_trace(random_qwen2, load_in_4bit, dequantize):
+def test_rollout_weights_are_the_same_policy_and_leave_no_trace(random_qwen2, load_in_4bit, dequantize):
     policy = load_policy(
         str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=load_in_4bit, dtype=torch.float32, device=CPU
     )
@@ -62,7 +62,8 @@ def test_a_dequantised_base_in_16_bits_is_not_rounded_again(random_qwen2):
     assert torch.equal(packed, unpacked)
 
 
-def test_a_compiled_decode_step_samples_the_same_before_and_after_training(random_qwen2):
+def test_a_compiled_decode_step_gives_the_same_tokens(random_qwen2):
+    """Before training and after it: the step reads the weights as they are now."""
     policy = load_policy(
         str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=False, dtype=torch.float32, device=CPU
     )
@@ -96,7 +97,8 @@ def in_16_bits(random_qwen2, load_in_4bit: bool = False):
 
 
 @pytest.mark.parametrize("load_in_4bit", [False, True])
-def test_an_adapter_in_16_bits_is_cast_once_a_rollout_and_computes_the_same(random_qwen2, load_in_4bit):
+def test_an_adapter_cast_for_rollouts_computes_the_same(random_qwen2, load_in_4bit):
+    """It is cast once for each rollout and restored afterwards, even after an interrupt."""
     policy = in_16_bits(random_qwen2, load_in_4bit)
     before = [parameter.clone() for parameter in policy.trainable()]
     ids = torch.arange(1, 41).view(2, 20)

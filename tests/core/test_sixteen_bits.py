@@ -105,7 +105,7 @@ def test_the_kl_to_the_reference_is_0_before_the_first_update(tmp_path):
     assert torch.equal(reference, experience.batch.old_logprobs)
 
 
-def test_observations_that_are_trained_on_have_the_updates_log_probs(tmp_path):
+def test_unmasked_observations_get_the_updates_log_probs(tmp_path):
     run = session_of(tmp_path, dtype="bfloat16", mask_observations=False, **SMALL)
     logged = train_step(run, 1)
     assert logged["ratio_max"] == 1 and logged["clip_fraction"] == 0 and logged["logprob_diff_mean"] > 0

@@ -72,7 +72,7 @@ def found_at(table: list[bytes], ids: list[int], stops: tuple[str, ...]) -> int 
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "qwen_tokenizer"])
-def test_a_stop_is_found_at_the_token_at_which_decoding_from_scratch_finds_it(request, name):
+def test_a_stop_is_found_where_decoding_from_scratch_finds_it(request, name):
     tokenizer = request.getfixturevalue(name)
     table = token_bytes(tokenizer)
     streams, n_found, n_odd = Streams(table, seed=0), 0, 0

@@ -341,7 +341,7 @@ def test_later_updates_tell_what_became_of_right_trajectories(grpo, monkeypatch)
     assert "logprob_diff_max" not in logged and len(changes) < sum(map(len, grpo.rows))
 
 
-def test_observations_that_are_trained_on_have_the_log_probs_of_a_forward(grpo):
+def test_unmasked_observations_get_log_probs_of_a_forward_pass(grpo):
     """Nobody sampled them; what was sampled keeps the sampler's."""
     run, row = grpo.run, next(row for row, t in enumerate(grpo.trajectories) if t.retrieved)
     batch = build_batch(grpo.trajectories[row : row + 1], [1.0], [0], run.policy.tokenizer.pad_token_id, False)
@@ -416,7 +416,8 @@ def test_policy_and_critic_are_clipped_each_by_its_own_norm(ppo):
     assert all(parameter.grad is None for group in run.optimizer.adamw.param_groups for parameter in group["params"])
 
 
-def test_what_is_not_finite_is_not_applied_and_counted_until_one_is_sound(ppo):
+def test_non_finite_updates_are_skipped_and_counted(ppo):
+    """The count starts again at the next sound update."""
     run = ppo.run
     run.optimizer.skipped_in_a_row = 0
     with optimizer_that_waits(run) as applied:

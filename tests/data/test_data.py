@@ -63,7 +63,7 @@ def test_the_papers_parquet(tmp_path):
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=60))
-def test_the_held_out_tenth_is_disjoint_and_does_not_depend_on_the_order(numbers):
+def test_the_held_out_tenth_is_disjoint_and_ignores_the_order(numbers):
     examples = _unique([Example(str(n), f"question {n}?", ("x",), "s") for n in numbers])
     train, held_out = own_split(examples, "train"), own_split(examples, "eval")
     assert sorted(e.id for e in train + held_out) == sorted(e.id for e in examples)

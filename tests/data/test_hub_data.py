@@ -73,7 +73,7 @@ def test_every_hub_data_set_gives_the_split_that_was_asked_for(hub):
                 ]
 
 
-def test_the_hotpotqa_corpus_is_the_union_of_both_splits_and_is_kept(hub, monkeypatch):
+def test_the_hotpotqa_corpus_joins_both_splits_and_is_cached(hub, monkeypatch):
     passages = load_corpus(None, "hotpotqa", None)
     assert passages == [
         Passage("0", "Oslo", "Capital of Norway."),

@@ -95,7 +95,8 @@ def test_the_line_names_each_reason_once():
     assert told == "x: 9 passages from 1 file; skipped 4: 3 .docx (not a form that is read), a.pdf (no text)"
 
 
-def test_without_pypdf_a_pdf_is_skipped_with_the_remedy_or_refused(folder, capsys, monkeypatch):
+def test_without_pypdf_a_pdf_is_skipped_or_refused(folder, capsys, monkeypatch):
+    """Skipped in a folder, refused when named by itself; either way the remedy is told."""
     monkeypatch.setattr(notes.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "pypdf", None)
     assert len(load_corpus(str(folder), "jsonl", None)) == 5

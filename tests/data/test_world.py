@@ -54,7 +54,7 @@ def test_every_fact_is_told_once_on_a_page_of_its_subject(world):
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3])
-def test_questions_follow_their_chain_and_do_not_name_their_answer(world, hops):
+def test_questions_follow_their_chain_and_hide_their_answer(world, hops):
     for question in make_questions(world, hops, 300, seed=0):
         assert len(question.chain) == hops
         assert question.chain[0].subject in question.text
@@ -71,7 +71,7 @@ def test_500_questions_a_cell_fit_into_a_world(world):
 
 
 @pytest.mark.parametrize("hops", [[1], [2, 1], [1, 2]])
-def test_the_last_question_is_asked_and_one_more_is_refused_in_a_sentence(world, hops):
+def test_every_question_can_be_asked_but_one_more_is_refused(world, hops):
     with pytest.raises(UserError, match=r"take (\d+) at most, with --eval-questions .* --limit ") as told:
         world_examples(world, hops, 10**6, seed=0)
     most = int(re.search(r"take (\d+)", str(told.value))[1])
@@ -105,7 +105,8 @@ def test_a_plain_query_finds_the_page(world):
     assert hits >= 190
 
 
-def test_natural_text_has_distractors_that_share_words_with_the_question():
+def test_natural_text_has_distractors_named_like_entities():
+    """Thus they share words with questions."""
     world = make_world(0, "eval", "natural")
     everyone = {name for names in world.entities.values() for name in names}
     distractors = [passage for passage in world.passages if passage.title not in everyone]
@@ -119,7 +120,7 @@ def test_names_of_every_kind_are_two_words_without_repeats():
         assert len(names) == len(set(names)) and all(len(name.split()) == 2 for name in names)
 
 
-def test_right_traces_end_in_the_answer_and_base_traces_seldom_do(world):
+def test_right_traces_end_in_the_answer_but_base_ones_rarely_do(world):
     retriever, rng = build_retriever(Engine("bm25"), world.passages), random.Random(0)
     questions = make_questions(world, 2, 200, seed=1)
     answers = {}

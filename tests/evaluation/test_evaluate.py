@@ -81,7 +81,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
     assert evaluate(tmp_path / "whole", *flags, "--topk", 1).count("kept from before") == 0
 
 
-def test_greedy_evaluation_is_the_same_whatever_the_batch_or_the_order(tmp_path):
+def test_greedy_evaluation_ignores_batch_size_and_order(tmp_path):
     corpus, found = write_jsonl(tmp_path / "c.jsonl", CORPUS), []
     for n, rows in ((1, QUESTIONS), (3, QUESTIONS), (64, QUESTIONS[::-1])):
         file = write_jsonl(tmp_path / "q.jsonl", rows)
@@ -192,7 +192,7 @@ def test_what_cannot_be_evaluated_is_told_in_one_sentence(tmp_path, flags, told)
     assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()[-1]) < 400
 
 
-def test_a_baseline_that_was_not_trained_is_left_out_with_the_remedy(tmp_path):
+def test_leaving_out_an_untrained_baseline_says_how_to_train_it(tmp_path):
     out = evaluate(tmp_path, "--model", "tiny", "--methods", "direct,sft", "--limit", 4, "--no-train")
     assert "sft is left out: train it with `python train.py --model tiny --algorithm sft --output-dir DIR`" in out
     assert list(rows_of(tmp_path)) == ["direct"]

@@ -72,7 +72,7 @@ def test_figures_of_a_trajectory_by_hand():
 
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=60))
-def test_a_bootstrap_interval_holds_the_mean_and_is_the_same_twice(values):
+def test_bootstrap_intervals_contain_the_mean_and_are_repeatable(values):
     low, high = bootstrap_interval(values)
     assert 0 <= low <= sum(values) / len(values) <= high <= 1
     assert (low, high) == bootstrap_interval(values)
@@ -185,7 +185,8 @@ def test_the_papers_figures_average_to_what_the_paper_prints():
         assert seen[name] == pytest.approx(averages, abs=6e-4), name
 
 
-def test_a_source_of_two_data_sets_makes_two_columns_and_the_world_is_not_in_the_mean():
+def test_a_source_in_two_data_sets_has_two_columns():
+    """The mean leaves the world out, but not a user's file that is only named like it."""
     results, settings = Results(), resolve(TrainConfig())
     row = Row("rag", "rag", settings)
     for dataset, source, answer in (("nq", "nq", "Norway"), ("nq_hotpotqa", "nq", "x"), ("world", "world-1hop", "x")):

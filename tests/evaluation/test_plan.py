@@ -91,7 +91,7 @@ def test_each_run_is_evaluated_with_its_own_method_and_weights(tmp_path):
     assert [row.method for row in plan.rows] == ["direct", "sft", "r1", "rejection-sampling", "search-r1"]
 
 
-def test_runs_of_one_name_are_told_apart_and_answer_the_same_questions(tmp_path):
+def test_runs_of_one_name_differ_in_label_but_not_in_questions(tmp_path):
     first = save_run(tmp_path / "one" / "x", world_hops="1", seed=1)
     second = save_run(tmp_path / "two" / "x", world_hops="2", seed=2)
     plan = plan_evaluation(EvalConfig(run=f"{first},{second}"))
@@ -118,7 +118,7 @@ def test_baselines_that_no_run_brings_are_trained_or_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["nq", "q.jsonl", "world"])
-def test_a_baseline_is_trained_with_the_engine_and_corpus_that_it_is_evaluated_with(tmp_path, monkeypatch, dataset):
+def test_a_baseline_trains_on_the_evaluations_engine_and_corpus(tmp_path, monkeypatch, dataset):
     """Probes are put to the weights of an engine; on the world there is no server."""
     wanted = []
 

@@ -81,7 +81,7 @@ def test_what_search_r1_is_shown_is_what_its_method_would_write(drawn):
         assert rest.strip() == ""
 
 
-def test_examples_stand_before_the_question_and_braces_stay_braces():
+def test_examples_precede_the_question_and_keep_their_braces():
     for template in ("Answer it. Question: {question}\n", "Question: {question}\n<answer>"):
         shown = with_shots(template, "Question: a {b}?\n<answer> {c} </answer>\n\n").format(question="Who?")
         assert shown.endswith(template.format(question="Who?").removeprefix("Answer it. "))
@@ -96,7 +96,7 @@ def test_they_are_training_questions_by_seed(drawn):
     assert [shot for shot, _ in shots] == [shot for shot, _ in again] != [shot for shot, _ in others]
 
 
-def test_rows_that_are_not_trained_are_labelled_and_a_trained_one_is_refused():
+def test_labels_name_the_shots_and_trained_rows_refuse_them():
     config = EvalConfig(model="tiny", methods="direct,search-r1", train=False, shots=2)
     plan = plan_evaluation(config)
     assert [row.label for row in plan.rows] == ["direct, 2 shots", "search-r1, untrained, 2 shots"] and not plan.notes

@@ -29,7 +29,7 @@ NO_CACHE_OF_KEYS = "bamba falcon_h1 jamba lfm2 mamba mamba2 minimax qwen3_5_text
 
 
 @pytest.mark.parametrize("name", [*NO_CACHE_OF_KEYS.split(), "bloom", "mpt", "gptj", "falcon:alibi", "gpt_oss"])
-def test_what_a_run_cannot_compute_is_one_sentence_before_weights_are_read(name, tmp_path, tokenizer):
+def test_unsupported_models_are_refused_before_weights_are_read(name, tmp_path, tokenizer):
     config_of(name, tokenizer).save_pretrained(tmp_path)  # there are no weights
     family = name.split(":")[0]
     for asked in (lambda: check_model(str(tmp_path), 640), lambda: load_shape(str(tmp_path))):
@@ -99,7 +99,7 @@ def test_a_model_that_sees_a_part_of_its_context_only_is_refused(window, is_used
         check_length(config, 64)
 
 
-def test_training_and_evaluation_refuse_too_long_a_context_before_the_weights(tmp_path, tokenizer):
+def test_too_long_a_context_is_refused_before_weights_are_read(tmp_path, tokenizer):
     config_of("qwen2", tokenizer, max_position_embeddings=128).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     base, told = str(tmp_path / "base"), "--max-total-tokens 400 is too long .* 128 positions"
@@ -130,7 +130,7 @@ def test_no_dropout_is_left_in_a_model_or_its_config(tmp_path, tokenizer):
     assert all(getattr(policy.config, name) == 0 for name in dropouts)
 
 
-def test_ids_without_a_token_are_found_in_gaps_and_behind_the_end(tokenizer):
+def test_ids_without_a_token_are_found_in_gaps_and_past_the_end(tokenizer):
     class Gaps:
         def get_vocab(self):
             return {"a": 0, "b": 1, "c": 3}

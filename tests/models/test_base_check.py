@@ -61,7 +61,7 @@ QUANTISED = {
 
 
 @pytest.mark.parametrize("form", QUANTISED)
-def test_weights_that_are_quantised_already_are_refused_before_training(model, tmp_path, capsys, form):
+def test_weights_already_quantised_are_refused_before_training(model, tmp_path, capsys, form):
     value, said = QUANTISED[form]
     changed(model / "config.json", quantization_config=value)
     settings = {"model": str(model), "dataset": "world", "memory_check": form == "awq"}
@@ -73,7 +73,8 @@ def test_weights_that_are_quantised_already_are_refused_before_training(model, t
     assert said in told(lambda: evaluate.evaluate_command(answered), capsys)
 
 
-def test_older_quantised_weights_say_it_in_a_file_beside_and_mlx_by_another_name(model):
+def test_older_and_mlx_quantised_weights_are_refused_too(model):
+    """Older ones say so in a separate file, MLX under another name."""
     (model / "quantize_config.json").write_text('{"bits": 4}')
     with pytest.raises(UserError, match="quantized already"):
         check_source(str(model), DAY)
@@ -129,7 +130,7 @@ def test_a_damaged_config_is_told(model, content):
     ["weights.bin", "../outside.safetensors", "sub/x.safetensors", "{absolute}", "C:x.safetensors",
      "sub\\x.safetensors", "x.safetensors\n.bin", ".safetensors/../weights.bin", 5],
 )  # fmt: skip
-def test_an_index_that_names_anything_but_safetensors_of_its_folder_is_refused(model, tmp_path, name):
+def test_an_index_may_name_only_safetensors_in_its_own_folder(model, tmp_path, name):
     sharded(model)
     sign, trap = tmp_path / "sign", tmp_path / "outside.safetensors"
     trap.write_bytes(pickle.dumps(Trap(sign)))
@@ -149,7 +150,7 @@ def test_an_index_without_a_map_is_told(model, weight_map):
         load(model)
 
 
-def test_what_is_called_safetensors_and_is_none_is_refused_behind_a_link_too(model, tmp_path):
+def test_a_fake_safetensors_file_is_refused_even_behind_a_link(model, tmp_path):
     shard = sharded(model) / "model-00001-of-00001.safetensors"
     aside = tmp_path / "blobs" / "0123"
     aside.parent.mkdir()

@@ -71,7 +71,8 @@ def test_wiki_18_is_shown_with_the_bytes_of_the_public_code(qwen_tokenizer, tmp_
     assert observation_ids([], qwen_tokenizer, 500, "paper")[1] == "\n\n<information></information>\n\n"
 
 
-def test_real_models_read_as_the_public_code_shows_and_the_tiny_base_as_it_was_taught(tmp_path):
+def test_the_form_of_observations_depends_on_the_model(tmp_path):
+    """Real models read them as the public code shows them, the tiny base as it was taught."""
     real = make(TrainConfig, model="Qwen2.5-3B", retriever="http", retriever_url="http://h:1")
     forms = [limits_of(resolve(c)).form for c in (real, with_options(real, observation="plain"), TrainConfig())]
     assert forms == ["paper", "plain", "plain"]

@@ -130,7 +130,7 @@ def test_the_same_weights_in_another_precision_are_the_same_base(own_run, tmp_pa
     assert weights_hash(tmp_path) == weights_hash(own_run.base)
 
 
-def test_a_corpus_that_was_cut_is_told_and_the_run_goes_on_with_the_whole_one(own_run, tmp_path, capsys):
+def test_a_truncated_corpus_is_refused_until_it_is_whole_again(own_run, tmp_path, capsys):
     whole = own_run.corpus.read_bytes()
     lines = whole.splitlines(keepends=True)
     zipped = tmp_path / "c.jsonl.gz"

@@ -92,7 +92,7 @@ def test_a_family_whose_logits_are_not_known_is_refused(tmp_path, tokenizer, mon
         load(folder)
 
 
-def test_code_that_breaks_in_a_rollout_is_a_sentence_with_its_cause(tmp_path, tokenizer):
+def test_a_failed_probe_rollout_is_one_sentence_with_its_cause(tmp_path, tokenizer):
     folder = save_family(tmp_path, "phimoe", tokenizer)
     told = "^models of the family phimoe are not supported: a rollout does not run .*docs/models.md"
     with pytest.raises(UserError, match=told) as caught:
@@ -165,7 +165,7 @@ def test_an_adapter_that_cannot_be_switched_off_is_refused(bias, tmp_path, token
         load(base, weights=tmp_path / "adapter")
 
 
-def test_a_critic_on_layers_that_the_policy_leaves_alone_is_not_merged(tmp_path, tokenizer):
+def test_critic_layers_without_a_policy_adapter_are_not_merged(tmp_path, tokenizer):
     base = save_family(tmp_path / "base", "llama", tokenizer)
     save_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
     policy = load(base, weights=tmp_path / "adapter")
@@ -176,7 +176,7 @@ def test_a_critic_on_layers_that_the_policy_leaves_alone_is_not_merged(tmp_path,
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
-def test_ids_that_no_token_has_are_never_sampled_and_have_no_probability(lora_rank, tmp_path, tokenizer):
+def test_ids_without_a_token_have_no_probability(lora_rank, tmp_path, tokenizer):
     base = save_family(tmp_path, "qwen2", tokenizer, vocab_size=len(tokenizer) + 1000, tie_word_embeddings=False)
     policy = load(base, lora_rank=lora_rank)
     hidden = torch.randn(1, 7, 64)

@@ -96,7 +96,8 @@ def test_sampled_log_probs_are_those_of_a_fresh_forward(policy):
     torch.testing.assert_close(logprobs[sampled], batch.old_logprobs[sampled], atol=2e-3, rtol=0)
 
 
-def test_the_chat_template_is_the_files_and_no_passage_forges_a_control_token(policy):
+def test_no_passage_forges_a_control_token_of_the_chat_template(policy):
+    """The template is the one in the model's file."""
     tokenizer = policy.tokenizer
     text = tokenizer.decode(prompt_ids("Who are you?", tokenizer, date(2026, 1, 2)))
     assert text.endswith("<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n")
@@ -121,7 +122,7 @@ def test_a_step_of_grpo_on_nf4_moves_the_adapter(run):
     assert row["grad_norm"] > 0 and row["logprob_diff_max"] < 0.01
 
 
-def test_a_cold_start_lowers_the_loss_makes_turns_valid_and_earns_a_first_reward(source, tmp_path):
+def test_a_cold_start_lowers_the_loss_and_makes_turns_valid(source, tmp_path):
     """40 scripted episodes, after which a model that never wrote a tag answers some questions; then a step of GRPO."""
     settings = SMALL | {
         "cold_start": 40, "cold_start_batch_size": 4, "cold_start_learning_rate": 1e-3, "world_hops": "1", "topk": 1,

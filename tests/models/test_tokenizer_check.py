@@ -163,7 +163,7 @@ def test_a_folder_without_tokenizer_files_is_told(base, tmp_path, capsys, remove
     )
 
 
-def test_ids_without_an_embedding_and_a_text_without_an_end_are_told(base, tmp_path, tokenizer):
+def test_a_missing_embedding_or_end_of_text_is_refused(base, tmp_path, tokenizer):
     large = with_bos(tokenizer)
     large.add_tokens(["<extra>"])
     with pytest.raises(UserError, match=rf"ids up to {len(large) - 1}, but the model embeds {len(large) - 1} of them"):
@@ -232,7 +232,7 @@ def test_a_tag_that_the_chat_template_opened_counts(tokenizer, opening):
     assert empty_think(trajectory) == (1.0 if opening == "<think>\n\n</think>\n" else 0.0)
 
 
-def test_only_the_first_turn_begins_with_what_the_template_opened():
+def test_only_the_first_turn_continues_the_templates_thought():
     prompt, search = (
         Segment("prompt", [1], text="Who?<think>\n"),
         Segment("policy", [2], [0.0], "a </think><search> b </search>"),
@@ -246,7 +246,7 @@ def test_only_the_first_turn_begins_with_what_the_template_opened():
     assert rewards == [1.0, 0.8]
 
 
-def test_a_demonstration_closes_the_thought_that_the_template_opened(base, tmp_path, tokenizer):
+def test_a_demonstration_closes_the_thought_the_template_opened(base, tmp_path, tokenizer):
     template = CHAT + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
     folder = model_with(base, tmp_path / "model", with_bos(tokenizer, "$A", template))
     settings = SMALL | {"model": str(folder), "template": "paper", "algorithm": "sft"}
@@ -284,7 +284,7 @@ def test_a_template_is_told_a_day_as_transformers_tells_it_today(tokenizer, code
     assert given == wanted
 
 
-def test_a_resumed_run_and_its_evaluation_stay_on_the_day_that_it_began_on(dated, tmp_path, capsys):
+def test_resumed_runs_and_evaluations_keep_the_original_date(dated, tmp_path, capsys):
     settings = SMALL | {"model": str(dated), "template": "short", "group_size": 1, "algorithm": "sft", "steps": 1}
     folder = tmp_path / "run"
     train(resolve(make(TrainConfig, **settings, date="2026-01-05", output_dir=str(folder))))
@@ -304,7 +304,7 @@ def test_a_resumed_run_and_its_evaluation_stay_on_the_day_that_it_began_on(dated
     assert "Today Date: 05 Jan 2026" in row["segments"][0]["text"]
 
 
-def test_a_cell_of_another_day_is_not_kept_where_prompts_show_the_day(dated, random_qwen2, tmp_path, capsys):
+def test_a_cell_of_another_day_is_redone_if_prompts_show_the_day(dated, random_qwen2, tmp_path, capsys):
     def evaluated(model: Path, **settings) -> str:
         values = {"model": str(model), "datasets": "world", "methods": "direct", "limit": 2, "template": "short"}
         values |= {"max_new_tokens": 4, "max_total_tokens": 700, "load_in_4bit": False} | settings

@@ -167,7 +167,7 @@ def test_yaml_values_take_the_type_of_their_option(tmp_path):
         ("steps: [", "cannot read --config"),
     ],
 )
-def test_a_yaml_value_of_the_wrong_type_is_refused_in_one_sentence(line, told, tmp_path):
+def test_a_yaml_value_of_the_wrong_type_is_refused(line, told, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(line)
     result = run("train.py", "--config", str(file))
@@ -239,7 +239,7 @@ def test_every_preset_fits_together(preset):
     resolve(parsed("--model", "Qwen2.5-3B", "--preset", preset))
 
 
-def test_the_papers_ppo_differs_from_its_grpo_where_the_paper_does():
+def test_the_ppo_preset_differs_from_grpo_as_in_the_paper():
     grpo, ppo = (resolve(parsed("--model", "Qwen2.5-3B", "--preset", name)) for name in ("paper", "paper-ppo"))
     assert (grpo.run.algorithm, grpo.optimization.group_size) == ("grpo", 5)
     assert (ppo.run.algorithm, ppo.optimization.group_size) == ("ppo", 1)

@@ -274,7 +274,7 @@ def refusal(config: TrainConfig) -> str | None:
     return None
 
 
-def test_what_a_preset_brings_may_be_idle_and_what_is_asked_for_may_not(tmp_path):
+def test_a_preset_may_set_idle_options_but_the_user_may_not(tmp_path):
     flags = ["--model", "Qwen2.5-3B", "--preset", "paper-ppo", "--algorithm", "grpo"]
     assert resolve(*parse_asked(TrainConfig, "train.py", "", flags)).ppo.critic_warmup_steps == 8
     for asked in (["--critic-warmup-steps", "9"], ["--critic_warmup_steps=9"]):
@@ -286,7 +286,7 @@ def test_what_a_preset_brings_may_be_idle_and_what_is_asked_for_may_not(tmp_path
         resolve(*parse_asked(TrainConfig, "train.py", "", [*flags, "--config", str(file)]))
 
 
-def test_a_run_of_an_older_version_goes_on_with_options_that_do_nothing(tmp_path):
+def test_a_run_of_an_older_version_may_keep_idle_options(tmp_path):
     began = flat(resolve(TrainConfig())) | {"overlong_buffer": 32, "kl_coef": 0.0, "kl_estimator": "k1"}
     write_json_atomic(tmp_path / "config.json", began)
     words = ["--resume", "--output-dir", str(tmp_path)]

@@ -93,7 +93,7 @@ def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
 
 
-def test_an_engine_and_a_method_of_ones_own_are_trained_with_and_evaluated(parts, tmp_path):
+def test_runs_and_evaluations_use_a_custom_engine_and_method(parts, tmp_path):
     run = trained(tmp_path / "engine", retriever=f"{parts}:Last")
     rows = read_jsonl(run / "rollouts" / "step-000001.jsonl")
     read = [s["text"] for row in rows for s in row["segments"] if s["kind"] == "observation"]

@@ -91,7 +91,7 @@ def opened(browser):
         watched.page.close()
 
 
-def test_a_token_tells_its_writer_mask_log_prob_ratio_and_advantage(opened, runs, report):
+def test_a_token_shows_its_writer_log_prob_ratio_and_advantage(opened, runs, report):
     watched = opened(report)
     rows = read_jsonl(runs[0] / "rollouts" / "step-000003.jsonl")[4:8]  # of the question that is shown first
     first = rows[0]
@@ -111,7 +111,8 @@ def test_a_token_tells_its_writer_mask_log_prob_ratio_and_advantage(opened, runs
     )
 
 
-def test_two_runs_stand_side_by_side_and_ppo_has_an_advantage_a_token(opened, both):
+def test_two_runs_stand_side_by_side(opened, both):
+    """PPO shows an advantage for every token."""
     watched = opened(both)
     assert watched.shown(".pane h3") == ["A: grpo", "B: ppo"]
     assert watched.page.locator(".card").count() == 8
@@ -200,7 +201,7 @@ def luminance(colour: str) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_a_click_counts_after_typing_and_leaves_one_tab_stop_a_rollout(opened, report):
+def test_a_click_after_typing_works_and_leaves_one_tab_stop(opened, report):
     watched = opened(report)
     page = watched.page
     page.locator("#least").click()
@@ -292,7 +293,7 @@ def test_the_policy_stops_what_the_escaping_would_let_through(browser, report):
     watched.page.close()
 
 
-def test_without_its_script_the_page_has_its_curves_and_says_what_is_missing(opened, report):
+def test_without_its_script_the_page_shows_curves_and_a_notice(opened, report):
     watched = opened(report, java_script_enabled=False)
     assert watched.page.locator("svg polyline").count() > 10
     assert watched.page.locator("noscript").is_visible() and not watched.page.locator("#controls").is_visible()

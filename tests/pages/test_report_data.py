@@ -70,9 +70,8 @@ def test_a_question_that_a_step_draws_twice_is_two_groups(tmp_path, tokenizer):
         (3000, [1, 10, 20, 30, 40], 1),
     ],
 )
-def test_the_first_groups_of_every_step_are_held_or_every_so_many_steps(
-    long_run, monkeypatch, tmp_path, budget, steps, n_groups
-):
+def test_the_report_keeps_as_many_groups_as_the_budget_allows(long_run, monkeypatch, tmp_path, budget, steps, n_groups):
+    """The first ones of every step or, if even one a step is too much, of every so many steps."""
     monkeypatch.setattr(report_data, "BUDGET", budget)
     report = write_report(long_run, output=tmp_path / "report.html")
     assert groups_of(report) == {step: [f"q{q} of {step}" for q in range(n_groups)] for step in steps}

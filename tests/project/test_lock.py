@@ -29,7 +29,7 @@ def pins(file: str) -> dict[str, set[str]]:
 LOCK = pins("requirements.lock")
 
 
-def test_the_lock_has_what_the_install_brings_in_the_versions_that_are_tested():
+def test_the_lock_holds_all_dependencies_in_tested_versions():
     tested = pins("constraints.txt")
     assert {name: LOCK[name] for name in LOCK if not name.startswith(OF_TORCH)} == {
         name: versions for name, versions in tested.items() if name in LOCK
@@ -43,7 +43,7 @@ def test_the_lock_has_what_the_install_brings_in_the_versions_that_are_tested():
             assert all(requirement.specifier.contains(version) for version in versions), requirement
 
 
-def test_every_package_of_the_lock_has_hashes_and_none_an_address():
+def test_every_locked_package_has_hashes_and_none_has_a_url():
     text = (ROOT / "requirements.lock").read_text()
     blocks = re.split(r"\n(?=[^\s#])", text.partition("\n")[2].strip())
     assert len(blocks) > 100

@@ -128,7 +128,7 @@ def test_every_notebook_has_its_pair():
     assert SOURCES and [path.stem for path in SOURCES] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
-def test_the_course_names_every_notebook_and_its_pictures_are_those_of_the_code(tmp_path):
+def test_the_course_is_complete_and_its_pictures_are_current(tmp_path):
     course = (ROOT / "docs/course.md").read_text(encoding="utf-8")
     assert all(f"(../notebooks/{path.stem}.ipynb)" in course for path in SOURCES)
     drawn = {path.name: path.read_text(encoding="utf-8") for path in course_pictures.write(tmp_path)}
@@ -170,7 +170,8 @@ def test_a_function_is_checked_against_the_packages_own():
     assert not check_code("9.9", ..., lambda x: x, cases, "h")
 
 
-def test_an_answer_may_be_a_tensor_and_a_function_may_not_change_what_it_is_compared_with():
+def test_tensors_are_valid_answers_and_inputs_stay_unchanged():
+    """A function that changes its arguments is wrong, whatever it returns."""
     import numpy as np
     import torch
 

@@ -224,7 +224,7 @@ def test_the_guard_sees_a_connection_and_the_switches_are_off(guarded):
     guarded[1].unlink()
 
 
-def test_training_evaluation_and_the_server_connect_to_this_machine_alone(run_folder, guarded):
+def test_training_evaluation_and_server_connect_only_locally(run_folder, guarded):
     assert (run_folder.parent / "eval" / "results.json").exists()
     assert not guarded[1].exists(), guarded[1].read_text()
 

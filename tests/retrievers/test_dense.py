@@ -54,7 +54,8 @@ def vectors_by_hand(folder: str, texts: list[str]) -> np.ndarray:
     return torch.stack(rows).numpy()
 
 
-def test_scores_are_cosines_of_mean_pooled_vectors_behind_e5s_prompts(bert):
+def test_scores_are_cosines_of_mean_pooled_vectors(bert):
+    """The vectors are those of the texts behind E5's prompts."""
     retriever = DenseRetriever(PASSAGES, bert)
     queries = vectors_by_hand(bert, [f"query: {q}" for q in ("the capital", "fish")])
     passages = vectors_by_hand(bert, [f"passage: {p.title}\n{p.text}" for p in PASSAGES])
@@ -87,7 +88,7 @@ def test_a_graph_finds_nearly_what_comparing_with_all_finds(tmp_path):
     assert sum(hits[0].passage.title == title for hits, title in zip(flat, asked, strict=True)) >= 90
 
 
-def test_there_are_no_more_hits_than_passages_and_none_for_no_query(words):
+def test_no_more_hits_than_passages_and_none_without_queries(words):
     retriever = DenseRetriever(PASSAGES, words)
     assert [len(hits) for hits in retriever.search(["boat", ""], 99)] == [5, 5]
     assert retriever.search([], 3) == []

@@ -44,7 +44,7 @@ def test_a_passage_scores_the_sum_of_its_reciprocal_ranks():
 
 
 @given(rankings)
-def test_fusion_holds_every_passage_once_in_the_order_of_the_formula(rows):
+def test_fusion_ranks_every_passage_once_by_the_formula(rows):
     passages = [Passage(str(n), "t", "x") for n in range(8)]
     fused = reciprocal_rank_fusion([[Hit(passages[row], 0.0) for row in ranking] for ranking in rows])
     by_hand = {row: sum(1 / (61 + r.index(row)) for r in rows if row in r) for row in range(8)}
@@ -54,7 +54,7 @@ def test_fusion_holds_every_passage_once_in_the_order_of_the_formula(rows):
     assert all(a.score >= b.score for a, b in pairwise(fused))
 
 
-def test_one_ranking_keeps_its_order_and_equal_sums_that_of_the_rankings():
+def test_a_single_ranking_and_ties_keep_the_given_order():
     assert [h.passage.id for h in reciprocal_rank_fusion([Fixed([3, 1, 0]).search(["q"], 3)[0]])] == ["3", "1", "0"]
     twice = [Fixed([2]).search(["q"], 1)[0], Fixed([0]).search(["q"], 1)[0]]
     assert [hit.passage.id for hit in reciprocal_rank_fusion(twice)] == ["2", "0"]
@@ -83,7 +83,7 @@ def judge(tmp_path_factory) -> str:
     return save_bert(tmp_path_factory.mktemp("judge") / "judge", texts, labels=1)
 
 
-def test_a_reranker_orders_by_the_cross_encoders_score_of_the_pair(judge):
+def test_a_reranker_orders_by_the_cross_encoders_scores(judge):
     tokenizer = AutoTokenizer.from_pretrained(judge)
     model = AutoModelForSequenceClassification.from_pretrained(judge).eval()
 
@@ -103,7 +103,7 @@ def test_a_reranker_orders_by_the_cross_encoders_score_of_the_pair(judge):
     assert len(orders) > 1 and first.asked == [30]
 
 
-def test_a_reranker_goes_around_any_engine_and_takes_what_it_finds(judge):
+def test_a_reranker_wraps_an_engine_and_keeps_its_hits(judge):
     found = build_retriever(Engine("bm25", reranker=judge), LAKES).search(["lake", "nothing of that", "lake"], 9)
     assert [len(hits) for hits in found] == [3, 0, 3]
     assert {hit.passage for hit in found[0]} == {h.passage for h in RankBM25(LAKES).search(["lake"], 9)[0]}

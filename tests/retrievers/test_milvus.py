@@ -99,7 +99,7 @@ def test_the_slower_of_two_that_fill_takes_the_others_collection(tmp_path):
     assert retriever.client.list_collections() == [retriever.name]
 
 
-def test_every_corpus_and_every_setting_has_a_collection_of_its_own(tmp_path):
+def test_every_corpus_and_setting_has_its_own_collection(tmp_path):
     url = str(tmp_path / "m.db")
     kinds = [(PASSAGES[:20], Terms()), (PASSAGES[:21], Terms()), (PASSAGES[:20], Terms(True, False))]
     names = {MilvusRetriever(passages, url, terms).name for passages, terms in kinds}
@@ -129,7 +129,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
         MilvusRetriever(PASSAGES, str(tmp_path / "m.db"))
 
 
-def test_a_store_that_another_process_holds_is_told_in_one_sentence(tmp_path):
+def test_a_store_in_use_by_another_process_is_reported(tmp_path):
     url = str(tmp_path / "m.db")
     MilvusRetriever(PASSAGES[:20], url)
     corpus = tmp_path / "c.jsonl"

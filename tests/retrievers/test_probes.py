@@ -20,7 +20,7 @@ PASSAGES = [Passage(str(n), title, text) for n, (title, text) in enumerate([
 ])]  # fmt: skip
 
 
-def test_the_random_probe_draws_from_the_corpus_and_always_the_same():
+def test_the_random_probe_repeats_its_draws_from_the_corpus():
     probe = RandomRetriever(PASSAGES)
     first, second = probe.search(["a", "b"], 2), probe.search(["b", "a"], 2)
     assert first == second[::-1] and all(len({hit.passage.id for hit in hits}) == 2 for hits in first)

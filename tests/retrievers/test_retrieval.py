@@ -58,7 +58,7 @@ def bm25_by_hand(passages, query, kind):
 
 @settings(max_examples=60, deadline=None)
 @given(texts, queries, st.integers(1, 5), st.sampled_from([(RankBM25, "okapi"), (BM25S, "lucene")]))
-def test_engines_follow_their_formula_and_break_ties_by_corpus_order(passage_texts, query, topk, engine):
+def test_engines_follow_the_formula_with_ties_in_corpus_order(passage_texts, query, topk, engine):
     passages = corpus(passage_texts)
     scores, documents = bm25_by_hand(passages, query, engine[1])
     matching = [i for i, document in enumerate(documents) if set(document) & set(tokenize(query))]

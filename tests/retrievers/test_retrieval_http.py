@@ -161,7 +161,7 @@ def test_no_query_is_no_request(server):
     assert HTTPRetriever(server[0]).search([], 3) == []
 
 
-def test_what_a_server_refuses_is_told_in_its_words_and_not_asked_again(server):
+def test_a_servers_refusal_is_quoted_and_not_retried(server):
     url, replies, seen = server
     replies.append((422, '{"detail": "topk \x1b[31m"}' + "x" * 1000))
     with pytest.raises(UserError, match=r"refuses the request \(HTTP Error 422") as told:
@@ -176,7 +176,7 @@ def test_what_a_server_refuses_is_told_in_its_words_and_not_asked_again(server):
         lambda: check_retriever(MetricsConfig(retriever="http", retriever_url="http://h:1", topk="1,101"), ["http"]),
     ],
 )
-def test_more_passages_than_a_server_gives_are_refused_before_it_is_asked(refused):
+def test_topk_beyond_the_servers_limit_is_refused_in_advance(refused):
     with pytest.raises(UserError, match=r"--topk .*101: a retrieval server gives at most 100"):
         refused()
 

@@ -82,7 +82,8 @@ def test_a_query_of_any_script_finds_its_passage_first(engine, query, text):
     assert [hit.passage.text for hit in hits][:1] == [text]
 
 
-def test_what_holds_no_word_finds_nothing_and_function_words_count_for_nothing_beside_others(engine):
+def test_function_words_count_for_nothing_beside_other_words(engine):
+    """A query without any word finds nothing."""
     assert engine.search(["?", "", " \u200b", "\u064b"], 3) == [[]] * 4
     alone, beside = engine.search(["Tommy", "who is the Tommy of it"], 9)
     assert (
@@ -92,7 +93,7 @@ def test_what_holds_no_word_finds_nothing_and_function_words_count_for_nothing_b
     )
 
 
-def test_a_store_gives_function_words_the_scores_of_an_index_in_memory(tmp_path, monkeypatch):
+def test_function_words_score_the_same_in_a_store_and_in_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCHR1_CACHE", str(tmp_path / "cache"))
     there, here = bm25s_store(PASSAGES, tmp_path), BM25S(PASSAGES)
     for query in sorted(STOP_WORDS):
@@ -124,7 +125,7 @@ def test_an_index_of_other_rules_for_words_has_another_name(terms):
 
 
 @given(st.text())
-def test_words_do_not_depend_on_case_or_on_how_letters_are_composed(text):
+def test_words_do_not_depend_on_case_or_unicode_composition(text):
     from unicodedata import normalize
 
     for other in (normalize("NFD", text), normalize("NFC", text), text.casefold()):

@@ -67,7 +67,7 @@ def actions(turns):
     return [(parse_action(turn).kind, parse_action(turn).content) for turn in turns]
 
 
-def test_a_script_of_the_world_follows_its_chain_and_every_search_finds_its_fact():
+def test_a_world_script_follows_its_chain_and_finds_each_fact():
     world = make_world(0, "train")
     find, rng = finder(world.passages), random.Random(0)
     thoughts = set()
@@ -85,7 +85,7 @@ def test_a_script_of_the_world_follows_its_chain_and_every_search_finds_its_fact
     assert len(thoughts) >= 3
 
 
-def test_a_title_that_no_one_has_named_yet_is_searched_for_after_it_was_read():
+def test_a_title_is_searched_for_only_after_being_mentioned():
     example = Example("x", "Where is the yard that built the Oslo Ferry?", ("Grimstad",), "own",
                       (("Nordhavn Yard", ""), ("Oslo Ferry", "")))  # fmt: skip
     hops = supported_hops(example, finder(PASSAGES))
@@ -177,7 +177,7 @@ def test_more_episodes_than_questions_come_again_in_other_words(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.75, 1.0])
-def test_the_share_of_episodes_that_search_twice_is_the_one_asked_for(tmp_path, share):
+def test_the_share_of_multi_hop_episodes_is_the_requested_one(tmp_path, share):
     run = session_of(tmp_path / "run", cold_start=20, cold_start_multi_hop=share)
     searches = [len(episode.queries) for episode in scripted_episodes(run)]
     assert [sum(n > 1 for n in searches), sum(n == 1 for n in searches)] == [round(20 * share), round(20 * (1 - share))]
@@ -241,7 +241,7 @@ def test_a_cold_start_that_cannot_be_is_refused(settings, told):
         resolve(make(TrainConfig, **settings))
 
 
-def test_a_file_of_demonstrations_that_is_not_there_is_told_before_any_work():
+def test_a_missing_demonstrations_file_is_refused_at_once():
     with pytest.raises(UserError, match="no such file"):
         check_demonstrations("/nowhere.jsonl")
 
@@ -288,7 +288,7 @@ def adapter(folder: Path) -> bytes:
     return (latest_checkpoint(folder) / "model" / "policy" / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_cold_start_lowers_the_loss_teaches_to_search_and_becomes_the_reference(whole):
+def test_the_cold_start_teaches_search_and_becomes_the_reference(whole):
     curve = [row["loss"] for row in read_metrics(whole / COLD_START / "metrics.jsonl")]
     assert len(curve) == 6 and curve[-1] < curve[0]
     progress = json.loads((latest_checkpoint(whole) / "progress.json").read_text())
@@ -300,7 +300,7 @@ def test_the_cold_start_lowers_the_loss_teaches_to_search_and_becomes_the_refere
     assert abs(first["kl"]) < 0.02  # of two updates, the first at the reference itself
 
 
-def test_the_report_has_the_cold_starts_curve_and_rl_begins_at_what_came_of_it(whole):
+def test_the_report_shows_the_cold_start_and_rl_starts_from_it(whole):
     page = write_report(whole).read_text()
     assert "<h2>Cold start</h2>" in page and "Cold start: loss" in page
     summary = json.loads((latest_checkpoint(whole) / "progress.json").read_text())
@@ -326,7 +326,7 @@ def tensors(path: Path) -> list[torch.Tensor]:
     ],
     ids=["before an update", "between updates", "in the evaluation after it", "at the reference"],
 )
-def test_a_run_broken_off_in_its_cold_start_ends_as_if_nothing_had_happened(whole, tmp_path, monkeypatch, stop_at):
+def test_interrupting_the_cold_start_changes_no_result(whole, tmp_path, monkeypatch, stop_at):
     trained(tmp_path / "run", stop_at, monkeypatch)
     assert adapter(tmp_path / "run") == adapter(whole)
     for name in ("loss", "reward", "kl"):

@@ -30,7 +30,7 @@ FORMLESS = rollout_of("It is Paris.")
 RIGHT_FORM = rollout_of("<answer> Paris </answer>", "Paris", invalid=0)
 
 
-def test_a_model_without_tags_is_told_with_a_rollout_and_what_to_try():
+def test_a_diagnosis_shows_a_rollout_and_what_to_try():
     told = diagnose([FORMLESS] * 20, CONFIG, is_instructed=False)
     assert "0% of 20 turns" in told and "It is Paris." in told and "no answer (turns)" in told
     order = [told.index(word) for word in ("--cold-start 200", "-Instruct", "--reward format", "--group-size 16")]
@@ -66,7 +66,7 @@ def test_the_tiny_base_gets_no_diagnosis(tmp_path, capsys):
     assert "diagnosis" not in capsys.readouterr().out and not (run.folder / DIAGNOSIS).exists()
 
 
-def test_a_random_model_is_told_at_once_and_at_step_1_and_on_the_report(tmp_path, random_qwen2, capsys):
+def test_a_random_model_is_diagnosed_at_once_and_in_the_report(tmp_path, random_qwen2, capsys):
     run = session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), reward="em", steps=1)
     run.evaluations.measure_before(run)
     assert "diagnosis: only 0%" in capsys.readouterr().out

@@ -183,7 +183,7 @@ def test_a_full_disk_costs_no_finished_chunk_of_an_evaluation(disk, capsys, monk
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_tensorboard_on_a_full_disk_is_left_out_and_the_run_goes_on(run, capfd):
+def test_a_run_goes_on_without_tensorboard_on_a_full_disk(run, capfd):
     """Full from its first byte, or from the second page that TensorBoard needs, which its own thread writes."""
     for size, steps in ((4096, 3), (8192, 7)):
         with mounted(run / "tensorboard", size) as folder:
@@ -269,7 +269,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(run, whole_run, capsys):
     assert (newest / ADAPTER).read_bytes() == (whole_run / "checkpoints" / "step-000002" / ADAPTER).read_bytes()
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(run, capsys):
+def test_a_run_with_only_damaged_checkpoints_is_left_alone(run, capsys):
     for path in (run / "checkpoints").iterdir():
         (path / "manifest.json").write_text("{}")
     before = (run / "metrics.jsonl").read_bytes()

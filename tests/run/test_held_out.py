@@ -81,7 +81,8 @@ def test_without_best_the_questions_are_those_of_ever(of_the_world, tmp_path):
     assert [row["question"] for row in newest] == [example.question for example in examples]
 
 
-def test_of_a_file_a_half_of_what_is_held_out_chooses_and_the_other_is_reported(of_a_file, tmp_path):
+def test_held_out_questions_either_choose_or_report(of_a_file, tmp_path):
+    """Half of those of a file choose the best checkpoint; it is reported on the other half."""
     chose = {example.question for example in chosen_by([of_a_file])}
     best = {row["question"] for row in asked(of_a_file, tmp_path / "best", checkpoint="best")}
     newest = {row["question"] for row in asked(of_a_file, tmp_path / "newest", limit=500)}

@@ -71,7 +71,8 @@ def going_on(warm, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_starts_from_the_best_checkpoint_of_another_as_its_reference(warm, going_on):
+def test_init_starts_from_another_runs_best_checkpoint(warm, going_on):
+    """That checkpoint stays the reference of the run."""
     config = json.loads((going_on / "config.json").read_text())
     assert (config["lora_rank"], config["lora_alpha"], config["started_from"]) == (4, 12, "warm, step 1")
     first, second = (weights_of(going_on, step) for step in (1, 2))
@@ -163,7 +164,7 @@ def edit(adapter: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_what_cannot_be_started_from_is_told_before_there_is_a_run(warm, warm_full, tmp_path, tokenizer, capsys):
+def test_an_unusable_init_is_refused_before_there_is_a_run(warm, warm_full, tmp_path, tokenizer, capsys):
     model = warm / "checkpoints" / "step-000002" / "model"
     (tmp_path / "empty").mkdir()
     young = tmp_path / "young"

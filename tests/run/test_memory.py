@@ -190,14 +190,15 @@ def test_a_limit_without_the_check_is_refused():
         ({}, float("inf")),
     ],
 )  # fmt: skip
-def test_the_room_in_a_container_is_its_limit_less_what_cannot_be_dropped(tmp_path, files, room):
+def test_a_containers_room_is_its_limit_less_the_memory_in_use(tmp_path, files, room):
+    """File cache that can be dropped does not count as in use."""
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert preflight.cgroup_room(tmp_path) == room
 
 
-def test_a_4_bit_base_is_unpacked_for_rollouts_where_there_is_room(tmp_path):
+def test_a_4_bit_base_is_unpacked_for_rollouts_if_there_is_room(tmp_path):
     QWEN_3B.save_pretrained(tmp_path)
     arguments = str(tmp_path), CPU, torch.bfloat16, ["Who?"]
     config = resolve(make(TrainConfig, model=str(tmp_path), tokens_per_micro_batch=1024, memory_limit=1000.0))

@@ -122,6 +122,6 @@ def test_a_question_with_braces_is_left_as_it_is(name):
     assert "Question: What is {x}?" in prompt.text
 
 
-def test_every_prompt_names_the_answer_tag_and_holds_the_question_last():
+def test_prompts_name_the_answer_tag_and_end_with_the_question():
     assert all(text.count("{question}") == 1 and text.endswith("Question: {question}\n") for text in PAPER.values())
     assert all("<answer>" in text and "</answer>" in text for text in PAPER.values())

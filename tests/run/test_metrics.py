@@ -63,7 +63,7 @@ def test_what_rollouts_cost_adds_up():
     assert tokens_of_usual_loop(ROLLOUTS[0]) == 9 + 4 + 9 + 4 + 5 + 2  # for each turn all that is before it, and itself
 
 
-def test_a_run_ends_with_what_was_measured_last_beside_what_was_measured_first(tmp_path, monkeypatch, capsys):
+def test_a_run_ends_with_its_last_results_beside_the_first(tmp_path, monkeypatch, capsys):
     """Each figure in its column: before, after, and after without what the engine finds."""
     run = session_of(tmp_path / "run")
     summaries = {name: summarize([ONE], [ROLLOUTS[n]]) for n, name in enumerate(("before", "after", "emptied"))}

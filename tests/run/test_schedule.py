@@ -28,7 +28,7 @@ LAST_RATES = [0.01 * share for share in (2 / 4, 4 / 4, 1, 5 / 6, 3 / 6, 1 / 6)]
 
 
 @given(st.integers(1, 8), st.integers(0, 8), st.integers(0, 8), st.integers(1, 3), st.integers(1, 2))
-def test_where_nothing_is_left_out_the_rates_are_those_of_a_schedule_of_updates(steps, warmup, decay, minis, epochs):
+def test_with_nothing_left_out_rates_match_torchs_schedule(steps, warmup, decay, minis, epochs):
     """To the bit those of torch's LambdaLR, which counts updates."""
     config = resolve(
         make(TrainConfig, steps=steps, warmup_steps=warmup, decay_steps=decay, mini_batches=minis, epochs=epochs)
@@ -81,7 +81,7 @@ def test_groups_that_are_left_out_stretch_nothing(thinned):
     assert rates[:2] + rates[3:] == pytest.approx(LAST_RATES[:2] + LAST_RATES[3:], rel=1e-12)
 
 
-def test_a_resumed_run_of_which_groups_were_left_out_goes_on_at_the_same_rates(thinned, tmp_path):
+def test_resuming_after_left_out_groups_keeps_the_same_rates(thinned, tmp_path):
     config, rows = thinned
     resumed = shutil.copytree(config.run.output_dir, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints" / "step-000006")

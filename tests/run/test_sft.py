@@ -51,7 +51,7 @@ def step_on(run: Run, shown: list[Trajectory]) -> dict[str, float]:
     return imitation_step(run.policy, run.optimizer, shown, 1, run.config.optimization)
 
 
-def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):
+def test_sft_imitates_gold_answers_after_the_methods_own_prompt(tmp_path):
     run = session_of(tmp_path / "run", "sft")
     shown = demonstrations(run)
     examples = {example.id: example for example in run.train.examples}
@@ -66,7 +66,7 @@ def test_sft_imitates_the_gold_answer_after_the_methods_own_prompt(tmp_path):
     run.tracker.__exit__()
 
 
-def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(tmp_path):
+def test_the_loss_is_the_mean_nll_of_the_policys_tokens(tmp_path):
     """Against a loop over tokens, for rollouts with passages in between, in micro-batches of any size."""
     run = session_of(tmp_path / "run", "rejection-sampling")
     one_update = {"mini_batches": 1, "epochs": 1, "warmup_steps": 0, "decay_steps": 0}
@@ -93,7 +93,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_what_the_policy_wrote(t
     run.tracker.__exit__()
 
 
-def test_a_step_logs_the_means_of_its_updates_so_that_one_thrown_away_shows(tmp_path, monkeypatch):
+def test_a_step_logs_means_so_that_a_skipped_update_shows(tmp_path, monkeypatch):
     """The first of two mini-batches has a loss that is not finite; the second is sound."""
     run = with_rates(session_of(tmp_path / "run", "sft"), mini_batches=2, epochs=1)
     shown = demonstrations(run)
@@ -111,7 +111,7 @@ def test_a_step_logs_the_means_of_its_updates_so_that_one_thrown_away_shows(tmp_
     run.tracker.__exit__()
 
 
-def test_only_right_rollouts_are_imitated_and_sampling_goes_on_where_it_broke_off(tmp_path):
+def test_only_right_rollouts_are_imitated_and_sampling_resumes(tmp_path):
     """A kill leaves whole chunks and a torn line; the resumed run ends with the same bits as one that was not."""
     flags = ["--algorithm", "rejection-sampling"]
     out = train(tmp_path / "whole", *flags)

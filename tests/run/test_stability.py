@@ -45,7 +45,7 @@ def test_every_sign_has_a_case():
 
 
 @pytest.mark.parametrize("name", SICK)
-def test_a_sign_is_seen_alone_names_a_flag_and_is_not_repeated_at_once(name):
+def test_a_sign_appears_alone_names_a_flag_and_seldom_repeats(name):
     watch = Watch()
     for step in range(1, 11):
         assert watch.see(step, dict(HEALTHY)) == {}
@@ -58,7 +58,7 @@ def test_a_sign_is_seen_alone_names_a_flag_and_is_not_repeated_at_once(name):
 
 
 @pytest.mark.parametrize("name", SICK)
-def test_no_sign_is_seen_before_its_window_but_what_is_not_finite(name):
+def test_only_non_finite_values_are_a_sign_before_the_window(name):
     warnings = Watch().see(1, HEALTHY | SICK[name])
     assert list(warnings) == (["not finite"] if name == "not finite" else [])
 
@@ -138,7 +138,7 @@ class TestMuseum:
         assert museum.whole_text_reward(seen, ["Romeo"]) == 0.0
 
 
-def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_path, monkeypatch):
+def test_non_finite_updates_are_skipped_and_stop_the_run(tmp_path, monkeypatch):
     """From the third step on the loss is nan: no weight moves, the run saves, and ends in one sentence."""
     from searchr1_mini.core import training
     from searchr1_mini.core.errors import UserError

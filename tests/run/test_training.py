@@ -99,7 +99,7 @@ def test_a_question_that_comes_again_is_answered_anew(run):
     assert all(one != two for one, two in first.values())  # and the rollouts of a group differ
 
 
-def test_rounds_of_one_step_sample_by_seeds_of_their_own_and_have_groups_of_their_own(run, monkeypatch):
+def test_each_round_of_a_step_has_its_own_seed_and_groups(run, monkeypatch):
     run.config = with_options(run.config, dynamic_sampling=3, temperature=0.7)
     asked = play(monkeypatch, lambda number, example: played(run, example))  # all wrong: no round is enough
     rollouts = collect(run, 4)
@@ -110,7 +110,7 @@ def test_rounds_of_one_step_sample_by_seeds_of_their_own_and_have_groups_of_thei
     assert [stats.tokens_total for stats in rollouts.stats] == [100, 100, 100]
 
 
-def test_dynamic_sampling_learns_from_as_many_groups_as_a_step_has(run, monkeypatch):
+def test_dynamic_sampling_trains_on_a_full_step_of_groups(run, monkeypatch):
     """Round 1: one group of two differs; round 2: both do, of which one is wanted; there is no third round."""
     right = {0, 4, 7}
     run.config = with_options(run.config, dynamic_sampling=3)
@@ -153,7 +153,7 @@ def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):
     assert [row["group"] for row in rows] == [0, 0, 1, 1]
 
 
-def test_overlong_drop_leaves_out_what_the_context_cut_and_nothing_else(run, monkeypatch):
+def test_overlong_drop_leaves_out_only_what_the_context_cut(run, monkeypatch):
     """One that used up its turns has failed by itself, and learns it."""
     run.config = with_options(run.config, overlong="drop", drop_zero_variance=False)
     reasons = ["length", "turns", "eos", "answer"]
@@ -356,7 +356,7 @@ def six_steps(tmp_path_factory) -> tuple[Path, list[list[list[float]]]]:
     return folder, seen
 
 
-def test_the_last_step_is_evaluated_and_saved_whatever_the_intervals(six_steps):
+def test_the_last_step_is_always_evaluated_and_saved(six_steps):
     folder, _ = six_steps
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows if "eval/em" in row] == [4, 6]
@@ -368,7 +368,7 @@ def test_the_last_step_is_evaluated_and_saved_whatever_the_intervals(six_steps):
     assert summary["train_seconds"] == pytest.approx(sum(row["seconds"] for row in rows), abs=0.2)
 
 
-def test_the_learning_rate_is_warmed_up_over_steps_whatever_their_updates(six_steps):
+def test_the_learning_rate_warms_up_by_steps_not_by_updates(six_steps):
     _, rates = six_steps
     of_policy = [updates[-1][0] for updates in rates]
     assert of_policy[:4] == pytest.approx([1 / 2, 1, 1, 1])

@@ -72,7 +72,7 @@ def test_the_best_checkpoint_stays_and_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
-def test_a_damaged_checkpoint_is_passed_over_and_pruning_spares_the_good_one(tmp_path, damage, capsys):
+def test_a_damaged_checkpoint_is_skipped_and_a_good_one_kept(tmp_path, damage, capsys):
     for step in (5, 10):
         save_checkpoint(tmp_path, step, write_some)
     newest = tmp_path / "checkpoints" / "step-000010"

@@ -43,7 +43,7 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_second_process_is_told_who_holds_the_folder_until_that_is_killed(tmp_path, holder):
+def test_a_second_process_is_told_which_one_holds_the_folder(tmp_path, holder):
     told = rf"in use by process {holder.pid} on .*; wait for it to end, or go away"
     with pytest.raises(UserError, match=told), only_one(tmp_path, "go away"):
         pass
@@ -118,7 +118,7 @@ def test_only_what_dead_processes_wrote_aside_is_swept(tmp_path):
         assert not list(rollouts.iterdir())
 
 
-def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):
+def test_the_next_process_removes_a_dead_ones_temporary_folder(tmp_path):
     with aside_folder(tmp_path, "making") as mine:
         left = tmp_path / mine.name.replace(f"-{os.getpid()}-", f"-{dead_pid()}-")
         left.mkdir()
