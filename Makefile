@@ -2,14 +2,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+DEMO = $(VENV)/.demo
 
 LLM ?= SmolLM2-135M-Instruct
 
 .PHONY: demo llm test lint lock audit notebooks
-demo: $(STAMP)  ## the whole method on this machine
+demo: $(DEMO)  ## the whole method on this machine
 	$(BIN)/python train.py
 
-llm: $(STAMP)  ## a real model learns to search on this machine; LLM=FILE.gguf or a folder where there is no hub
+llm: $(DEMO)  ## a real model learns to search on this machine; LLM=FILE.gguf or a folder where there is no hub
 	$(BIN)/python train.py --preset laptop-llm --model $(LLM)
 
 test: $(STAMP)  ## on two cores, a file of tests at a time on each
@@ -32,7 +33,12 @@ audit: $(STAMP)  ## known vulnerabilities of what requirements.lock pins; warns,
 	@$(BIN)/pip install -q pip-audit 2>/dev/null || true
 	@$(BIN)/python checks/audit.py
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): torch, transformers and what training needs, about 1.5 GB on disk with a CPU wheel of torch, more with CUDA"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+	$(BIN)/pip install -e ".[gguf]" -c constraints.txt
+	touch $@
+
+$(STAMP): $(DEMO)  # tests, notebooks, servers and other search engines
+	$(BIN)/pip install -e ".[dev]" -c constraints.txt
 	touch $@

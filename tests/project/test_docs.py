@@ -34,7 +34,7 @@ NAMES = r"((?:`\w+`(?:, | and )?)+)"
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 TAKE_RUNS = ("searchr1_mini.export", "searchr1_mini.report")  # as words before the flags
 SHELL = ("<", ">", "|", "&&")  # what comes after is not the command's
-OF_ALL_COMMANDS = {"--preset", "--config", "--help", "--name", "--no-name"}  # the last two stand for any
+OF_ALL_COMMANDS = {"--preset", "--config", "--help", "--verbose", "--name", "--no-name"}  # the last two stand for any
 OF_OTHERS = set(  # programs of other people: torchrun, vLLM, pip, jupytext
     "--nproc-per-node --shutdown-timeout --enable-lora --max-lora-rank --lora-modules --require-hashes --no-deps "
     "--sync".split()
@@ -108,11 +108,13 @@ def parser_of(script: str) -> tuple[type | None, frozenset[str]]:
 
 
 def _source_of(script: str) -> Path:
+    script = {"train.py": "searchr1_mini.train", "eval.py": "searchr1_mini.evaluate"}.get(script, script)
     return ROOT / (script.replace(".", "/") + ".py" if script.startswith("searchr1_mini.") else script)
 
 
 def _is_program(script: str) -> bool:
-    return "__main__" in _source_of(script).read_text(encoding="utf-8")
+    source = ROOT / script if script in ("train.py", "eval.py") else _source_of(script)
+    return "__main__" in source.read_text(encoding="utf-8")
 
 
 def _config_class(source: Path, name: str) -> type:
@@ -242,7 +244,7 @@ def test_every_command_parses_and_every_flag_exists(page):
 @pytest.mark.parametrize(
     ("check", "good", "bad"),
     [
-        (lambda text: broken_links(PAGES[0], text), "[a](README.md#run-it)", "[a](README.md#walk-it)"),
+        (lambda text: broken_links(PAGES[0], text), "[a](README.md#try-it)", "[a](README.md#walk-it)"),
         (lambda text: broken_links(PAGES[0], text), "![a](docs/curves.svg)", "![a](docs/curve.svg)"),
         (missing_paths, "see `tests/project/test_docs.py`, `config.py`", "see `tests/test_dogs.py`"),
         (missing_paths, "`searchr1_mini/options/cli.py`, `options/cli.py`", "`option/cli.py`"),
@@ -260,3 +262,35 @@ def test_every_command_parses_and_every_flag_exists(page):
 )
 def test_what_is_wrong_is_found(check, good, bad):
     assert check(good) == [] and check(bad) != []
+
+
+WISHES = {  # what a reader wants, and what tells how
+    "own documents": "--chat --corpus notes",
+    "training on own questions": "--dataset mine.jsonl --corpus passages.jsonl.gz",
+    "chat": "--chat ",
+    "resume": "--resume --output-dir runs/NAME",
+    "PPO": "--algorithm ppo",
+    "another reward": "--reward my_rewards.py:brevity",
+    "a T4": "--preset t4",
+    "compare two runs": "--run runs/A,runs/B",
+    "export": "-m searchr1_mini.export runs/NAME",
+    "a server": "-m searchr1_mini.server --corpus",
+    "the course": "# A course in six sessions",
+}
+
+
+def linked_from(page: Path) -> set[Path]:
+    targets = re.findall(r"\]\(([^)#:]+\.md)", page.read_text(encoding="utf-8"))
+    return {(page.parent / target).resolve() for target in targets}
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_an_everyday_wish_is_answered_one_link_from_the_readme(wish):
+    readme = ROOT / "README.md"
+    assert any(WISHES[wish] in page.read_text(encoding="utf-8") for page in {readme, *linked_from(readme)})
+
+
+def test_the_readme_is_short_and_the_index_has_every_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 70
+    pages = {page.resolve() for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= linked_from(ROOT / "docs" / "README.md") | {(ROOT / "docs" / "README.md").resolve()}
