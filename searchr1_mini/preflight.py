@@ -16,15 +16,18 @@ from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
-from searchr1_mini.run.memory import GB, predict
-from searchr1_mini.run.preflight import load_shape, refuse_beyond
 
 
 def main() -> None:
     """Prints the table of a run on a GPU (or `--device cpu`), and refuses it beyond `--memory-limit`."""
     about = "Predicts a run's memory: options of train.py."
     config = resolve(*parse_asked(TrainConfig, "python -m searchr1_mini.preflight", about))
-    shape = load_shape(resolve_model(config.run.model))
+    source = resolve_model(config.run.model)
+
+    from searchr1_mini.run.memory import GB, predict
+    from searchr1_mini.run.preflight import load_shape, refuse_beyond  # heavy: after the arguments are known to be good
+
+    shape = load_shape(source)
     is_cpu = config.run.device == "cpu"
     width = {"auto": 4 if is_cpu else 2, "float32": 4}.get(config.weights.dtype, 2)
     print(predict(config, shape, width, not is_cpu).table(), flush=True)

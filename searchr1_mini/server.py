@@ -34,6 +34,7 @@ from searchr1_mini.options.retrieval_config import SERVER_NEEDS, ServerConfig
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol
 from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
+from searchr1_mini.storage import status
 
 EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 
@@ -57,6 +58,7 @@ def main() -> None:
     retriever = build_retriever(engine, passages)
     limits = config.max_body_mb, config.body_timeout
     app = make_app(retriever, len(passages), config.retriever, *limits, loopback_names(listener))
+    status.now(None)
     print(f"serving on http://{in_address(config.host)}:{config.port}/retrieve; stop with Ctrl-C", flush=True)
     settings = uvicorn.Config(
         app,

@@ -23,6 +23,7 @@ from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
 from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.task import load_task
+from searchr1_mini.storage import status
 
 
 def check_live(config: EvalConfig, flag: str | None) -> None:
@@ -124,6 +125,7 @@ def answer_live(config: EvalConfig) -> None:
     if row.method in SEARCHING:
         about += f", {described(engine_of(settings.retrieval))} on {column.name}"
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
+    status.now("answering" if config.ask else None)
     if config.ask:
         Screen(chat, colour, shows_prompt=True).answer(config.ask)
     elif config.chat:

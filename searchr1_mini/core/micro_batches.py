@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from searchr1_mini.core import interrupt
+from searchr1_mini.core import interrupt, progress
 from searchr1_mini.core.batch import Batch, micro_batches
 from searchr1_mini.core.distributed import any_of, n_processes, rank, sum_over_processes
 from searchr1_mini.core.errors import UserError, is_out_of_memory
@@ -43,8 +43,10 @@ class MicroBatches:
         while True:
             results, failure = [], None
             try:
-                for rows in micro_batches(lengths, self.share_of(lengths))[rank() :: n_processes()]:
+                parts = micro_batches(lengths, self.share_of(lengths))[rank() :: n_processes()]
+                for rows in parts:
                     interrupt.check()
+                    progress.tell("micro-batches", len(results), len(parts))
                     results.append(work(rows))
             except RuntimeError as error:
                 if not is_out_of_memory(error):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from searchr1_mini.core import interrupt, methods
+from searchr1_mini.core import interrupt, methods, progress
 from searchr1_mini.core.decoder import Decoder, Turn
 from searchr1_mini.core.distributed import gather, share
 from searchr1_mini.core.encoding import foreign_ids, observation_ids
@@ -270,6 +270,9 @@ def rollout(
     with out_of_memory_told(), policy.for_rollouts(), ThreadPoolExecutor(1) as pool:
         while waiting or engine.live:
             interrupt.check()
+            n_done = len(conversations) - len(waiting) - len(engine.live)
+            rate = decoder.tokens_fed / (time.perf_counter() - began)
+            progress.tell("rollouts", n_done, len(conversations), f"{rate:.0f} tokens/s")
             while waiting and decoder.has_room:
                 engine.start(*waiting.popleft())
             if engine.searches and asked is None:

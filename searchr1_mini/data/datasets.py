@@ -19,6 +19,7 @@ from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data import names
 from searchr1_mini.data.answers import golden_answers
 from searchr1_mini.data.corpus import context_passages, corpus_files, distinct, parse_passage, passages_in, read_rows
+from searchr1_mini.data.names import BRING_PASSAGES
 from searchr1_mini.data.notes import tell
 from searchr1_mini.data.rows import QUESTION_FIELDS, is_text, question_files
 from searchr1_mini.data.squad import is_squad, support_of
@@ -47,7 +48,6 @@ REVISIONS = {  # commits on the hub: a run of today and one of next year read th
     SQUAD_ID: "7b6d24c440a36b6815f21b70d25016731768db1f",
     FLASHRAG_ID: "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c",
 }
-BRING_PASSAGES = ("hotpotqa", "squad")
 CORPUS_RECIPE = "union of paragraphs 1"
 MOST_HELD_OUT = 500
 BIG_CORPUS = 64 * 2**20

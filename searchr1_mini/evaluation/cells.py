@@ -52,7 +52,7 @@ from searchr1_mini.run.log import trajectory_row
 from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.preflight import unpacked_fits
 from searchr1_mini.run.task import Library, Task, load_task
-from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage import checkpoint, status
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
 from searchr1_mini.storage.forms import CELL, misfit
 from searchr1_mini.storage.printable import one_line
@@ -84,6 +84,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
         plan.notes.append(
             f"The best checkpoint was chosen by {len(chose)} held-out questions of its run, which no row is asked here."
         )
+    status.now("reading questions and passages")
     for column in plan.columns:  # what cannot be read is told before any work
         tasks |= {(row.label, column.name): task_of(config, row, column, library, tasks, chose) for row in plan.rows}
         if config.shots:
@@ -105,7 +106,8 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
                     path.replace(path.with_suffix(".part"))
                 if not is_kept:
                     policy = policy or load(config, row.settings, model, row.weights)
-                    run_cell(config, policy, settings, task, path, worked)
+                    with status.phase(f"{row.label} on {one_line(column.name)}"):
+                        run_cell(config, policy, settings, task, path, worked)
                     found = read_jsonl(path)
                 results.add(row, column.name, settings, found)
                 em = sum(line["scores"]["em"] for line in found) / len(found)

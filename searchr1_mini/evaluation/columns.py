@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.data.datasets import BRING_PASSAGES, Split, load_examples, own_split
-from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
+from searchr1_mini.data.datasets import Split, load_examples, own_split
+from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flag_of, flat, make

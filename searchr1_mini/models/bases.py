@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from searchr1_mini.core.errors import UserError, is_out_of_memory
 from searchr1_mini.models.architecture import check_architecture, check_length, settle
@@ -22,8 +23,12 @@ from searchr1_mini.models.base_check import check_config, check_files
 from searchr1_mini.models.chat_template import parse_day, refuse_day, today, writes_day
 from searchr1_mini.models.tokenizer_check import check_tokenizer
 from searchr1_mini.models.weights import refuse_pickles
+from searchr1_mini.storage import status
 from searchr1_mini.storage.files import read_json
 from searchr1_mini.storage.hub import ask_hub_first
+
+# the status line tells of loading; the bars of downloads are the hub's own, and stay
+logging.set_tqdm_hook(lambda factory, args, settings: factory(*args, **settings | {"disable": True}))
 
 # a base that the package index has too, for where the hub is out of reach
 WITHOUT_HUB = {
@@ -163,7 +168,8 @@ def from_pretrained(auto_class: type, source: str, **arguments):
     refuse_pickles(Path(source), f"cannot load {source!r}")
     is_here = ask_hub_first(source)
     try:
-        return auto_class.from_pretrained(source, trust_remote_code=False, **arguments)
+        with status.phase(f"loading {Path(source).name}"):
+            return auto_class.from_pretrained(source, trust_remote_code=False, **arguments)
     except Exception as error:  # transformers, tokenizers and the hub's client raise what they like
         if is_out_of_memory(error):
             raise

@@ -11,7 +11,14 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.names import ADAPTER
 from searchr1_mini.models.bases import from_pretrained, load_tokenizer
 from searchr1_mini.models.identity import BASE_FILE, SIZES, base_identity, check_base
-from searchr1_mini.models.weights import ADAPTER_CONFIG, adapter_folder, adapter_settings, find_adapter, refuse_pickles
+from searchr1_mini.models.weights import (
+    ADAPTER_CONFIG,
+    adapter_folder,
+    adapter_settings,
+    find_adapter,
+    init_folder,
+    refuse_pickles,
+)
 from searchr1_mini.storage.checkpoint import MANIFEST, best_checkpoint, checkpoint_step, is_whole, latest_checkpoint
 from searchr1_mini.storage.files import read_json
 
@@ -32,9 +39,7 @@ def init_weights(name: str, run: Path | None = None) -> Path:
     """
     if run and (run / KEPT).is_dir():
         return run / KEPT
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"--init {name}: there is no such folder; name a run, a checkpoint, an adapter or a model")
+    folder = init_folder(name)
     if is_run(folder):
         checkpoint = best_checkpoint(folder) or latest_checkpoint(folder)
         if checkpoint is None:

@@ -80,6 +80,18 @@ def refuse_other_file(path: Path, what: str) -> None:
         raise UserError(f"{what}: {path} is no safetensors file and {REMEDY}")
 
 
+def init_folder(name: str) -> Path:
+    """The folder that `--init` names.
+
+    Raises:
+        UserError: it is not there.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--init {name}: there is no such folder; name a run, a checkpoint, an adapter or a model")
+    return folder
+
+
 def find_adapter(weights: Path) -> Path:
     """The folder of the policy's adapter: within one that a run saved, or itself one as the export and peft write it.
 

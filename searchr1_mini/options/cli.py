@@ -18,6 +18,7 @@ from searchr1_mini.options.option_files import read_options
 from searchr1_mini.options.words import check_words, spell_out_switches
 
 Config = TypeVar("Config")
+NAME_RUNS = ("run", "runs", "init")  # options of which `latest` names the newest run
 
 
 def parse(
@@ -65,7 +66,20 @@ def parse_asked(
     )
     values = {name: getattr(getattr(parsed, sections[name]), name) for name in known}
     values = {name: value if name == "ask" else at_home(name, value) for name, value in values.items()}
+    values |= {name: latest_run() for name in NAME_RUNS if values.get(name) == "latest"}
     return make(config_class, **values), set(unasked) - set(of_file) - flags
+
+
+def latest_run() -> str:
+    """The folder below runs/ in which a run was begun last.
+
+    Raises:
+        UserError: there is none.
+    """
+    begun = {path.parent: path.stat().st_mtime for path in Path("runs").glob("*/config.json")}
+    if not begun:
+        raise UserError("latest: there is no run below runs/ yet; name a run's folder")
+    return str(max(begun, key=begun.__getitem__))
 
 
 def at_home(name: str, value: Any) -> Any:

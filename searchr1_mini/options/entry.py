@@ -1,4 +1,4 @@
-"""What an entry point does before its imports: streams that cannot fail, and one line for Ctrl-C.
+"""What an entry point does before its imports: streams that cannot fail, one line for Ctrl-C, a sign of life.
 
 if __name__ == "__main__":
     from searchr1_mini.options.entry import begin
@@ -11,12 +11,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import types
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 INTERRUPTED = 130
+COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 _is_begun = False
 
 
@@ -25,27 +33,35 @@ class Forgiving(io.FileIO):
 
     Attributes:
         error: why nothing is written any more.
+        printing: what a write stands in: the status line makes room for it.
+        log: takes the same again, without colours.
     """
 
     error: OSError | None = None
+    printing: Callable[[bytes], contextlib.AbstractContextManager] = staticmethod(contextlib.nullcontext)
+    log: io.FileIO | None = None
 
     def write(self, data) -> int:
         """Writes; the first time that it cannot, what is at the other end is replaced by nothing."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.error = error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
-            return len(data)
+        if Forgiving.log is not None and self is not Forgiving.log:
+            Forgiving.log.write(COLOUR.sub(b"", bytes(data)))
+        with self.printing(data):
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())
+                os.close(nowhere)
+                return len(data)
 
 
 def begin(is_child: bool = False) -> None:
     """Makes the streams forgiving, and leaves at once, with one line and 130, on Ctrl-C or SIGTERM.
 
     Characters that a stream's encoding does not have are written as escapes. A stream that is closed is nowhere, so
-    that no file is opened under its number.
+    that no file is opened under its number. From here on the status line shows that something is going on, and what
+    libraries say beside their errors is shown with `--verbose` alone, which every command takes.
 
     Args:
         is_child: of a process of this kind, which says nothing itself.
@@ -70,6 +86,28 @@ def begin(is_child: bool = False) -> None:
 
     sys.excepthook = hook
     _on_signals(leave)
+    is_verbose = "--verbose" in sys.argv[1:]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--verbose"]
+    if not is_verbose:
+        _quiet_libraries()
+    if not is_child:
+        _show_status()
+
+
+def _quiet_libraries() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _show_status() -> None:
+    from searchr1_mini.storage import status
+
+    for stream in (sys.stdout, sys.stderr):
+        raw = stream.buffer.raw
+        raw.printing = partial(status.printing, is_terminal=raw.isatty())
+    status.start()
+    status.now("starting")
 
 
 def _open_what_is_closed() -> None:
@@ -112,6 +150,18 @@ def signals_raise() -> None:
         raise KeyboardInterrupt
 
     _on_signals(interrupt)
+
+
+def keep_log(path: Path) -> None:
+    """Has everything that is printed from here on stand in a file too, below the command line.
+
+    Where the streams are not this program's own, as in a notebook, nothing is kept.
+    """
+    if _is_begun:
+        Forgiving.log = Forgiving(path, "a")
+        Forgiving.log.write(
+            f"$ {shlex.join([Path(sys.executable).name, *sys.argv])}\n".encode("utf-8", "backslashreplace")
+        )
 
 
 def lost_output() -> OSError | None:

@@ -48,7 +48,9 @@ class EvalConfig:
     compare: bool = grouped("how", False, "print the paper's figures beneath ours, and what differs in the set-up")
     against: str | None = grouped("how", None, "row that others are tested against [default: the last]")
     output_dir: str | None = grouped(
-        "how", None, "folder of the results; what is finished is kept [default: runs/eval-NAME]"
+        "how",
+        None,
+        "folder of the results; what is finished is kept [default: in the run's own, or evaluations/NAME]",
     )
     colour: Literal["auto", "always", "never"] = grouped("how", "auto", "colour trajectories by who wrote what")
     host: str | None = grouped("how", None, "address of the --web page [default: 127.0.0.1, this machine only]")

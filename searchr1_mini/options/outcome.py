@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from searchr1_mini.core.errors import FULL_DISK, UserError, is_out_of_memory
 from searchr1_mini.options.entry import INTERRUPTED, is_reader_gone, lost_output, signals_raise
+from searchr1_mini.storage import status
 from searchr1_mini.storage.printable import plain
 
 UNWRITABLE = (
@@ -25,6 +26,7 @@ def run_command(command: Callable[[], None]) -> None:
     signals_raise()
     try:
         command()
+        status.now(None)
     except UserError as error:
         _leave(str(error), 2)
     except KeyboardInterrupt:
@@ -54,6 +56,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def _leave(sentence: str, code: int) -> None:
+    status.now(None)
     sentence = plain(sentence).strip().replace("\n", "\\n")  # it may quote a file or a server
     print(f"error: {sentence}" if code == 2 else sentence, file=sys.stderr, flush=True)
     raise SystemExit(code)

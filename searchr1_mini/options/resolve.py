@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
+from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.data.rows import is_question_file
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.models.gguf_base import find_gguf, unpacked
+from searchr1_mini.models.weights import init_folder
 from searchr1_mini.options.config import RetrievalConfig, TrainConfig
 from searchr1_mini.options.defaults import (
     COLD_START_RATES,
@@ -32,7 +33,7 @@ from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.names import READ_BY
-from searchr1_mini.storage.files import read_json
+from searchr1_mini.storage.files import exists, read_json
 
 LEAST_TEMPERATURE = 0.001  # below it logits overflow
 MOST_ROLLOUTS = 10**6
@@ -168,7 +169,10 @@ def values_of_init(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: there is nothing to start from, it is of another model, or a flag says another rank or alpha.
     """
-    from searchr1_mini.models.initial import init_settings, init_weights, trained_model  # it takes its time
+    if not config.run.resume:  # which goes on from its own copy
+        init_folder(config.run.init)
+
+    from searchr1_mini.models.initial import init_settings, init_weights, trained_model  # heavy
 
     folder = init_weights(config.run.init, Path(config.run.output_dir) if config.run.resume else None)
     model = None if config.run.resume else trained_model(config.run.init, folder)
@@ -258,6 +262,17 @@ def check_demonstrations(path: str | None) -> None:
     """
     if path is not None and not Path(path).is_file():
         raise UserError(f"--demonstrations {path}: there is no such file; name a jsonl file")
+
+
+def check_data_files(data_path: str | None, corpus: str | None) -> None:
+    """Refuses files of questions or passages that are not there, before anything heavy is imported.
+
+    Raises:
+        UserError: one is not.
+    """
+    for path in (data_path, None if corpus in BRING_PASSAGES else corpus):
+        if path is not None and not exists(path):
+            raise UserError(f"there is no file {path}; check --data-path and --corpus")
 
 
 def check_own_parts(config: TrainConfig) -> None:

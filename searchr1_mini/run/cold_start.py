@@ -39,6 +39,7 @@ from searchr1_mini.run.imitation import imitation_step
 from searchr1_mini.run.log import COLD_START
 from searchr1_mini.run.processes import on_main
 from searchr1_mini.run.run import Clock, Run
+from searchr1_mini.storage import status
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
 
@@ -62,7 +63,8 @@ def cold_start(run: Run) -> None:
     newest = on_main(lambda: latest_checkpoint(folder)) if run.config.run.resume else None
     if is_main():
         folder.mkdir(exist_ok=True)
-    episodes = on_main(lambda: kept_episodes(run, folder / EPISODES))
+    with status.phase("writing scripts for the cold start"):
+        episodes = on_main(lambda: kept_episodes(run, folder / EPISODES))
     size = run.config.imitation.cold_start_batch_size
     n_updates = -(-len(episodes) // size)
     cold = phase_of(run, folder, n_updates)
@@ -73,7 +75,7 @@ def cold_start(run: Run) -> None:
     if not newest:
         cold.save(0)  # the evaluation of the base is not made twice
     for update in range(cold.first_step, n_updates + 1):
-        with cold.saved_if_broken_off():
+        with cold.saved_if_broken_off(), status.phase(f"cold start {update}/{n_updates}"):
             chosen = episodes[(update - 1) * size : update * size]
             metrics = imitation_step(cold.policy, cold.optimizer, chosen, update, cold.config.optimization)
         cold.finish_step(update, metrics)
@@ -88,7 +90,7 @@ def cold_start(run: Run) -> None:
     run.clock.cold_start_seconds = cold.clock.train_seconds
     run.optimizer.micro_batches.tokens = cold.optimizer.micro_batches.tokens
     run.policy.freeze_reference()
-    run.evaluations.after_cold_start = run.evaluations.measure(run)
+    run.evaluations.after_cold_start = run.evaluations.measure(run, "after the cold start")
     if is_main():
         tell(run.folder, diagnose(run.evaluations.samples, run.config, bool(run.policy.tokenizer.chat_template)))
     run.save(0)

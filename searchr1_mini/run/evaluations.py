@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,14 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
 from searchr1_mini.run.log import render_trajectory, summary_table
+from searchr1_mini.storage import status
 from searchr1_mini.storage.files import write_json_atomic
 
 if TYPE_CHECKING:
     from searchr1_mini.run.run import Run
+
+
+WITHOUT_SEARCH = ("r1", "direct")
 
 
 class Evaluations:
@@ -34,6 +39,7 @@ class Evaluations:
         samples_before: the first trajectories of the base.
         last, at_step: the last evaluation of the policy, and the step after which it was made.
         samples: its trajectories; empty where an earlier process made it.
+        seconds: that an evaluation took.
     """
 
     def __init__(self) -> None:
@@ -43,22 +49,25 @@ class Evaluations:
         self.samples_before: list[Trajectory] = []
         self.samples: list[Trajectory] = []
         self.at_step = 0
+        self.seconds = 0.0
 
     def is_due(self, step: int, config: TrainConfig) -> bool:
         """Whether the policy is still to be evaluated after this step, which is whole."""
         is_wanted = step > 0 and (step % config.logging.eval_every == 0 or step == config.optimization.steps)
         return is_wanted and self.at_step != step
 
-    def measure(self, run: Run) -> dict:
-        """Greedy evaluation on the held-out questions."""
-        self.last, self.samples = measured(run)
+    def measure(self, run: Run, what: str = "the policy") -> dict:
+        """Greedy evaluation on the held-out questions, of the base or of what became of it."""
+        began = time.perf_counter()
+        self.last, self.samples = measured(run, what)
+        self.seconds = time.perf_counter() - began
         return self.last
 
     def measure_before(self, run: Run) -> None:
         """The base on the held-out questions, once a run; its first trajectories are kept to compare with."""
         if self.before is not None:
             return
-        self.before = self.measure(run)
+        self.before = self.measure(run, "the base")
         self.samples_before = self.samples[:20]
         if is_main() and not run.config.imitation.cold_start:
             tell(run.folder, diagnose(self.samples, run.config, bool(run.policy.tokenizer.chat_template)))
@@ -79,10 +88,11 @@ class Evaluations:
         self.at_step = state.get("evaluated_at", state["step"] - bool(state.get("unlogged")))
 
 
-def measured(run: Run, is_empty: bool = False) -> tuple[dict, list[Trajectory]]:
+def measured(run: Run, what: str = "the policy", is_empty: bool = False) -> tuple[dict, list[Trajectory]]:
     """Summary and trajectories of the policy on the held-out questions; with `is_empty` the retriever finds nothing."""
     retriever = EmptyRetriever() if is_empty else run.held_out.retriever
-    return evaluate(run.held_out.examples, run.make_method, run.policy, retriever, run.limits)
+    with status.phase(f"evaluating {what}"):
+        return evaluate(run.held_out.examples, run.make_method, run.policy, retriever, run.limits)
 
 
 def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None:
@@ -91,7 +101,9 @@ def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None
     has_last = evaluations.samples and evaluations.at_step == run.config.optimization.steps
     after = evaluations.last if has_last else evaluations.measure(run)
     total_seconds = clock.total_seconds
-    emptied = measured(run, is_empty=True)[0] if run.config.run.method not in ("r1", "direct") else None
+    emptied = None
+    if run.config.run.method not in WITHOUT_SEARCH:
+        emptied, _ = measured(run, "with an empty retriever", is_empty=True)
     if not is_main():
         return
     summary = {
@@ -119,7 +131,9 @@ def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None
         "evaluation"
     )
     if write_report:
-        print(f"report: {write_report(run.folder)}")
+        with status.phase("writing the report"):
+            page = write_report(run.folder)
+        print(f"report: {page}")
     print(f"evaluate it: python eval.py --run {quote(str(run.folder))}", flush=True)
 
 

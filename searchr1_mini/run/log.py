@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, the progress line, TensorBoard or W&B, rollouts, text for the terminal."""
+"""What a run leaves to read: metrics.jsonl, a line a step, TensorBoard or W&B, rollouts, text for the terminal."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from searchr1_mini.storage.forms import METRICS
 from searchr1_mini.storage.printable import one_line, plain
 
 COLD_START = "cold_start"  # folder of what comes before the first step of RL
-SHOWN = {
-    "reward": "{:.2f}",
-    "searches": "{:.2f}",
-    "response_tokens": "{:.0f}",
-    "kl": "{:.3f}",
-    "tokens_per_second": "{:.0f}",
-    "prefill_tokens_saved": "{:.0f}",
+SHOWN = {  # in a step's line: the name there, and the form
+    "reward": ("reward", "{:.2f}"),
+    "searches": ("searches", "{:.2f}"),
+    "response_tokens": ("tokens", "{:.0f}"),
+    "kl": ("kl", "{:.3f}"),
+    "tokens_per_second": ("tokens/s", "{:.0f}"),
 }
 COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;32m", "observation": "\x1b[34m"}
 
@@ -40,7 +39,7 @@ class Tracker:
 
     Args:
         run_dir: the run's folder.
-        total_steps: the length of the progress bar.
+        total_steps: of the run.
         first_step: 1, or the step after the checkpoint that a run was resumed from.
         tensorboard, wandb: also write there.
         config: shown by W&B.
@@ -63,7 +62,6 @@ class Tracker:
         self.total_steps = total_steps
         self.metrics, self.warnings = run_dir / "metrics.jsonl", run_dir / "warnings.jsonl"
         append_jsonl(self.metrics, [])
-        self.bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not sys.stderr.isatty())
         self.board = self.wandb = None
         with self._optional("board"):
             self.board = _open_tensorboard(run_dir, first_step) if tensorboard else None
@@ -74,7 +72,6 @@ class Tracker:
         return self
 
     def __exit__(self, *_) -> None:
-        self.bar.close()
         with self._optional("board"):
             if self.board:
                 self.board.close()
@@ -104,25 +101,24 @@ class Tracker:
         except Exception as error:  # each has exceptions of its own
             setattr(self, name, None)
             logger = {"board": "TensorBoard", "wandb": "Weights & Biases"}[name]
-            self.bar.write(f"warning: {logger} is left out from here on: {error}", file=sys.stderr)
+            print(f"warning: {logger} is left out from here on: {error}", file=sys.stderr)
 
-    def progress(self, step: int, metrics: dict[str, float]) -> None:
-        """The progress bar, or a plain line where there is no terminal."""
-        shown = {key: form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics}
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
-        if not sys.stderr.isatty():
-            print(f"step {step}/{self.total_steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+    def progress(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
+        """Prints a step's line."""
+        shown = [f"{name} {form.format(metrics[key])}" for key, (name, form) in SHOWN.items() if key in metrics]
+        shown.append(f"left {tqdm.format_interval(seconds_left)}")
+        print(f"step {step}/{self.total_steps} {' '.join(shown)}", flush=True)
 
     def show_scores(self, step: int, scores: dict[str, float]) -> None:
         """Exact match of each source at an evaluation."""
         of_sources = {one_line(key[5:-3]): em for key, em in scores.items() if re.fullmatch(r"(?s)eval/.+/em", key)}
-        self.bar.write(f"step {step}: held-out EM " + ", ".join(f"{name} {em:.2f}" for name, em in of_sources.items()))
+        told = ", ".join(f"{name} {em:.2f}" for name, em in of_sources.items())
+        print(f"step {step}: held-out EM {told}", flush=True)
 
     def warn(self, step: int, warnings: Iterable[str]) -> None:
         """Shows what the stability watch found, and adds it to warnings.jsonl."""
         for warning in warnings:
-            self.bar.write(f"step {step}: warning: {warning}", file=sys.stderr)
+            print(f"step {step}: warning: {warning}", file=sys.stderr)
             append_jsonl(self.warnings, [{"step": step, "warning": warning}])
 
 

@@ -25,6 +25,7 @@ from searchr1_mini.models.initial import keep_init, open_init, origin
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
 from searchr1_mini.models.saving import load_critic
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.entry import keep_log
 from searchr1_mini.options.nested import flat, options_of, with_options
 from searchr1_mini.options.own_parts import is_own, own_method
 from searchr1_mini.options.resolve import resolve_model
@@ -36,7 +37,7 @@ from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
-from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage import checkpoint, training_state
 from searchr1_mini.storage.forms import WARNING
 
 MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
@@ -54,7 +55,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     """
     began = time.perf_counter()
     folder = on_main(lambda: Path(config.run.output_dir))  # one name, though each process made up one by its clock
-    checkpoint.seed_rng(config.optimization.seed)
+    training_state.seed_rng(config.optimization.seed)
     device = pick_device(config.run.device)
     tell_of_no_gpu(config.run.device, device, config.weights.load_in_4bit)
     dtype = pick_dtype(config.weights.dtype, device)
@@ -83,6 +84,8 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
     init = init and on_main(lambda: keep_init(init, folder))
     folder = scratch or folder
+    if is_main():
+        keep_log(folder / "train.log")
     print(f"model {source} on {device.type} in {str(dtype).removeprefix('torch.')}, run folder {folder}", flush=True)
     saved = newest
     if config.run.resume and config.imitation.cold_start and newest is None:

@@ -28,7 +28,7 @@ from searchr1_mini.core.training import Environment, Rollouts
 from searchr1_mini.models.saving import load_reference, save_critic, save_policy, save_reference
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.run.diagnosis import diagnose, tell
-from searchr1_mini.run.evaluations import Evaluations
+from searchr1_mini.run.evaluations import WITHOUT_SEARCH, Evaluations
 from searchr1_mini.run.invariants import check_step
 from searchr1_mini.run.log import Tracker, truncate_metrics, write_rollouts
 from searchr1_mini.run.metrics import eval_metrics, rollout_metrics
@@ -37,7 +37,7 @@ from searchr1_mini.run.processes import on_main
 from searchr1_mini.run.task import Task
 from searchr1_mini.run.token_values import rollout_rows
 from searchr1_mini.run.watch import Watch
-from searchr1_mini.storage import checkpoint
+from searchr1_mini.storage import checkpoint, status, training_state
 from searchr1_mini.storage.files import joined_by_step, write_json_atomic
 from searchr1_mini.storage.forms import WARNING
 
@@ -130,7 +130,8 @@ class Run:
             self.end_step()
         for step in range(self.first_step, self.config.optimization.steps + 1):
             self.step, self.step_began = step, time.perf_counter()
-            yield step
+            with status.phase(f"step {step}/{self.config.optimization.steps}"):
+                yield step
             self.end_step()
 
     def check(self, batch: Batch, rollouts: Rollouts) -> None:
@@ -167,8 +168,17 @@ class Run:
         """Logs the numbers of the step at hand, which is whole from here on."""
         self.finish_step(self.step, metrics)
         self.tracker.log(self.step, metrics)
-        self.tracker.progress(self.step, metrics)
+        self.tracker.progress(self.step, metrics, self.seconds_left)
+        status.say_left(self.seconds_left)
         self.tracker.warn(self.step, self.watch.see(self.step, metrics).values())
+
+    @property
+    def seconds_left(self) -> float:
+        """What the steps and evaluations to come will take, if each takes as long as those so far."""
+        last, searches = self.config.optimization.steps, self.config.run.method not in WITHOUT_SEARCH
+        to_come = range(self.whole_step + 1, last + 1)
+        n_evaluations = sum(self.evaluations.is_due(step, self.config) for step in to_come) + searches
+        return len(to_come) * self.clock.train_seconds / self.whole_step + n_evaluations * self.evaluations.seconds
 
     def finish_step(self, step: int, metrics: dict[str, float]) -> None:
         """Takes a step for whole: what is broken off from here on has moved no weight."""
@@ -180,7 +190,7 @@ class Run:
         """Evaluates and saves when it is time to, see `steps`."""
         step, last = self.whole_step, self.config.optimization.steps
         if self.evaluations.is_due(step, self.config):
-            scores = eval_metrics(self.evaluations.measure(self))
+            scores = eval_metrics(self.evaluations.measure(self, f"after step {step}"))
             self.tracker.log(step, scores)
             self.tracker.show_scores(step, scores)
             self.evaluations.at_step = step
@@ -251,7 +261,7 @@ class Run:
                 save_critic(self.critic, folder / "critic")
             state = {name: value for owner in self.owners for name, value in owner.state_dict().items()}
             tensors = {name: state.pop(name) for name in TENSORS}
-            torch.save(tensors | {"rng": checkpoint.capture_rng()}, folder / "state.pt")
+            torch.save(tensors | {"rng": training_state.capture_rng()}, folder / "state.pt")
             write_json_atomic(folder / "progress.json", {"step": step} | state)
 
         def write() -> Path:
@@ -269,11 +279,11 @@ class Run:
         """
         load_reference(self.policy, folder / "model")
         progress = checkpoint.read_progress(folder / "progress.json")
-        tensors = checkpoint.read_tensors(folder / "state.pt")
-        with checkpoint.of_this_version(folder):
+        tensors = training_state.read_tensors(folder / "state.pt")
+        with training_state.of_this_version(folder):
             for owner in self.owners:
                 owner.load_state_dict(progress | tensors)
-            checkpoint.restore_rng(tensors["rng"])
+            training_state.restore_rng(tensors["rng"])
             self.first_step, self.whole_step = progress["step"] + 1, progress["step"]
         self.whole_updates = self.optimizer.updates
         self.watch = Watch(joined_by_step(truncate_metrics(self.folder / "metrics.jsonl", self.whole_step)))

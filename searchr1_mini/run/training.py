@@ -19,6 +19,7 @@ from searchr1_mini.run.processes import on_main, processes
 from searchr1_mini.run.rewards import outcome_reward
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.signals import first_signal
+from searchr1_mini.storage import status
 from searchr1_mini.storage.lock import only_one
 
 
@@ -71,7 +72,8 @@ def all_phases(run: Run, reward: Reward | None = None) -> None:
         cold_start(run)
     run.evaluations.measure_before(run)
     if imitates(config.run.algorithm):
-        shown = demonstrations(run)
+        with status.phase("sampling demonstrations"):
+            shown = demonstrations(run)
         with run.saved_if_broken_off():
             imitate(run, shown)
         return

@@ -5,28 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-
-import numpy as np
-import torch
 
 from searchr1_mini.core.errors import FULL_DISK, UserError
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic
 from searchr1_mini.storage.forms import PROGRESS
 
 MANIFEST = "manifest.json"
-OF_ANOTHER_VERSION = (
-    "is of another form than this version writes; go on with the version that began the run (`versions` in its "
-    "config.json), or start a new run: the weights are sound, and eval.py reads them"
-)
 
 
 def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None]) -> Path:
@@ -163,37 +153,6 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
-def seed_rng(seed: int) -> None:
-    """Sets every global random generator. Nothing of ours draws from one; a library may."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def capture_rng() -> dict[str, Any]:
-    """The state of every random generator in use, as tensors and plain values."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Sets what `capture_rng` saw."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
-
-
 def read_progress(path: Path) -> dict[str, Any]:
     """How far a checkpoint's run had come.
 
@@ -203,35 +162,6 @@ def read_progress(path: Path) -> dict[str, Any]:
     progress = read_json(path)
     is_ours = {name for name in PROGRESS if name[0] != "?"} <= progress.keys()  # else of another version
     return read_json(path, PROGRESS) if is_ours else progress
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """What a checkpoint keeps by torch: AdamW's moments, the loss scaler, random states.
-
-    Raises:
-        UserError: another version of this program, or of torch, wrote it in another form.
-    """
-    with of_this_version(path):
-        return torch.load(path, weights_only=True, map_location="cpu")
-
-
-@contextmanager
-def of_this_version(path: Path) -> Iterator[None]:
-    """Inside, what does not have the form that this version writes is told as that.
-
-    Raises:
-        UserError: names `path`.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
-        raise UserError(f"{path} {OF_ANOTHER_VERSION} ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_match: Sequence[str]) -> None:

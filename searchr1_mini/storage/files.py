@@ -44,6 +44,9 @@ def end_of_last_line(path: Path) -> int:
         return file.read().rfind(b"\n") + 1
 
 
+MEASURED = ("before", "after_cold_start", "after", "after_without_retriever")
+
+
 def read_summary(path: Path) -> dict[str, Any]:
     """A finished run's summary.json.
 
@@ -51,7 +54,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         UserError: it is damaged, or its measurements are of different questions.
     """
     summary = read_json(path, SUMMARY)
-    parts = [summary[name] for name in ("before", "after", "after_without_retriever") if summary.get(name)]
+    parts = [summary[name] for name in MEASURED if summary.get(name)]
     if any(part["by_source"].keys() != parts[0]["by_source"].keys() for part in parts):
         raise UserError(f"{path} is damaged (its measurements are of other sources); put back a copy of it")
     return summary

@@ -17,7 +17,7 @@ METRICS = {"step": int, str: (float, None)}
 WARNING = {"step": int, "warning": str}
 SUMMARY = {
     "steps": int, "train_seconds": float, "peak_memory_gb": float, "before": SUMMARY_PART, "after": SUMMARY_PART,
-    "?after_without_retriever": (SUMMARY_PART, None),
+    "?after_cold_start": (SUMMARY_PART, None), "?after_without_retriever": (SUMMARY_PART, None),
 }  # fmt: skip
 OF_AN_ARM = {"after": {"searches": float, "response_tokens": float, "by_source": {str: {"em": float}}}}
 _SEGMENT = {"kind": ("prompt", "policy", "observation"), "token_ids": [int], "text": str}

@@ -138,6 +138,32 @@ def test_output_degrades_to_escapes_and_a_full_disk_is_told(runs):
     assert runs["unread"][3].count(b"interrupted") == 0
 
 
+def test_a_runs_log_holds_its_command_and_what_was_printed(runs):
+    folder, _, out, err = runs["ascii"]
+    command, *lines = (folder / "train.log").read_bytes().splitlines()
+    assert command.startswith(b"$ python") and b" train.py --steps 2" in command
+    assert [line for line in out.splitlines() if line not in lines] == out.splitlines()[:2] and not err
+    assert (runs["full"][0] / "train.log").read_bytes().count(b"\nstep 2/2 ") == 1
+
+
+NAMES_NOTHING = (
+    "train.py --model ./nowhere", "train.py --dataset jsonl --data-path nowhere.jsonl", "train.py --init nowhere",
+    "train.py --corpus nowhere --dataset nq", "train.py --resume --output-dir nowhere", "train.py --kl-coef -1",
+    "train.py --demonstrations nowhere.jsonl --cold-start 5", "eval.py --run nowhere", "eval.py --model ./nowhere",
+    "eval.py --datasets nowhere.jsonl", "eval.py --run nowhere --chat", "eval.py --methods nothing",
+    "eval.py --adapter nowhere", "-m searchr1_mini.export nowhere", "-m searchr1_mini.report nowhere",
+    "-m searchr1_mini.preflight --model ./nowhere", "-m searchr1_mini.server --corpus nowhere.jsonl",
+    "-m searchr1_mini.pretrain --seed x", "-m searchr1_mini.ablate nothing",
+)  # fmt: skip
+
+
+def test_what_names_nothing_is_told_before_torch_is_imported(tmp_path):
+    for command in NAMES_NOTHING:
+        process = started(command.split(), tmp_path, INJECTED.format(name="torch", how="os._exit(99)"))
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (2, b"") and err.startswith(b"error: "), (command, err)
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry[-1])
 def test_every_command_says_what_is_wrong_on_a_bad_terminal(tmp_path, entry):
     """Closed output, ASCII errors with characters that are none, and nobody who reads the help."""

@@ -136,7 +136,7 @@ def test_the_terminal_gets_no_control_characters(tmp_path, capsys, text):
         assert not unsafe(coloured[coloured.index("m") + 1 : -len("\x1b[0m")])
     assert not unsafe(summary_table({"before": {**PART, "by_source": {text: PART}}}))
     with Tracker(tmp_path, 3, 1, False, False, {}, "r") as tracker:
-        tracker.progress(1, {f"eval/{text}/em": 0.5})
+        tracker.progress(1, {f"eval/{text}/em": 0.5}, 60.0)
     with pytest.raises(SystemExit) as left:
         run_command(lambda: (_ for _ in ()).throw(UserError(f"question {text} is too long")))
     assert left.value.code == 2

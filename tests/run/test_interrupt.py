@@ -71,11 +71,11 @@ def test_an_evaluation_that_was_broken_off_is_made_up_for(tmp_path, signal_at, m
     train(config)
     measure, calls = Evaluations.measure, []
 
-    def stop_in_second(self, run):
+    def stop_in_second(self, run, what):
         calls.append(run)
         if len(calls) == 2:  # the first is the base's
             signal_at.at = signal_at.n + 3
-        return measure(self, run)
+        return measure(self, run, what)
 
     monkeypatch.setattr(Evaluations, "measure", stop_in_second)
     config = resolve(with_options(SETTINGS, output_dir=str(tmp_path / "broken")))

@@ -22,18 +22,16 @@ from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.storage.checkpoint import (
     best_checkpoint,
-    capture_rng,
     checkpoint_step,
     is_full_disk,
     is_whole,
     latest_checkpoint,
     prepare_run_dir,
     prune_checkpoints,
-    read_tensors,
-    restore_rng,
     save_checkpoint,
 )
 from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.training_state import capture_rng, read_tensors, restore_rng
 
 MEASURED = {"n": 4, "em": 0.25, "searches": 1.0, "response_tokens": 9.0, "by_source": {}}
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import test_report
+from helpers import report_runs
 
 from searchr1_mini import report as report_command
 from searchr1_mini.core.errors import UserError
@@ -127,7 +127,7 @@ def test_reports_of_many_long_names_fit_into_a_name(tmp_path):
     runs = []
     for number in range(3):
         runs.append(tmp_path / f"{number}{LONG[:80]}")
-        test_report.fill_run(runs[-1])
+        report_runs.fill_run(runs[-1])
     page = report.write_report(*runs)
     assert page.parent == runs[0] and page.name.endswith(".html")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.pretrain import next_batch, reading_accuracy, start_workers, tokenize
 from searchr1_mini.tiny.curriculum import STAGES
+from searchr1_mini.tiny.pretraining import next_batch, reading_accuracy, start_workers, tokenize
 
 TRACE = [("prompt", "Question: who?"), ("policy", " <answer> Ada Brook </answer>")]
 

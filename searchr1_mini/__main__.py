@@ -1,0 +1,58 @@
+"""All commands behind one: `searchr1 train`, `searchr1 eval runs/NAME`, or `python -m searchr1_mini train`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from searchr1_mini import __version__
+from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.options.entry import begin
+from searchr1_mini.options.outcome import run_command
+
+COMMANDS = {  # name: module, words that it stands for, what it does
+    "train": ("train", [], "trains a language model to search"),
+    "eval": ("evaluate", [], "evaluates a run, or a table of methods, on held-out questions"),
+    "ask": ("evaluate", ["--ask"], "answers one question: searchr1 ask QUESTION --run runs/NAME"),
+    "chat": ("evaluate", ["--chat"], "answers your questions in the terminal; --web for the browser"),
+    "report": ("report", [], "writes the page of one run or several"),
+    "export": ("export", [], "writes a run's weights and questions for other programs"),
+    "ablate": ("ablate", [], "runs a study of the method's parts, with intervals"),
+    "preflight": ("preflight", [], "predicts the memory of a run"),
+    "server": ("server", [], "serves a corpus to retrievers"),
+    "retrieval-metrics": ("retrieval_metrics", [], "measures retrievers: recall, MRR, latency"),
+    "pretrain": ("pretrain", [], "makes the tiny base"),
+}
+
+
+def main() -> None:
+    """Runs the command that the first word names."""
+    begin()
+    run_command(dispatch)
+
+
+def dispatch() -> None:
+    """Hands the other words to the command, or lists the commands.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {command.ljust(width)}  {does}" for command, (_, _, does) in COMMANDS.items()]
+        print("\n".join(["usage: searchr1 COMMAND ..., with --help after a command for its options", "", *lines]))
+    elif name == "--version":
+        print(f"searchr1_mini {__version__}")
+    elif name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}{suggest(name, COMMANDS)}; `searchr1 --help` lists them")
+    else:
+        module, stands_for, _ = COMMANDS[name]
+        if stands_for == ["--chat"] and words and not words[0].startswith("-"):
+            words.insert(0, "--run")
+        sys.argv[1:] = stands_for + words
+        import_module(f"searchr1_mini.{module}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The command behind train.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from searchr1_mini.options.cli import parse_asked
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.resolve import check_data_files, check_demonstrations, resolve, resolve_model, saved_config
+from searchr1_mini.storage import status
+
+ABOUT = "Trains a language model to search: tiny on a laptop, --model Qwen2.5-3B on one GPU."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, resolves what is left open for the model, and trains.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv)
+    if config.run.resume and config.run.output_dir:  # with the run's own options, where no flag says otherwise
+        config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv, saved_config(Path(config.run.output_dir)))
+    config = resolve(config, unasked)
+    resolve_model(config.run.model)
+    check_demonstrations(config.imitation.demonstrations)
+    check_data_files(config.data.data_path, config.data.corpus)
+    if config.run.output_dir is None:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.run.model).name[:80]}-{config.run.algorithm}"
+        config = with_options(config, output_dir=str(Path("runs") / name))
+
+    print(banner(config), flush=True)
+    status.now("loading torch and transformers")
+
+    from searchr1_mini.pages.report import write_report
+    from searchr1_mini.run.training import train  # heavy: after the arguments are known to be good
+
+    status.now("preparing the run")
+    train(config, write_report)
+
+
+def banner(config: TrainConfig) -> str:
+    """Says what will be done, and where it will lie."""
+    run, data = config.run, config.data
+    how = run.method if run.algorithm == "sft" else f"{run.method} by {run.algorithm.upper()}"
+    cold = f"a cold start on {config.imitation.cold_start} episodes, then " if config.imitation.cold_start else ""
+    return (
+        f"{'resuming' if run.resume else 'training'} {run.model}: {cold}{config.optimization.steps} steps of {how} on "
+        f"{data.data_path or data.dataset}, in {run.output_dir}\nCtrl-C saves; --resume goes on"
+    )
