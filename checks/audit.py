@@ -32,8 +32,8 @@ def main() -> None:
     asked = [package for package in packages if "skip_reason" not in package]
     found = [(package, fault) for package in asked for fault in package["vulns"]]
     for package, fault in found:
-        mended = ", ".join(fault["fix_versions"]) or "no version yet"
-        print(f"warning: {package['name']} {package['version']}: {fault['id']}, mended in {mended}")
+        fixed = ", ".join(fault["fix_versions"]) or "no version yet"
+        print(f"warning: {package['name']} {package['version']}: {fault['id']}, fixed in {fixed}")
     if not asked:
         print("audit: the vulnerability service knows none of the packages, or is not there; nothing was checked")
         return

@@ -202,7 +202,7 @@ def put(bug: Bug, root: Path) -> None:
     (path,) = (root / "searchr1_mini").rglob(f"{bug.module}.py")
     text = path.read_text(encoding="utf-8")
     if text.count(bug.old) != 1:
-        sys.exit(f"{bug.name}: {bug.old!r} stands {text.count(bug.old)} times in {path.name}; mend the list")
+        sys.exit(f"{bug.name}: {bug.old!r} stands {text.count(bug.old)} times in {path.name}; fix the list")
     path.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
 
 
@@ -275,7 +275,7 @@ def try_bugs(bugs: list[Bug], n: int) -> list[str]:
     with multiprocessing.get_context("fork").Pool(n, maxtasksperchild=1) as pool:
         for name, (failed, _) in zip(files, pool.starmap(with_bug, [(None, [n]) for n in files], 1), strict=True):
             if failed:
-                sys.exit(f"{path_of(name)} fails without a bug, at {failed}; mend it first")
+                sys.exit(f"{path_of(name)} fails without a bug, at {failed}; fix it first")
         waiting = [(bug, pool.apply_async(with_bug, (bug, bug.tests.split()))) for bug in bugs]
         for number, (bug, result) in enumerate(waiting, start=1):
             failed, seconds = result.get()

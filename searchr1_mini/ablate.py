@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, trains what is missing, and writes the report.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     config = parse_study(argv)
     study = STUDIES[config.study]

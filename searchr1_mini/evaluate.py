@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, checks what can be checked before torch is imported, and evaluates.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
@@ -51,7 +51,7 @@ def evaluate_command(config: EvalConfig, plan: Plan | None = None) -> None:
         plan: of `plan_evaluation`, where it was made already.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     status.now("loading torch and transformers")
 

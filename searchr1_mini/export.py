@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses and exports.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):

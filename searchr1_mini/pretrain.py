@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, and pre-trains.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     config = parse(PretrainConfig, "python -m searchr1_mini.pretrain", __doc__.splitlines()[0], argv)
     check_ranges(config)

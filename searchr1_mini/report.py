@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, and writes the page.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     n_folders = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))

@@ -55,7 +55,7 @@ def main() -> None:
     """Parses, measures each retriever and prints a table.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     description = __doc__.splitlines()[0]
     config = name_file(parse(MetricsConfig, "python -m searchr1_mini.retrieval_metrics", description))

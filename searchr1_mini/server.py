@@ -43,7 +43,7 @@ def main() -> None:
     """Parses, builds the index and serves until it is stopped.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     config = parse(ServerConfig, "python -m searchr1_mini.server", __doc__.splitlines()[0])
     check_ranges(config)

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, resolves what is left open for the model, and trains.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv)
     if config.run.resume and config.run.output_dir:  # with the run's own options, where no flag says otherwise

@@ -109,7 +109,7 @@ def answer_live(config: EvalConfig) -> None:
     """Answers --ask in the terminal, coloured by who wrote what; or questions as they come, with --chat or --web.
 
     Raises:
-        UserError: the question is blank, the flags do not fit, or anything else that the user can mend.
+        UserError: the question is blank, the flags do not fit, or anything else that the user can fix.
     """
     flag = "--ask" if config.ask is not None else "--chat" if config.chat else "--web"
     row, column = plan_live(config, flag)

@@ -159,7 +159,7 @@ def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
         if lost_output():  # whoever reads the answers has left, as `head` does
             break
     if n_failed:
-        raise UserError(f"{n_failed} of the questions could not be answered; mend what is told above, and ask again")
+        raise UserError(f"{n_failed} of the questions could not be answered; fix what is told above, and ask again")
 
 
 def questions_of(lines: Iterator[str]) -> Iterator[str]:

@@ -212,7 +212,7 @@ class _Engine:
 
 @contextmanager
 def out_of_memory_told() -> Iterator[None]:
-    """Inside, memory that runs out is told as something that the user can mend."""
+    """Inside, memory that runs out is told as something that the user can fix."""
     try:
         yield
     except RuntimeError as error:

@@ -36,7 +36,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 raise UserError(f"{where}: not a JSON object")
             yield row, where
     except (ValueError, OSError, EOFError, RecursionError, Unread) as error:
-        raise UserError(f"{where}: cannot be read: {one_line(str(error))[:200]}; mend it or leave it out") from error
+        raise UserError(f"{where}: cannot be read: {one_line(str(error))[:200]}; fix it or leave it out") from error
 
 
 def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:

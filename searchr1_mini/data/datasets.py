@@ -201,7 +201,7 @@ def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     ids = (row[name] for name in ("id", "_id") if row.get(name) not in (None, ""))
     id_ = next(ids, hashlib.sha256(question.encode()).hexdigest()[:16])
     if not is_text(str(id_)):
-        raise UserError(f'{where}: "id" is blank or broken Unicode; mend the row or leave the field out')
+        raise UserError(f'{where}: "id" is blank or broken Unicode; fix the row or leave the field out')
     return Example(f"{source}/{id_}", question, answers, source, _supporting(row, where))
 
 
@@ -227,7 +227,7 @@ def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
             f'{where}: "supporting_facts" is not a list of [title, sentence], nor "paragraphs" one of {{"title", '
-            f'"is_supporting"}} ({error}); mend the row or leave the field out'
+            f'"is_supporting"}} ({error}); fix the row or leave the field out'
         ) from error
     return tuple((title, "") for title in dict.fromkeys(titles))
 

@@ -210,7 +210,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     except (pa.ArrowException, ValueError, OverflowError) as error:
         where = f"{path}, after row {number}" if number else str(path)
         raise UserError(
-            f"{where}: cannot be read: {one_line(str(error))[:200]}; mend it, or write questions and answers as text"
+            f"{where}: cannot be read: {one_line(str(error))[:200]}; fix it, or write questions and answers as text"
         ) from error
 
 

@@ -26,7 +26,7 @@ MOST_BYTES = 2**31  # of the process that renders
 MOST_CHARACTERS = 200_000  # of a rendered probe
 DIRECTIVES = "aAbBcdDeFGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
 QUESTION, ANSWER = "Which river flows through Zanzibar-4711?", "ANSWER"
-REMEDY = "mend it, or remove it to prompt without one: chat_template.jinja, or chat_template in tokenizer_config.json"
+REMEDY = "fix it, or remove it to prompt without one: chat_template.jinja, or chat_template in tokenizer_config.json"
 
 
 def render(

@@ -1,4 +1,4 @@
-"""How a command ends: what a user can mend is one sentence and exit code 2; Ctrl-C, a full disk, a reader that left."""
+"""How a command ends: what a user can fix is one sentence and exit code 2; Ctrl-C, a full disk, a reader that left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNWRITABLE = (
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs a command; what a user can mend becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130.
+    """Runs a command; what a user can fix becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130.
 
     Where the output goes nowhere (a full disk, `head`), the work is done all the same, and the exit code tells.
     """
@@ -39,7 +39,7 @@ def run_command(command: Callable[[], None]) -> None:
             raise
         what = f"the disk is full ({error}); what was saved is intact: free some space"
         if error.errno in UNWRITABLE:
-            what = f"cannot use {error.filename or 'a file'} ({error.strerror}); what was saved is intact: mend that"
+            what = f"cannot use {error.filename or 'a file'} ({error.strerror}); what was saved is intact: fix that"
         _leave(f"{what}, and run it again (train.py with --resume, if it had begun)", 2)
     except RuntimeError as error:
         if not is_out_of_memory(error):

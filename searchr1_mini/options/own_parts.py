@@ -71,7 +71,7 @@ def module_of(option: str, where: str) -> Any:
         raise
     except Exception as error:  # whatever code of the user's own raises
         told = " ".join(str(error).split())[:200]
-        raise UserError(f"--{option} {where} cannot be imported ({type(error).__name__}: {told}); mend it") from error
+        raise UserError(f"--{option} {where} cannot be imported ({type(error).__name__}: {told}); fix it") from error
 
 
 def takes(function: Callable, names: tuple[str, ...]) -> bool:

@@ -84,7 +84,7 @@ class HTTPRetriever:
                 place = one_line(error.headers.get("Location") or "nowhere")[:MOST_SAID]
                 raise UserError(
                     f"the retrieval server at {self.url} sends on to {place}, where no query is sent unasked; give "
-                    "that address as --retriever-url, or mend the server"
+                    "that address as --retriever-url, or fix the server"
                 ) from error
             raise UserError(
                 f"the retrieval server at {self.url} refuses the request ({error}){_said(error)}; check --retriever-url"

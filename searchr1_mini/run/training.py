@@ -36,7 +36,7 @@ def train(
         reward: what a trajectory earns, instead of what the options say.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     with processes(config.run.device) as scratch, ExitStack() as held:
         if config.run.resume:  # before anything is read that another process may be writing

@@ -60,7 +60,7 @@ def test_every_locked_package_has_hashes_and_none_has_a_url():
                 {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["1.1"]}]},
                 {"name": "b", "version": "2", "vulns": []}, {"name": "c", "skip_reason": "?"},
             ]}),
-            "warning: a 1: CVE-1, mended in 1.1\n"
+            "warning: a 1: CVE-1, fixed in 1.1\n"
             "audit: 1 known vulnerabilities in 2 packages; the service could not be asked about 1\n",
         ),
         (

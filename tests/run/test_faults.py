@@ -153,7 +153,7 @@ def test_lines_are_whole_on_a_full_disk_and_after_a_power_cut(disk):
 
 
 def test_lines_are_whole_after_kill_9(tmp_path):
-    """A child appends long lines and is killed in the midst, again and again; the next one mends what it finds."""
+    """A child appends long lines and is killed in the midst, again and again; the next one fixes what it finds."""
     code = (
         "import sys; from pathlib import Path; from searchr1_mini.storage.files import append_jsonl\n"
         "while True: append_jsonl(Path(sys.argv[1]), [{'step': 1, 'words': 'w' * 3_000_000}]); print(flush=True)"
