@@ -20,7 +20,8 @@ import numpy as np
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.core.retrieval import Passage, Retriever
+from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen, listed
 from searchr1_mini.options.cli import parse
@@ -39,13 +40,15 @@ class Metrics:
 
     Attributes:
         any_recall: for each k, the share of questions with a supporting title among the titles of the k best passages.
-        all_recall: for each k, the share with every supporting title among them.
+        all_recall: for each k, the share with every supporting title among them; None without supporting titles.
         mrr: mean of 1 / rank of the first passage with a supporting title, 0 where none is among the best max(k).
+
+    Of questions without supporting titles a passage counts if a gold answer stands in it.
         median_ms, p95_ms: of the time of one query, searched on its own.
     """
 
     any_recall: dict[int, float]
-    all_recall: dict[int, float]
+    all_recall: dict[int, float] | None
     mrr: float
     median_ms: float
     p95_ms: float
@@ -65,11 +68,8 @@ def main() -> None:
     topks = parse_topks(config.topk)
     examples = load_examples(config.dataset, config.data_path, "all", config.limit)
     asked = [example for example in examples if example.supporting]
-    if not asked:
-        raise UserError(
-            f"{config.data_path or config.dataset} names no supporting titles, which recall is measured by; take "
-            'questions with "supporting_facts", as those of hotpotqa'
-        )
+    has_titles = bool(asked)
+    asked = asked or examples
     terms = Terms(config.stemming, config.stop_words)
     is_here = names != ["http"]
     if config.corpus and not is_here:
@@ -79,7 +79,13 @@ def main() -> None:
     for engine in (engine_of(config, name) for name in names):
         rows[described(engine)] = measure(build_retriever(engine, passages).retriever, asked, topks)
     held = f"{len(passages)} passages" if is_here else config.retriever_url
-    print(f"{len(asked)} questions with supporting titles, of {len(examples)}, asked of {held}\n")
+    if has_titles:
+        print(f"{len(asked)} questions with supporting titles, of {len(examples)}, asked of {held}\n")
+    else:
+        print(
+            f"{len(asked)} questions, none with supporting titles, asked of {held}; a passage counts if a gold answer"
+        )
+        print("stands in it, which it may do by chance\n")
     print(table(rows, topks))
 
 
@@ -102,7 +108,7 @@ def measure(retriever: Retriever, examples: Sequence[Example], topks: Sequence[i
 
     Args:
         retriever: without a cache in front.
-        examples: with supporting titles.
+        examples: all with supporting titles, or all without.
         topks: ascending.
     """
     retriever.search([examples[0].question], topks[-1])
@@ -111,25 +117,35 @@ def measure(retriever: Retriever, examples: Sequence[Example], topks: Sequence[i
         began = time.perf_counter()
         (hits,) = retriever.search([example.question], topks[-1])
         times.append(1000 * (time.perf_counter() - began))
-        titles = [hit.passage.title for hit in hits]
-        wanted = {title for title, _ in example.supporting}
-        ranks.append([titles.index(title) + 1 if title in titles else np.inf for title in wanted])
+        ranks.append(ranks_of(example, [hit.passage for hit in hits]))
     first, last = np.array([min(r) for r in ranks]), np.array([max(r) for r in ranks])  # (Q,) each
     return Metrics(
         any_recall={k: float(np.mean(first <= k)) for k in topks},
-        all_recall={k: float(np.mean(last <= k)) for k in topks},
+        all_recall={k: float(np.mean(last <= k)) for k in topks} if examples[0].supporting else None,
         mrr=float(np.mean(1 / first)),
         median_ms=float(np.median(times)),
         p95_ms=float(np.percentile(times, 95)),
     )
 
 
+def ranks_of(example: Example, found: Sequence[Passage]) -> list[float]:
+    """The rank of each supporting title, or of the first passage that holds a gold answer; inf where there is none."""
+    titles = [passage.title for passage in found]
+    wanted = {title for title, _ in example.supporting}
+    if wanted:
+        return [titles.index(title) + 1 if title in titles else np.inf for title in wanted]
+    holds = [contains_gold(f"{passage.title} {passage.text}", example.golden_answers) for passage in found]
+    return [holds.index(True) + 1 if True in holds else np.inf]
+
+
 def table(rows: dict[str, Metrics], topks: Sequence[int]) -> str:
     """The metrics as a markdown table, a line a retriever."""
-    heads = [f"any@{k}" for k in topks] + [f"all@{k}" for k in topks]
+    has_titles = all(m.all_recall is not None for m in rows.values())
+    heads = [f"{'any' if has_titles else 'gold'}@{k}" for k in topks]
+    heads += [f"all@{k}" for k in topks] if has_titles else []
     lines = [["retriever", *heads, f"MRR@{topks[-1]}", "ms, median", "ms, p95"]]
     for name, m in rows.items():
-        shares = [*m.any_recall.values(), *m.all_recall.values(), m.mrr]
+        shares = [*m.any_recall.values(), *(m.all_recall or {}).values(), m.mrr]
         lines.append([name, *(f"{share:.3f}" for share in shares), f"{m.median_ms:.2f}", f"{m.p95_ms:.2f}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 
 import pytest
 from helpers.encoders import save_word_vectors
 from helpers.files import write_lines
-from helpers.paths import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,12 +112,16 @@ def test_what_cannot_be_measured_is_said(files, flags, told, capsys, monkeypatch
         run(capsys, monkeypatch, "--dataset", files[0], "--corpus", files[1], *flags)
 
 
-def test_questions_without_supporting_titles_are_refused(files, tmp_path):
-    path = write_lines(tmp_path / "none.jsonl", [json.dumps({"question": "What?", "answer": "x"}) + "\n"])
-    command = [sys.executable, "-m", "searchr1_mini.retrieval_metrics", "--dataset", path, "--corpus", files[1]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "none.jsonl names no supporting titles" in done.stderr
+def test_without_supporting_titles_a_gold_answer_counts(files, tmp_path, capsys, monkeypatch):
+    rows = [("What is the capital of Norway?", "oslo"), ("Which ship of Norway?", "Fram"), ("What capital?", "no such")]
+    path = write_lines(tmp_path / "none.jsonl", [{"question": question, "answer": answer} for question, answer in rows])
+    out = run(capsys, monkeypatch, "--dataset", path, "--corpus", files[1], "--retriever", "bm25s", "--topk", "1,3")
+    assert out[0].startswith(
+        "3 questions, none with supporting titles, asked of 3 passages; a passage counts if a gold"
+    )
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in out[3:]]
+    assert table[0] == ["retriever", "gold@1", "gold@3", "MRR@3", "ms, median", "ms, p95"]
+    assert table[2][:4] == ["bm25s", "0.667", "0.667", "0.667"]
 
 
 @given(st.lists(st.integers(1, 99), min_size=1))
