@@ -294,7 +294,11 @@ def _check_resolved(config: TrainConfig) -> None:
     is_world, bug, overlong = data.dataset == "world", config.run.bug, config.reward.overlong
     rules = [
         (is_world and data.data_path, "--data-path does not go with --dataset world; name the file's data set"),
-        (is_world and data.corpus, "--corpus does not go with --dataset world, which brings its own passages"),
+        (
+            is_world and data.corpus,
+            "--corpus does not go with --dataset world, which brings its own passages; name questions on yours: "
+            '--dataset FILE.jsonl, each line with "question" and "answer" (docs/data.md)',
+        ),
         (is_world and config.retrieval.retriever == "http",
          "--retriever http cannot know the passages of --dataset world"),
         (not is_world and (data.world_difficulty or data.world_hops or data.world_noise),
