@@ -25,6 +25,8 @@ from searchr1_mini.run.opening import limits_of, method_of
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage import status
 
+N_EXAMPLES = 6  # questions to begin with
+
 
 def check_live(config: EvalConfig, flag: str | None) -> None:
     """Refuses what --ask, --chat or --web (`flag`) does not read, or what an evaluation (None) does not.
@@ -88,21 +90,25 @@ def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
     return row, Column(config.corpus or row.settings.retrieval.retriever_url, data, "all")
 
 
-def live_retriever(row: Row, settings: TrainConfig, column: Column) -> Retriever:
-    """The search engine of a row on its passages; of a data set no question is read.
+def live_retriever(row: Row, settings: TrainConfig, column: Column) -> tuple[Retriever, tuple[str, ...]]:
+    """The search engine of a row on its passages, and questions to begin with; of a data set no question is read.
 
     Raises:
         UserError: passages, a server or a package that is not there or not as it should be.
     """
     if row.method not in SEARCHING or settings.retrieval.retriever in ("none", "empty"):
-        return EmptyRetriever()
+        return EmptyRetriever(), ()
     if settings.data.dataset == "world":
-        return load_task(with_options(settings, eval_questions=2), column.split).retriever
+        task = load_task(with_options(settings, eval_questions=N_EXAMPLES), column.split)
+        return task.retriever, tuple(example.question for example in task.examples)
     engine = engine_of(settings.retrieval)
     if engine.retriever == "http":
-        return build_retriever(engine, [])
+        return build_retriever(engine, []), ()
     passages = load_corpus(settings.data.corpus, settings.data.dataset, settings.data.data_path, engine.terms)
-    return RandomRetriever(passages) if engine.retriever == "random" else build_retriever(engine, passages)
+    titles = list(dict.fromkeys(passages[n].title for n in range(0, len(passages), -(-len(passages) // N_EXAMPLES))))
+    examples = tuple(f"What is {title}?" for title in titles if title)
+    retriever = RandomRetriever(passages) if engine.retriever == "random" else build_retriever(engine, passages)
+    return retriever, examples
 
 
 def answer_live(config: EvalConfig) -> None:
@@ -118,17 +124,20 @@ def answer_live(config: EvalConfig) -> None:
     listener = listen(config.host or LOOPBACK[0], config.port or web.PORT) if config.web else None
     settings = cell_settings(config, row, column)
     check_models(config, [settings])
-    retriever = live_retriever(row, settings, column)
+    retriever, examples = live_retriever(row, settings, column)
     policy = load(config, settings, settings.run.model, row.weights)
-    chat = Chat(policy, retriever, method_of(settings), limits_of(settings), config.temperature, config.seed)
     about = f"{row.label} of {config.run or config.adapter or settings.run.model}"
     if row.method in SEARCHING:
         about += f", {described(engine_of(settings.retrieval))} on {column.name}"
+    if settings.run.model == "tiny":
+        about += "; this model of one million parameters knows the words of its made-up world and no others"
+    how = method_of(settings), limits_of(settings), config.temperature, config.seed
+    chat = Chat(policy, retriever, *how, about, examples)
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
     status.now("answering" if config.ask else None)
     if config.ask:
         Screen(chat, colour, shows_prompt=True).answer(config.ask)
     elif config.chat:
-        chat_in_terminal(chat, colour, about)
+        chat_in_terminal(chat, colour)
     else:
-        web.serve(chat, about, config.host, listener)
+        web.serve(chat, config.host, listener)

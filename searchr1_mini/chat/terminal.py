@@ -1,6 +1,6 @@
 """Questions of the user's own, answered while one watches: `Chat` answers, here it is shown in the terminal.
 
-The page in the browser is chat_web.py.
+The page in the browser is web.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -27,6 +27,16 @@ from searchr1_mini.storage.cache import cache_dir
 from searchr1_mini.storage.printable import one_line, plain
 
 MAX_QUESTION = 4_000  # characters
+NO_ANSWER = {
+    "eos": "the model ended without one",
+    "turns": "no turn was left",
+    "length": "the context was full",
+}
+HELP = """/examples      questions to begin with; its number alone asks one
+/corpus        what is searched
+/help          this
+/quit, Ctrl-D  leave
+Ctrl-C         ends an answer"""
 NO_FORM = (
     "; no turn held <search> or <answer>: this model does not know the form. An -Instruct model may, or one that was "
     "trained with --cold-start 200"
@@ -36,7 +46,12 @@ Tell = Callable[[str, str], None]  # who wrote it ("prompt", "policy", "observat
 
 @dataclass
 class Chat:
-    """What answers: a policy with its method, search engine and bounds, see `rollout`. It remembers no question."""
+    """What answers: a policy with its method, search engine and bounds, see `rollout`. It remembers no question.
+
+    Attributes:
+        about: what answers, and what it searches.
+        examples: questions to begin with.
+    """
 
     policy: Policy
     retriever: Retriever
@@ -44,6 +59,8 @@ class Chat:
     limits: RolloutLimits
     temperature: float
     seed: int
+    about: str = ""
+    examples: tuple[str, ...] = ()
 
     def answer(self, question: str, tell: Tell, is_stopped: Callable[[], bool] = lambda: False) -> Trajectory:
         """Answers one question.
@@ -90,7 +107,8 @@ def verdict(trajectory: Trajectory) -> str:
     if trajectory.answer:
         return one_line(trajectory.answer)
     is_formless = trajectory.invalid_actions and not trajectory.queries
-    return f"no answer ({trajectory.finish_reason})" + (NO_FORM if is_formless else "")
+    why = NO_ANSWER.get(trajectory.finish_reason, trajectory.finish_reason)
+    return f"no answer: {why}" + (NO_FORM if is_formless else "")
 
 
 class Screen:
@@ -128,7 +146,7 @@ class Screen:
         self.kind, self.pieces = "", []
 
 
-def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
+def chat_in_terminal(chat: Chat, colour: bool) -> None:
     """Answers question after question, from the keyboard or a pipe, until its end or /quit.
 
     Raises:
@@ -136,9 +154,9 @@ def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
     """
     screen = Screen(chat, colour)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        print(f"{one_line(about)}\nCtrl-C ends an answer, Ctrl-D or /quit leaves.")
+        print(f"{one_line(chat.about)}\n{list_of(chat.examples)}\n/help lists what else can be typed.")
         with line_editing(), CtrlC() as ctrl_c:
-            for question in questions_of(ctrl_c.typed_lines()):
+            for question in questions_of(ctrl_c.typed_lines(), chat):
                 try:
                     with ctrl_c.answering() as is_stopped:
                         screen.answer(question, is_stopped)
@@ -149,7 +167,7 @@ def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
         return
     sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is told, and the next one is read
     n_failed = 0
-    for question in questions_of(sys.stdin):
+    for question in questions_of(sys.stdin, chat):
         try:
             print(f"   question | {one_line(question)}", flush=True)
             screen.answer(question)
@@ -162,14 +180,24 @@ def chat_in_terminal(chat: Chat, colour: bool, about: str) -> None:
         raise UserError(f"{n_failed} of the questions could not be answered; fix what is told above, and ask again")
 
 
-def questions_of(lines: Iterator[str]) -> Iterator[str]:
-    """The lines that hold something, up to /quit; another word with a slash is no question."""
+def list_of(examples: Sequence[str]) -> str:
+    """The examples, each with its number."""
+    return "\n".join(f"  {number}  {one_line(question)}" for number, question in enumerate(examples, start=1))
+
+
+def questions_of(lines: Iterator[str], chat: Chat) -> Iterator[str]:
+    """The lines that ask something, up to /quit; an example's number stands for it, a word with a slash commands."""
+    told = {"/help": HELP, "/examples": list_of(chat.examples) or "there are none", "/corpus": one_line(chat.about)}
     for line in lines:
         line = line.strip()
         if line == "/quit":
             return
-        if line.startswith("/") and " " not in line:
-            print(f"unknown command {one_line(line[:40])}; /quit leaves", file=sys.stderr, flush=True)
+        if line in told:
+            print(told[line], flush=True)
+        elif line.startswith("/") and " " not in line:
+            print(f"unknown command {one_line(line[:40])}; /help lists them", file=sys.stderr, flush=True)
+        elif line.isascii() and line.isdecimal() and 1 <= int(line) <= len(chat.examples):
+            yield chat.examples[int(line) - 1]
         elif line:
             yield line
 

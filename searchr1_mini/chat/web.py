@@ -1,7 +1,7 @@
 """The chat as a page in the browser: `python eval.py --web`.
 
     GET  /       the page, with nothing to be fetched from elsewhere
-    GET  /about  -> {"about": what answers}
+    GET  /about  -> {"about": what answers, "examples": questions to begin with}
     POST /ask    {"question": ".."} -> a line of JSON for each piece, {"kind", "text"}, as it is there: kind is waiting,
                  policy, observation, answer or error
 
@@ -36,10 +36,10 @@ MAX_BODY, TIMEOUT_S, MAX_CONNECTIONS = 64 * 1024, 10.0, 32
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 
-def serve(chat: Chat, about: str, host: str | None, listener: socket.socket) -> None:
+def serve(chat: Chat, host: str | None, listener: socket.socket) -> None:
     """Answers on the page until Ctrl-C."""
     name = in_address(host or LOOPBACK[0])
-    app = make_chat_app(chat, about, LOOPBACK if name in LOOPBACK else (name,))
+    app = make_chat_app(chat, LOOPBACK if name in LOOPBACK else (name,))
     print(f"open http://{name}:{listener.getsockname()[1]}/ in a browser; stop with Ctrl-C", flush=True)
     make_server(app).run(sockets=[listener])
 
@@ -61,11 +61,10 @@ def make_server(app: Any) -> Any:
     return uvicorn.Server(config)
 
 
-def make_chat_app(chat: Chat, about: str, hosts: Sequence[str] = LOOPBACK) -> Any:
+def make_chat_app(chat: Chat, hosts: Sequence[str] = LOOPBACK) -> Any:
     """The page and its answers as an ASGI application.
 
     Args:
-        about: what answers, shown on the page.
         hosts: the names that a request may call this server by; a page elsewhere whose name was pointed here (DNS
             rebinding) is refused with 400.
     """
@@ -99,7 +98,8 @@ def make_chat_app(chat: Chat, about: str, hosts: Sequence[str] = LOOPBACK) -> An
 
     @app.get("/about")
     async def show_about() -> Response:
-        return JSONResponse({"about": one_line(about)}, headers=HEADERS)
+        told = {"about": one_line(chat.about), "examples": list(map(one_line, chat.examples))}
+        return JSONResponse(told, headers=HEADERS)
 
     @app.post("/ask")
     async def ask(asked: Asked) -> Response:

@@ -31,7 +31,7 @@ SHOWN = {  # in a step's line: the name there, and the form
     "kl": ("kl", "{:.3f}"),
     "tokens_per_second": ("tokens/s", "{:.0f}"),
 }
-COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;32m", "observation": "\x1b[34m"}
+COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;94m", "observation": "\x1b[33m"}
 
 
 class Tracker:

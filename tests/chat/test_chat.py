@@ -112,13 +112,28 @@ def command(notes: Path, *flags: object) -> list[str]:
 
 
 def test_a_pipe_is_answered_line_by_line_and_what_failed_is_told(notes):
-    asked = b"\n".join([b"Where is Oslo?", b"", b"\xff\xfe", b"/help", b"y" * (MAX_QUESTION + 1), b"/quit", b"never"])
+    asked = b"\n".join(
+        [
+            b"Where is Oslo?",
+            b"",
+            b"\xff\xfe",
+            b"/halp",
+            b"/help",
+            b"/corpus",
+            b"1",
+            b"y" * (MAX_QUESTION + 1),
+            b"/quit",
+            b"never",
+        ]
+    )
     done = subprocess.run(command(notes, "--model", "tiny"), input=asked, capture_output=True, cwd=ROOT, timeout=120)
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 2 and "Traceback" not in err and "never" not in out
-    assert out.count("\nanswer: ") == 1 and "   question | Where is Oslo?\n" in out
+    assert out.count("\nanswer: ") == 2 and "   question | What is oslo?\n" in out
+    assert "/quit, Ctrl-D  leave" in out and "on " in out and "made-up world" in out
+    assert "   question | Where is Oslo?\n" in out
     assert r"observation | <information>Doc 1(Title: oslo) Oslo is the capital of Norway. \x1b[31m\u202e" in out
-    for told in ("broken Unicode", "unknown command /help", f"has {MAX_QUESTION + 1} characters", "2 of the questions"):
+    for told in ("broken Unicode", "unknown command /halp", f"has {MAX_QUESTION + 1} characters", "2 of the questions"):
         assert told in err
     assert not unsafe(out)
 
@@ -210,14 +225,14 @@ def test_a_terminal_shows_tokens_as_they_come_and_obeys_its_keys(notes, tmp_path
     flags = ["--model", model, "--no-load-in-4bit", "--max-new-tokens", 3900, "--max-total-tokens", 4096]
     terminal = Terminal(command(notes, *flags), {"SEARCHR1_CACHE": str(tmp_path), "TERM": "xterm"})
     try:
-        assert "rag of" in terminal.until("Ctrl-D or /quit leaves")
+        assert "rag of" in terminal.until("help lists what else can be typed")
         terminal.until("> ")
         terminal.type("a line that is cleared")
         terminal.until("cleared")
         terminal.clear_line()
         terminal.type("Where is Oslo?\r")
-        shown = terminal.until("\x1b\\[1;32m[^\x1b]")  # the first piece of the policy's, thousands are to come
-        assert "\x1b[34m" in shown and r"capital of Norway. \x1b[31m\u202e" in shown
+        shown = terminal.until("\x1b\\[1;94m[^\x1b]")  # the first piece of the policy's, thousands are to come
+        assert "\x1b[33m" in shown and r"capital of Norway. \x1b[31m\u202e" in shown
         terminal.type("\x03")
         terminal.until("stopped")
         terminal.until("> ")

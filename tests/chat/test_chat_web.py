@@ -92,7 +92,7 @@ def answering(tokenizer, *passages: Passage, times: int = 1, limits: RolloutLimi
 
 
 def test_an_answer_comes_in_pieces_by_who_wrote_them(tokenizer):
-    reply = asyncio.run(ask(web.make_chat_app(answering(tokenizer, OSLO), "x"), "Where is Oslo?").run())
+    reply = asyncio.run(ask(web.make_chat_app(answering(tokenizer, OSLO)), "Where is Oslo?").run())
     assert reply.status == 200 and reply.headers["content-type"] == "application/x-ndjson"
     kinds = list(dict.fromkeys(kind for kind, _ in reply.pieces))
     assert kinds == ["policy", "observation", "answer"] and reply.pieces[-1] == ("answer", "Norway")
@@ -124,7 +124,7 @@ def test_an_answer_comes_in_pieces_by_who_wrote_them(tokenizer):
 )
 def test_only_the_pages_own_requests_are_answered(tokenizer, method, path, body, headers, status):
     """No header of any reply allows another site to read it."""
-    app = web.make_chat_app(answering(tokenizer), "x")
+    app = web.make_chat_app(answering(tokenizer))
     reply = asyncio.run(Request(app, path, body, method, JSON | headers).run())
     assert reply.status == status
     assert not any(name.startswith("access-control") for name in reply.headers)
@@ -132,7 +132,7 @@ def test_only_the_pages_own_requests_are_answered(tokenizer, method, path, body,
 
 
 def test_a_failed_question_is_explained_and_the_next_is_answered(tokenizer):
-    app = web.make_chat_app(answering(tokenizer, OSLO, times=2), "x")
+    app = web.make_chat_app(answering(tokenizer, OSLO, times=2))
     assert asyncio.run(ask(app, " \n ").run()).pieces == [
         ("error", "the question is blank or broken Unicode; ask in UTF-8")
     ]
@@ -144,7 +144,7 @@ def test_a_failed_question_is_explained_and_the_next_is_answered(tokenizer):
 def test_questions_wait_their_turn_and_too_many_are_refused(tokenizer):
     chat = answering(tokenizer, times=web.MAX_WAITING)
     chat.retriever = gate = Gated()
-    app = web.make_chat_app(chat, "x")
+    app = web.make_chat_app(chat)
 
     async def scene() -> list[Request]:
         requests = [ask(app, f"Question {n}?") for n in range(web.MAX_WAITING)]
@@ -169,7 +169,7 @@ def test_questions_wait_their_turn_and_too_many_are_refused(tokenizer):
 def test_a_client_that_goes_away_stops_its_answer(tokenizer):
     chat = answering(tokenizer, times=2)
     chat.retriever = gate = Gated()
-    app = web.make_chat_app(chat, "x")
+    app = web.make_chat_app(chat)
 
     async def scene() -> tuple[Request, Request]:
         gone, next_one = ask(app, "First?"), ask(app, "Second?")
@@ -191,7 +191,7 @@ def test_a_client_that_goes_away_stops_its_answer(tokenizer):
 def test_clients_that_go_away_while_they_wait_leave_the_line(tokenizer):
     chat = answering(tokenizer, times=2)
     chat.retriever = gate = Gated()
-    app = web.make_chat_app(chat, "x")
+    app = web.make_chat_app(chat)
 
     async def scene() -> tuple[Request, Request]:
         first, *gone = (ask(app, f"Question {n}?") for n in range(web.MAX_WAITING))
@@ -250,7 +250,8 @@ def free_port() -> int:
 def served(chat):
     """The page on a port of its own; gives its address."""
     listener = listen("127.0.0.1", free_port())
-    server = web.make_server(web.make_chat_app(chat, "a <b>run</b> \u202e"))
+    chat.about, chat.examples = "a <b>run</b> \u202e", ("Where is <i>Oslo</i>?", "Who?")
+    server = web.make_server(web.make_chat_app(chat))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -310,9 +311,21 @@ def test_the_page_shows_hostile_text_as_text(page, tokenizer):
                 wanted = "".join(text for writer, text in told if writer == kind)
                 assert "".join(shown.split()) == "".join(wanted.split())
         tags = page.evaluate("[...new Set([...document.querySelectorAll('main *')].map((node) => node.tagName))]")
-        assert sorted(tags) == ["ARTICLE", "B", "H2", "P", "PRE", "SECTION"]
+        assert sorted(tags) == ["ARTICLE", "B", "DETAILS", "H2", "P", "PRE", "SECTION", "SUMMARY"]
         assert not unsafe(page.locator("main").text_content())
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_an_example_is_asked_by_a_click_and_passages_fold(page, tokenizer):
+    with served(answering(tokenizer, OSLO)) as address:
+        page.goto(address)
+        assert page.locator("nav button").all_text_contents() == ["Where is <i>Oslo</i>?", "Who?"]
+        page.locator("nav button").first.click()
+        page.locator("article .answer").wait_for()
+        assert page.locator("article h2").text_content() == "Where is <i>Oslo</i>?"
+        assert page.locator(".observation pre").is_visible()
+        page.locator(".observation summary").press("Enter")
+        assert not page.locator(".observation pre").is_visible()
 
 
 def test_a_refusal_of_the_web_servers_own_is_shown(page, tokenizer):

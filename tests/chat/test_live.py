@@ -34,7 +34,8 @@ def save_run(folder: Path, **options) -> str:
 
 def found(config: EvalConfig, query: str) -> list[Passage]:
     row, column = plan_live(config, "--chat")
-    hits = live_retriever(row, cell_settings(config, row, column), column).search([query], 1)[0]
+    retriever, _ = live_retriever(row, cell_settings(config, row, column), column)
+    hits = retriever.search([query], 1)[0]
     return [hit.passage for hit in hits]
 
 
@@ -42,6 +43,15 @@ def found(config: EvalConfig, query: str) -> list[Passage]:
 def corpus(tmp_path) -> str:
     rows = [{"id": "0", "contents": "Oslo\nIn Norway."}, {"id": "1", "contents": "Bern\nx"}]
     return write_lines(tmp_path / "c.jsonl", rows)
+
+
+@pytest.mark.parametrize("options", [{}, {"corpus": "c.jsonl"}])
+def test_there_are_questions_to_begin_with(tmp_path, corpus, options, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = EvalConfig(run=save_run(tmp_path / "a"), chat=True, **options)
+    row, column = plan_live(config, "--chat")
+    _, examples = live_retriever(row, cell_settings(config, row, column), column)
+    assert len(examples) == 6 if not options else examples == ("What is Oslo?", "What is Bern?")
 
 
 def no_questions(*_):

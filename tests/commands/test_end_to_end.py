@@ -140,7 +140,7 @@ def test_the_adapter_is_what_is_evaluated(whole_run, tmp_path):
 
 def test_live_trajectories_are_coloured_by_writer(whole_run):
     result = run("eval.py", "--run", whole_run, "--ask", "Who is Ada Abbott?", "--colour", "always")
-    assert "\x1b[1;32m" in result.stdout and "\x1b[2m" in result.stdout
+    assert "\x1b[1;94m" in result.stdout and "\x1b[2m" in result.stdout
 
 
 @pytest.mark.parametrize(

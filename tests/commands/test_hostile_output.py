@@ -156,7 +156,7 @@ def test_asking_shows_hostile_text_without_its_escape_codes(tmp_path, capfd, tok
         asked = ["--ask", f"Where is Oslo {evil}?", "--colour", colour]
         evaluate.evaluate_command(parse(EvalConfig, "eval.py", "", [*flags, *asked]))
         shown = capfd.readouterr().out
-        for code in ("\x1b[2m", "\x1b[1;32m", "\x1b[34m", "\x1b[0m") if colour == "always" else ():
+        for code in ("\x1b[2m", "\x1b[1;94m", "\x1b[33m", "\x1b[0m") if colour == "always" else ():
             shown = shown.replace(code, "")
         assert not unsafe(shown) and r"answer: \x1b[31m Norway \u202e" in shown and "Oslo is in Norway" in shown
     with pytest.raises(UserError, match="--ask is blank or broken Unicode"):

@@ -93,7 +93,7 @@ def test_a_diagnosis_is_repeated_at_the_end_only_while_it_holds(tmp_path, capsys
 def test_the_chat_says_why_there_is_no_answer():
     assert "--cold-start" in verdict(FORMLESS)
     assert verdict(RIGHT_FORM) == "Paris"
-    assert verdict(rollout_of("<search> q </search>", queries=1, invalid=0)) == "no answer (turns)"
+    assert verdict(rollout_of("<search> q </search>", queries=1, invalid=0)) == "no answer: no turn was left"
 
 
 def test_the_watch_sees_invalid_actions_from_the_start():
