@@ -63,7 +63,7 @@ def shoot(browser, report: Path, path: Path, width: int, height: int, scheme: st
 def shoot_all(browser, one: Path, two: Path, folder: Path) -> list[Path]:
     """The pictures of docs/report.md, from the report of a run and that of two runs."""
     return [
-        shoot(browser, one, folder / "report_curves.png", 1100, 800, "light", ".charts"),
+        shoot(browser, one, folder / "report_curves.png", 1100, 800, "light", "h2 + .charts"),
         shoot(browser, one, folder / "report_group.png", 1100, 800, "light", "#controls", "logprob"),
         shoot(browser, two, folder / "report_two_runs.png", 1100, 800, "dark", "#controls"),
         shoot(browser, one, folder / "report_phone.png", 390, 844, "dark", "#controls"),

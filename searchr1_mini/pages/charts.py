@@ -10,7 +10,7 @@ from searchr1_mini.storage.printable import one_line
 
 Series = dict[str, list[tuple[float, float]]]
 Bands = dict[str, list[tuple[float, float, float]]]
-COLOURS = ("#2563eb", "#d9480f", "#2f855a", "#7c3aed", "#b7791f", "#0e7490", "#be185d", "#4d5562")
+COLOURS = ("#0072b2", "#d55e00", "#00805d", "#7c3aed", "#a96b00", "#0e7490", "#be185d", "#4d5562")
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 124, 40, 40
 
 
@@ -19,11 +19,12 @@ def html_text(text: str) -> str:
     return escape(one_line(text))
 
 
-def ticks(low: float, high: float, n: int = 5) -> list[float]:
-    """About `n` round numbers that cover [low, high]."""
+def ticks(low: float, high: float, n: int = 5, least: float = 0.0) -> list[float]:
+    """About `n` round numbers that cover [low, high], at least `least` apart."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / n))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= n)
+    step = max(step, least)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
@@ -51,7 +52,7 @@ def line_chart(
     series = {name: line for name, line in series.items() if line}
     points = [point for line in series.values() for point in line]
     points += [(x, y) for band in bands.values() for x, *ends in band for y in ends]
-    xs = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    xs = ticks(min(x for x, _ in points), max(x for x, _ in points), least=1)
     ys = ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points))
     inner_width, inner_height = width - MARGIN_LEFT - MARGIN_RIGHT, height - MARGIN_TOP - MARGIN_BOTTOM
 
@@ -88,6 +89,9 @@ def line_chart(
             edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
             corners = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in edge)
             out.append(f'<polygon points="{corners}" fill="{colour}" opacity="0.12"/>')
+        for x, y in line:  # shown by the browser where the pointer rests
+            told = html_text(f"{name} {y:.4g} at {x:.4g}".strip())
+            out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="7" opacity="0"><title>{told}</title></circle>')
         x, y = line[-1]
         out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>')
         label = f"{name} {y:.3g}".strip()

@@ -21,6 +21,7 @@ from searchr1_mini.storage.forms import WARNING
 from searchr1_mini.storage.printable import plain
 
 PAGE = Path(__file__).parent / "report_page"
+N_CHARTS = 4  # that are not folded
 METRICS = {  # key -> (title, unit, what it tells)
     "reward": ("Reward", "exact match", "mean reward of the step's rollouts, sampled at the run's temperature"),
     "em": ("Exact match of rollouts", "share", "right answers among the step's rollouts, whatever else the reward pays for"),
@@ -59,7 +60,8 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     names = [name_of(run_dir) for run_dir in run_dirs]
     path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
     data = report_data(run_dirs)
-    style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js"))
+    style, *scripts = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js"))
+    script = "".join(scripts)
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -69,6 +71,7 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
         "title": html_text(" and ".join(names)),
         "style": style,
         "before": _before(run_dirs),
+        "curves": _all_curves(run_dirs),
         "sample": html_text(_sample(data)),
         "data": as_json(data),
         "script": script,
@@ -88,21 +91,29 @@ def _hash(source: str) -> str:
     return "sha256-" + b64encode(sha256(source.encode()).digest()).decode()
 
 
+def _letters(run_dirs: Sequence[Path]) -> Sequence[str]:
+    return ascii_uppercase[: len(run_dirs)] if len(run_dirs) > 1 else [""]
+
+
 def _before(run_dirs: Sequence[Path]) -> str:
-    """What is on the page without its script: the runs, held-out scores, warnings, curves."""
+    """What the page begins with: the runs, what they learnt, held-out scores, warnings."""
     summaries = [_summary(run_dir) for run_dir in run_dirs]
-    letters = ascii_uppercase[: len(run_dirs)] if len(run_dirs) > 1 else [""]
+    letters = _letters(run_dirs)
     heads = [_head(*each) for each in zip(letters, run_dirs, summaries, strict=True)]
     title = html_text(" and ".join(map(name_of, run_dirs)))
     tables = [_table(letter, summary) for letter, summary in zip(letters, summaries, strict=True) if summary]
     held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
     diagnoses = [_diagnosis(run_dir) for run_dir in run_dirs]
     warnings = [_warnings(letter, run_dir) for letter, run_dir in zip(letters, run_dirs, strict=True)]
+    return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings])
+
+
+def _all_curves(run_dirs: Sequence[Path]) -> str:
+    letters, summaries = _letters(run_dirs), [_summary(run_dir) for run_dir in run_dirs]
     metrics = [read_metrics(run_dir / "metrics.jsonl") for run_dir in run_dirs]
-    curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
     cold = [read_metrics(run_dir / COLD_START / "metrics.jsonl") for run_dir in run_dirs]
-    cold_start = _cold_start(dict(zip(letters, cold, strict=True)))
-    return "\n".join([f"<h1>{title}</h1>", *heads, *diagnoses, held_out, *warnings, cold_start, curves])
+    curves = _curves(dict(zip(letters, zip(metrics, summaries, strict=True), strict=True)))
+    return "\n".join([_cold_start(dict(zip(letters, cold, strict=True))), curves])
 
 
 def _summary(run_dir: Path) -> dict[str, Any] | None:
@@ -122,7 +133,24 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
         told.append(f"started from {config['started_from']}")
     if summary:
         told.append(f"{summary['steps']} steps in {summary['train_seconds']} s, peak {summary['peak_memory_gb']} GB")
-    return f'<p class="soft">{html_text(" · ".join(told))}</p>'
+    lines = [f'<p class="soft">{html_text(" · ".join(told))}</p>']
+    if summary:
+        learnt = f"{summary['before']['em']:.2f} → {summary['after']['em']:.2f} exact match"
+        lines.insert(0, f'<p class="learnt">{html_text(f"{letter} {learnt}".strip())}</p>')
+    if command := _command(run_dir):
+        commit = f" at commit {config['git_commit'][:9]}" if config.get("git_commit") else ""
+        lines.append(f'<p class="soft"><code>{html_text(command)}</code>{html_text(commit)}</p>')
+    return "\n".join(lines)
+
+
+def _command(run_dir: Path) -> str | None:
+    """The command line that began the run, as its log has it."""
+    path = run_dir / "train.log"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="backslashreplace") as lines:
+        first = next(lines, "")
+    return first.removeprefix("$ ").strip() if first.startswith("$ ") else None
 
 
 _COLUMNS = {
@@ -219,7 +247,11 @@ def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]])
     for key, words in METRICS.items():
         lines = {letter: series_of(metrics, key) for letter, (metrics, _) in runs.items()}
         figures.append(_figure({letter: line for letter, line in lines.items() if line}, *words))
-    return '<h2>Curves</h2>\n<div class="charts">' + "\n".join(filter(None, figures)) + "</div>"
+    figures = list(filter(None, figures))
+    rest = "\n".join(figures[N_CHARTS:])
+    folded = f'<details><summary>{len(figures) - N_CHARTS} more</summary>\n<div class="charts">{rest}</div></details>'
+    first = "\n".join(figures[:N_CHARTS])
+    return f'<h2>Curves</h2>\n<div class="charts">{first}</div>\n{folded if rest else ""}'
 
 
 def _figure(series: Series, title: str, unit: str, meaning: str, over: str = "step") -> str:

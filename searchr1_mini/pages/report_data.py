@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.run.log import WATCHED
 from searchr1_mini.storage.files import read_json, read_jsonl
 from searchr1_mini.storage.forms import ROLLOUT
 from searchr1_mini.storage.printable import one_line, plain
@@ -23,6 +24,7 @@ CUT = " [..]"
 MOST_CHARACTERS = 4000  # of a question, an answer, or a segment whose tokens are not known
 THINNINGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # every so many steps; round, as those of evaluations are
 COLUMNS = ("logprobs", "ratios", "advantages")
+MOST_WATCHED = 40  # evaluations
 
 Pieces = Callable[[dict[str, Any]], "list[tuple[int, str]] | None"]
 
@@ -42,7 +44,7 @@ class Vocabulary:
 
 
 def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
-    """The page's data: `vocabulary`, and of each run its name, its mask and its `steps`, see `steps_of`."""
+    """The page's data: `vocabulary`; of each run its name and mask, its steps (`steps_of`), what is `watched_of` it."""
     vocabulary, runs = Vocabulary(), []
     for run_dir in run_dirs:
         config = config_of(run_dir)
@@ -51,6 +53,7 @@ def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
                 "name": short(name_of(run_dir)),
                 "masks_observations": config.get("mask_observations", True),
                 "steps": steps_of(run_dir, BUDGET // len(run_dirs), vocabulary, pieces_of(run_dir, config)),
+                "watched": watched_of(run_dir),
             }
         )
     return {"vocabulary": vocabulary.as_json(), "runs": runs}
@@ -99,6 +102,33 @@ def steps_of(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces)
         if sum(sizes[i] for i in numbers) <= budget:
             break
     return [steps[i] for i in numbers]
+
+
+def watched_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The same held-out questions at one evaluation after the other, from the base on; of many, some evenly spread."""
+    files = sorted((run_dir / WATCHED).glob("*.jsonl"))  # base.jsonl comes first
+    every = -(-len(files) // MOST_WATCHED) or 1
+    files = [path for n, path in enumerate(files) if n % every == 0 or path == files[-1]]
+    return [
+        {
+            "when": "before training" if path.stem == "base" else f"after step {int(path.stem[5:])}",
+            "answers": [
+                {
+                    "question": short(row["question"]),
+                    "gold": [short(answer) for answer in row["golden_answers"][:20]],
+                    "answer": row["answer"] and short(row["answer"]),
+                    "is_right": row["reward"] == 1,
+                    "segments": [
+                        [KINDS.index(segment["kind"]), shortened(plain(segment["text"][: 2 * MOST_CHARACTERS]))]
+                        for segment in row["segments"]
+                        if segment["kind"] != "prompt"
+                    ],
+                }
+                for row in read_jsonl(path, ROLLOUT)
+            ],
+        }
+        for path in files
+    ]
 
 
 def pack_group(rows: list[dict[str, Any]], vocabulary: Vocabulary, pieces: Pieces) -> dict[str, Any]:

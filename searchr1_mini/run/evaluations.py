@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import islice, zip_longest
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from searchr1_mini.core.distributed import is_main
+from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.scores import evaluate
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
-from searchr1_mini.run.log import render_trajectory, summary_table
+from searchr1_mini.run.log import render_trajectory, summary_table, trajectory_row, write_watched
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import write_json_atomic
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 
 WITHOUT_SEARCH = ("r1", "direct")
+N_WATCHED = 5  # questions of which the report shows the answer at every evaluation
 
 
 class Evaluations:
@@ -61,6 +64,12 @@ class Evaluations:
         began = time.perf_counter()
         self.last, self.samples = measured(run, what)
         self.seconds = time.perf_counter() - began
+        if is_main():
+            name = "base" if self.before is None else f"step-{run.whole_step:06d}"
+            pairs = [(self.samples[n], run.held_out.examples[n]) for n in watched(run.held_out.examples)]
+            write_watched(
+                run.folder, name, (trajectory_row(t, e, exact_match(t.answer, e.golden_answers)) for t, e in pairs)
+            )
         return self.last
 
     def measure_before(self, run: Run) -> None:
@@ -86,6 +95,15 @@ class Evaluations:
         self.before, self.after_cold_start = state["before"], state.get("after_cold_start")
         self.samples_before = [Trajectory.from_json(row) for row in state["samples_before"]]
         self.at_step = state.get("evaluated_at", state["step"] - bool(state.get("unlogged")))
+
+
+def watched(examples: Sequence[Example]) -> list[int]:
+    """Which held-out questions the report shows at every evaluation: the first ones of each source in turn."""
+    of_sources: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        of_sources.setdefault(example.source, []).append(number)
+    in_turn = (number for numbers in zip_longest(*of_sources.values()) for number in numbers if number is not None)
+    return list(islice(in_turn, N_WATCHED))
 
 
 def measured(run: Run, what: str = "the policy", is_empty: bool = False) -> tuple[dict, list[Trajectory]]:

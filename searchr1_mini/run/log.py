@@ -23,6 +23,7 @@ from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_at
 from searchr1_mini.storage.forms import METRICS
 from searchr1_mini.storage.printable import one_line, plain
 
+WATCHED = "watched"  # folder of what is answered to the same questions at every evaluation
 COLD_START = "cold_start"  # folder of what comes before the first step of RL
 SHOWN = {  # in a step's line: the name there, and the form
     "reward": ("reward", "{:.2f}"),
@@ -213,6 +214,13 @@ def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
     path = folder / f"step-{step:06d}.jsonl"
     write_jsonl_atomic(path, rows)
     return path
+
+
+def write_watched(run_dir: Path, name: str, rows: Iterable[dict]) -> None:
+    """watched/base.jsonl, watched/step-000010.jsonl: the same few held-out questions at every evaluation."""
+    folder = run_dir / WATCHED
+    folder.mkdir(exist_ok=True)
+    write_jsonl_atomic(folder / f"{name}.jsonl", rows)
 
 
 def render_segment(kind: str, text: str, colour: bool) -> str:

@@ -12,9 +12,10 @@ from unicodedata import normalize
 import pytest
 from helpers.hostile import hostile_set
 from helpers.paths import ROOT
-from helpers.report_runs import ADVANTAGES, LOGPROB, RATIO, write_hostile_run, write_run
+from helpers.report_runs import ADVANTAGES, LOGPROB, RATIO, row, write_hostile_run, write_run
 
 from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.log import write_watched
 from searchr1_mini.storage.files import read_jsonl
 from searchr1_mini.storage.printable import one_line, plain
 
@@ -173,6 +174,7 @@ def test_the_whole_page_is_usable_by_keyboard(opened, report):
         if watched.page.evaluate(f"{focus}.classList.contains('token')"):
             break
     wanted = ["previous step", "step", "next step", "question", "least", "most", "finish", "colour", "SUMMARY"]
+    wanted.insert(0, "SUMMARY")  # of the curves that are folded
     assert [name for name in reached if name in wanted] == wanted
     assert watched.page.evaluate(f"{focus}.closest('.tokens').getAttribute('aria-label')").startswith(
         "Tokens of rollout 1"
@@ -307,3 +309,32 @@ def test_the_pictures_of_the_docs_are_taken(browser, tmp_path, report, both):
     for path in pictures:
         assert path.stat().st_size < SCREENSHOTS["MOST_BYTES"] and path.name in docs
         assert (Path(SCREENSHOTS["__file__"]).parent / path.name).stat().st_size < SCREENSHOTS["MOST_BYTES"]
+
+
+def test_the_slider_shows_the_same_questions_at_each_evaluation(opened, tmp_path, tokenizer):
+    """By keyboard, on a phone; what is right is told by a word and an edge, and hostile text runs nothing."""
+    folder, hostile = write_run(tmp_path / "run", tokenizer), "<img src=x onerror=alert(1)>"
+    for name, reward in (("base", 0.0), ("step-000001", 0.0), ("step-000002", 1.0)):
+        rows = [row(tokenizer, f"{asked} {hostile}?", f"{name} {hostile}", hostile, reward, "answer", "Ada")
+                for asked in ("Who", "Where")]  # fmt: skip
+        write_watched(folder, name, rows)
+    (folder / "train.log").write_text("$ python train.py --seed 7\nstep 1/3\n")
+    watched = opened(write_report(folder), 390, 800)
+    assert watched.shown(".learnt") == ["0.50 → 0.50 exact match"] and "python train.py --seed 7" in watched.shown(
+        "code"
+    )
+    assert watched.shown("#watch output") == ["after step 2: 2 of 2 questions right"]
+    watched.page.locator("#watch input").press("Home")
+    assert watched.shown("#watch output") == ["before training: 0 of 2 questions right"]
+    assert watched.shown("#watch .card h4") == [f"Who {hostile}?", f"Where {hostile}?"]
+    assert f"base {hostile}" in watched.shown("#watch .card .policy")[0]
+    edges = "[...document.querySelectorAll('#watch .card')].map((card) => getComputedStyle(card).borderStyle)"
+    assert watched.page.evaluate(edges) == ["dashed", "dashed"] and watched.shown("#watch .wrong") == ["✗ wrong"] * 2
+    watched.page.locator("#watch input").press("End")
+    assert watched.page.evaluate(edges) == ["solid", "solid"]
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert watched.shown("#watch .card .observation")[0] == hostile
+
+
+def test_without_evaluations_there_is_no_slider(opened, report):
+    assert opened(report).page.locator("#watch").is_hidden()
