@@ -1,6 +1,8 @@
 """Executes the notebooks: each `NN_name.py` (percent format) into its `NN_name.ipynb`, outputs kept.
 
     python notebooks/build.py                    # all; or the paths of some
+    python notebooks/build.py --student FOLDER   # copies to hand out: no solutions, no outputs
+    python notebooks/build.py --teacher FOLDER   # copies with the solutions unfolded
 
 The text is the source, the .ipynb is made from it. What would differ from one machine to the next is left out: cell ids,
 timings, versions. The first two cells of every notebook are written here, so that the repository's address stands in
@@ -9,8 +11,12 @@ one place.
 
 from __future__ import annotations
 
+import argparse
+import re
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jupytext
@@ -25,6 +31,7 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 CELL_TIMEOUT_S = 600
+SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?</details>", re.DOTALL)
 HEAD = """\
 # %% [markdown]
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb)
@@ -109,6 +116,46 @@ def build(path: Path) -> None:
     print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB, {time.perf_counter() - began:.1f} s", flush=True)
 
 
+def for_students(notebook: NotebookNode) -> NotebookNode:
+    """The notebook without its solutions and outputs; the checks stay, and know right answers by their digests."""
+    for cell in notebook.cells:
+        cell.source = SOLUTION.sub("", cell.source).strip()
+    notebook.cells = [cell for cell in notebook.cells if cell.source]
+    return notebook
+
+
+def for_teachers(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with its solutions open to read."""
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("<details><summary>Solution", "<details open><summary>Solution")
+    return notebook
+
+
+def hand_out(change: Callable[[NotebookNode], NotebookNode], folder: Path) -> None:
+    """Writes a copy of every notebook, and the modules that they import, into a new folder."""
+    folder.mkdir(parents=True)
+    for path in sources():
+        nbformat.write(change(read(path.read_text(encoding="utf-8"))), folder / f"{path.stem}.ipynb")
+    for module in ("exercises.py", "lesson.py"):
+        shutil.copy(FOLDER / module, folder)
+    print(f"{len(sources())} notebooks in {folder}", flush=True)
+
+
 if __name__ == "__main__":
-    for source in map(Path, sys.argv[1:]) if sys.argv[1:] else sources():
-        build(source)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="*", type=Path, help="texts to execute; all if none is named")
+    parser.add_argument(
+        "--student", type=Path, metavar="FOLDER", help="write copies without solutions into a new folder"
+    )
+    parser.add_argument(
+        "--teacher", type=Path, metavar="FOLDER", help="write copies with open solutions into a new folder"
+    )
+    asked = parser.parse_args()
+    for change, folder in ((for_students, asked.student), (for_teachers, asked.teacher)):
+        if folder and folder.exists():
+            sys.exit(f"{folder} is there already; name a new folder")
+        if folder:
+            hand_out(change, folder)
+    if not (asked.student or asked.teacher):
+        for source in asked.paths or sources():
+            build(source)

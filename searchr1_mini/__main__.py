@@ -21,6 +21,7 @@ COMMANDS = {  # name: module, words that it stands for, what it does
     "preflight": ("preflight", [], "predicts the memory of a run"),
     "server": ("server", [], "serves a corpus to retrievers"),
     "retrieval-metrics": ("retrieval_metrics", [], "measures retrievers: recall, MRR, latency"),
+    "mystery": ("mystery", [], "grades a bug hunt: searchr1 mystery check runs/NAME GUESS"),
     "pretrain": ("pretrain", [], "makes the tiny base"),
 }
 

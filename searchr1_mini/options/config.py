@@ -47,6 +47,12 @@ class RunConfig:
         "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn",
         "reward-from-whole-text",
     ] | None = option(None, "break the method on purpose, as public code did (docs/algorithms.md, museum)")  # fmt: skip
+    mystery: int | None = option(
+        None,
+        "number of a bug hunt: one fault of the museum is planted, and nothing says which",
+        least=0,
+        most=1_000_000,
+    )
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ _SEARCHES = {"method": ("search-r1",)}
 _FINDS = _SEARCHES | {"retriever": (*ENGINES, "random", "oracle")}
 _OF_A_GROUP = {"group_size": 1}
 _WORLD = {"dataset": ("world",)}
-_NO_OTHER_REWARD = (
-    *(None, "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn"),
-)
+_SOUND = {"mystery": (None,)}  # what one fault or another would make idle
+_OWN_REWARD = _SOUND | {
+    "bug": (None, "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn")
+}
 # option of training -> what it does nothing without: options with the values under which it is read, or the number
 # that they must be above; what only some retrievers read is in retrievers/names.py
 NEEDS: dict[str, Needs] = {
@@ -40,18 +41,19 @@ NEEDS: dict[str, Needs] = {
     "cold_start_learning_rate": {"cold_start": 0}, "cold_start_batch_size": {"cold_start": 0},
     "cold_start_multi_hop": {"cold_start": 0},
     "stratify": _RL,
-    "reward": _RL | {"bug": _NO_OTHER_REWARD}, "retrieval_bonus": _RL | _FINDS | {"bug": _NO_OTHER_REWARD},
+    "reward": _RL | _OWN_REWARD, "retrieval_bonus": _RL | _FINDS | _OWN_REWARD,
     "overlong": _RL,
-    "overlong_buffer": _RL | {"overlong": ("penalise",), "bug": _NO_OTHER_REWARD},
+    "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalise",)},
     "baseline": _GRPO, "normalize_std": _GRPO | _OF_A_GROUP | {"baseline": ("group",)},
     "drop_zero_variance": _RL | _OF_A_GROUP, "dynamic_sampling": _GRPO | _OF_A_GROUP,
     "loss_aggregation": _RL
+    | _SOUND
     | {"bug": (None, "retokenize", "colliding-groups", "no-last-turn", "reward-from-whole-text")},
     "ratio": _RL, "clip_eps": _RL, "clip_eps_high": _RL, "kl_coef": _RL, "kl_estimator": _RL | {"kl_coef": 0},
     "entropy_coef": _RL, "importance_cap": _RL, "llds_coef": _GRPO,
     "critic_learning_rate": _PPO, "critic_warmup_steps": _PPO, "gamma": _PPO, "gae_lambda": _PPO, "value_clip": _PPO,
-    "mask_observations": _RL | _SEARCHES, "bug": _RL,
-    "lora_alpha": {"lora_rank": 0}, "check": _RL, "memory_limit": {"memory_check": (True,)},
+    "mask_observations": _RL | _SEARCHES, "bug": _RL | _SOUND, "mystery": _GRPO | _SEARCHES,
+    "lora_alpha": {"lora_rank": 0}, "check": _RL | _SOUND, "memory_limit": {"memory_check": (True,)},
     "rollout_weights": {"load_in_4bit": (True,)},
 }  # fmt: skip
 

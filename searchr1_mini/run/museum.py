@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from random import Random
 from unittest.mock import patch
 
 from torch import Tensor
@@ -20,6 +21,17 @@ from searchr1_mini.core import training
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.options.config import RunConfig
+
+BUGS = (
+    *("retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn"),
+    "reward-from-whole-text",
+)
+
+
+def bug_of(config: RunConfig) -> str | None:
+    """The fault that a run has, named by `--bug` or hidden behind the number of `--mystery`."""
+    return config.bug if config.mystery is None else Random(f"mystery {config.mystery}").choice(BUGS)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from searchr1_mini.run.data_identity import check_data, data_identity
 from searchr1_mini.run.held_out import HELD_OUT, keep_held_out
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
 from searchr1_mini.run.methods import make_method
+from searchr1_mini.run.museum import bug_of
 from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
@@ -145,7 +146,7 @@ def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
         max_new_tokens=config.rollout.max_new_tokens,
         topk=config.retrieval.topk,
         serves_search=config.retrieval.retriever != "none",
-        last_turn=config.run.bug != "no-last-turn",
+        last_turn=bug_of(config.run) != "no-last-turn",
         shots=shots,
     )
 

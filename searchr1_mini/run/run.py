@@ -32,6 +32,7 @@ from searchr1_mini.run.evaluations import WITHOUT_SEARCH, Evaluations
 from searchr1_mini.run.invariants import check_step
 from searchr1_mini.run.log import Tracker, truncate_metrics, write_rollouts
 from searchr1_mini.run.metrics import eval_metrics, rollout_metrics
+from searchr1_mini.run.museum import bug_of
 from searchr1_mini.run.preflight import give_back_free_memory
 from searchr1_mini.run.processes import on_main
 from searchr1_mini.run.task import Task
@@ -144,7 +145,7 @@ class Run:
         if self.step == 1 and is_main():
             is_instructed = bool(self.policy.tokenizer.chat_template)
             tell(self.folder, diagnose(rollouts.trajectories, self.config, is_instructed, rollouts.rewards))
-        if self.config.run.bug is None:
+        if bug_of(self.config.run) is None:
             check_step(self, batch, rollouts)
 
     def log(self, step: int, rollouts: Rollouts, experience: Experience | None, metrics: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ import torch
 from searchr1_mini.core.experience import Experience, all_logprobs
 from searchr1_mini.core.training import Rollouts
 from searchr1_mini.run.log import trajectory_row
+from searchr1_mini.run.museum import bug_of
 
 if TYPE_CHECKING:
     from searchr1_mini.run.run import Run
@@ -46,7 +47,7 @@ def token_values(run: Run, experience: Experience) -> list[TokenValues]:
         pi(token) after the step's updates / pi_old(token), which costs a forward over all of them.
     """
     batch = experience.batch
-    if run.config.run.bug == "retokenize":  # the tokens that were trained on are not those that were sampled
+    if bug_of(run.config.run) == "retokenize":  # the tokens that were trained on are not those that were sampled
         return [{}] * len(batch.lengths)
     columns = {"advantages": experience.advantages} if run.critic else {}
     if run.wants_ratios:

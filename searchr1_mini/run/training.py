@@ -13,7 +13,7 @@ from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.evaluations import finish
 from searchr1_mini.run.imitation import demonstrations, imitate, imitates
-from searchr1_mini.run.museum import planted, whole_text_reward
+from searchr1_mini.run.museum import bug_of, planted, whole_text_reward
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.processes import on_main, processes
 from searchr1_mini.run.rewards import outcome_reward
@@ -78,13 +78,13 @@ def all_phases(run: Run, reward: Reward | None = None) -> None:
             imitate(run, shown)
         return
     reward = reward or reward_of(config)
-    with run.saved_if_broken_off(), planted(config.run.bug, run.policy.tokenizer):
+    with run.saved_if_broken_off(), planted(bug_of(config.run), run.policy.tokenizer):
         train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward)
 
 
 def reward_of(config: TrainConfig) -> Reward:
     """What the options say that a trajectory earns."""
-    if config.run.bug == "reward-from-whole-text":
+    if bug_of(config.run) == "reward-from-whole-text":
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
     own = own_part("reward", config.reward.reward) if is_own(config.reward.reward) else None
     return outcome_reward(config.reward, config.rollout.max_total_tokens, own)

@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -191,3 +192,24 @@ def test_the_guard_knows_a_path_and_leaves_a_flag_alone():
     for text in ("saved to /home/ada/runs", "in C:\\Users", "<Line2D at 0x7fab12cd90>"):
         assert OF_A_MACHINE.search(text)
     assert not OF_A_MACHINE.search("https://example.org/home/ and reward/em, docs/usr/")
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_copies_to_hand_out_hold_solutions_for_teachers_alone(tmp_path, kind):
+    out = tmp_path / "out"
+    command = [sys.executable, str(FOLDER / "build.py"), f"--{kind}", str(out)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert subprocess.run(command, capture_output=True).returncode == 1, "a folder that is there is left alone"
+    written = sorted(out.glob("*.ipynb"))
+    assert len(written) == len(list(FOLDER.glob("[0-9][0-9]_*.py"))) and (out / "exercises.py").is_file()
+    for path in written:
+        notebook, text = nbformat.read(path, as_version=4), path.read_text(encoding="utf-8")
+        nbformat.validate(notebook)
+        full = nbformat.read(FOLDER / path.name, as_version=4)
+        solutions = [solution for _, solution in exercises_of(full)]
+        assert ("Solution" in text) == (kind == "teacher" and bool(solutions))
+        sources = "\n".join(cell.source for cell in notebook.cells)
+        assert all((solution in sources) == (kind == "teacher") for solution in solutions if "\n" in solution.strip())
+        assert sources.count("check(") + sources.count("check_code(") == sum(
+            cell.source.count("check(") + cell.source.count("check_code(") for cell in code_cells(full)
+        )

@@ -1,0 +1,65 @@
+"""Grades a bug hunt: which fault of the museum a run of `--mystery N` was trained with.
+
+python -m searchr1_mini.mystery check runs/NAME no-last-turn
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from searchr1_mini.options.entry import begin
+
+    begin()
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import RunConfig
+from searchr1_mini.options.nested import grouped
+from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.resolve import saved_config
+from searchr1_mini.storage import status
+
+
+@dataclass(frozen=True)
+class MysteryConfig:
+    """Options of the grading."""
+
+    run: str | None = grouped("what", None, "folder of a run that was trained with --mystery")
+    guess: str | None = grouped("what", None, "name of the fault, as --bug has it")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses `check RUN GUESS`, and says whether the guess is right.
+
+    Raises:
+        UserError: no run of a bug hunt, or a guess that names no fault.
+        SystemExit: 1, the guess is wrong.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    words = words[1:] if words[:1] == ["check"] else words
+    if len(words) == 2 and not words[0].startswith("-"):
+        words = ["--run", words[0], "--guess", words[1]]
+    config = parse(MysteryConfig, "python -m searchr1_mini.mystery", __doc__.splitlines()[0], words)
+    if config.run is None or config.guess is None:
+        raise UserError("name the run and your guess: python -m searchr1_mini.mystery check runs/NAME no-last-turn")
+    saved = saved_config(Path(config.run))
+    if saved.get("mystery") is None:
+        raise UserError(f"{config.run} is no bug hunt; train one with --mystery N")
+    status.now("looking it up")
+
+    from searchr1_mini.run.museum import BUGS, bug_of
+
+    if config.guess not in BUGS:
+        raise UserError(f"there is no fault {config.guess!r}{suggest(config.guess, BUGS)}; known: {', '.join(BUGS)}")
+    is_right = bug_of(RunConfig(mystery=saved["mystery"])) == config.guess
+    print(f"{'right' if is_right else 'no'}: mystery {saved['mystery']} is {'' if is_right else 'not '}{config.guess}")
+    if not is_right:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)

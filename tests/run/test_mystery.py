@@ -1,0 +1,63 @@
+"""The bug hunt: a hidden fault does what the named one does, nothing gives it away, and a guess is graded."""
+
+from __future__ import annotations
+
+import pytest
+
+from searchr1_mini import mystery
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import RunConfig, TrainConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.museum import BUGS, bug_of
+from searchr1_mini.run.training import train
+from searchr1_mini.storage.files import read_jsonl
+
+SMALL = {"steps": 2, "questions_per_step": 4, "group_size": 4, "eval_questions": 4, "mini_batches": 1,
+         "tensorboard": False, "max_new_tokens": 24, "memory_check": False, "temperature": 1.3}  # fmt: skip
+
+
+def number_of(bug: str) -> int:
+    return next(n for n in range(1000) if bug_of(RunConfig(mystery=n)) == bug)
+
+
+def test_every_fault_hides_behind_some_number_and_a_number_hides_one():
+    assert {bug_of(RunConfig(mystery=n)) for n in range(60)} == set(BUGS)
+    assert bug_of(RunConfig(mystery=7)) == bug_of(RunConfig(mystery=7))
+    assert bug_of(RunConfig()) is None and bug_of(RunConfig(bug="no-last-turn")) == "no-last-turn"
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_hidden_fault_trains_as_the_named_one_and_nothing_names_it(bug, tmp_path, capsys):
+    logs = []
+    for name, how in (("named", {"bug": bug}), ("hidden", {"mystery": number_of(bug)})):
+        run = train(resolve(make(TrainConfig, output_dir=str(tmp_path / name), **SMALL, **how)), write_report)
+        rows = read_jsonl(run / "metrics.jsonl")
+        logs.append([{k: v for k, v in row.items() if "second" not in k} for row in rows])
+    assert logs[0] == logs[1]
+    said = capsys.readouterr().out.split(str(tmp_path / "hidden"))[-1]
+    files = [path for path in run.rglob("*") if path.suffix in (".json", ".jsonl", ".html")]
+    files = [path for path in files if path.name != "tokenizer.json"]  # it speaks of pretokenizers
+    assert bug not in said and [path.name for path in files if bug in path.read_text()] == []
+    for guess in BUGS:
+        if guess == bug:
+            mystery.main(["check", str(run), guess])
+            assert capsys.readouterr().out.startswith("right: ")
+        else:
+            with pytest.raises(SystemExit, match="1"):
+                mystery.main(["check", str(run), guess])
+            assert capsys.readouterr().out.startswith("no: ")
+    with pytest.raises(UserError, match="is no bug hunt"):
+        mystery.main([str(tmp_path / "named"), bug])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--bug", "no-last-turn"], ["--check"], ["--reward", "f1"], ["--algorithm", "ppo"], ["--method", "r1"],
+     ["--loss-aggregation", "sequence"]],
+)  # fmt: skip
+def test_what_a_fault_could_make_idle_is_refused_beside_it(flags):
+    with pytest.raises(UserError, match="mystery"):
+        resolve(parse(TrainConfig, "train.py", "", ["--mystery", "3", *flags]))
