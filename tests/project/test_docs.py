@@ -32,7 +32,7 @@ PATH = re.compile(
 MODULE = r"`((?:\w+/)?\w+\.py)`"
 NAMES = r"((?:`\w+`(?:, | and )?)+)"
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-TAKE_RUNS = ("searchr1_mini.export", "searchr1_mini.report")  # as words before the flags
+TAKE_RUNS = ("searchr1_mini.export", "searchr1_mini.report", "searchr1_mini.mystery")  # as words before the flags
 SHELL = ("<", ">", "|", "&&")  # what comes after is not the command's
 OF_ALL_COMMANDS = {"--preset", "--config", "--help", "--verbose", "--name", "--no-name"}  # the last two stand for any
 OF_OTHERS = set(  # programs of other people: torchrun, vLLM, pip, jupytext
@@ -184,7 +184,9 @@ def all_flags() -> frozenset[str]:
         f"searchr1_mini.{path.stem}" for path in (ROOT / "searchr1_mini").glob("*.py") if "__main__" in path.read_text()
     ]
     scripts += [
-        str(path.relative_to(ROOT)) for folder in ("checks", "benchmarks") for path in (ROOT / folder).glob("*.py")
+        str(path.relative_to(ROOT))
+        for folder in ("checks", "benchmarks", "notebooks")
+        for path in (ROOT / folder).glob("*.py")
     ]
     known = set(OF_OTHERS)
     for config_class, flags in map(parser_of, scripts):
