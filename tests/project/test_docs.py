@@ -151,7 +151,8 @@ def run_parser(script: str, words: list[str]) -> None:
         OSError: there is no such script.
     """
     is_whole = not {"...", "…"} & set(words)
-    words = ["1" if word == "N" else word for word in words if word not in ("...", "…", "--help")]
+    stands_for = {"N": "1", "latest": "runs/NAME"}  # of which a fresh clone has none
+    words = [stands_for.get(word, word) for word in words if word not in ("...", "…", "--help")]
     if not _is_program(script):
         raise UserError(f"{script} is a module, and does nothing by itself")
     config_class, flags = parser_of(script)
