@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, field, make_dataclass
-from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, TypeVar
 
-from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
-from searchr1_mini.options.needs import SHOWN, convert, shown
-from searchr1_mini.options.nested import flag_of, hints_of, make, options_of, section_of
-from searchr1_mini.options.option_files import read_options
-from searchr1_mini.options.words import check_words, spell_out_switches
+from searchr1_mini.options.nested import hints_of, make, options_of, section_of
+from searchr1_mini.options.option_files import preset_values, yaml_values
+from searchr1_mini.options.paths import at_home, latest_run
+from searchr1_mini.options.words import check_words, spell_out_switches, take
 
 Config = TypeVar("Config")
 NAME_RUNS = ("run", "runs", "init")  # options of which `latest` names the newest run
@@ -50,13 +46,13 @@ def parse_asked(
     """
     import tyro
 
-    argv, preset = _take(list(sys.argv[1:] if argv is None else argv), "--preset")
-    argv, file = _take(argv, "--config")
+    argv, preset = take(list(sys.argv[1:] if argv is None else argv), "--preset")
+    argv, file = take(argv, "--config")
     known, hints = options_of(config_class), hints_of(config_class)
     argv = spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
     flags = check_words(argv, hints)
-    unasked = dict(base or {}) | _preset_values(preset, known)
-    of_file = _yaml_values(file, hints)
+    unasked = dict(base or {}) | preset_values(preset, known)
+    of_file = yaml_values(file, hints)
     defaults = unasked | of_file
     sections = section_of(config_class) or {name: option.metadata["group"] for name, option in known.items()}
     grouped_class = _grouped_class(known, sections, hints, defaults, tyro)
@@ -68,34 +64,6 @@ def parse_asked(
     values = {name: value if name == "ask" else at_home(name, value) for name, value in values.items()}
     values |= {name: latest_run() for name in NAME_RUNS if values.get(name) == "latest"}
     return make(config_class, **values), set(unasked) - set(of_file) - flags
-
-
-def latest_run() -> str:
-    """The folder below runs/ in which a run was begun last.
-
-    Raises:
-        UserError: there is none.
-    """
-    begun = {path.parent: path.stat().st_mtime for path in Path("runs").glob("*/config.json")}
-    if not begun:
-        raise UserError("latest: there is no run below runs/ yet; name a run's folder")
-    return str(max(begun, key=begun.__getitem__))
-
-
-def at_home(name: str, value: Any) -> Any:
-    """`~/runs` spelled out, as a shell does where it stands alone; other values as they are.
-
-    Raises:
-        UserError: nobody knows where that home is.
-    """
-    if not isinstance(value, str) or not value.startswith("~"):
-        return value
-    path = os.path.expanduser(value)
-    if path.startswith("~"):
-        raise UserError(
-            f"{flag_of(name)} {shown(value)}: {value.split('/')[0]} is no known home; write ./~ for a name of that form"
-        )
-    return path
 
 
 def _grouped_class(
@@ -118,41 +86,3 @@ def _grouped_class(
     for section in sections.values():
         section.__doc__ = " "  # tyro would print the generated signature
     return make_dataclass("options", [(group, cls, field(default_factory=cls)) for group, cls in sections.items()])
-
-
-def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
-    """Takes `flag VALUE` or `flag=VALUE` out of the arguments."""
-    rest, value, position = [], None, 0
-    while position < len(argv):
-        word = argv[position]
-        if word == flag:
-            if position + 1 == len(argv):
-                raise UserError(f"{flag} needs a value")
-            value, position = argv[position + 1], position + 1
-        elif word.startswith(flag + "="):
-            value = word.split("=", 1)[1]
-        else:
-            rest.append(word)
-        position += 1
-    return rest, value
-
-
-def _preset_values(preset: str | None, known: Mapping[str, Field]) -> dict[str, Any]:
-    if preset is None:
-        return {}
-    if preset not in PRESETS:
-        known_ones = ", ".join(PRESETS)
-        raise UserError(f"unknown preset {shown(preset)!r}{suggest(preset[:SHOWN], PRESETS)}; known: {known_ones}")
-    return {name: value for name, value in PRESETS[preset].items() if name in known}
-
-
-def _yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
-    if file is None:
-        return {}
-    values = {key.replace("-", "_"): value for key, value in read_options(Path(file)).items()}
-    for key, value in values.items():
-        if key not in hints:
-            raise UserError(f"--config {file}: unknown option {shown(key)}{suggest(key[:SHOWN], hints)}")
-        if not isinstance(value, (str, bool, NoneType)):
-            raise UserError(f"--config {file}: {key} must be a single value, not a {type(value).__name__}")
-    return {key: convert(f"--config {file}: {key}", value, hints[key]) for key, value in values.items()}

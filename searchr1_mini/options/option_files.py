@@ -1,13 +1,18 @@
-"""Yaml files of options, whatever they hold: of bounded size and depth, without aliases, each option once."""
+"""What sets several options at once: presets, and yaml files, of bounded size and depth, each option once."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
+from dataclasses import Field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.needs import SHOWN, convert, shown
 
 MOST_BYTES = 100_000  # every option with a long comment takes 20,000
 
@@ -69,3 +74,34 @@ def read_bounded(path: Path) -> bytes:
     if not content and not is_file:
         raise ValueError("nothing comes from it")
     return content
+
+
+def preset_values(preset: str | None, known: Mapping[str, Field]) -> dict[str, Any]:
+    """What a preset sets of the options that a command has.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if preset is None:
+        return {}
+    if preset not in PRESETS:
+        known_ones = ", ".join(PRESETS)
+        raise UserError(f"unknown preset {shown(preset)!r}{suggest(preset[:SHOWN], PRESETS)}; known: {known_ones}")
+    return {name: value for name, value in PRESETS[preset].items() if name in known}
+
+
+def yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
+    """The values of a `--config` file, each of the type of its option.
+
+    Raises:
+        UserError: it cannot be read, names an unknown option, or has a wrong value.
+    """
+    if file is None:
+        return {}
+    values = {key.replace("-", "_"): value for key, value in read_options(Path(file)).items()}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"--config {file}: unknown option {shown(key)}{suggest(key[:SHOWN], hints)}")
+        if not isinstance(value, (str, bool, NoneType)):
+            raise UserError(f"--config {file}: {key} must be a single value, not a {type(value).__name__}")
+    return {key: convert(f"--config {file}: {key}", value, hints[key]) for key, value in values.items()}

@@ -66,3 +66,20 @@ def check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
 
 def _name_of(flag: str, switches: Collection[str]) -> str:
     return flag.removeprefix("--no-" if flag in switches else "--").replace("-", "_")
+
+
+def take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Takes `flag VALUE` or `flag=VALUE` out of the arguments."""
+    rest, value, position = [], None, 0
+    while position < len(argv):
+        word = argv[position]
+        if word == flag:
+            if position + 1 == len(argv):
+                raise UserError(f"{flag} needs a value")
+            value, position = argv[position + 1], position + 1
+        elif word.startswith(flag + "="):
+            value = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+        position += 1
+    return rest, value

@@ -216,6 +216,7 @@ def test_open_values_are_resolved_per_model():
 
 UNSET = {
     "bug",
+    "mystery",
     "output_dir",
     "date",
     "data_path",
