@@ -32,7 +32,7 @@ from searchr1_mini.retrievers.terms import STOP_WORDS
 
 FIRST = ("I need to find {want}.", "I should look up {want}.", "First I have to find {want}.")
 PLANNED = ("I need to find {want}.", "I should look up {want}.", "I look for {want}.")
-PLAN = ("This takes one search.", "This takes two searches.", "This takes three searches.")
+PLAN = ("This takes one search.", "This takes two searches. First", "This takes three searches. First")
 NEXT = ("{said} Now I need to find {want}.", "{said} Next I should look up {want}.", "{said} Now I look for {want}.")
 LAST = ("{said}", "{said} That answers the question.", "{said} So the answer is {answer}.")
 MOST_WORDS = 40  # of a quotation: thoughts are short
@@ -54,29 +54,26 @@ class Hop:
         want: what is looked for, as it stands in a thought.
         query: what the engine is asked.
         said: what is said of what came back.
-        asked: what the question asks for, up to this search ("the teacher of the founder of X"); "" where that is not
-            known.
     """
 
     want: str
     query: str
     said: str
-    asked: str = ""
 
 
 def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random, plans: bool = False) -> list[str]:
     """The policy's turns: a thought and a search for each hop, then a thought and the answer.
 
     Args:
-        plans: whether the first thought says what is asked for, and how many searches that takes: what the later ones
-            do then follows from what is written (docs/laptop_llm.md).
+        plans: whether the first thought says how many searches it will take: what the later ones do then follows from
+            what is written (docs/laptop_llm.md).
     """
     turns, said = [], ""
     for hop in hops:
-        thought = rng.choice(NEXT if said else FIRST).format(said=said, want=hop.want)
-        if plans and not turns and len(hops) <= len(PLAN):
-            thought = f"{rng.choice(PLANNED).format(want=hops[-1].asked or hop.want)} {PLAN[len(hops) - 1]}"
-            thought += f" First {hop.want}." if len(hops) > 1 and hops[-1].asked else ""
+        is_planned = plans and not turns and len(hops) <= len(PLAN)
+        thought = rng.choice(NEXT if said else PLANNED if is_planned else FIRST).format(said=said, want=hop.want)
+        if is_planned:
+            thought = f"{PLAN[len(hops) - 1]} {thought}"
         turns.append(f"<think> {thought} </think>\n<search> {hop.query} </search>")
         said = hop.said
     thought = rng.choice(LAST).format(said=said, answer=answer)
@@ -85,16 +82,14 @@ def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random, plans: boo
 
 def world_hops(world: World, example: Example, find: Find, rng: random.Random) -> list[Hop] | None:
     """The chain of facts behind a question of the synthetic world; None where a search does not find its fact."""
-    hops, asked = [], ""
+    hops = []
     for subject, object_ in example.supporting:
         name = next(name for name in RELATIONS if (f := world.facts.get((subject, name))) and f.object == object_)
         relation = RELATIONS[name]
         query = subject if rng.random() < 0.25 else f"{subject} {relation.noun}"
         if not any(passage.title == subject and object_ in passage.text for passage in find(query)):
             return None
-        phrase = rng.choice(relation.phrases)
-        asked = phrase.format(s=asked or subject)
-        hops.append(Hop(phrase.format(s=subject), query, relation.sentence(subject, object_), asked))
+        hops.append(Hop(rng.choice(relation.phrases).format(s=subject), query, relation.sentence(subject, object_)))
     return hops
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,25 +111,14 @@ def test_own_data_is_searched_for_with_the_questions_own_words():
 
 
 def test_a_plan_says_how_many_searches_the_script_makes():
-    yard, town = "the yard of Oslo Ferry", "the town of the yard of Oslo Ferry"
     hops = [
-        Hop(yard, "Oslo Ferry", "It was built in Nordhavn.", yard),
-        Hop("the town of Nordhavn", "Nordhavn", "It is in Grimstad.", town),
+        Hop("the yard", "Oslo Ferry", "It was built in Nordhavn."),
+        Hop("the town", "Nordhavn", "It is in Grimstad."),
     ]
-    for n, plan in ((1, f" {yard}. This takes one search."), (2, f" {town}. This takes two searches. First {yard}.")):
+    for n, words in ((1, "This takes one search. I "), (2, "This takes two searches. First I ")):
         turns = write_turns(hops[:n], "Grimstad", random.Random(0), plans=True)
-        assert plan in turns[0] and len(turns) == n + 1
-        of_words = write_turns([replace(hop, asked="") for hop in hops[:n]], "Grimstad", random.Random(0), plans=True)
-        assert f"{plan.split('. ')[1].rstrip('.')}. </think>" in of_words[0]
+        assert turns[0].startswith(f"<think> {words}") and len(turns) == n + 1
     assert "This takes" not in write_turns(hops, "Grimstad", random.Random(0))[0]
-
-
-def test_what_a_world_question_asks_is_nested_as_its_hops_are():
-    world = make_world(0, "train")
-    for example in world_examples(world, [1, 2, 3], 60, 0):
-        for hops in filter(None, [world_hops(world, example, finder(world.passages), random.Random(0))]):
-            assert hops[0].asked == hops[0].want and example.supporting[0][0] in hops[-1].asked
-            assert all(inner.asked in outer.asked for inner, outer in pairwise(hops))
 
 
 def test_a_quotation_is_short_and_holds_what_is_wanted():
