@@ -28,7 +28,7 @@ COMMANDS = [
     "-m searchr1_mini.report {folder}/run",
     "-m searchr1_mini.export {folder}/run --output-dir {folder}/export",
     "-m searchr1_mini.preflight --model tiny --device cpu",
-    "-m searchr1_mini.retrieval_metrics --datasets world --retrievers bm25s --limit 20",
+    "-m searchr1_mini.retrieval_metrics --dataset {folder}/q.jsonl --corpus {folder}/notes --retriever bm25s",
     "-m searchr1_mini.ablate topk --seeds 1 --steps 1 --output-dir {folder}/study",
 ]
 SMALL = "--steps 2 --questions-per-step 8 --group-size 4 --eval-questions 20 --no-tensorboard"
@@ -66,6 +66,9 @@ def main() -> int:
     is_good = True
     print("| command | first output, s | longest silence, s |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "notes").mkdir()
+        (Path(folder) / "notes" / "oslo.md").write_text("Oslo is the capital of Norway.")
+        (Path(folder) / "q.jsonl").write_text('{"question": "What is the capital of Norway?", "answer": "Oslo"}\n')
         for command in COMMANDS:
             if "{model}" in command and not asked.model:
                 continue

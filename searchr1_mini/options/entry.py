@@ -152,12 +152,14 @@ def signals_raise() -> None:
     _on_signals(interrupt)
 
 
-def keep_log(path: Path) -> None:
-    """Has everything that is printed from here on stand in a file too, below the command line.
+def keep_log(path: Path | None) -> None:
+    """Has everything that is printed from here on stand in a file too, below the command line; None ends that.
 
     Where the streams are not this program's own, as in a notebook, nothing is kept.
     """
-    if _is_begun:
+    if path is None:
+        Forgiving.log = None
+    elif _is_begun:
         Forgiving.log = Forgiving(path, "a")
         Forgiving.log.write(
             f"$ {shlex.join([Path(sys.executable).name, *sys.argv])}\n".encode("utf-8", "backslashreplace")
