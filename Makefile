@@ -38,7 +38,7 @@ audit: $(STAMP)  ## known vulnerabilities of what requirements.lock pins; warns,
 	@$(BIN)/python checks/audit.py
 
 $(DEMO): pyproject.toml constraints.txt
-	@echo "installing into $(VENV): torch, transformers and what training needs, about 1.5 GB on disk with a CPU wheel of torch, more with CUDA"
+	@echo "installing into $(VENV): torch, transformers and what training needs, about 1.7 GB on disk with a CPU wheel of torch, more with CUDA"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -e ".[gguf]" -c constraints.txt
 	touch $@

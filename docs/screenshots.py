@@ -64,6 +64,7 @@ def shoot_all(browser, one: Path, two: Path, folder: Path) -> list[Path]:
     """The pictures of docs/report.md, from the report of a run and that of two runs."""
     return [
         shoot(browser, one, folder / "report_curves.png", 1100, 800, "light", "h2 + .charts"),
+        shoot(browser, one, folder / "report_watch.png", 1100, 560, "light", "#watch"),
         shoot(browser, one, folder / "report_group.png", 1100, 800, "light", "#controls", "logprob"),
         shoot(browser, two, folder / "report_two_runs.png", 1100, 800, "dark", "#controls"),
         shoot(browser, one, folder / "report_phone.png", 390, 844, "dark", "#controls"),

@@ -139,7 +139,7 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
         lines.insert(0, f'<p class="learnt">{html_text(f"{letter} {learnt}".strip())}</p>')
     if command := _command(run_dir):
         commit = f" at commit {str(config['git_commit'])[:9]}" if config.get("git_commit") else ""
-        lines.append(f'<p class="soft"><code>{html_text(command)}</code>{html_text(commit)}</p>')
+        lines.append(f'<p class="soft"><code>{html_text(command)}</code> {html_text(commit)}</p>')
     return "\n".join(lines)
 
 
