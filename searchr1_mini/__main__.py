@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from multiprocessing import parent_process
 
 from searchr1_mini import __version__
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.entry import begin
 from searchr1_mini.options.outcome import run_command
+
+if parent_process() is not None:  # a worker of ablate or pretrain, whose main module this is
+    begin(is_child=True)
 
 COMMANDS = {  # name: module, words that it stands for, what it does
     "train": ("train", [], "trains a language model to search"),

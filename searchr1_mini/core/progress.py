@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Listener = Callable[[str, int, int, str], None]
-_listeners: list[Listener] = []
+_listeners: list[Callable[[str, int, int, str], None]] = []
 
 
-def listen(listener: Listener) -> None:
+def listen(listener: Callable[[str, int, int, str], None]) -> None:
     """Has every `tell` reach this listener too."""
     _listeners.append(listener)
 

@@ -270,9 +270,8 @@ def rollout(
     with out_of_memory_told(), policy.for_rollouts(), ThreadPoolExecutor(1) as pool:
         while waiting or engine.live:
             interrupt.check()
-            n_done = len(conversations) - len(waiting) - len(engine.live)
-            rate = decoder.tokens_fed / (time.perf_counter() - began)
-            progress.tell("rollouts", n_done, len(conversations), f"{rate:.0f} tokens/s")
+            rate, n = decoder.tokens_fed / (time.perf_counter() - began), len(conversations)
+            progress.tell("rollouts", n - len(waiting) - len(engine.live), n, f"{rate:.0f} tokens/s")
             while waiting and decoder.has_room:
                 engine.start(*waiting.popleft())
             if engine.searches and asked is None:

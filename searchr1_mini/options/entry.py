@@ -90,7 +90,7 @@ def begin(is_child: bool = False) -> None:
     sys.argv[1:] = [word for word in sys.argv[1:] if word != "--verbose"]
     if not is_verbose:
         _quiet_libraries()
-    if not is_child:
+    if not is_child and os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first
         _show_status()
 
 

@@ -25,8 +25,10 @@ def run_command(command: Callable[[], None]) -> None:
     """
     signals_raise()
     try:
-        command()
-        status.now(None)
+        try:
+            command()
+        finally:  # whatever comes next is printed, or is the shell's
+            status.now(None)
     except UserError as error:
         _leave(str(error), 2)
     except KeyboardInterrupt:
@@ -56,7 +58,6 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def _leave(sentence: str, code: int) -> None:
-    status.now(None)
     sentence = plain(sentence).strip().replace("\n", "\\n")  # it may quote a file or a server
     print(f"error: {sentence}" if code == 2 else sentence, file=sys.stderr, flush=True)
     raise SystemExit(code)

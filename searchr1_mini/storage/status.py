@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.utils import disp_trim
 
 from searchr1_mini.core import progress
+from searchr1_mini.storage.printable import one_line
 
 EVERY = 0.5  # seconds between two drawings
 FIRST, AGAIN = 30.0, 60.0  # seconds until a phase is a line of a log, and until the next one
@@ -88,7 +89,7 @@ class _Status:
             self.is_drawn = False
 
     def text(self, phase: _Phase) -> str:
-        parts = [": ".join(one.name for one in self.phases) or phase.name]
+        parts = [one_line(": ".join(one.name for one in self.phases) or phase.name)]  # it may name a file
         parts[0] += f": {self.part}" if self.part else ""
         parts.append(tqdm.format_interval(phase.seconds))
         if self.left:

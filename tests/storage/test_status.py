@@ -18,11 +18,14 @@ from searchr1_mini.options.entry import begin
 begin()
 import sys
 from searchr1_mini.core import progress
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.storage import status
 
 def command():
     print("one")
+    with status.phase("a \x1b[31m name"):
+        pass
     with status.phase("counting the questions of a long, long corpus"):
         progress.tell("questions", 3, 9)
         print("two", end="", flush=True)
@@ -36,7 +39,7 @@ run_command(command)
 """
 
 
-def on_terminal(script: str, columns: int) -> str:
+def on_terminal(script: str, columns: int, is_good: bool = True) -> str:
     """What a script writes to a terminal of that width."""
     process, terminal = pty.fork()
     if process == 0:
@@ -53,7 +56,7 @@ def on_terminal(script: str, columns: int) -> str:
         if not data:
             break
         written += data
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, written
+    assert (os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0) == is_good, written
     return written.decode().replace("\r\n", "\n")
 
 
@@ -72,7 +75,15 @@ def test_what_is_printed_stands_alone_and_the_line_is_gone_at_the_end():
     assert "starting, 00:00" in drawn(written)
     assert any(line.startswith("counting the questions of a long, long corpus, 0") for line in drawn(written))
     assert any("corpus: inner, 0" in line for line in drawn(written))
+    assert any(line.startswith(r"a \x1b[31m name, 0") for line in drawn(written))
     assert not any("behind an open line" in line for line in drawn(written))
+
+
+def test_no_line_is_left_behind_by_help_or_a_command_that_fails():
+    for ends in ("raise SystemExit(1)", "raise UserError('no')", "1 / 0"):
+        script = PRINTING.replace('    print("one")', f"    {ends}")
+        last = shown(on_terminal(script, 60, is_good=False)).split("\n")[-1]
+        assert last == "", (ends, last)
 
 
 def test_the_line_is_trimmed_to_the_terminal():
