@@ -7,18 +7,21 @@ is appended as one chunk, and a prompt that several rows share is prefilled once
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.kv_cache import RowCache
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.stops import StopMatcher, token_bytes
+
+BLOCK = 256  # ids in a block of `draw`
 
 
 @dataclass
@@ -55,9 +58,8 @@ class Decoder:
     """Runs turns of many conversations in one decode loop.
 
     Args:
-        policy: has `hidden` (ids (n, t) -> last hidden states (n, t, H); called with `input_ids`, `attention_mask`
-            (n, 1, t, span), `position_ids` and `past_key_values`), `lm_head` (hidden (.., H) -> logits (.., V)), the
-            model's `config`, a byte-level `tokenizer`, `eos_ids` that end a turn, `device`, and `dtype` (of the cache).
+        policy: has `cached_hidden`, `lm_head` (hidden (.., H) -> logits (.., V)), the model's `config`, a byte-level
+            `tokenizer`, `eos_ids` that end a turn, `device`, and `dtype` (of the cache).
         n_rows: conversations at a time.
         max_length: tokens that a row may hold.
         temperature: 0 is greedy; the log-probs are then those of temperature 1.
@@ -78,7 +80,12 @@ class Decoder:
         seed: int,
         chunk_tokens: int = 8192,
     ) -> None:
-        self.backbone, self.lm_head, self.temperature, self.seed = policy.hidden, policy.lm_head, temperature, seed
+        self.cached_hidden, self.lm_head, self.temperature, self.seed = (
+            policy.cached_hidden,
+            policy.lm_head,
+            temperature,
+            seed,
+        )
         self.device, self.n_rows, self.chunk_tokens = policy.device, n_rows, chunk_tokens
         self.cache = RowCache(policy.config.num_hidden_layers, n_rows, max_length, policy.device, policy.dtype)
         self.bytes_of, self.eos_ids = token_bytes(policy.tokenizer), policy.eos_ids
@@ -221,9 +228,7 @@ class Decoder:
 
     def _forward(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor) -> Tensor:
         self.tokens_fed += int(is_real.sum())
-        mask = self.cache.place(rows, positions, is_real)
-        ids, positions = ids.to(self.device), positions.to(self.device)
-        return self.backbone(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache)
+        return self.cached_hidden(rows, ids, positions, is_real, self.cache)
 
     def _accept(self, row: _Row, id_: int, logprob: float) -> Turn | None:
         """Adds a sampled id to the row's turn; returns the turn if that ended it."""
@@ -254,16 +259,23 @@ def sample(logits: Tensor, uniform: list[float], temperature: float) -> tuple[li
         UserError: the logits are not finite.
     """
     logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
-    if temperature == 0:
-        ids = logprobs.argmax(-1)
-    else:
-        exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
-        cumulative = logprobs.exp().cumsum(-1, dtype=exact)
-        points = torch.tensor(uniform, dtype=exact, device=logits.device)[:, None] * cumulative[:, -1:]
-        ids = torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    chosen = logprobs.gather(1, ids[:, None])[:, 0]
-    if chosen.isnan().any():
+    ids = logprobs.argmax(-1) if temperature == 0 else draw(logprobs.exp(), uniform)
+    chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+    if any(map(math.isnan, chosen)):
         raise UserError(
             "the model's logits are not finite, so that nothing can be sampled; take --dtype float32, or sound weights"
         )
-    return ids.tolist(), chosen.tolist()
+    return ids.tolist(), chosen
+
+
+def draw(probabilities: Tensor, uniform: list[float]) -> Tensor:
+    """Ids (n,) from probabilities (n, V): first a block of ids by its sum, then one in it, so that no sum is long."""
+    exact = torch.float32 if probabilities.device.type == "mps" else torch.float64  # MPS has no float64
+    blocks = nn.functional.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(-1, dtype=exact).cumsum(-1)
+    points = torch.tensor(uniform, dtype=exact).to(ends.device)[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, points, right=True).clamp(max=ends.shape[1] - 1)
+    inner = blocks[torch.arange(len(blocks), device=ends.device), block[:, 0]].cumsum(-1, dtype=exact)
+    points = points - torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
+    within = torch.searchsorted(inner, torch.minimum(points, inner[:, -1:] * (1 - 1e-6)), right=True)
+    return (block * BLOCK + within)[:, 0].clamp(max=probabilities.shape[1] - 1)

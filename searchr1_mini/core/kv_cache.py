@@ -12,8 +12,9 @@ GROW = 128  # the cache grows in steps of this many positions
 class RowCache(Cache):
     """Keys and values of `n_rows` conversations, each written at its own offset.
 
-    Per layer two tensors (n_rows, kv_heads, capacity, head_dim), made when the layer first writes: heads and dimension
-    are its own, and of keys and values they may differ. The capacity grows on demand up to `max_length`.
+    Per layer two tensors (n_rows, kv_heads, capacity + 1, head_dim), made when the layer first writes: heads and
+    dimension are its own, and of keys and values they may differ. The capacity grows on demand up to `max_length`; what
+    a decode step writes for rows that rest goes to the one position more.
     `place` names the rows and positions of the next forward; a model's attention then calls `update`.
     """
 
@@ -53,10 +54,12 @@ class RowCache(Cache):
         )
         self.span = int(positions[is_real].max()) + 1
         self.is_prefix = bool((rows == torch.arange(len(rows))).all())
-        self._reserve(self.span)
+        self.reserve(self.span)
         return (torch.arange(self.span, device=device) <= positions.to(device)[:, :, None])[:, None]
 
-    def _reserve(self, length: int) -> None:
+    def reserve(self, length: int, multiple: int = 1) -> int:
+        """Makes room for rows of this length; returns it rounded up to a multiple, or what a row may hold if less."""
+        length = min(-(-length // multiple) * multiple, self.max_length)
         if length > self.capacity:
             capacity = min(max(length, self.capacity + max(GROW, self.capacity // 2)), self.max_length)
             for tensors in (self.keys, self.values):
@@ -64,15 +67,21 @@ class RowCache(Cache):
                     if tensor.shape[1]:
                         tensors[layer] = nn.functional.pad(tensor, (0, 0, 0, capacity - self.capacity))
             self.capacity = capacity
+        return length
+
+    def allocate(self, layer: int, kv_heads: int, key_dim: int, value_dim: int) -> None:
+        """Makes a layer's tensors, unless they are there."""
+        for stores, dim in ((self.keys, key_dim), (self.values, value_dim)):
+            if not stores[layer].shape[1]:
+                shape = (self.n_rows, kv_heads, self.capacity + 1, dim)
+                stores[layer] = torch.zeros(shape, device=self.device, dtype=self.dtype)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
         """Writes states (n, kv_heads, t, head_dim) where `place` said; returns all of these rows up to the span."""
+        self.allocate(layer_idx, key_states.shape[1], key_states.shape[3], value_states.shape[3])
         for stores, states in ((self.keys, key_states), (self.values, value_states)):
-            if not stores[layer_idx].shape[1]:
-                shape = (self.n_rows, states.shape[1], self.capacity, states.shape[3])
-                stores[layer_idx] = torch.zeros(shape, device=self.device, dtype=self.dtype)
             real = states[self.token_rows, :, self.token_columns]
             stores[layer_idx][self.token_slots, :, self.positions] = real.to(self.dtype)
         return self._read(self.keys[layer_idx]), self._read(self.values[layer_idx])
@@ -90,7 +99,7 @@ class RowCache(Cache):
     def restore(self, row: int, states: list[tuple[Tensor, Tensor]]) -> None:
         """Writes a snapshot to the start of a row."""
         length = states[0][0].shape[1]
-        self._reserve(length)
+        self.reserve(length)
         for layer, (keys, values) in enumerate(states):
             self.keys[layer][row, :, :length] = keys
             self.values[layer][row, :, :length] = values

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.decode_weights import cast_once, merged, unpacked
+from searchr1_mini.core.kv_cache import RowCache
 from searchr1_mini.core.names import ADAPTER, REFERENCE
 
 UNDEFINED_LOGIT = -1e9  # no -inf: 0 * inf in an entropy is nan
@@ -35,6 +36,8 @@ class Policy:
         gradient_checkpointing: whether an update computes activations anew in its backward pass, to save memory.
         merges: whether rollouts may add the adapter into a float32 base; the load probe finds out.
         undefined: ids of the head that no token has; they have no probability.
+        make_fast: makes of the policy what rollouts compute it with, where its model has such; models/stacked.py.
+        fast: that, inside `for_rollouts`; called as `cached_hidden` is.
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class Policy:
         self.merges = True
         self.base_identity: dict = {}
         self.base_name = ""
-        self._decode_step: Callable | None = None
+        self.make_fast: Callable[[Policy], Callable[..., Tensor] | None] | None = None
+        self.fast: Callable[..., Tensor] | None = None
         head = self.causal_lm.get_output_embeddings()
         self.undefined = torch.tensor(undefined_ids(tokenizer, head.weight.shape[0]), device=self.device)
 
@@ -89,12 +93,9 @@ class Policy:
 
     def hidden(self, **inputs) -> Tensor:
         """Last hidden states (B, T, H) of `input_ids` (B, T); other arguments as transformers takes them."""
-        is_decoding = inputs.get("past_key_values") is not None
-        inputs.setdefault("use_cache", is_decoding)
-        is_step = is_decoding and inputs["input_ids"].shape[1] == 1
-        backbone = self._decode_step if is_step and self._decode_step else self.backbone
+        inputs.setdefault("use_cache", inputs.get("past_key_values") is not None)
         with self.autocast():
-            return backbone(**inputs).last_hidden_state
+            return self.backbone(**inputs).last_hidden_state
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """The model's own logits (.., V) of hidden states (.., H), less ids that no token has."""
@@ -102,9 +103,16 @@ class Policy:
             logits = final_logits(self.causal_lm.get_output_embeddings()(hidden), self.config)
             return without_undefined(logits, self.undefined)
 
-    def compile_decode(self, backend: str = "inductor") -> None:
-        """Compiles the step of one token a row: its many small kernels become few. The first rollout takes longer."""
-        self._decode_step = torch.compile(self.backbone.forward, dynamic=True, backend=backend)
+    def cached_hidden(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor, cache: RowCache) -> Tensor:
+        """Hidden states (n, t, H) of ids (n, t) at positions (n, t) of the cache's rows (n,), the cache then fed.
+
+        The arguments are on the CPU; what is not real is padding.
+        """
+        if self.fast:
+            return self.fast(rows, ids, positions, is_real, cache)
+        mask = cache.place(rows, positions, is_real)
+        inputs = {"input_ids": ids.to(self.device), "position_ids": positions.to(self.device)}
+        return self.hidden(**inputs, attention_mask=mask, past_key_values=cache)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -157,6 +165,8 @@ class Policy:
             if self.has_adapter and self.merges and self.dtype == torch.float32:
                 stack.enter_context(merged(self.model, ADAPTER))
             stack.enter_context(cast_once(self.model, self.dtype))
+            self.fast = self.make_fast(self) if self.make_fast else None
+            stack.callback(setattr, self, "fast", None)
             yield
 
     @contextmanager

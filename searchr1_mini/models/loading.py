@@ -24,6 +24,7 @@ from searchr1_mini.models.identity import base_identity, check_base
 from searchr1_mini.models.names import base_name
 from searchr1_mini.models.probe import Probe
 from searchr1_mini.models.prompting import eos_ids, prompt_ids
+from searchr1_mini.models.stacked import stacked
 from searchr1_mini.models.weights import adapter_folder, find_adapter
 
 
@@ -77,6 +78,7 @@ def load_policy(
     dequantize: bool = False,
     gradient_checkpointing: bool = False,
     fused_kernels: bool = False,
+    compile_decode: bool = False,
     weights: Path | None = None,
     seed: int = 0,
     day: date | None = None,
@@ -89,6 +91,7 @@ def load_policy(
         load_in_4bit: quantize the base to NF4 with double quantization (QLoRA, arXiv 2305.14314).
         dequantize: let rollouts hold a 4-bit base in `dtype` too.
         fused_kernels: take Liger's kernels for norms, rotary positions and SwiGLU.
+        compile_decode: let torch.compile make the decode step.
         dtype: what matrices are multiplied in; trained weights are kept in float32.
         weights: a folder with an adapter (or model, with rank 0) to go on from, see `find_adapter`.
         seed: initializes the adapter.
@@ -122,6 +125,7 @@ def load_policy(
         policy.model.eval()
     still(policy.model)
     policy.gradient_checkpointing = gradient_checkpointing
+    policy.make_fast = partial(stacked, compiles=compile_decode)
     probe.check(policy, is_loaded=weights is not None)
     return policy
 

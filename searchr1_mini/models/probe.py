@@ -51,7 +51,7 @@ class Probe:
             self.untouched = runs("its own forward", lambda: own_logprobs(policy, self.text))
 
     def check(self, policy: Any, is_loaded: bool) -> None:
-        """Compares reference, rollout and update with the model's own forward, and settles `policy.merges`.
+        """Compares reference, rollout and update with the model's own forward, and settles how the policy rolls out.
 
         Weights, gradients and random state are afterwards what they were.
 
@@ -67,14 +67,25 @@ class Probe:
                 reference = runs("the reference", lambda: run_logprobs(policy, self.text))
             agree("reference and base", reference, self.untouched, seen(self.text), policy.dtype)
             with numbers_in_adapter(policy):
-                try:
-                    self.check_rollout(policy, is_loaded)
-                except Failed as failed:
-                    if not policy.has_adapter:
-                        raise
-                    policy.merges = False
-                    self.check_rollout(policy, is_loaded)
-                    print(f"rollouts compute the adapter beside the base, since merged into it {failed}", flush=True)
+                self.settle_rollouts(policy, is_loaded)
+
+    def settle_rollouts(self, policy: Any, is_loaded: bool) -> None:
+        """Takes of the ways to roll out the quickest that agrees: stacked and merged, or without what fails."""
+        ways = [(True, policy.make_fast), (False, policy.make_fast), (True, None), (False, None)]
+        failures = []
+        for merges, make_fast in ways if policy.has_adapter else ways[::2]:
+            policy.merges, policy.make_fast = merges, make_fast
+            try:
+                self.check_rollout(policy, is_loaded)
+            except Failed as failed:
+                failures.append(failed)
+                continue
+            if failures:
+                how = [] if policy.merges else ["compute the adapter beside the base"]
+                how += [] if policy.make_fast else ["run transformers' own forward"]
+                print(f"rollouts {' and '.join(how)}, since otherwise {failures[0]}", flush=True)
+            return
+        raise failures[-1]
 
     def check_rollout(self, policy: Any, is_loaded: bool) -> None:
         """Rolls out two short conversations, and compares what was sampled with the update and the own forward."""

@@ -101,14 +101,13 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         dequantize=config.weights.rollout_weights == "dequantised",
         gradient_checkpointing=config.weights.gradient_checkpointing,
         fused_kernels=config.weights.fused_kernels,
+        compile_decode=config.weights.compile_decode,
         weights=saved / "model" if saved else init,
         seed=config.optimization.seed,
         day=day,
     )
     if init and not saved:
         policy.freeze_reference()
-    if config.weights.compile_decode:
-        policy.compile_decode()
     check_questions(train.examples + held_out.examples, policy, config)
     critic = None
     if config.run.algorithm == "ppo":

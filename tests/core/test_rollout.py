@@ -185,8 +185,8 @@ def test_a_note_is_no_invalid_action_and_an_aside_is_forgotten(tokenizer):
     turns = ["<search> Oslo </search>\n", " In Norway. </think>", "<answer> Norway </answer>"]
     make = make_method("search-o1", template="short", max_turns=4, max_new_tokens=60, topk=3)
     policy = scripted(tokenizer, turns)
-    fed, hidden = [], policy.hidden
-    policy.hidden = lambda **inputs: fed.append(inputs["position_ids"].max().item()) or hidden(**inputs)
+    fed, hidden = [], policy.cached_hidden
+    policy.cached_hidden = lambda rows, ids, at, *a: fed.append(at.max().item()) or hidden(rows, ids, at, *a)
     (made,), _ = rollout([Example("q", "Who?", (), "s")], make, policy, OneAnswer(OSLO), LIMITS, temperature=0, seed=0)
     assert (made.invalid_actions, made.answer) == (0, "Norway")
     assert fed[-1] == len(made.token_ids) - 2  # the last token's own is never fed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from helpers.models import CPU
@@ -10,6 +12,7 @@ from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.stacked import stacked
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.methods import make_method
 
@@ -77,12 +80,12 @@ def test_a_compiled_decode_step_gives_the_same_tokens(random_qwen2):
         return trajectory.token_ids
 
     before = roll()
-    policy.compile_decode(backend="aot_eager")
+    policy.make_fast = partial(stacked, compiles=True)
     assert roll() == before
     for parameter in policy.trainable():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
     after = roll()
-    policy._decode_step = None
+    policy.make_fast = None
     assert after == roll() != before
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.models import SHAPE
@@ -21,8 +23,9 @@ from searchr1_mini.run import memory
 from searchr1_mini.run.invariants import check_agreement
 from searchr1_mini.storage.files import read_jsonl
 
-GSPO = {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.0003, "clip_eps_high": 0.0004}
-SMALL = {"drop_zero_variance": False, "max_new_tokens": 24, "max_turns": 2, "warmup_steps": 0}
+GSPO = {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.0001, "clip_eps_high": 0.00015}
+REWARD = f"{Path(__file__).parents[1] / 'helpers' / 'parity.py'}:parity"
+SMALL = {"drop_zero_variance": False, "max_new_tokens": 24, "max_turns": 2, "warmup_steps": 0, "reward": REWARD}
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16"])
@@ -96,7 +99,7 @@ def test_rollouts_on_disk_hold_what_was_sampled(tmp_path):
 
 def test_the_kl_to_the_reference_is_0_before_the_first_update(tmp_path):
     """Of PPO, where it is inside the reward: both sides are the update's forward. The adapter begins at 0."""
-    flags = SMALL | {"algorithm": "ppo", "group_size": 1, "questions_per_step": 8, "mini_batches": 2}
+    flags = SMALL | {"algorithm": "ppo", "group_size": 1, "mini_batches": 2}
     run = session_of(tmp_path, dtype="bfloat16", **flags)
     _, experience = step_of(run)
     with run.policy.reference():

@@ -26,9 +26,10 @@ class Dictated:
         self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1
         self.config.hidden_size, self.config.eos_token_id = 4, tokenizer.eos_token_id
 
-    def hidden(self, input_ids, past_key_values, **_):
-        past_key_values.update(*(torch.zeros(len(input_ids), 1, input_ids.shape[1], 4),) * 2, 0)
-        return torch.zeros(*input_ids.shape, 4)
+    def cached_hidden(self, rows, ids, positions, is_real, cache):
+        cache.place(rows, positions, is_real)
+        cache.update(*(torch.zeros(len(ids), 1, ids.shape[1], 4),) * 2, 0)
+        return torch.zeros(*ids.shape, 4)
 
     def lm_head(self, hidden):
         logits = torch.full((*hidden.shape[:-1], len(self.tokenizer)), -30.0)
