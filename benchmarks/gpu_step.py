@@ -1,14 +1,20 @@
-"""A training step on a real model's exact shape with random weights: `python benchmarks/gpu_step.py --preset 24gb`.
+"""What a card does with Qwen2.5-3B's exact shape, random weights: `python benchmarks/gpu_step.py`.
 
-NF4 and LoRA as in train.py, groups of 8, turns and observations of fixed lengths. Prints seconds and peak memory of
-each phase, and a decode step against the time in which the memory could be read that it needs: all weights once, and
-the KV cache. The bandwidth is that of a copy, measured in the same run. Other flags are those of train.py:
+One table, in five parts, each in a process of its own; `--results FILE` keeps what is done, and what is there is not
+measured again.
 
-    python benchmarks/gpu_step.py --preset 12gb --shape Qwen2.5-1.5B
-    python benchmarks/gpu_step.py --rollout-weights base
-    python benchmarks/gpu_step.py --rollout-weights dequantised --compile-decode
-    python benchmarks/gpu_step.py --no-gradient-checkpointing --tokens-per-micro-batch 4096
-    python benchmarks/gpu_step.py --fused-kernels
+- decode: bfloat16 with LoRA, 8, 32 and 64 rows at 1,000 tokens: tokens a second, ms a step beside the time in which the
+  memory could be read that a step needs (all weights once, and the KV cache; the bandwidth is that of a copy, measured
+  in the same run), and calls of ATen that the host makes, for the stacked forward and for transformers' own.
+- generate: the same rows by transformers' `generate`, prompts and new tokens alike.
+- 12gb, 16gb, 24gb: NF4 and LoRA with that preset, the process held to so much memory: seconds and peak of each phase of
+  a step of 2 questions x 8, and the peak that the preflight predicts.
+
+Other flags are those of train.py, for the presets:
+
+    python benchmarks/gpu_step.py --part 12gb --shape Qwen2.5-1.5B
+    python benchmarks/gpu_step.py --part 24gb --rollout-weights base
+    python benchmarks/gpu_step.py --part 24gb --no-gradient-checkpointing --tokens-per-micro-batch 4096
 
 On a CPU (`--shape small --device cpu`) it shows that it runs; memory is then that of the process.
 """
@@ -16,21 +22,27 @@ On a CPU (`--shape small --device cpu`) it shows that it runs; memory is then th
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from launches import Calls
 from ppo_memory import peak_gb, reset_peak, train_steps
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from searchr1_mini.core import training
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
+from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.core.rollout import rollout
@@ -41,6 +53,7 @@ from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.preflight import predictor
 from searchr1_mini.run.run import Run
 
 SHAPES = {  # hidden size, layers, heads, KV heads, intermediate size, vocabulary, tied
@@ -52,26 +65,52 @@ SHAPES = {  # hidden size, layers, heads, KV heads, intermediate size, vocabular
 }
 
 
+PARTS = ("decode", "generate", "12gb", "16gb", "24gb")
+ROWS, LENGTH, STEPS = (8, 32, 64), 1000, 40
+
+
 def main() -> None:
-    """Loads, times each phase, and prints them."""
+    """Measures each part that has no result yet, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="Qwen2.5-3B")
-    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--part", choices=PARTS, help="measure this one alone")
+    parser.add_argument("--results", type=Path, default=Path("gpu_step.json"))
+    parser.add_argument("--questions", type=int, default=2)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--new", type=int, default=150, help="tokens a turn")
-    parser.add_argument("--observation", type=int, default=400, help="tokens an observation")
+    parser.add_argument("--new", type=int, default=150, help="tokens per turn")
+    parser.add_argument("--observation", type=int, default=400, help="tokens per observation")
     args, flags = parser.parse_known_args()
+    if args.part:
+        results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+        results[args.part] = measure(args, flags)
+        args.results.write_text(json.dumps(results, indent=1))
+    else:
+        for part in PARTS:
+            if not args.results.is_file() or part not in json.loads(args.results.read_text()):
+                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--part", part], check=True)
+    print_table(json.loads(args.results.read_text()))
+
+
+def measure(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
+    """The result of one part."""
     flags += ["--questions-per-step", str(args.questions), "--group-size", str(args.group), "--no-tensorboard"]
     flags += ["--dataset", "world", "--template", "short"]
+    gb = int(args.part.removesuffix("gb")) if args.part.endswith("gb") else None
+    if gb:
+        flags += ["--preset", args.part, "--memory-limit", str(gb)]
+        if torch.cuda.is_available():
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gb * 1e9 / total))
+    else:
+        flags += ["--no-load-in-4bit", "--rollout-batch-size", str(max(ROWS))]
     with tempfile.TemporaryDirectory() as folder:
         save_random(Path(folder) / "model", *SHAPES[args.shape])
         config = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags)
-        config = resolve(with_options(config, model=f"{folder}/model", output_dir=f"{folder}/run"))
-        run = open_run(config)
-        print(f"{args.shape}, {torch.cuda.get_device_name() if run.policy.device.type == 'cuda' else 'CPU'}, {flags}")
-        print_decode(run, args)
-        print_phases(run, args)
+        run = open_run(resolve(with_options(config, model=f"{folder}/model", output_dir=f"{folder}/run")))
+        work = {"decode": of_decode, "generate": of_generate}.get(args.part, of_preset)
+        card = torch.cuda.get_device_name() if run.policy.device.type == "cuda" else "CPU"
+        return {"card": card, "shape": args.shape, "rows": work(run, args)}
 
 
 def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, vocabulary, tied) -> None:
@@ -88,33 +127,66 @@ def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, voc
     AutoTokenizer.from_pretrained(resolve_model("tiny")).save_pretrained(folder)
 
 
-def print_decode(run: Run, args: argparse.Namespace) -> None:
-    """A decode step of as many rows as fit at once, 1,000 tokens into their contexts, against the memory's limit."""
-    policy, limits = run.policy, run.limits
-    n_rows = min(limits.n_rows, args.questions * args.group)
-    length = min(1000, limits.max_total_tokens // 2)
-    steps = 40
-    with policy.for_rollouts():
-        decoder = Decoder(policy, n_rows=n_rows, max_length=length + steps, temperature=1.0, seed=0)
-        for key in range(n_rows):
-            decoder.start(key, [5 + key % 100] + [7] * (length - steps))
-            decoder.generate(key, ("\0never",), steps + 1)
-        times = []
-        for _ in range(steps):
-            began = time.perf_counter()
-            decoder.step()
-            times.append(time.perf_counter() - began)
-        seconds = statistics.median(times[steps // 2 :])
-        tensors = {t.data_ptr(): t for t in [*policy.model.parameters(), *policy.model.buffers()]}
-        weights = sum(t.numel() * t.element_size() for t in tensors.values())
-    per_token = sum(t.shape[1] * t.shape[3] * t.element_size() for t in [*decoder.cache.keys, *decoder.cache.values])
-    cache = n_rows * length * per_token
-    bandwidth = copy_bandwidth(policy.device)
-    print(
-        f"decode: {n_rows} rows at {length} tokens, {n_rows / seconds:.0f} tokens/s, {1e3 * seconds:.1f} ms a step; "
-        f"reading {weights / 1e9:.2f} GB of weights and {cache / 1e9:.2f} GB of cache at {bandwidth / 1e9:.0f} GB/s "
-        f"takes {1e3 * (weights + cache) / bandwidth:.1f} ms"
-    )
+def of_decode(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Decode steps against the memory's limit, by rows and forward."""
+    policy, bandwidth, rows = run.policy, copy_bandwidth(run.policy.device), []
+    for n_rows in ROWS:
+        for policy.stacks in (True, False):
+            with policy.for_rollouts():
+                seconds, calls, decoder = decode_seconds(policy, n_rows)
+                tensors = {t.data_ptr(): t for t in [*policy.model.parameters(), *policy.model.buffers()]}
+                weights = sum(t.numel() * t.element_size() for t in tensors.values())
+            stores = [*decoder.cache.keys, *decoder.cache.values]
+            cache = n_rows * LENGTH * sum(t.shape[1] * t.shape[3] * t.element_size() for t in stores)
+            floor = (weights + cache) / bandwidth
+            rows.append({"rows": n_rows, "forward": "stacked" if policy.stacks else "transformers",
+                         "tokens/s": n_rows / seconds, "ms": 1e3 * seconds, "floor, ms": 1e3 * floor,
+                         "ratio": seconds / floor, "host calls": calls})  # fmt: skip
+    return rows
+
+
+def decode_seconds(policy: Policy, n_rows: int) -> tuple[float, int, Decoder]:
+    """Median seconds of a decode step of so many rows, the host's calls in one, and the decoder."""
+    decoder = Decoder(policy, n_rows=n_rows, max_length=LENGTH + STEPS, temperature=1.0, seed=0)
+    for key in range(n_rows):
+        decoder.start(key, prompt_of(key))
+        decoder.generate(key, ("\0never",), STEPS + 1)
+    times = []
+    for _ in range(STEPS - 1):
+        began = time.perf_counter()
+        decoder.step()
+        times.append(time.perf_counter() - began)
+    with Calls() as calls:
+        decoder.step()
+    return statistics.median(times[STEPS // 2 :]), calls.work().total(), decoder
+
+
+def prompt_of(key: int) -> list[int]:
+    """Ids of a prompt of its own for each row, such that decoding ends at `LENGTH`."""
+    return [5 + key % 100] + [7] * (LENGTH - STEPS)
+
+
+def of_generate(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prompts and so many new tokens, prefill included, by transformers' `generate` and by ours."""
+    policy, rows = run.policy, []
+    for n_rows in ROWS:
+        prompts = torch.tensor([prompt_of(key) for key in range(n_rows)], device=policy.device)
+
+        def usual(prompts=prompts) -> None:
+            policy.model.generate(
+                input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=STEPS, do_sample=True,
+                pad_token_id=0,
+            )  # fmt: skip
+
+        def ours(n_rows=n_rows) -> None:
+            decode_seconds(policy, n_rows)
+
+        with torch.no_grad(), policy.for_rollouts():
+            for name, work in (("generate", usual), ("ours", ours)):
+                work()
+                seconds = phase({}, name, work)[1]
+                rows.append({"rows": n_rows, "way": name, "tokens/s": n_rows * STEPS / seconds, "seconds": seconds})
+    return rows
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -130,45 +202,38 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * 4 / min(times)
 
 
-def print_phases(run: Run, args: argparse.Namespace) -> None:
+def of_preset(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rollout, log-probs and update of one step, after one to warm up."""
-    steps: list[tuple[Rollouts, dict[str, tuple[float, float]]]] = []
+    steps: list[dict[str, tuple[float, float]]] = []
 
     def timed(name: str, function: Callable) -> Callable:
-        return lambda *arguments: phase(steps[-1][1], name, lambda: function(*arguments))
+        return lambda *arguments: phase(steps[-1], name, lambda: function(*arguments))[0]
 
     def collect(*_) -> Rollouts:
-        phases: dict[str, tuple[float, float]] = {}
-        rollouts = phase(phases, "rollout", lambda: roll(run, args))
-        steps.append((rollouts, phases))
-        return rollouts
+        steps.append({})
+        return timed("rollout", roll)(run, args)
 
     training.collect, training.prepare_grpo = collect, timed("log-probs", training.prepare_grpo)
     run.optimizer.step = timed("update", run.optimizer.step)
     train_steps(run, 2)
-    rollouts, phases = steps[-1]
-    total = sum(seconds for seconds, _ in phases.values())
-    lengths = torch.tensor([float(len(trajectory.token_ids)) for trajectory in rollouts.trajectories])
-    n_sampled = sum(stats.tokens_sampled for stats in rollouts.stats)
-    print(f"{len(lengths)} trajectories of {lengths.mean():.0f} tokens, {n_sampled} of them sampled")
-    print(f"{'phase':10}{'seconds':>9}{'share':>8}{'tokens/s':>10}{'peak, GB':>10}")
-    for name, (seconds, peak) in phases.items():
-        print(f"{name:10}{seconds:>9.2f}{seconds / total:>8.0%}{lengths.sum() / seconds:>10.0f}{peak:>10.2f}")
-    print(f"{'step':10}{total:>9.2f}{1:>8.0%}{lengths.sum() / total:>10.0f}{max(p for _, p in phases.values()):>10.2f}")
-    checkpointing, budget = run.policy.gradient_checkpointing, run.config.optimization.tokens_per_micro_batch
-    print(f"gradient checkpointing {checkpointing}, micro-batches of {budget}")
+    predicted = predictor(run.config.run.model, run.policy.device, run.policy.dtype, ())(run.config)
+    rows = [{"phase": name, "seconds": s, "peak, GB": peak} for name, (s, peak) in steps[-1].items()]
+    for row in rows:
+        row["predicted, GB"] = predicted.total(row["phase"]) / 1e9 if row["phase"] in predicted.phases else math.nan
+    return rows
 
 
-def phase(phases: dict[str, tuple[float, float]], name: str, work):
-    """Runs it; adds its seconds to those of the phase, and notes the highest peak."""
+def phase(phases: dict[str, tuple[float, float]], name: str, work: Callable) -> tuple[Any, float]:
+    """What the work returns, and its seconds, added to those of the phase, whose highest peak is kept."""
     reset_peak()
     began = time.perf_counter()
     result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    took = time.perf_counter() - began
     seconds, peak = phases.get(name, (0.0, 0.0))
-    phases[name] = seconds + time.perf_counter() - began, max(peak, peak_gb())
-    return result
+    phases[name] = seconds + took, max(peak, peak_gb())
+    return result, took
 
 
 def roll(run: Run, args: argparse.Namespace) -> Rollouts:
@@ -190,11 +255,22 @@ def roll(run: Run, args: argparse.Namespace) -> Rollouts:
     examples = [
         Example(str(n), f"{n} {words[:400]}", ("x",), "s") for n in range(args.questions) for _ in range(args.group)
     ]
-    limits = replace(run.limits, max_observation_tokens=args.observation)
+    limits = replace(run.limits, max_observation_tokens=min(args.observation, run.limits.max_observation_tokens))
     trajectories, stats = rollout(examples, method, run.policy, Same(), limits, temperature=1.0, seed=0)
     rewards = [float(index % 2) for index in range(len(examples))]
     groups = [index // args.group for index in range(len(examples))]
     return Rollouts(trajectories, examples, rewards, groups, [stats])
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Each part under its name, as a Markdown table."""
+    for part, result in results.items():
+        print(f"\n{part}: {result['shape']} on {result['card']}\n")
+        names = list(result["rows"][0])
+        print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+        for row in result["rows"]:
+            cells = [f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()]
+            print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

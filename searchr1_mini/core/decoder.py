@@ -80,12 +80,8 @@ class Decoder:
         seed: int,
         chunk_tokens: int = 8192,
     ) -> None:
-        self.cached_hidden, self.lm_head, self.temperature, self.seed = (
-            policy.cached_hidden,
-            policy.lm_head,
-            temperature,
-            seed,
-        )
+        self.cached_hidden, self.lm_head = policy.cached_hidden, policy.lm_head
+        self.temperature, self.seed = temperature, seed
         self.device, self.n_rows, self.chunk_tokens = policy.device, n_rows, chunk_tokens
         self.cache = RowCache(policy.config.num_hidden_layers, n_rows, max_length, policy.device, policy.dtype)
         self.bytes_of, self.eos_ids = token_bytes(policy.tokenizer), policy.eos_ids
@@ -93,7 +89,7 @@ class Decoder:
         self.where: dict[int, int] = {}  # key -> index in `rows`
         self.shared: dict[tuple[int, ...], tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
         self.waiting: Counter[tuple[int, ...]] = Counter()
-        self.tokens_fed = 0
+        self.tokens_fed, self.is_held = 0, False
         self.on_token: Callable[[int, bytes], None] | None = None  # told key and bytes of the turn so far, each token
 
     @property
@@ -166,11 +162,12 @@ class Decoder:
     def step(self) -> list[tuple[int, Turn]]:
         """Samples one token for every row with a turn in progress; returns the turns that it finished, by key."""
         active = [row for row in self.rows if row.turn is not None]
-        chunked = [row for row in active if len(row.pending) > 1]
         sampled = [row for row in active if len(row.pending) == 1]
-        logits = []
-        if sampled:
-            logits.append(self._decode(sampled))
+        chunked = [row for row in active if len(row.pending) > 1]
+        self.is_held = bool(chunked and sampled and not self.is_held)
+        if self.is_held:  # observations wait for those of the next step, and are then fed together
+            chunked = []
+        logits = [self._decode(sampled)] if sampled else []
         for batch in self._chunks(chunked):
             hidden = self._prefill(batch)
             done = [index for index, row in enumerate(batch) if not row.pending]

@@ -21,6 +21,7 @@ from searchr1_mini.core.config import ObjectiveConfig, OptimizationConfig, PPOCo
 from searchr1_mini.core.critic import Critic
 from searchr1_mini.core.logprobs import token_logprobs
 from searchr1_mini.core.micro_batches import MicroBatches
+from searchr1_mini.core.packing import batch_hidden
 from searchr1_mini.core.policy import Policy
 
 
@@ -62,7 +63,7 @@ def policy_logprobs(
     policy: Policy, batch: Batch, temperature: float, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies (B, T-1) of the targets; 0 where the loss mask is False."""
-    hidden = policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids)[:, :-1]
+    hidden = batch_hidden(policy, batch)[:, :-1]
     return token_logprobs(
         hidden, policy.lm_head, batch.targets, batch.loss_mask, temperature, entropy_gradient=entropy_gradient
     )

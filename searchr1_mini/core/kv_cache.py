@@ -22,13 +22,11 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self.n_rows, self.max_length, self.device, self.dtype = n_rows, max_length, device, dtype
         self.capacity = 0
-        self.keys, self.values = self._empty(n_layers), self._empty(n_layers)
+        empty = torch.zeros(n_rows, 0, 0, 0, device=device, dtype=dtype)
+        self.keys, self.values = [empty] * n_layers, [empty] * n_layers
         self.rows = self.token_rows = self.token_columns = self.token_slots = torch.empty(0, dtype=torch.long)
         self.positions = torch.empty(0, dtype=torch.long)
         self.span, self.is_prefix = 0, True
-
-    def _empty(self, n_layers: int) -> list[Tensor]:
-        return [torch.zeros(self.n_rows, 0, 0, 0, device=self.device, dtype=self.dtype) for _ in range(n_layers)]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Asked by transformers when it has no position ids; the decoder always passes them."""

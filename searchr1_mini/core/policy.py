@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from searchr1_mini.core.decode_weights import cast_once, merged, unpacked
 from searchr1_mini.core.kv_cache import RowCache
 from searchr1_mini.core.names import ADAPTER, REFERENCE
 
@@ -36,8 +35,10 @@ class Policy:
         gradient_checkpointing: whether an update computes activations anew in its backward pass, to save memory.
         merges: whether rollouts may add the adapter into a float32 base; the load probe finds out.
         undefined: ids of the head that no token has; they have no probability.
-        make_fast: makes of the policy what rollouts compute it with, where its model has such; models/stacked.py.
-        fast: that, inside `for_rollouts`; called as `cached_hidden` is.
+        stacks: whether rollouts may run a forward of their own, with stacked projections; the same.
+        packs: whether an update may compute a prompt that rows share once, see packing.py; the same.
+        faster: what `for_rollouts` enters; models/rollout_weights.py has it.
+        stacked: inside, that forward, called as `cached_hidden` is, where the model has one.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Policy:
         self.frozen, self.encode_prompt, self.eos_ids = frozen, encode_prompt, eos_ids
         self.has_own_reference = False
         self.dequantize = self.gradient_checkpointing = False
-        self.merges = True
+        self.merges = self.stacks = self.packs = True
         self.base_identity: dict = {}
         self.base_name = ""
-        self.make_fast: Callable[[Policy], Callable[..., Tensor] | None] | None = None
-        self.fast: Callable[..., Tensor] | None = None
+        self.faster: Callable[[Policy], AbstractContextManager] = nullcontext
+        self.stacked: Callable[..., Tensor] | None = None
         head = self.causal_lm.get_output_embeddings()
         self.undefined = torch.tensor(undefined_ids(tokenizer, head.weight.shape[0]), device=self.device)
 
@@ -108,8 +109,8 @@ class Policy:
 
         The arguments are on the CPU; what is not real is padding.
         """
-        if self.fast:
-            return self.fast(rows, ids, positions, is_real, cache)
+        if self.stacked:
+            return self.stacked(rows, ids, positions, is_real, cache)
         mask = cache.place(rows, positions, is_real)
         inputs = {"input_ids": ids.to(self.device), "position_ids": positions.to(self.device)}
         return self.hidden(**inputs, attention_mask=mask, past_key_values=cache)
@@ -155,18 +156,8 @@ class Policy:
 
     @contextmanager
     def for_rollouts(self) -> Iterator[None]:
-        """Inside, the same policy with weights that are quicker to decode with; afterwards all are what they were.
-
-        Gradients do not reach the weights. Meanwhile a matrix may be in memory twice.
-        """
-        with ExitStack() as stack:
-            if self.dequantize:
-                stack.enter_context(unpacked(self.model, self.dtype))
-            if self.has_adapter and self.merges and self.dtype == torch.float32:
-                stack.enter_context(merged(self.model, ADAPTER))
-            stack.enter_context(cast_once(self.model, self.dtype))
-            self.fast = self.make_fast(self) if self.make_fast else None
-            stack.callback(setattr, self, "fast", None)
+        """Inside, the same policy in a quicker form, and without gradients; afterwards all is what it was."""
+        with self.faster(self):
             yield
 
     @contextmanager

@@ -24,7 +24,7 @@ from searchr1_mini.models.identity import base_identity, check_base
 from searchr1_mini.models.names import base_name
 from searchr1_mini.models.probe import Probe
 from searchr1_mini.models.prompting import eos_ids, prompt_ids
-from searchr1_mini.models.stacked import stacked
+from searchr1_mini.models.rollout_weights import faster
 from searchr1_mini.models.weights import adapter_folder, find_adapter
 
 
@@ -125,7 +125,7 @@ def load_policy(
         policy.model.eval()
     still(policy.model)
     policy.gradient_checkpointing = gradient_checkpointing
-    policy.make_fast = partial(stacked, compiles=compile_decode)
+    policy.faster = partial(faster, compiles=compile_decode)
     probe.check(policy, is_loaded=weights is not None)
     return policy
 

@@ -17,6 +17,7 @@ from searchr1_mini.core.batch import Batch, build_batch
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError, is_out_of_memory
 from searchr1_mini.core.logprobs import token_logprobs
+from searchr1_mini.core.packing import pack, rows_by_prompt
 from searchr1_mini.core.policy import without_undefined
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.models.architecture import unsupported
@@ -66,15 +67,28 @@ class Probe:
             with torch.no_grad(), policy.reference():
                 reference = runs("the reference", lambda: run_logprobs(policy, self.text))
             agree("reference and base", reference, self.untouched, seen(self.text), policy.dtype)
+            self.settle_packing(policy)
             with numbers_in_adapter(policy):
                 self.settle_rollouts(policy, is_loaded)
 
+    def settle_packing(self, policy: Any) -> None:
+        """Lets updates compute a shared prompt once where that agrees with rows that stand alone."""
+        try:
+            with torch.no_grad(), policy.reference():
+                inputs, places = pack(rows_by_prompt(self.text), self.text)
+                hidden = runs("a packed row", lambda: policy.hidden(**inputs).flatten(0, 1)[places])
+                packed = logprobs_of(policy, hidden, self.text)
+            agree("packed rows and base", packed, self.untouched, seen(self.text), policy.dtype)
+        except Failed as failed:
+            policy.packs = False
+            print(f"updates compute a prompt anew for every row, since {failed}", flush=True)
+
     def settle_rollouts(self, policy: Any, is_loaded: bool) -> None:
         """Takes of the ways to roll out the quickest that agrees: stacked and merged, or without what fails."""
-        ways = [(True, policy.make_fast), (False, policy.make_fast), (True, None), (False, None)]
+        ways = [(True, True), (False, True), (True, False), (False, False)]
         failures = []
-        for merges, make_fast in ways if policy.has_adapter else ways[::2]:
-            policy.merges, policy.make_fast = merges, make_fast
+        for merges, stacks in ways if policy.has_adapter else ways[::2]:
+            policy.merges, policy.stacks = merges, stacks
             try:
                 self.check_rollout(policy, is_loaded)
             except Failed as failed:
@@ -82,7 +96,7 @@ class Probe:
                 continue
             if failures:
                 how = [] if policy.merges else ["compute the adapter beside the base"]
-                how += [] if policy.make_fast else ["run transformers' own forward"]
+                how += [] if policy.stacks else ["run transformers' own forward"]
                 print(f"rollouts {' and '.join(how)}, since otherwise {failures[0]}", flush=True)
             return
         raise failures[-1]
@@ -138,8 +152,12 @@ def own_logprobs(policy: Any, batch: Batch) -> Tensor:
 
 def run_logprobs(policy: Any, batch: Batch) -> Tensor:
     """Log-probs (B, T-1) of all targets as update and reference compute them, 0 in the padding."""
-    hidden = policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids)[:, :-1]
-    return token_logprobs(hidden, policy.lm_head, batch.targets, seen(batch), temperature=1.0)[0]
+    return logprobs_of(policy, policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids), batch)
+
+
+def logprobs_of(policy: Any, hidden: Tensor, batch: Batch) -> Tensor:
+    """Log-probs (B, T-1) of all targets from hidden states (B, T, H), 0 in the padding."""
+    return token_logprobs(hidden[:, :-1], policy.lm_head, batch.targets, seen(batch), temperature=1.0)[0]
 
 
 def update_logprobs(policy: Any, batch: Batch) -> Tensor:

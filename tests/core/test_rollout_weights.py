@@ -12,7 +12,7 @@ from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.models.loading import load_policy
-from searchr1_mini.models.stacked import stacked
+from searchr1_mini.models.rollout_weights import faster
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.methods import make_method
 
@@ -80,12 +80,12 @@ def test_a_compiled_decode_step_gives_the_same_tokens(random_qwen2):
         return trajectory.token_ids
 
     before = roll()
-    policy.make_fast = partial(stacked, compiles=True)
+    policy.faster = partial(faster, compiles=True)
     assert roll() == before
     for parameter in policy.trainable():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
     after = roll()
-    policy.make_fast = None
+    policy.stacks = False
     assert after == roll() != before
 
 

@@ -1,0 +1,169 @@
+"""The forward of rollouts with stacked projections gives what transformers' own gives, whatever rows come and go."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from helpers.models import CPU
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.models import stacked as module
+from searchr1_mini.models.loading import load_policy
+from searchr1_mini.models.rollout_weights import faster
+from searchr1_mini.models.stacked import StackedModel
+
+FAMILIES = {
+    "llama": {"attention_bias": True},
+    "qwen2": {},
+    "qwen3": {"head_dim": 24},
+    "mistral": {"sliding_window": None},
+}
+
+
+def load(tmp_path_factory, tokenizer, family: str, **flags):
+    """A random policy of a family, with numbers in its adapter."""
+    folder = tmp_path_factory.mktemp(family)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.1,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **FAMILIES[family],
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    options = {"lora_rank": 4, "lora_alpha": 8, "load_in_4bit": False, "dtype": torch.float32, "device": CPU} | flags
+    policy = load_policy(str(folder), **options)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+    policy.merges = False
+    return policy
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def policy(request, tmp_path_factory, tokenizer):
+    return load(tmp_path_factory, tokenizer, request.param)
+
+
+ids = st.lists(st.integers(1, 900), min_size=1, max_size=12)
+jobs = st.lists(st.tuples(ids, st.lists(ids, max_size=2), st.booleans()), min_size=1, max_size=7)
+
+
+def run(policy, jobs, n_rows: int) -> list[list[tuple[list[int], list[float]]]]:
+    """Conversations with observations, or with asides that are forgotten; rows are reused as they get free."""
+    turns = [[] for _ in jobs]
+    with policy.for_rollouts():
+        decoder = Decoder(policy, n_rows=n_rows, max_length=90, temperature=0.9, seed=3)
+        decoder.expect([prompt for prompt, _, _ in jobs])
+        waiting, marks = list(range(len(jobs))), {}
+        while waiting or decoder.rows:
+            while waiting and decoder.has_room:
+                key = waiting.pop(0)
+                decoder.start(key, jobs[key][0])
+                decoder.generate(key, ("er", "a"), 6)
+            for key, turn in decoder.step():
+                turns[key].append((turn.token_ids, turn.logprobs))
+                if key in marks:
+                    decoder.rewind(key, marks.pop(key))
+                observed = jobs[key][1][len(turns[key]) - 1 :]
+                if not observed:
+                    decoder.close(key)
+                    continue
+                if jobs[key][2]:
+                    marks[key] = decoder.mark(key)
+                decoder.append(key, observed[0])
+                decoder.generate(key, ("er", "a"), 6)
+    return turns
+
+
+def same(one, other) -> None:
+    assert [[ids for ids, _ in turns] for turns in one] == [[ids for ids, _ in turns] for turns in other]
+    for turns, others in zip(one, other, strict=True):
+        for (_, logprobs), (_, expected) in zip(turns, others, strict=True):
+            assert logprobs == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(jobs=jobs, n_rows=st.integers(1, 4))
+def test_turns_are_those_of_transformers_own_forward(policy, jobs, n_rows):
+    results = []
+    for stacks in (True, False):
+        policy.stacks = stacks
+        results.append(run(policy, jobs, n_rows))
+    same(*results)
+
+
+JOBS = [([5 + n, 6, 7], [[9] * (n % 3 + 1), [8, 4]], n % 2 == 0) for n in range(11)]
+
+
+def test_the_shapes_that_a_graph_would_have_change_nothing(policy, monkeypatch):
+    """Rows rounded up to a power of 2 and a span rounded up: what is beside the rows is written where nobody looks."""
+    policy.stacks = True
+    plain = run(policy, JOBS, 5)
+    made = StackedModel.__init__
+
+    def with_few_shapes(self, *args):
+        made(self, *args)
+        self.has_few_shapes = True
+
+    monkeypatch.setattr(StackedModel, "__init__", with_few_shapes)
+    same(run(policy, JOBS, 5), plain)
+
+
+def test_a_compiled_step_expands_no_keys_and_changes_nothing(tmp_path_factory, tokenizer, monkeypatch):
+    """Queries that share a head's keys stand together; keys expanded to every head would be copied."""
+    policy = load(tmp_path_factory, tokenizer, "qwen2")
+    plain, shapes, compile_ = run(policy, JOBS, 5), [], torch.compile
+
+    def backend(graph, inputs):
+        for node in graph.graph.nodes:
+            value = node.meta.get("example_value")
+            shapes.append(tuple(value.shape) if isinstance(value, torch.Tensor) else ())
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **flags: compile_(f, backend=backend, **flags))
+    monkeypatch.setattr(module, "SPAN", 32)
+    policy.faster = partial(faster, compiles=True)
+    same(run(policy, JOBS, 5), plain)
+    keys = [shape for shape in shapes if len(shape) == 4 and shape[2] in (32, 64, 90)]
+    assert keys and {shape[1] for shape in keys} <= {1, 2}
+
+
+def test_a_frozen_base_is_stacked_once_and_not_held_twice(tmp_path_factory, tokenizer):
+    policy = load(tmp_path_factory, tokenizer, "llama", dtype=torch.bfloat16)
+    attention = policy.backbone.layers[0].self_attn
+    before = attention.k_proj.base_layer.weight.clone()
+    with policy.for_rollouts():
+        whole = policy.stacked.layers[0].qkv.weight
+    with policy.for_rollouts():
+        assert policy.stacked.layers[0].qkv.weight.data_ptr() == whole.data_ptr()
+    weight = attention.k_proj.base_layer.weight
+    assert torch.equal(weight, before) and weight.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(
+    "flags", [{"load_in_4bit": True}, {"load_in_4bit": True, "dequantize": True}, {"lora_rank": 0}]
+)
+def test_4_bit_bases_and_full_fine_tuning_compute_the_same(tmp_path_factory, tokenizer, flags):
+    policy = load(tmp_path_factory, tokenizer, "qwen2", **flags)
+    one = run(policy, JOBS, 5)
+    policy.stacks = False
+    same(one, run(policy, JOBS, 5))
+
+
+@pytest.mark.parametrize(("family", "flags"), [("qwen2", {"use_sliding_window": True, "max_window_layers": 0}),
+                                               ("gemma", {}), ("mistral", {"sliding_window": 64})])  # fmt: skip
+def test_other_layers_keep_transformers_forward(family, flags, tokenizer):
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, **flags,
+    )  # fmt: skip
+    layers = AutoModelForCausalLM.from_config(config).model.layers
+    assert not all(type(layer) in module.FAMILIES and module.has_known_parts(layer) for layer in layers)
