@@ -156,8 +156,8 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
     if wanted and any(wanted.values()):
         raise UserError(
             f"--cold-start-multi-hop {config.imitation.cold_start_multi_hop:g}: none of {n_tried} questions gave an "
-            f"episode that searches {'twice or more' if wanted[True] else 'once'}; leave the flag out, or take other "
-            "questions"
+            f"episode that searches {'twice or more' if wanted[True] else 'once'}; take `--cold-start-multi-hop None` "
+            "(any kind will do), or other questions"
         )
     print(f"cold start: {len(episodes)} scripted episodes, from {n_tried} scripts", flush=True)
     rng.shuffle(episodes)
