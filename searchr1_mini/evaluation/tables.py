@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -259,8 +260,36 @@ def _escape_latex(text: str) -> str:
     return "".join(special.get(char, char) for char in text)
 
 
-def terminal(grid: Grid) -> str:
-    """A table drawn by rich, as plain text, as wide as it must be; names from outside send no markup."""
+def terminal(grid: Grid, width: int | None = None) -> str:
+    """A table drawn by rich, as plain text; columns beyond `width` go into further tables below each other.
+
+    Args:
+        width: characters of a line; None takes the terminal's, or any where the output is no terminal.
+    """
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return "\n\n".join(drawn(part) for part in folded(grid, width))
+
+
+def folded(grid: Grid, width: int) -> list[Grid]:
+    """A table in parts that fit, each with the columns that name its rows; one column more where even that is wider."""
+    n_names = 2 if grid.header[1:2] == ["source"] else 1
+    widths = [max(len(plain(row[index])) for row in (grid.header, *grid.rows)) + 3 for index in range(len(grid.header))]
+    parts: list[list[int]] = []
+    for index in range(n_names, len(grid.header)):
+        if not parts or sum(widths[:n_names]) + sum(widths[i] for i in parts[-1]) + widths[index] > width:
+            parts.append([])
+        parts[-1].append(index)
+    picked = [[*range(n_names), *part] for part in parts or [[]]]
+    titles = [grid.title] + [f"{grid.title}, more columns"] * (len(picked) - 1)
+    return [
+        Grid(title, [grid.header[i] for i in part], [[row[i] for i in part] for row in grid.rows])
+        for title, part in zip(titles, picked, strict=True)
+    ]
+
+
+def drawn(grid: Grid) -> str:
+    """A table as wide as it must be; names from outside send no markup."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table

@@ -226,6 +226,17 @@ def test_a_wide_table_is_shown_whole():
         assert line.split() == " ".join(cells).split()
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_table_fits_its_terminal_and_loses_no_cell(width):
+    """Columns that do not fit go below, each part with the columns that name its rows."""
+    header = ["row", "source", *(f"measure {n}" for n in range(9))]
+    rows = [["search-r1", "hotpotqa", *(f"0.{line}{n}" for n in range(9))] for line in range(1, 3)]
+    drawn = terminal(Grid("Each cell", header, rows), width)
+    assert max(map(len, drawn.splitlines())) <= width
+    assert all(cell in drawn for row in (header, *rows) for cell in row)
+    assert drawn.count("source") == drawn.count("Each cell")
+
+
 @given(st.text(max_size=30))
 def test_names_from_outside_are_text_in_every_form(name):
     """Neither markup nor escape codes nor a broken table: a run's folder may be called anything."""
