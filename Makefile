@@ -6,7 +6,7 @@ DEMO = $(VENV)/.demo
 
 LLM ?= SmolLM2-135M-Instruct
 
-.PHONY: demo llm test lint lock audit notebooks docs
+.PHONY: demo llm test lint lock audit notebooks docs slides
 demo: $(DEMO)  ## the whole method on this machine
 	$(BIN)/python train.py
 
@@ -26,6 +26,9 @@ notebooks: $(STAMP)  ## executes notebooks/*.py into their .ipynb, outputs kept
 docs: $(STAMP)  ## README, docs and notebooks as a site, in site/; a link that leads nowhere is an error
 	$(BIN)/pip install -q -e ".[site]" -c constraints.txt
 	$(BIN)/python docs/site.py
+
+slides: $(DEMO)  ## the course as slides, one file that needs no network, in slides/
+	$(BIN)/python docs/slides.py
 
 lock:  ## every package of the install with the hashes of its files, for every platform; needs uv
 	echo "# made by \`make lock\`: what pyproject.toml and constraints.txt ask for, with the hashes of the index's files" > lock.new

@@ -23,6 +23,7 @@ from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_at
 from searchr1_mini.storage.forms import METRICS
 from searchr1_mini.storage.printable import one_line, plain
 
+PROMPT_LINES = 6  # of a prompt in the terminal; a chat template with worked examples has dozens
 WATCHED = "watched"  # folder of what is answered to the same questions at every evaluation
 COLD_START = "cold_start"  # folder of what comes before the first step of RL
 SHOWN = {  # in a step's line: the name there, and the form
@@ -232,8 +233,19 @@ def render_segment(kind: str, text: str, colour: bool) -> str:
 
 
 def render_trajectory(trajectory: Trajectory, colour: bool) -> str:
-    """A trajectory for the terminal, see `render_segment`."""
-    return "".join(render_segment(segment.kind, segment.text, colour) for segment in trajectory.segments).rstrip("\n")
+    """A trajectory for the terminal, see `render_segment`; of a long prompt its end, where the question is."""
+    texts = [folded(s.text) if s.kind == "prompt" else s.text for s in trajectory.segments]
+    pairs = zip(trajectory.segments, texts, strict=True)
+    return "".join(render_segment(segment.kind, text, colour) for segment, text in pairs).rstrip("\n")
+
+
+def folded(text: str) -> str:
+    """A text of at most `PROMPT_LINES` lines: the first, how many are left out, and the last."""
+    lines = text.strip("\n").split("\n")
+    if len(lines) <= PROMPT_LINES:
+        return text
+    left_out = len(lines) - PROMPT_LINES + 1
+    return "\n".join([lines[0], f"(.. {left_out} more lines)", *lines[left_out + 1 :], ""])
 
 
 def summary_table(columns: dict[str, dict]) -> str:

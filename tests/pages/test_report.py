@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.pages.charts import spread, ticks
 from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
 from searchr1_mini.run.log import (
@@ -99,6 +100,16 @@ def test_no_text_sends_escape_codes_to_the_terminal(text):
     assert "\x9b" not in shown
     coloured = render_trajectory(trajectory(text), colour=True)
     assert coloured.count("\x1b") == 8
+
+
+def test_a_long_prompt_is_folded_in_the_terminal():
+    lines = [f"line {n}" for n in range(40)]
+    long = Trajectory("q", [Segment("prompt", [1], text="\n".join(lines) + "\n"), Segment("policy", [2], text="so")])
+    shown = render_trajectory(long, colour=False).splitlines()
+    assert len(shown) == 7 and shown[0].endswith("line 0") and shown[1].endswith("(.. 35 more lines)")
+    assert shown[-2].endswith("line 39") and shown[-1].endswith("policy | so")
+    short = Trajectory("q", [Segment("prompt", [1], text="\n".join(lines[:6]))])
+    assert len(render_trajectory(short, colour=False).splitlines()) == 6
 
 
 def test_the_picture_is_an_svg_with_both_curves(tmp_path):
