@@ -25,6 +25,7 @@ COMMANDS = {  # name: module, words that it stands for, what it does
     "preflight": ("preflight", [], "predicts the memory of a run"),
     "server": ("server", [], "serves a corpus to retrievers"),
     "retrieval-metrics": ("retrieval_metrics", [], "measures retrievers: recall, MRR, latency"),
+    "make-questions": ("make_questions", [], "drafts questions from your documents with a local model"),
     "mystery": ("mystery", [], "grades a bug hunt: searchr1 mystery check runs/NAME GUESS"),
     "pretrain": ("pretrain", [], "makes the tiny base"),
 }

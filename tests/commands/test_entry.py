@@ -17,7 +17,7 @@ from searchr1_mini.storage.files import read_metrics
 ENTRIES = (
     ["train.py"], ["eval.py"],
     *(["-m", f"searchr1_mini.{name}"] for name in
-      ("export", "report", "server", "retrieval_metrics", "preflight", "ablate", "pretrain")),
+      ("export", "report", "server", "retrieval_metrics", "preflight", "ablate", "make_questions", "pretrain")),
 )  # fmt: skip
 # what is imported, by whoever imports it first: the interrupt comes as `how` says, as a person's would by chance
 INJECTED = """

@@ -1,0 +1,170 @@
+"""Drafts questions from documents with a local model, and keeps those whose answer BM25 finds.
+
+    python -m searchr1_mini.make_questions notes/ --model Qwen2.5-3B-Instruct
+
+For each passage the model writes a question and its short answer. A draft is kept if the answer stands in its passage
+and not in the question, and if the question's own words find that passage; what is not kept is written beside, with the
+reason, for a look.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from searchr1_mini.options.entry import begin
+
+    begin()
+
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.needs import check_ranges
+from searchr1_mini.options.nested import grouped, shared
+from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.resolve import resolve_model
+
+PROMPT = """Read the passage, then write one short question that it answers, and the answer in as few words as possible.
+
+Passage: Oslo became the capital of Norway in 1814. It lies at the northern end of the Oslofjord.
+Question: When did Oslo become the capital of Norway?
+Answer: 1814
+
+Passage: {passage}
+Question:"""
+MOST_WORDS = 8  # of an answer
+MOST_TOKENS = 64  # of a draft
+
+
+@dataclass(frozen=True)
+class QuestionsConfig:
+    """Options of the drafting."""
+
+    corpus: str | None = shared("documents", TrainConfig, "corpus")
+    limit: int = grouped("documents", 200, "passages to draft from, drawn by the seed", least=1, most=10**6)
+    seed: int = grouped("documents", 0, "random seed for the choice of passages", least=0, most=2**31)
+    model: str = grouped("model", "Qwen2.5-3B-Instruct", "who drafts: a short name, a hub id, a folder or a GGUF file")
+    load_in_4bit: bool | None = grouped("model", None, "NF4 [default: where there is a GPU]")
+    device: str = grouped("model", "auto", "auto, cpu, cuda or mps")
+    dtype: str = grouped("model", "fast", "as in train.py")
+    rows: int = grouped("model", 16, "passages at a time", least=1, most=4096)
+    topk: int = grouped("check", 3, "a question is kept if its passage is among so many", least=1, most=1000)
+    out: str = grouped("check", "questions.jsonl", "file of the questions; the others go to *.rejected.jsonl")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, drafts, checks, and writes both files.
+
+    Raises:
+        UserError: no documents, no such model, or the file is there already.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--corpus")
+    config = parse(QuestionsConfig, "python -m searchr1_mini.make_questions", __doc__.splitlines()[0], words)
+    check_ranges(config)
+    out = Path(config.out)
+    rejected = out.with_suffix(".rejected" + (out.suffix or ".jsonl"))
+    if config.corpus is None:
+        raise UserError("name the documents: python -m searchr1_mini.make_questions notes/")
+    for path in (out, rejected):
+        if path.exists():
+            raise UserError(f"{path} is there already; move it, or name another file with --out")
+
+    from searchr1_mini.data.datasets import load_corpus
+    from searchr1_mini.retrievers.engines import build_retriever, engine_of
+    from searchr1_mini.storage.files import write_jsonl_atomic
+
+    passages = load_corpus(config.corpus, "jsonl", None)
+    picked = random.Random(config.seed).sample(range(len(passages)), min(config.limit, len(passages)))
+    chosen = [passages[index] for index in sorted(picked)]
+    retriever = build_retriever(engine_of(TrainConfig().retrieval), passages)
+    kept, others = sorted_out(chosen, drafts_of(config, chosen), retriever, config.topk)
+    if kept:
+        write_jsonl_atomic(out, kept)
+    write_jsonl_atomic(rejected, others)
+    print(f"{len(kept)} of {len(chosen)} drafts kept{f': {out}' if kept else ''}")
+    for reason, n in Counter(row["reason"] for row in others).most_common():
+        print(f"  {n} not kept: {reason}")
+    print(f"look at both files before you train; the others are in {rejected}")
+    if kept:
+        print(f"train on them: python train.py --dataset {out} --corpus {config.corpus} --model {config.model}")
+
+
+def drafts_of(config: QuestionsConfig, passages: Sequence) -> list[str]:
+    """What the model writes after `Question:`, for each passage."""
+    import torch
+
+    from searchr1_mini.core.methods import Finish, Generate, Method, Prompt
+    from searchr1_mini.core.questions import Example
+    from searchr1_mini.core.rollout import RolloutLimits, rollout
+    from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype
+    from searchr1_mini.retrievers.probes import EmptyRetriever
+    from searchr1_mini.storage import status
+
+    device, source = pick_device(config.device), resolve_model(config.model)
+    in_4_bits = device.type == "cuda" if config.load_in_4bit is None else config.load_in_4bit
+    policy = load_policy(
+        source, lora_rank=1, lora_alpha=1, load_in_4bit=in_4_bits, dtype=pick_dtype(config.dtype, device), device=device
+    )
+
+    def draft(passage: str) -> Method:
+        yield Prompt(PROMPT.format(passage=passage))
+        text = yield Generate(("\n\n", "\nPassage"), MOST_TOKENS)
+        yield Finish(text, "answer")
+
+    examples = [Example(str(n), " ".join(passage.text.split()), ("",), "draft") for n, passage in enumerate(passages)]
+    longest = max(len(policy.encode_prompt(PROMPT.format(passage=example.question))) for example in examples)
+    limits = RolloutLimits(min(config.rows, len(examples)), longest + MOST_TOKENS + 1, 1)
+    with status.phase("drafting questions"), torch.no_grad():
+        trajectories, _ = rollout(examples, draft, policy, EmptyRetriever(), limits, temperature=0.0, seed=config.seed)
+    return [trajectory.answer or "" for trajectory in trajectories]
+
+
+def sorted_out(passages: Sequence, drafts: Sequence[str], retriever, topk: int) -> tuple[list[dict], list[dict]]:
+    """The drafts that are sound questions, as rows of a question file, and the others with the reason."""
+    kept, others, seen = [], [], set()
+    for number, (passage, text) in enumerate(zip(passages, drafts, strict=True)):
+        question, answer = parsed(text)
+        reason = fault_of(question, answer, passage.text)
+        if reason is None and question.lower() in seen:
+            reason = "the same question again"
+        if reason is None:
+            found = [hit.passage.id for hit in retriever.search([question], topk)[0]]
+            reason = None if passage.id in found else f"its words do not find the passage among {topk}"
+        row = {"question": question, "golden_answers": [answer], "passage": passage.title or passage.id}
+        if reason is None:
+            seen.add(question.lower())
+            kept.append({"id": f"draft-{number}"} | row)
+        else:
+            others.append(row | {"reason": reason, "draft": text})
+    return kept, others
+
+
+def parsed(text: str) -> tuple[str, str]:
+    """Question and answer of a draft such as `When did it open? \\nAnswer: 1814`; "" for what is not there."""
+    match = re.match(r"\s*(?:Question:)?\s*(?P<question>[^\n]*?)\s*\n+\s*Answer:\s*(?P<answer>[^\n]*)", text)
+    return (match["question"], match["answer"].strip().rstrip(".")) if match else (text.strip().split("\n")[0], "")
+
+
+def fault_of(question: str, answer: str, passage: str) -> str | None:
+    """Why a draft is no question to train on, or None."""
+    from searchr1_mini.core.rewards import compared, contains_gold
+
+    if not question.endswith("?") or not answer:
+        return "no question with an answer"
+    if len(answer.split()) > MOST_WORDS:
+        return f"its answer has more than {MOST_WORDS} words"
+    if not compared(answer) or not contains_gold(passage, [answer]):
+        return "its answer does not stand in the passage"
+    return "the question gives the answer away" if contains_gold(question, [answer]) else None
+
+
+if __name__ == "__main__":
+    run_command(main)

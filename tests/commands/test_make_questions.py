@@ -1,0 +1,94 @@
+"""Questions drafted from documents: what is kept, what is not and why, and the files that a run then reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from searchr1_mini import make_questions
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.data.datasets import load_examples
+from searchr1_mini.make_questions import fault_of, main, parsed, sorted_out
+from searchr1_mini.retrievers.bm25 import RankBM25
+from searchr1_mini.storage.files import read_jsonl
+
+PASSAGE = "The Fram Museum opened in 1936. It shows the ship Fram, built by Colin Archer."
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (" When did it open?\nAnswer: 1936.\n\n", ("When did it open?", "1936")),
+    ("Question: Who built it?\n\nAnswer:  Colin Archer \nmore", ("Who built it?", "Colin Archer")),
+    ("I am a helpful assistant.", ("I am a helpful assistant.", "")),
+    ("", ("", "")),
+])  # fmt: skip
+def test_a_draft_is_read_as_question_and_answer(text, expected):
+    assert parsed(text) == expected
+
+
+@pytest.mark.parametrize(("question", "answer", "reason"), [
+    ("Who built the ship?", "Colin Archer", None),
+    ("Who built the ship?", "colin archer!", None),
+    ("It was built.", "Colin Archer", "no question with an answer"),
+    ("Who built the ship?", "", "no question with an answer"),
+    ("Who built the ship?", "Roald Amundsen", "does not stand in the passage"),
+    ("What did Colin Archer build?", "Colin Archer", "gives the answer away"),
+    ("What is shown?", "The Fram Museum opened in 1936. It shows the ship", "more than 8 words"),
+])  # fmt: skip
+def test_a_draft_is_kept_or_has_a_reason(question, answer, reason):
+    fault = fault_of(question, answer, PASSAGE)
+    assert fault is None if reason is None else reason in fault
+
+
+def write_notes(folder):
+    folder.mkdir()
+    (folder / "fram.txt").write_text(PASSAGE)
+    (folder / "bern.txt").write_text("Bern is a city. Its oldest bridge is the Untertorbrücke, finished in 1489.")
+    (folder / "lost.txt").write_text("Quite another text about nothing in particular.")
+    return folder
+
+
+DRAFTS = {
+    "Fram": "When did the Fram Museum open?\nAnswer: 1936",
+    "Bern": "When was the oldest bridge finished?\nAnswer: 1489",
+}
+
+
+def test_the_files_are_what_a_run_reads(tmp_path, monkeypatch, capsys):
+    notes = write_notes(tmp_path / "notes")
+    monkeypatch.setattr(
+        make_questions, "drafts_of",
+        lambda config, passages: [next((d for n, d in DRAFTS.items() if n in p.text), "no idea") for p in passages],
+    )  # fmt: skip
+    out = tmp_path / "questions.jsonl"
+    main([str(notes), "--out", str(out)])
+    assert {row["question"]: row["golden_answers"] for row in read_jsonl(out)} == {
+        "When did the Fram Museum open?": ["1936"], "When was the oldest bridge finished?": ["1489"],
+    }  # fmt: skip
+    (rejected,) = read_jsonl(tmp_path / "questions.rejected.jsonl")
+    assert (rejected["draft"], rejected["reason"]) == ("no idea", "no question with an answer")
+    assert "2 of 3 drafts kept" in capsys.readouterr().out
+    assert len(load_examples("jsonl", str(out), "all")) == 2
+    with pytest.raises(UserError, match="is there already"):
+        main([str(notes), "--out", str(out)])
+
+
+def test_a_question_that_does_not_find_its_passage_is_not_kept():
+    from searchr1_mini.core.retrieval import Passage
+
+    passages = [Passage(str(n), "", f"Fram number {n} sails to port {n}.") for n in range(9)]
+    kept, others = sorted_out(passages[:2], ["Where does it go?\nAnswer: port 0", "x"], RankBM25(passages), 1)
+    assert not kept and "do not find the passage" in others[0]["reason"]
+
+
+def test_a_model_drafts_through_the_rollouts_engine(tmp_path, capsys):
+    """The tiny base knows only its world, and writes nothing that is kept; the command says so and keeps the drafts."""
+    notes = write_notes(tmp_path / "notes")
+    main([str(notes), "--model", "tiny", "--out", str(tmp_path / "q.jsonl"), "--device", "cpu"])
+    assert "0 of 3 drafts kept" in capsys.readouterr().out
+    assert len(read_jsonl(tmp_path / "q.rejected.jsonl")) == 3 and not (tmp_path / "q.jsonl").exists()
+
+
+def test_documents_that_are_not_named_or_not_there_are_told():
+    with pytest.raises(UserError, match="name the documents"):
+        main([])
+    with pytest.raises(UserError):
+        main(["/no/such/folder"])
