@@ -85,6 +85,7 @@ class RewardConfig:
     retrieval_bonus: float = option(
         0.0, "added to a wrong answer's reward if a passage held the right one", least=0, most=10
     )
+    search_cost: float = option(0.0, "taken off a right answer for each search beyond the first", least=0, most=1)
     overlong: Literal["keep", "drop", "penalise"] = option(
         "keep", "trajectories cut by --max-total-tokens: keep, drop from the loss, or penalise softly (DAPO)"
     )

@@ -42,6 +42,7 @@ NEEDS: dict[str, Needs] = {
     "cold_start_multi_hop": {"cold_start": 0},
     "stratify": _RL,
     "reward": _RL | _OWN_REWARD, "retrieval_bonus": _RL | _FINDS | _OWN_REWARD,
+    "search_cost": _RL | _SEARCHES | _OWN_REWARD,
     "overlong": _RL,
     "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalise",)},
     "baseline": _GRPO, "normalize_std": _GRPO | _OF_A_GROUP | {"baseline": ("group",)},

@@ -285,8 +285,9 @@ def check_own_parts(config: TrainConfig) -> None:
     for option_, value in named.items():
         if is_own(value):
             own_part(option_, value)
-    if is_own(config.reward.reward) and config.reward.retrieval_bonus:
-        raise UserError("--retrieval-bonus does nothing with a --reward of your own; leave one of them out")
+    for name in ("retrieval_bonus", "search_cost") if is_own(config.reward.reward) else ():
+        if get(config, name):
+            raise UserError(f"{flag_of(name)} does nothing with a --reward of your own; leave one of them out")
 
 
 def _check_resolved(config: TrainConfig) -> None:

@@ -52,13 +52,18 @@ def format_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> floa
 
 
 def reward(
-    trajectory: Trajectory, golden_answers: Sequence[str], kind: str = "em", retrieval_bonus: float = 0.0
+    trajectory: Trajectory,
+    golden_answers: Sequence[str],
+    kind: str = "em",
+    retrieval_bonus: float = 0.0,
+    search_cost: float = 0.0,
 ) -> float:
     """r(x, y), by default EM(answer, gold), equation 4 of the paper.
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
     prompt or in a passage never scores. The bonus pays a wrong answer for a search that found the right one: it reads
-    what the engine returned, and is 0 by default.
+    what the engine returned. The cost is taken off a right answer for each search beyond the first. Both are 0 by
+    default.
 
     Args:
         kind: `em`, `sub-em`, `f1` or `format`.
@@ -77,8 +82,9 @@ def reward(
             score = format_reward(trajectory, golden_answers)
         case _:
             raise ValueError(f"unknown reward {kind!r}; it is em, sub-em, f1 or format")
-    is_wrong = retrieval_bonus > 0 and not exact_match(trajectory.answer, golden_answers)
-    if is_wrong and any(contains_gold(text, golden_answers) for text in trajectory.retrieved):
+    if exact_match(trajectory.answer, golden_answers):
+        return score - search_cost * max(len(trajectory.queries) - 1, 0)
+    if retrieval_bonus > 0 and any(contains_gold(text, golden_answers) for text in trajectory.retrieved):
         score += retrieval_bonus
     return score
 
@@ -94,7 +100,8 @@ def outcome_reward(config: RewardConfig, max_total_tokens: int, own: Reward | No
         if own:
             value = float(own(trajectory, example))
         else:
-            value = reward(trajectory, example.golden_answers, config.reward, config.retrieval_bonus)
+            how = config.reward, config.retrieval_bonus, config.search_cost
+            value = reward(trajectory, example.golden_answers, *how)
         if config.overlong == "penalise":
             n_tokens = torch.tensor(len(trajectory.token_ids))
             value += soft_overlong(n_tokens, max_total_tokens, config.overlong_buffer).item()

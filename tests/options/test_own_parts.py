@@ -147,6 +147,8 @@ def test_a_module_that_is_installed_is_taken_too():
 def test_a_bonus_beside_a_reward_of_ones_own_is_refused(parts):
     with pytest.raises(UserError, match="--retrieval-bonus does nothing"):
         resolve(make(TrainConfig, reward=f"{parts}:brevity", retrieval_bonus=0.1))
+    with pytest.raises(UserError, match="--search-cost does nothing"):
+        resolve(make(TrainConfig, reward=f"{parts}:brevity", search_cost=0.1))
 
 
 def test_the_examples_of_the_recipes_train(tmp_path):

@@ -185,6 +185,16 @@ def test_variants_by_hand():
         reward(said, ["Rome"], "exact")
 
 
+@pytest.mark.parametrize(("n_searches", "answer", "paid"), [
+    (0, "Rome", 1.0), (1, "Rome", 1.0), (2, "Rome", 0.9), (4, "Rome", 0.7), (4, "Oslo", 0.0), (2, None, 0.0),
+])  # fmt: skip
+def test_a_right_answer_pays_for_each_search_beyond_the_first(n_searches, answer, paid):
+    """A wrong one does not: it would be paid for not looking."""
+    tried = episode(ANSWER, answer=answer)
+    tried.queries = ["q"] * n_searches
+    assert reward(tried, ["Rome"], "em", search_cost=0.1) == pytest.approx(paid)
+
+
 @pytest.mark.parametrize("kind", ["em", "sub-em", "f1", "format"])
 @given(text=st.text(max_size=40))
 def test_no_reward_reads_what_the_engine_wrote(kind, text):
