@@ -15,7 +15,7 @@ from searchr1_mini.options.nested import with_options
 from searchr1_mini.options.own_parts import is_own
 
 GB = 1e9
-FLOAT32, FLOAT64 = 4, 8
+FLOAT32 = 4
 # a 4-bit code a weight, an 8-bit scale for 64 weights, a float32 scale for 256 of those (QLoRA, arXiv 2305.14314)
 NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 LOGITS_BYTES, LOGITS_TOKENS = 2**26, 1024  # most that a chunk of logits takes, as in logprobs.py
@@ -198,17 +198,29 @@ def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) ->
         prefill_bytes(shape, width, is_adapted, n_fed, fed, span)
         for n_fed, fed in ((n_prompts, prompt), (n_rows, config.rollout.max_observation_tokens))
     )
-    # logits and their concatenation; in float32 log-probs and probabilities, in float64 their running sum
-    sampling = (2 * width + 2 * FLOAT32 + FLOAT64) * n_rows * shape.vocabulary
+    # logits and their concatenation; in float32 log-probs, probabilities, and these in blocks
+    sampling = (2 * width + 3 * FLOAT32) * n_rows * shape.vocabulary
     return {
         "KV cache": shape.layers * a_token * n_rows * span,
         "cache while it grows": a_token * n_rows * span / 2,
         "shared prompt": shape.layers * a_token * prompt,
         "weights of rollouts": beside,
+        "stacked weights": stacked_weights(config, shape, width),
         "autocast weights": autocast_weights(config, shape, width),
         "dequantised matrix": width * shape.largest if config.weights.load_in_4bit else 0,
         "prefill or sampling": max(prefill, sampling),
     }
+
+
+def stacked_weights(config: TrainConfig, shape: Shape, width: int) -> float:
+    """What the stacked forward holds beside the base: B of the adapters as block-diagonal matrices; of trained weights
+    a copy of q, k, v, gate and up."""
+    inputs, rank = shape.query + 2 * shape.key_value, config.weights.lora_rank
+    if rank == 0:
+        return width * shape.layers * shape.hidden * (inputs + 2 * shape.intermediate)
+    if width == FLOAT32:
+        return 0.0  # merged
+    return width * shape.layers * rank * (3 * inputs + 4 * shape.intermediate + 2 * shape.hidden)
 
 
 def prefill_bytes(shape: Shape, width: int, is_adapted: bool, n_rows: int, fed: int, span: int) -> float:
