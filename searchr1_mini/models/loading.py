@@ -25,6 +25,7 @@ from searchr1_mini.models.names import base_name
 from searchr1_mini.models.probe import Probe
 from searchr1_mini.models.prompting import eos_ids, prompt_ids
 from searchr1_mini.models.rollout_weights import faster
+from searchr1_mini.models.stacked import can_stack
 from searchr1_mini.models.weights import adapter_folder, find_adapter
 
 
@@ -99,7 +100,7 @@ def load_policy(
 
     Raises:
         UserError: there is no such model, it cannot be read, the saved weights belong to another, or rollout and update
-            would not compute it alike, see `Probe`.
+            would not compute it alike, see `Probe`, or there is no decode step to compile.
     """
     day = day or date.today()
     tokenizer = check_source(source, day)
@@ -127,6 +128,11 @@ def load_policy(
     policy.gradient_checkpointing = gradient_checkpointing
     policy.faster = partial(faster, compiles=compile_decode)
     probe.check(policy, is_loaded=weights is not None)
+    if compile_decode and not (policy.stacks and can_stack(policy.backbone)):
+        raise UserError(
+            f"--compile-decode does nothing for the family {policy.config.model_type}, "
+            "whose rollouts run transformers' own forward; leave it out"
+        )
     return policy
 
 

@@ -35,13 +35,14 @@ def stacked(policy: Policy, compiles: bool = False) -> StackedModel | None:
     Args:
         compiles: let torch.compile make the step of one token a row.
     """
-    backbone = policy.backbone
-    layers = getattr(backbone, "layers", ())
+    return StackedModel(policy, compiles) if can_stack(policy.backbone) else None
+
+
+def can_stack(backbone: nn.Module) -> bool:
+    """Whether a backbone's layers are of a family that this forward computes, and its positions turn at one rate."""
+    layers, rotary = getattr(backbone, "layers", ()), getattr(backbone, "rotary_emb", None)
     is_known = bool(layers) and all(type(layer) in FAMILIES and has_known_parts(layer) for layer in layers)
-    rotary = getattr(backbone, "rotary_emb", None)
-    if not is_known or getattr(rotary, "rope_type", None) not in STILL_ROPE:
-        return None
-    return StackedModel(policy, compiles)
+    return is_known and getattr(rotary, "rope_type", None) in STILL_ROPE
 
 
 def has_known_parts(layer: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.models import stacked as module
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.rollout_weights import faster
@@ -165,5 +166,18 @@ def test_other_layers_keep_transformers_forward(family, flags, tokenizer):
         family, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, **flags,
     )  # fmt: skip
-    layers = AutoModelForCausalLM.from_config(config).model.layers
-    assert not all(type(layer) in module.FAMILIES and module.has_known_parts(layer) for layer in layers)
+    model = AutoModelForCausalLM.from_config(config)
+    assert not module.can_stack(model.model)
+
+
+def test_a_step_that_cannot_be_compiled_is_told(tmp_path, tokenizer):
+    config = AutoConfig.for_model(
+        "gemma", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    options = {"lora_rank": 4, "lora_alpha": 8, "load_in_4bit": False, "dtype": torch.float32, "device": CPU}
+    with pytest.raises(UserError, match="--compile-decode does nothing for the family gemma"):
+        load_policy(str(tmp_path), compile_decode=True, **options)
