@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -57,9 +57,9 @@ def has_known_parts(layer: nn.Module) -> bool:
 
 def is_plain(projection: nn.Module | None) -> bool:
     """Whether a projection is a linear layer, alone or below LoRA's A and B."""
-    if isinstance(projection, LoraLinear):
+    if isinstance(projection, LoraLayer):
         variants = [*getattr(projection, "lora_variant", {}), *[k for k, v in projection.lora_bias.items() if v]]
-        return not variants and isinstance(projection.base_layer, nn.Linear)
+        return not variants and isinstance(projection.base_layer, nn.Linear)  # in 4 bits or not
     return isinstance(projection, nn.Linear)
 
 
@@ -98,8 +98,9 @@ def stack(projections: Sequence[nn.Module]) -> Stacked:
     weight = bias = None
     if all(type(base) is nn.Linear for base in bases):
         weight = in_one_piece([base.weight for base in bases])
-        if bases[0].bias is not None:
-            bias = torch.cat([base.bias for base in bases]).to(weight.dtype)
+        if any(base.bias is not None for base in bases):
+            biases = [torch.zeros(len(b.weight)).to(weight) if b.bias is None else b.bias for b in bases]
+            bias = torch.cat([own.to(weight.dtype) for own in biases])
     a, b = adapters_of(projections, bases)
     return Stacked(bases, weight, bias, a, b)
 
@@ -126,7 +127,7 @@ def adapters_of(projections: Sequence[nn.Module], bases: Sequence[nn.Linear]) ->
     """A (R, in) and B * scaling (R, out) of the active adapters on projections of one input; None where none is."""
     downs, ups = [], []
     for projection, base in zip(projections, bases, strict=True):
-        layer = projection if isinstance(projection, LoraLinear) and not projection.disable_adapters else None
+        layer = projection if isinstance(projection, LoraLayer) and not projection.disable_adapters else None
         active = [name for name in layer.active_adapters if name in layer.lora_A] if layer else []
         downs += [layer.lora_A[name].weight for name in active]
         scaled = [layer.lora_B[name].weight * layer.scaling[name] for name in active]
@@ -188,7 +189,8 @@ class StackedModel:
         self.captures = policy.device.type == "cuda"
         self.has_few_shapes = self.captures or compiles
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
-        self.store, self.pool = 0, None
+        self.store: Tensor | None = None
+        self.pool = None
         self.fed = self.staged = torch.zeros(2, 0, dtype=torch.long)
 
     @torch.no_grad()
@@ -219,7 +221,7 @@ class StackedModel:
         """
         n = len(ids)
         size = min(cache.n_rows, max(8, 1 << (n - 1).bit_length())) if self.has_few_shapes else n
-        if self.store != cache.keys[0].data_ptr() or self.fed.shape[1] != cache.n_rows:
+        if self.store is not cache.keys[0]:
             self._begin(cache)
         self.staged[0, :n], self.staged[1, :n] = ids, torch.where(is_real, positions, cache.capacity)
         self.staged[1, n:size] = cache.capacity
@@ -228,9 +230,12 @@ class StackedModel:
         return (self._replayed((size, span), inputs) if self.captures else self.step(*inputs))[:n]
 
     def _begin(self, cache: RowCache) -> None:
-        """Makes the buffers for a cache; graphs of another are of no use."""
+        """Makes the buffers for a cache; graphs of another, or of the same one before it grew, write elsewhere.
+
+        The tensor itself is kept to know it by: its address may be given to another one.
+        """
         self.graphs.clear()
-        self.store, self.pool = cache.keys[0].data_ptr(), None
+        self.store, self.pool = cache.keys[0], None
         self.fed = torch.zeros(2, cache.n_rows, dtype=torch.long, device=cache.device)
         self.staged = torch.zeros(2, cache.n_rows, dtype=torch.long, pin_memory=self.captures)
 

@@ -154,6 +154,8 @@ def test_a_frozen_base_is_stacked_once_and_not_held_twice(tmp_path_factory, toke
 )
 def test_4_bit_bases_and_full_fine_tuning_compute_the_same(tmp_path_factory, tokenizer, flags):
     policy = load(tmp_path_factory, tokenizer, "qwen2", **flags)
+    with policy.for_rollouts():
+        assert policy.stacked
     one = run(policy, JOBS, 5)
     policy.stacks = False
     same(one, run(policy, JOBS, 5))
