@@ -40,6 +40,7 @@ def load(tmp_path_factory, tokenizer, family: str, **flags):
     tokenizer.save_pretrained(folder)
     options = {"lora_rank": 4, "lora_alpha": 8, "load_in_4bit": False, "dtype": torch.float32, "device": CPU} | flags
     policy = load_policy(str(folder), **options)
+    assert policy.stacks  # the load probe found no difference
     generator = torch.Generator().manual_seed(1)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
@@ -61,6 +62,7 @@ def run(policy, jobs, n_rows: int) -> list[list[tuple[list[int], list[float]]]]:
     """Conversations with observations, or with asides that are forgotten; rows are reused as they get free."""
     turns = [[] for _ in jobs]
     with policy.for_rollouts():
+        assert bool(policy.stacked) == policy.stacks
         decoder = Decoder(policy, n_rows=n_rows, max_length=90, temperature=0.9, seed=3)
         decoder.expect([prompt for prompt, _, _ in jobs])
         waiting, marks = list(range(len(jobs))), {}
@@ -154,8 +156,6 @@ def test_a_frozen_base_is_stacked_once_and_not_held_twice(tmp_path_factory, toke
 )
 def test_4_bit_bases_and_full_fine_tuning_compute_the_same(tmp_path_factory, tokenizer, flags):
     policy = load(tmp_path_factory, tokenizer, "qwen2", **flags)
-    with policy.for_rollouts():
-        assert policy.stacked
     one = run(policy, JOBS, 5)
     policy.stacks = False
     same(one, run(policy, JOBS, 5))
