@@ -16,13 +16,16 @@ if __name__ == "__main__":
 
 import random
 import re
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import check_ranges
@@ -39,6 +42,7 @@ Answer: 1814
 Passage: {passage}
 Question:"""
 MOST_WORDS = 8  # of an answer
+MOST_READ = 300  # words of a passage that the model is shown
 MOST_TOKENS = 64  # of a draft
 
 
@@ -51,8 +55,8 @@ class QuestionsConfig:
     seed: int = grouped("documents", 0, "random seed for the choice of passages", least=0, most=2**31)
     model: str = grouped("model", "Qwen2.5-3B-Instruct", "who drafts: a short name, a hub id, a folder or a GGUF file")
     load_in_4bit: bool | None = grouped("model", None, "NF4 [default: where there is a GPU]")
-    device: str = grouped("model", "auto", "auto, cpu, cuda or mps")
-    dtype: str = grouped("model", "fast", "as in train.py")
+    device: Literal["auto", "cpu", "cuda", "mps"] = shared("model", TrainConfig, "device", "auto")
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = shared("model", TrainConfig, "dtype", "fast")
     rows: int = grouped("model", 16, "passages at a time", least=1, most=4096)
     topk: int = grouped("check", 3, "a question is kept if its passage is among so many", least=1, most=1000)
     out: str = grouped("check", "questions.jsonl", "file of the questions; the others go to *.rejected.jsonl")
@@ -79,72 +83,79 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from searchr1_mini.data.datasets import load_corpus
     from searchr1_mini.retrievers.engines import build_retriever, engine_of
-    from searchr1_mini.storage.files import write_jsonl_atomic
+    from searchr1_mini.storage import status
+    from searchr1_mini.storage.files import append_jsonl
 
-    passages = load_corpus(config.corpus, "jsonl", None)
-    picked = random.Random(config.seed).sample(range(len(passages)), min(config.limit, len(passages)))
-    chosen = [passages[index] for index in sorted(picked)]
-    retriever = build_retriever(engine_of(TrainConfig().retrieval), passages)
-    kept, others = sorted_out(chosen, drafts_of(config, chosen), retriever, config.topk)
-    if kept:
-        write_jsonl_atomic(out, kept)
-    write_jsonl_atomic(rejected, others)
-    print(f"{len(kept)} of {len(chosen)} drafts kept{f': {out}' if kept else ''}")
-    for reason, n in Counter(row["reason"] for row in others).most_common():
-        print(f"  {n} not kept: {reason}")
-    print(f"look at both files before you train; the others are in {rejected}")
-    if kept:
-        print(f"train on them: python train.py --dataset {out} --corpus {config.corpus} --model {config.model}")
+    with status.phase("reading the documents"):
+        passages = load_corpus(config.corpus, "jsonl", None)
+        picked = random.Random(config.seed).sample(range(len(passages)), min(config.limit, len(passages)))
+        chosen = [passages[index] for index in sorted(picked)]
+        retriever = build_retriever(engine_of(TrainConfig().retrieval), passages)
+    reasons: Counter[str | None] = Counter()
+    seen: set[str] = set()
+    for batch, drafts in drafts_of(config, chosen):  # written batch by batch: Ctrl-C loses the one at hand
+        for passage, text in zip(batch, drafts, strict=True):
+            question, answer = parsed(text)
+            reason = fault_of(question, answer, passage, retriever, config.topk, seen)
+            row = {"question": question, "golden_answers": [answer], "passage": passage.title or passage.id}
+            if reason is None:
+                seen.add(question.lower())
+                append_jsonl(out, [{"id": f"draft-{sum(reasons.values())}"} | row])
+            else:
+                append_jsonl(rejected, [row | {"reason": reason, "draft": text}])
+            reasons[reason] += 1
+    tell(reasons, out, rejected, config)
 
 
-def drafts_of(config: QuestionsConfig, passages: Sequence) -> list[str]:
-    """What the model writes after `Question:`, for each passage."""
-    import torch
+def tell(reasons: Counter[str | None], out: Path, rejected: Path, config: QuestionsConfig) -> None:
+    """Prints what was kept, what was not and why, and what comes next."""
+    n_kept = reasons[None]
+    print(f"{n_kept} of {reasons.total()} drafts kept{f': {out}' if n_kept else ''}")
+    for reason, n in reasons.most_common():
+        if reason:
+            print(f"  {n} not kept: {reason}")
+    if n_kept < reasons.total():
+        print(f"the others, with the reason: {rejected}")
+    if n_kept:
+        command = shlex.join(["--dataset", str(out), "--corpus", str(config.corpus), "--model", config.model])
+        print(f"look through them, then train: python train.py {command}")
 
+
+def drafts_of(config: QuestionsConfig, passages: Sequence[Passage]) -> Iterator[tuple[Sequence[Passage], list[str]]]:
+    """Passages, `rows` at a time, with what the model writes after `Question:` for each."""
     from searchr1_mini.core.methods import Finish, Generate, Method, Prompt
     from searchr1_mini.core.questions import Example
     from searchr1_mini.core.rollout import RolloutLimits, rollout
+    from searchr1_mini.models.bases import check_model
     from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype
     from searchr1_mini.retrievers.probes import EmptyRetriever
     from searchr1_mini.storage import status
-
-    device, source = pick_device(config.device), resolve_model(config.model)
-    in_4_bits = device.type == "cuda" if config.load_in_4bit is None else config.load_in_4bit
-    policy = load_policy(
-        source, lora_rank=1, lora_alpha=1, load_in_4bit=in_4_bits, dtype=pick_dtype(config.dtype, device), device=device
-    )
 
     def draft(passage: str) -> Method:
         yield Prompt(PROMPT.format(passage=passage))
         text = yield Generate(("\n\n", "\nPassage"), MOST_TOKENS)
         yield Finish(text, "answer")
 
-    examples = [Example(str(n), " ".join(passage.text.split()), ("",), "draft") for n, passage in enumerate(passages)]
-    longest = max(len(policy.encode_prompt(PROMPT.format(passage=example.question))) for example in examples)
-    limits = RolloutLimits(min(config.rows, len(examples)), longest + MOST_TOKENS + 1, 1)
-    with status.phase("drafting questions"), torch.no_grad():
-        trajectories, _ = rollout(examples, draft, policy, EmptyRetriever(), limits, temperature=0.0, seed=config.seed)
-    return [trajectory.answer or "" for trajectory in trajectories]
-
-
-def sorted_out(passages: Sequence, drafts: Sequence[str], retriever, topk: int) -> tuple[list[dict], list[dict]]:
-    """The drafts that are sound questions, as rows of a question file, and the others with the reason."""
-    kept, others, seen = [], [], set()
-    for number, (passage, text) in enumerate(zip(passages, drafts, strict=True)):
-        question, answer = parsed(text)
-        reason = fault_of(question, answer, passage.text)
-        if reason is None and question.lower() in seen:
-            reason = "the same question again"
-        if reason is None:
-            found = [hit.passage.id for hit in retriever.search([question], topk)[0]]
-            reason = None if passage.id in found else f"its words do not find the passage among {topk}"
-        row = {"question": question, "golden_answers": [answer], "passage": passage.title or passage.id}
-        if reason is None:
-            seen.add(question.lower())
-            kept.append({"id": f"draft-{number}"} | row)
-        else:
-            others.append(row | {"reason": reason, "draft": text})
-    return kept, others
+    with status.phase(f"loading {config.model}"):
+        device, source = pick_device(config.device), resolve_model(config.model)
+        in_4_bits = device.type == "cuda" if config.load_in_4bit is None else config.load_in_4bit
+        dtype = pick_dtype(config.dtype, device)
+        policy = load_policy(source, lora_rank=1, lora_alpha=1, load_in_4bit=in_4_bits, dtype=dtype, device=device)
+        examples = [
+            Example(str(n), " ".join(passage.text.split()[:MOST_READ]), ("",), "draft")
+            for n, passage in enumerate(passages)
+        ]
+        prompts = (policy.encode_prompt(PROMPT.format(passage=example.question)) for example in examples)
+        longest = max(map(len, prompts)) + MOST_TOKENS + 1
+        check_model(source, longest)
+    for start in range(0, len(examples), config.rows):
+        part = slice(start, start + config.rows)
+        with status.phase(f"drafting questions {start}/{len(examples)}"):
+            limits = RolloutLimits(config.rows, longest, 1)
+            trajectories, _ = rollout(
+                examples[part], draft, policy, EmptyRetriever(), limits, temperature=0.0, seed=config.seed
+            )
+        yield passages[part], [trajectory.answer or "" for trajectory in trajectories]
 
 
 def parsed(text: str) -> tuple[str, str]:
@@ -153,17 +164,24 @@ def parsed(text: str) -> tuple[str, str]:
     return (match["question"], match["answer"].strip().rstrip(".")) if match else (text.strip().split("\n")[0], "")
 
 
-def fault_of(question: str, answer: str, passage: str) -> str | None:
-    """Why a draft is no question to train on, or None."""
+def fault_of(
+    question: str, answer: str, passage: Passage, retriever: Retriever, topk: int, seen: Collection[str] = ()
+) -> str | None:
+    """Why a draft is no question to train on, or None; `seen` are those that are kept already, in lower case."""
     from searchr1_mini.core.rewards import compared, contains_gold
 
     if not question.endswith("?") or not answer:
         return "no question with an answer"
     if len(answer.split()) > MOST_WORDS:
         return f"its answer has more than {MOST_WORDS} words"
-    if not compared(answer) or not contains_gold(passage, [answer]):
+    if not compared(answer) or not contains_gold(passage.text, [answer]):
         return "its answer does not stand in the passage"
-    return "the question gives the answer away" if contains_gold(question, [answer]) else None
+    if contains_gold(question, [answer]):
+        return "the question gives the answer away"
+    if question.lower() in seen:
+        return "the same question again"
+    found = [hit.passage.id for hit in retriever.search([question], topk)[0]]
+    return None if passage.id in found else f"its words do not find the passage among {topk}"
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import pytest
 
 from searchr1_mini import make_questions
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.datasets import load_examples
-from searchr1_mini.make_questions import fault_of, main, parsed, sorted_out
+from searchr1_mini.make_questions import fault_of, main, parsed
 from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.storage.files import read_jsonl
 
 PASSAGE = "The Fram Museum opened in 1936. It shows the ship Fram, built by Colin Archer."
+FRAM = Passage("0", "Fram", PASSAGE)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -34,7 +36,7 @@ def test_a_draft_is_read_as_question_and_answer(text, expected):
     ("What is shown?", "The Fram Museum opened in 1936. It shows the ship", "more than 8 words"),
 ])  # fmt: skip
 def test_a_draft_is_kept_or_has_a_reason(question, answer, reason):
-    fault = fault_of(question, answer, PASSAGE)
+    fault = fault_of(question, answer, FRAM, RankBM25([FRAM]), 1)
     assert fault is None if reason is None else reason in fault
 
 
@@ -52,12 +54,16 @@ DRAFTS = {
 }
 
 
+def drafted(monkeypatch, write) -> None:
+    """Has drafts written by a function of a passage's text, one passage at a time."""
+    monkeypatch.setattr(
+        make_questions, "drafts_of", lambda config, passages: (([p], [write(p.text)]) for p in passages)
+    )
+
+
 def test_the_files_are_what_a_run_reads(tmp_path, monkeypatch, capsys):
     notes = write_notes(tmp_path / "notes")
-    monkeypatch.setattr(
-        make_questions, "drafts_of",
-        lambda config, passages: [next((d for n, d in DRAFTS.items() if n in p.text), "no idea") for p in passages],
-    )  # fmt: skip
+    drafted(monkeypatch, lambda text: next((draft for name, draft in DRAFTS.items() if name in text), "no idea"))
     out = tmp_path / "questions.jsonl"
     main([str(notes), "--out", str(out)])
     assert {row["question"]: row["golden_answers"] for row in read_jsonl(out)} == {
@@ -71,12 +77,24 @@ def test_the_files_are_what_a_run_reads(tmp_path, monkeypatch, capsys):
         main([str(notes), "--out", str(out)])
 
 
-def test_a_question_that_does_not_find_its_passage_is_not_kept():
-    from searchr1_mini.core.retrieval import Passage
+def test_what_was_drafted_before_an_interrupt_is_kept(tmp_path, monkeypatch):
+    def write(text: str) -> str:
+        if "Quite another" in text:
+            raise KeyboardInterrupt
+        return next(draft for name, draft in DRAFTS.items() if name in text)
 
+    drafted(monkeypatch, write)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(write_notes(tmp_path / "notes")), "--out", str(tmp_path / "q.jsonl")])
+    assert len(read_jsonl(tmp_path / "q.jsonl")) == 2
+
+
+def test_a_question_that_does_not_find_its_passage_or_comes_again_is_not_kept():
     passages = [Passage(str(n), "", f"Fram number {n} sails to port {n}.") for n in range(9)]
-    kept, others = sorted_out(passages[:2], ["Where does it go?\nAnswer: port 0", "x"], RankBM25(passages), 1)
-    assert not kept and "do not find the passage" in others[0]["reason"]
+    asked = "Where does number 3 go?", "port 3", passages[3], RankBM25(passages), 1
+    assert fault_of(*asked) is None
+    assert fault_of(*asked, seen={asked[0].lower()}) == "the same question again"
+    assert "do not find the passage" in fault_of("Where does it go?", "port 3", *asked[2:])
 
 
 def test_a_model_drafts_through_the_rollouts_engine(tmp_path, capsys):
@@ -92,3 +110,5 @@ def test_documents_that_are_not_named_or_not_there_are_told():
         main([])
     with pytest.raises(UserError):
         main(["/no/such/folder"])
+    with pytest.raises((UserError, SystemExit)):
+        main(["notes", "--dtype", "float17"])
