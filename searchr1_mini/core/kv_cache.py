@@ -24,8 +24,7 @@ class RowCache(Cache):
         self.capacity = 0
         empty = torch.zeros(n_rows, 0, 0, 0, device=device, dtype=dtype)
         self.keys, self.values = [empty] * n_layers, [empty] * n_layers
-        self.rows = self.token_rows = self.token_columns = self.token_slots = torch.empty(0, dtype=torch.long)
-        self.positions = torch.empty(0, dtype=torch.long)
+        self.rows = self.token_rows = self.token_columns = self.token_slots = self.positions = torch.empty(0).long()
         self.span, self.is_prefix = 0, True
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -51,7 +51,8 @@ def reached_from(module: str, seen: set[str]) -> set[str]:
 def test_the_loop_fits_a_screen_and_reaches_the_core_alone():
     reached = reached_from("core.training", set())
     assert len(reached) > 20 and {module.split(".")[0] for module in reached} == {"core"}
-    n_lines = {m: len((PACKAGE / (m.replace(".", "/") + ".py")).read_text().splitlines()) for m in reached}
+    files = [PACKAGE / (module.replace(".", "/") + ".py") for module in reached] + [PACKAGE / "core" / "__init__.py"]
+    n_lines = {file.name: len(file.read_text().splitlines()) for file in files}
     assert sum(n_lines.values()) <= 3200, n_lines
     tree = ast.parse((PACKAGE / "core" / "training.py").read_text())
     (loop,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train_policy")
