@@ -18,7 +18,8 @@ from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.charts import COLOURS, html_text, line_chart, svg
-from searchr1_mini.run.memory import GB, predict, shape_of
+from searchr1_mini.run.memory import GB, predict
+from searchr1_mini.run.shape import shape_of
 
 STYLE = (
     "text{fill:#1f2430;font-size:12px}.grid{stroke:#dfe3e8}.name{font-weight:600}.title{font-weight:600;font-size:14px}"

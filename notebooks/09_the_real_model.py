@@ -36,7 +36,8 @@ from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run.memory import GB, NF4, predict, shape_of
+from searchr1_mini.run.memory import GB, NF4, predict
+from searchr1_mini.run.shape import shape_of
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_summary
 
@@ -47,7 +48,7 @@ COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0
 # ## Four shapes
 #
 # The numbers of Qwen2.5's `config.json`. `shape_of` builds the model on torch's meta device, which takes no memory, and
-# counts (`run/memory.py:shape_of`).
+# counts (`run/shape.py:shape_of`).
 
 # %%
 NAMES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size".split()

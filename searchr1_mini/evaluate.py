@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from searchr1_mini.evaluation.plan import Plan, plan_evaluation, run_folders, slug
+from searchr1_mini.options.checks import check_data_files
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
-from searchr1_mini.options.resolve import check_data_files, resolve_model, saved_config
+from searchr1_mini.options.resolve import resolve_model, saved_config
 from searchr1_mini.storage import status
 from searchr1_mini.storage.lock import only_one
 

@@ -24,10 +24,11 @@ from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen, listed
+from searchr1_mini.options.checks import check_retriever
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.outcome import run_command
-from searchr1_mini.options.resolve import check_retriever, name_file
+from searchr1_mini.options.resolve import name_file
 from searchr1_mini.options.retrieval_config import MetricsConfig
 from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
 from searchr1_mini.retrievers.names import ENGINES, MOST_TOPK

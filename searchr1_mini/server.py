@@ -26,10 +26,10 @@ from typing import Annotated, Any
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.data.datasets import load_corpus
+from searchr1_mini.options.checks import check_retriever
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.needs import check_ranges, refuse_idle
 from searchr1_mini.options.outcome import run_command
-from searchr1_mini.options.resolve import check_retriever
 from searchr1_mini.options.retrieval_config import SERVER_NEEDS, ServerConfig
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol

@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from searchr1_mini.options.checks import check_data_files, check_demonstrations
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
-from searchr1_mini.options.resolve import check_data_files, check_demonstrations, resolve, resolve_model, saved_config
+from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.storage import status
 
 ABOUT = "Trains a language model to search: tiny on a laptop, --model Qwen2.5-3B on one GPU."

@@ -10,10 +10,11 @@ from typing import Any
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.data.datasets import Split, load_examples, own_split
 from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
+from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flag_of, flat, make
-from searchr1_mini.options.resolve import name_file, resolve, world_hops_list
+from searchr1_mini.options.resolve import name_file, resolve
 from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
 from searchr1_mini.storage.files import listed_paths
 

@@ -11,12 +11,13 @@ from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column, chosen, corpus_of, listed, own_data, plan_columns
 from searchr1_mini.models.chat_template import today
 from searchr1_mini.models.weights import adapter_settings
+from searchr1_mini.options.checks import LEAST_TEMPERATURE, check_retriever, refuse_unread
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import default_of, flag_of, get, make, options_of, with_options
 from searchr1_mini.options.own_parts import is_own
-from searchr1_mini.options.resolve import LEAST_TEMPERATURE, check_retriever, refuse_unread, resolve, saved_config
+from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
 from searchr1_mini.storage import checkpoint

@@ -1,19 +1,19 @@
-"""What is left open in a config is filled in for the model at hand; what does not fit together is refused."""
+"""What is left open in a config is filled in for the model at hand."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
+from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.data.rows import is_question_file
-from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.models.gguf_base import find_gguf, unpacked
 from searchr1_mini.models.weights import init_folder
-from searchr1_mini.options.config import RetrievalConfig, TrainConfig
+from searchr1_mini.options.checks import check_given, check_own_parts, check_resolved
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import (
     COLD_START_RATES,
     CRITIC_LEARNING_RATES,
@@ -26,17 +26,9 @@ from searchr1_mini.options.defaults import (
     REAL,
     TINY,
 )
-from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
-from searchr1_mini.options.nested import default_of, flag_of, flat, get, options_of, with_options
-from searchr1_mini.options.own_parts import is_own, own_part
-from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
-from searchr1_mini.retrievers.limits import MAX_TOPK
-from searchr1_mini.retrievers.names import READ_BY
-from searchr1_mini.storage.files import exists, read_json
-
-LEAST_TEMPERATURE = 0.001  # below it logits overflow
-MOST_ROLLOUTS = 10**6
+from searchr1_mini.options.nested import flag_of, flat, get, with_options
+from searchr1_mini.storage.files import read_json
 
 
 def is_tiny(config: TrainConfig) -> bool:
@@ -95,21 +87,6 @@ def saved_config(folder: Path) -> dict[str, Any]:
     return defaults | saved  # an older version had fewer, and showed passages plainly
 
 
-def world_hops_list(config: TrainConfig) -> list[int]:
-    """`1,2` -> [1, 2].
-
-    Raises:
-        UserError: it is no list of numbers from 1 to 3.
-    """
-    try:
-        hops = [int(part) for part in config.data.world_hops.split(",")]
-    except ValueError:
-        hops = []
-    if not hops or len(set(hops)) < len(hops) or not all(1 <= hop <= 3 for hop in hops):
-        raise UserError(f"--world-hops {config.data.world_hops}: give different numbers from 1 to 3, as in 1,2")
-    return hops
-
-
 def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     """Fills every open value for the model at hand and refuses what does not fit together.
 
@@ -122,10 +99,10 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     """
     check_ranges(config)
     given = name_file(config)
-    _check_given(given, unasked)
+    check_given(given, unasked)
     given = with_options(given, **values_of_init(given)) if given.run.init else given
     config = _filled(given)
-    _check_resolved(config)
+    check_resolved(config)
     check_own_parts(config)
     refuse_idle(given, config, _filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
     return config
@@ -197,148 +174,3 @@ def name_file(config: TrainConfig) -> TrainConfig:
     if is_file and path not in (None, name):
         raise UserError(f"--dataset {name} and --data-path {path} both name a file of questions; name one")
     return with_options(config, dataset="jsonl", data_path=name) if is_file else config
-
-
-def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
-    """Refuses an option that none of these retrievers reads, a missing address, and a --topk that no server gives.
-
-    Raises:
-        UserError: names the flag and the remedy.
-    """
-    refuse_unread(config, names)
-    url, topk = get(config, "retriever_url"), get(config, "topk") if "topk" in options_of(type(config)) else ""
-    remote = [name for name in names if name in READ_BY["retriever_url"]]
-    if remote and not url:
-        form = "http://host:port" if remote == ["http"] else "http://host:19530, or a path that ends in .db"
-        raise UserError(f"--retriever {remote[0]} needs the address of a server; add --retriever-url {form}")
-    wanted = str(topk).split(",")  # the server has none, the metrics several
-    if "http" in names and any(k.strip().isdecimal() and int(k) > MAX_TOPK for k in wanted):
-        raise UserError(f"--topk {topk}: a retrieval server gives at most {MAX_TOPK} passages a query")
-
-
-def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
-    """Refuses an option that none of these retrievers reads, rather than letting it do nothing.
-
-    Raises:
-        UserError: names the flag and the remedy.
-    """
-    for option_, readers in READ_BY.items():
-        is_given = get(config, option_) not in (None, default_of(TrainConfig, option_))
-        if is_given and not set(names) & set(readers):
-            told = f"{flag_of(option_)} does nothing with --retriever {', '.join(names) or 'none'}"
-            raise UserError(f"{told}; it needs --retriever {' or '.join(readers)}")
-    if get(config, "retriever_url") and set(READ_BY["retriever_url"]) <= set(names):
-        raise UserError("--retriever-url is the address of one server, http or milvus; leave the other out")
-
-
-def _check_given(config: TrainConfig, unasked: Collection[str]) -> None:
-    if config.data.date is not None:
-        parse_day(config.data.date)
-    name = config.data.dataset
-    if name is not None and name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}{suggest(name, DATASETS)}; known: {', '.join(DATASETS)}")
-    if config.run.resume and config.run.output_dir is None:
-        raise UserError("--resume needs the run's folder; add --output-dir runs/NAME")
-    check_retriever(config, [config.retrieval.retriever])
-    has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
-    of_search = [*options_of(RetrievalConfig), "corpus"]
-    asked = [name for name in of_search if name not in unasked]
-    given = [flag_of(name) for name in asked if get(config, name) != default_of(TrainConfig, name)]
-    if not has_search and given:
-        name = "--algorithm sft" if config.run.algorithm == "sft" else f"--method {config.run.method}"
-        raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
-    if config.run.method not in (None, "direct") and config.run.algorithm == "sft":
-        raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
-    is_other = config.run.method not in (None, "search-r1") and not is_own(config.run.method)
-    if is_other and config.run.algorithm == "rejection-sampling":
-        raise UserError("--algorithm rejection-sampling learns from rollouts with search; leave out --method")
-
-
-def check_demonstrations(path: str | None) -> None:
-    """Refuses a file of demonstrations that is not there, before any work.
-
-    Raises:
-        UserError: it is not.
-    """
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"--demonstrations {path}: there is no such file; name a jsonl file")
-
-
-def check_data_files(data_path: str | None, corpus: str | None) -> None:
-    """Refuses files of questions or passages that are not there, before anything heavy is imported.
-
-    Raises:
-        UserError: one is not.
-    """
-    for path in (data_path, None if corpus in BRING_PASSAGES else corpus):
-        if path is not None and not exists(path):
-            raise UserError(f"there is no file {path}; check --data-path and --corpus")
-
-
-def check_own_parts(config: TrainConfig) -> None:
-    """Imports the parts of the user's own that a config names.
-
-    Raises:
-        UserError: one is not there, or does not fit, or an option is about what it stands in for.
-    """
-    named = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
-    for option_, value in named.items():
-        if is_own(value):
-            own_part(option_, value)
-    for name in ("retrieval_bonus", "search_cost") if is_own(config.reward.reward) else ():
-        if get(config, name):
-            raise UserError(f"{flag_of(name)} does nothing with a --reward of your own; leave one of them out")
-
-
-def _check_resolved(config: TrainConfig) -> None:
-    data, rollout, step, objective = config.data, config.rollout, config.optimization, config.objective
-    is_world, bug, overlong = data.dataset == "world", config.run.bug, config.reward.overlong
-    rules = [
-        (is_world and data.data_path, "--data-path does not go with --dataset world; name the file's data set"),
-        (
-            is_world and data.corpus,
-            "--corpus does not go with --dataset world, which brings its own passages; name questions on yours: "
-            '--dataset FILE.jsonl, each line with "question" and "answer" (docs/data.md)',
-        ),
-        (is_world and config.retrieval.retriever == "http",
-         "--retriever http cannot know the passages of --dataset world"),
-        (not is_world and (data.world_difficulty or data.world_hops or data.world_noise),
-         f"--world-difficulty, --world-hops and --world-noise need --dataset world, but it is {data.dataset}"),
-        (config.weights.load_in_4bit and config.weights.lora_rank == 0,
-         "--load-in-4bit needs an adapter; set --lora-rank above 0, or --no-load-in-4bit for full fine-tuning"),
-        (rollout.max_new_tokens >= rollout.max_total_tokens,
-         f"--max-new-tokens {rollout.max_new_tokens} must be below --max-total-tokens {rollout.max_total_tokens}"),
-        (rollout.max_observation_tokens >= rollout.max_total_tokens,
-         f"--max-observation-tokens {rollout.max_observation_tokens} must be below --max-total-tokens "
-         f"{rollout.max_total_tokens}"),
-        (config.logging.check and bug, "--check is about steps without a bug of the museum; leave it out"),
-        (bug == "colliding-groups" and config.run.algorithm != "grpo",
-         "--bug colliding-groups does nothing with --algorithm ppo; it needs --algorithm grpo, or leave it out"),
-        (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in ("r1", "direct"),
-         f"--bug {bug} does nothing with --method {config.run.method}; it needs --method search-r1, or leave it out"),
-        (step.mini_batches > step.questions_per_step,
-         f"--mini-batches {step.mini_batches} is more than --questions-per-step {step.questions_per_step}"),
-        (objective.clip_eps >= 1, f"--clip-eps {objective.clip_eps}: it must be below 1"),
-        ((objective.clip_eps_high or objective.clip_eps) < objective.clip_eps,
-         f"--clip-eps-high {objective.clip_eps_high} must not be below --clip-eps {objective.clip_eps}"),
-        (objective.dynamic_sampling > 1 and step.group_size == 1,
-         "--dynamic-sampling replaces groups whose rewards are all equal, and a group of 1 has one reward; raise "
-         "--group-size"),
-        (rollout.temperature < LEAST_TEMPERATURE,
-         f"--temperature {rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
-        (step.questions_per_step * step.group_size * objective.dynamic_sampling > MOST_ROLLOUTS,
-         f"--questions-per-step {step.questions_per_step} times --group-size {step.group_size} (times "
-         f"--dynamic-sampling) are more than {MOST_ROLLOUTS} rollouts a step; lower one of them"),
-        (overlong == "penalise" and bug == "reward-from-whole-text",
-         "--overlong penalise does nothing with --bug reward-from-whole-text; leave one out"),
-        (overlong == "penalise" and config.reward.overlong_buffer >= rollout.max_total_tokens,
-         f"--overlong-buffer {config.reward.overlong_buffer} must be below --max-total-tokens "
-         f"{rollout.max_total_tokens}"),
-        (objective.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",
-         "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
-    ]  # fmt: skip
-    for is_broken, sentence in rules:
-        if is_broken:
-            raise UserError(sentence)
-    if is_world:
-        world_hops_list(config)

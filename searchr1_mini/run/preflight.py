@@ -19,7 +19,8 @@ from searchr1_mini.core.distributed import n_processes
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flag_of, get, with_options
-from searchr1_mini.run.memory import GB, TEMPLATE_TOKENS, Preflight, Shape, predict, shape_of
+from searchr1_mini.run.memory import GB, TEMPLATE_TOKENS, Preflight, predict
+from searchr1_mini.run.shape import Shape, shape_of
 
 MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back; below WORTH_IT the page faults cost more
 WORTH_IT = 0.5 * GB

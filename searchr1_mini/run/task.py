@@ -9,9 +9,9 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import CachedRetriever, Passage, Retriever
 from searchr1_mini.data.datasets import Split, load_corpus, load_examples
 from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.own_parts import is_own, own_part
-from searchr1_mini.options.resolve import world_hops_list
 from searchr1_mini.retrievers.bm25 import fingerprint
 from searchr1_mini.retrievers.engines import build_retriever, engine_of
 from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever

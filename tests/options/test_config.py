@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.export import ExportConfig
+from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flat, get, hints_of, make, options_of, section_of, with_options
 from searchr1_mini.options.outcome import run_command
-from searchr1_mini.options.resolve import resolve, resolve_model, saved_config, world_hops_list
+from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.storage.files import write_json_atomic
 

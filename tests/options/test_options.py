@@ -159,7 +159,15 @@ def test_an_endless_file_or_a_pipe_does_not_hang(tmp_path):
 READ: set[str] = set()
 LOOKS_AT_ALL = {
     f"searchr1_mini.{name}"
-    for name in ("run.memory", "run.preflight", "options.resolve", "options.needs", "options.nested")
+    for name in (
+        "run.memory",
+        "run.shape",
+        "run.preflight",
+        "options.resolve",
+        "options.checks",
+        "options.needs",
+        "options.nested",
+    )
 }
 
 

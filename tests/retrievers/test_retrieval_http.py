@@ -15,9 +15,10 @@ from helpers.files import write_lines
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.options.checks import check_retriever
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
-from searchr1_mini.options.resolve import check_retriever, resolve
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.retrieval_config import MetricsConfig
 from searchr1_mini.retrievers import http_client
 from searchr1_mini.retrievers.http_client import HTTPRetriever

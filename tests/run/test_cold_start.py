@@ -35,9 +35,10 @@ from searchr1_mini.data.scripts import (
     write_turns,
 )
 from searchr1_mini.data.world import make_world, world_examples
+from searchr1_mini.options.checks import check_demonstrations
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
-from searchr1_mini.options.resolve import check_demonstrations, resolve
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import eval_series, write_report
 from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.run import cold_start as module

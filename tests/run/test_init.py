@@ -21,6 +21,7 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import memory
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.shape import Shape
 from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import read_metrics
@@ -223,7 +224,7 @@ def test_a_run_with_another_start_is_not_gone_on_with(going_on, warm_full, capsy
 
 def test_memory_knows_the_second_adapter():
     plain = resolve(make(TrainConfig, model="Qwen2.5-3B"))
-    shape = memory.Shape(36, 2048, 11008, 16, 2048, 256, 151_936, 2_774_532_096, 22_544_384, 311_000_000, 1_870_848)
+    shape = Shape(36, 2048, 11008, 16, 2048, 256, 151_936, 2_774_532_096, 22_544_384, 311_000_000, 1_870_848)
     before, after = (
         memory.predict(config, shape, 2, on_gpu=True) for config in (plain, with_options(plain, init="runs/warm"))
     )

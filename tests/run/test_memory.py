@@ -27,8 +27,9 @@ from searchr1_mini.options.nested import get, make, with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory, preflight
+from searchr1_mini.run.shape import Shape, shape_of
 
-DEEPER = memory.shape_of(Qwen2Config(**QWEN_3B.to_dict() | {"num_hidden_layers": 40, "layer_types": None}))
+DEEPER = shape_of(Qwen2Config(**QWEN_3B.to_dict() | {"num_hidden_layers": 40, "layer_types": None}))
 WAYS = [
     {},
     {"gradient_checkpointing": False},
@@ -47,7 +48,7 @@ configs = st.builds(
 )
 
 
-def totals(config: TrainConfig, shape: memory.Shape = SHAPE, width: int = 2) -> list[float]:
+def totals(config: TrainConfig, shape: Shape = SHAPE, width: int = 2) -> list[float]:
     predicted = memory.predict(config, shape, width, on_gpu=True)
     return [predicted.total(phase) for phase in predicted.phases]
 
