@@ -1,10 +1,8 @@
-"""The cold start: what scripts are made of, their form, and a run that is broken off in each of its phases."""
+"""A cold start: the episodes that it imitates, and a run that is broken off in each of its phases."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,31 +14,18 @@ from helpers.sessions import session_of
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.policy import Policy
-from searchr1_mini.core.prompts import parse_action
-from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import teaches
-from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import (
-    Hop,
-    answer_hops,
-    own_words,
     play_script,
-    quotation,
     read_demonstrations,
-    supported_hops,
-    world_hops,
-    write_turns,
 )
-from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.checks import check_demonstrations
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import eval_series, write_report
-from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.run import cold_start as module
 from searchr1_mini.run.cold_start import scripted_episodes
 from searchr1_mini.run.evaluations import Evaluations
@@ -50,91 +35,6 @@ from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import all_phases
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 from searchr1_mini.storage.files import read_metrics
-
-PASSAGES = [
-    Passage("0", "Oslo Ferry", "The Oslo Ferry is a ship. It was built by Nordhavn Yard. It sails at noon."),
-    Passage("1", "Nordhavn Yard", "Nordhavn Yard lies in Grimstad. It has two docks."),
-    Passage("2", "Grimstad (town)", "Grimstad has a port."),
-    Passage("3", "Bergen Ferry", "The Bergen Ferry sails at night."),
-]
-
-
-def finder(passages, topk=3):
-    engine = RankBM25(passages)
-    return lambda query: [hit.passage for hit in engine.search([query], topk)[0]]
-
-
-def actions(turns):
-    return [(parse_action(turn).kind, parse_action(turn).content) for turn in turns]
-
-
-def test_a_world_script_follows_its_chain_and_finds_each_fact():
-    world = make_world(0, "train")
-    find, rng = finder(world.passages), random.Random(0)
-    thoughts = set()
-    for example in world_examples(world, [1, 2, 3], 60, 0):
-        hops = world_hops(world, example, find, rng)
-        if hops is None:
-            continue
-        turns = write_turns(hops, example.golden_answers[0], rng)
-        kinds = actions(turns)
-        assert [kind for kind, _ in kinds] == ["search"] * len(example.supporting) + ["answer"]
-        assert kinds[-1][1] == example.golden_answers[0]
-        for (_, query), (subject, object_) in zip(kinds, example.supporting, strict=False):
-            assert any(p.title == subject and object_ in p.text for p in find(query))
-        thoughts.add(turns[0].split("</think>")[0].split()[1:4].__str__())
-    assert len(thoughts) >= 3
-
-
-def test_a_title_is_searched_for_only_after_being_mentioned():
-    example = Example("x", "Where is the yard that built the Oslo Ferry?", ("Grimstad",), "own",
-                      (("Nordhavn Yard", ""), ("Oslo Ferry", "")))  # fmt: skip
-    hops = supported_hops(example, finder(PASSAGES))
-    assert [hop.query for hop in hops] == ["Oslo Ferry", "Nordhavn Yard"]
-    assert hops[0].said == "It was built by Nordhavn Yard." and hops[1].said == "Nordhavn Yard lies in Grimstad."
-
-
-def test_a_search_that_does_not_find_its_passage_is_not_shown():
-    example = Example("x", "Where is the yard that built the Oslo Ferry?", ("Grimstad",), "own",
-                      (("Oslo Ferry", ""), ("Nordhavn Yard", "")))  # fmt: skip
-    without = [passage for passage in PASSAGES if passage.title != "Nordhavn Yard"]
-    assert supported_hops(example, finder(without)) is None  # the answer is never read
-    closed = replace(example, golden_answers=("yes",))
-    assert [hop.query for hop in supported_hops(closed, finder(without))] == ["Oslo Ferry"]
-
-
-def test_own_data_is_searched_for_with_the_questions_own_words():
-    example = Example("x", "When does the Bergen Ferry sail?", ("night",), "own")
-    assert own_words(example.question) == "Bergen Ferry sail?".rstrip("?")
-    (hop,) = answer_hops(example, finder(PASSAGES))
-    assert hop.said == "The Bergen Ferry sails at night."
-    assert answer_hops(replace(example, golden_answers=("dawn",)), finder(PASSAGES)) is None
-
-
-def test_a_plan_says_how_many_searches_the_script_makes():
-    hops = [
-        Hop("the yard", "Oslo Ferry", "It was built in Nordhavn."),
-        Hop("the town", "Nordhavn", "It is in Grimstad."),
-    ]
-    for n, words in ((1, "This takes one search. I "), (2, "This takes two searches. First I ")):
-        turns = write_turns(hops[:n], "Grimstad", random.Random(0), plans=True)
-        assert turns[0].startswith(f"<think> {words}") and len(turns) == n + 1
-    assert "This takes" not in write_turns(hops, "Grimstad", random.Random(0))[0]
-
-
-def test_a_quotation_is_short_and_holds_what_is_wanted():
-    text = " ".join(f"word{n}" for n in range(300)) + " Grimstad " + " ".join(f"more{n}" for n in range(300))
-    said = quotation(Passage("0", "T", text), ["Grimstad"])
-    assert "Grimstad" in said.split() and len(said.split()) <= 40
-
-
-@pytest.mark.skipif("SEARCHR1_SHARED" not in os.environ, reason="needs SEARCHR1_SHARED, real HotpotQA questions")
-def test_most_real_hotpotqa_questions_give_a_script():
-    path = str(Path(os.environ["SEARCHR1_SHARED"]) / "data" / "hotpotqa_distractor_100.json")
-    examples = load_examples("hotpotqa", path, "all")
-    find = finder(load_corpus(None, "hotpotqa", path))
-    scripts = [hops for example in examples if (hops := supported_hops(example, find))]
-    assert len(scripts) >= 50 and sum(len(hops) > 1 for hops in scripts) >= 20
 
 
 @pytest.mark.parametrize("form", ["plain", "paper"])

@@ -1,0 +1,37 @@
+"""A chat whose policy says what it is told to, an engine that waits, and a free port for its page."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from helpers.chats import SEARCH, chat_of
+from helpers.dictated import LIMITS, Dictated
+
+from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rollout import RolloutLimits
+
+
+class Gated:
+    """A retriever that waits until it is let go on, and tells when it waits."""
+
+    def __init__(self) -> None:
+        self.waits, self.goes_on = threading.Event(), threading.Event()
+
+    def search(self, queries, topk):
+        self.waits.set()
+        assert self.goes_on.wait(60)
+        return [[] for _ in queries]
+
+
+def answering(tokenizer, *passages: Passage, times: int = 1, limits: RolloutLimits = LIMITS):
+    """A chat that searches once and answers Norway, so many times."""
+    ids = tokenizer(SEARCH)["input_ids"] + tokenizer("<answer> Norway </answer>")["input_ids"]
+    return chat_of(Dictated(tokenizer, ids * times), *passages, limits=limits)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
