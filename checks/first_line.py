@@ -29,6 +29,7 @@ COMMANDS = [
     "-m searchr1_mini.export {folder}/run --output-dir {folder}/export",
     "-m searchr1_mini.preflight --model tiny --device cpu",
     "-m searchr1_mini.retrieval_metrics --dataset {folder}/q.jsonl --corpus {folder}/notes --retriever bm25s",
+    "-m searchr1_mini.make_questions {folder}/notes --model tiny --out {folder}/drafts.jsonl",
     "-m searchr1_mini.ablate topk --seeds 1 --steps 1 --output-dir {folder}/study",
 ]
 SMALL = "--steps 2 --questions-per-step 8 --group-size 4 --eval-questions 20 --no-tensorboard"
