@@ -59,7 +59,8 @@ def fill(disk: Path, leaving: int = 0) -> None:
 
 
 def remount(disk: Path, mode: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
+    """Makes this mount of the disk read-only or writable, also while a deleted file of it is still open ("bind")."""
+    subprocess.run(["mount", "-o", f"remount,bind,{mode}", str(disk)], check=True)
 
 
 def just_before(monkeypatch, owner, name: str, happen, is_due=lambda *_: True) -> None:
