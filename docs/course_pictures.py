@@ -71,10 +71,13 @@ def loop() -> str:
         box(220, 200, 150, 50, WRITERS["policy"], "<answer> .. </answer>"),
         box(600, 200, 140, 50, WRITERS["prompt"], "EM: 1 or 0"),
         arrow(370, 600, 225, "right?"),
-        '<path d="M295 140V200" stroke="#1f2430"/>',
+        upright(295, 140, 200),
         text(303, 175, "up to 4 actions", "start"),
+        '<path d="M670 250V285H175V120" stroke="#1f2430" fill="none"/>',
+        arrow(175, 220, 120, ""),
+        text(422, 279, "reward: what was paid becomes likelier", "middle", "name"),
     ]
-    return card(parts, 760, 270, "A question, a policy that may search, and one reward at the end")
+    return card(parts, 760, 305, "A question, a policy that may search, and one reward that comes back to the policy")
 
 
 def rollout() -> str:

@@ -1,19 +1,5 @@
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/01_the_problem.ipynb)
-
-# %%
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
-    address = "https://github.com/OWNER/REPOSITORY"
-    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
-    sys.path.append("repository/notebooks")
-
-# %% [markdown]
-# # 1 · The problem: a model that cannot know
+# # 1. The problem: a model that cannot know
 #
 # A language model answers from its weights. What it never read, or read once and forgot, it makes up. A search engine
 # holds the fact; the model has to learn to ask for it. This notebook shows the gap on a world that no model can know,

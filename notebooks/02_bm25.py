@@ -1,19 +1,5 @@
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/02_bm25.ipynb)
-
-# %%
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
-    address = "https://github.com/OWNER/REPOSITORY"
-    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
-    sys.path.append("repository/notebooks")
-
-# %% [markdown]
-# # 2 · BM25, from its formula to the index
+# # 2. BM25, from its formula to the index
 #
 # The policy asks, and something must answer. Search-R1 puts E5, a dense encoder, behind its policy (paper, section 4.3);
 # its interface is one call, and BM25 serves it just as well: no model, no GPU, and every score can be computed by hand.

@@ -1,19 +1,5 @@
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/03_a_rollout.ipynb)
-
-# %%
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
-    address = "https://github.com/OWNER/REPOSITORY"
-    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
-    sys.path.append("repository/notebooks")
-
-# %% [markdown]
-# # 3 · A rollout, token by token
+# # 3. A rollout, token by token
 #
 # A rollout is one answer to one question: the policy writes, is stopped at a search, reads, and goes on (Search-R1,
 # Algorithm 1). Three things in it are easy to get nearly right: where a turn stops, what is fed to the model again, and

@@ -1,19 +1,5 @@
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/04_the_loss_mask.ipynb)
-
-# %%
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
-    address = "https://github.com/OWNER/REPOSITORY"
-    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
-    sys.path.append("repository/notebooks")
-
-# %% [markdown]
-# # 4 · The loss mask, on real tokens
+# # 4. The loss mask, on real tokens
 #
 # A trajectory holds tokens of two writers. What the policy wrote can be made more or less likely; what the engine wrote is
 # not the policy's doing. Search-R1 therefore takes every observation token out of the loss (paper, section 3.1: the

@@ -1,18 +1,4 @@
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/06_grpo.ipynb)
-
-# %%
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
-    address = "https://github.com/OWNER/REPOSITORY"
-    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
-    sys.path.append("repository/notebooks")
-
-# %% [markdown]
 # # 6. GRPO by hand on one batch, then the loop
 #
 # A step of GRPO in four parts: a group of rollouts a question, a reward each, an advantage from the group alone, and a

@@ -1,18 +1,4 @@
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/08_how_training_fails.ipynb)
-
-# %%
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
-    address = "https://github.com/OWNER/REPOSITORY"
-    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
-    sys.path.append("repository/notebooks")
-
-# %% [markdown]
 # # 8. Ablations, and how training fails
 #
 # A run that fails seldom says why. Here the failures are made on purpose: the mask off, the KL off and the steps too large,

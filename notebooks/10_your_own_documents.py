@@ -1,18 +1,4 @@
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/10_your_own_documents.ipynb)
-
-# %%
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("searchr1_mini") is None:  # on Colab; elsewhere this cell does nothing
-    address = "https://github.com/OWNER/REPOSITORY"
-    subprocess.run(["git", "clone", "--depth", "1", address, "repository"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./repository[notebooks]"], check=True)
-    sys.path.append("repository/notebooks")
-
-# %% [markdown]
 # # 10. Your own documents: train a searcher on a folder of text
 #
 # From a folder of `.txt` files to a model that searches it: cut the files into passages, write questions down, look at the

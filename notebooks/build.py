@@ -5,8 +5,8 @@
     python notebooks/build.py --teacher FOLDER   # copies with the solutions unfolded
 
 The text is the source, the .ipynb is made from it. What would differ from one machine to the next is left out: cell ids,
-timings, versions. The first two cells of every notebook are written here, so that the repository's address stands in
-one place.
+timings, versions. Where the code is published, every notebook begins with a badge and a cell that installs; both are
+written here, so that the repository's address stands in one place, and are left out as long as there is none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
-REPOSITORY = "OWNER/REPOSITORY"  # on GitHub; set it where the code is published, then `make notebooks`
+REPOSITORY = ""  # owner/name on GitHub; set it where the code is published, then `make notebooks`
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -57,12 +57,12 @@ def sources() -> list[Path]:
 
 
 def head(name: str) -> str:
-    """The first two cells of a notebook: the badge and the install."""
-    return HEAD.format(repository=REPOSITORY, name=name)
+    """The badge and the install, for a notebook of a repository that has an address."""
+    return HEAD.format(repository=REPOSITORY, name=name) if REPOSITORY else ""
 
 
 def with_head(text: str, name: str) -> str:
-    """The text of a notebook with its first two cells as they should be; all before its title is replaced.
+    """The text of a notebook with what precedes its title as it should be.
 
     Raises:
         ValueError: it has no title.

@@ -125,6 +125,24 @@ def test_a_notebook_holds_calls_and_no_library(path):
     assert 2 <= len(exercises_of(notebook)) <= 3
 
 
+@each_notebook
+def test_a_title_begins_with_the_number_of_its_notebook(path):
+    titles = re.findall(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(titles) == 1 and re.match(rf"{int(path.stem[:2])}\. [A-Z]", titles[0])
+
+
+def test_badge_and_install_stand_before_the_title_once_there_is_an_address(monkeypatch):
+    text = SOURCES[0].read_text(encoding="utf-8")
+    monkeypatch.setattr(build, "REPOSITORY", "")
+    hidden = build.with_head(text, "01_x")
+    assert hidden.startswith(build.AFTER_HEAD) and not re.search("badge|git clone|OWNER", hidden)
+    monkeypatch.setattr(build, "REPOSITORY", "ada/search")
+    published = build.with_head(hidden, "01_x")
+    assert "colab.research.google.com/github/ada/search/blob/main/notebooks/01_x.ipynb" in published
+    assert 'address = "https://github.com/ada/search"' in published and published.endswith(hidden)
+    assert build.with_head(published, "01_x") == published
+
+
 def test_every_notebook_has_its_pair():
     assert SOURCES and [path.stem for path in SOURCES] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
