@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -18,14 +19,17 @@ from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.training import Reward, train_policy
-from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.models.loading import load_policy, pick_device
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.museum import bug_of, planted
+from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import reward_of, train
+from searchr1_mini.storage.files import read_jsonl
 
 # Okabe and Ito's colors, told apart by every eye; those of writers are light enough for dark text
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
@@ -64,6 +68,16 @@ def train_quietly(folder: str, reward_function: Reward | None = None, **options)
         return train(config, write_report, reward_function)
 
 
+def read_rollouts(folder: Path, step: int) -> tuple[list[dict], list[Trajectory]]:
+    """Reads the rollouts of a run's step: the N lines of their file, and what they tell as N trajectories."""
+    lines, trajectories = read_jsonl(folder / "rollouts" / f"step-{step:06d}.jsonl"), []
+    for line in lines:
+        segments = [Segment(s["kind"], s["token_ids"], s["logprobs"], s["text"]) for s in line["segments"]]
+        asked = line["finish_reason"], line["answer"], line["queries"]
+        trajectories.append(Trajectory(line["example_id"], segments, *asked))
+    return lines, trajectories
+
+
 class OneStep:
     """A run as the loop sees it when it has one step; `metrics` holds what that step logs, and nothing is printed."""
 
@@ -83,11 +97,36 @@ class OneStep:
         self.run.finish_step(self.step, self.metrics)
 
 
-def one_step(run: Run, step: int) -> dict[str, float]:
-    """Trains one step of a run by the loop itself; returns the step's row of metrics.jsonl."""
+def one_step(run: Run, step: int, reward: Reward | None = None) -> dict[str, float]:
+    """Trains one step of a run by the loop itself; returns the step's row of metrics.jsonl.
+
+    Args:
+        run: opened.
+        step: its number, which with the run's seed draws questions and tokens.
+        reward: what a rollout earns, instead of what the run's options say.
+    """
     one, config = OneStep(run, step), run.config
-    train_policy(run.policy, run.critic, run.environment, run.optimizer, config, one, reward_of(config))
+    reward = reward or reward_of(config)
+    train_policy(run.policy, run.critic, run.environment, run.optimizer, config, one, reward)
     return one.metrics
+
+
+def first_step(take: Callable[[Run], dict[str, float]], **options) -> list[float]:
+    """What the first step of a new run logs when `take(run)` trains it, under the fault that the options plant.
+
+    Args:
+        take: trains the step and returns its row, as `lambda run: one_step(run, 1)` does.
+        options: of `TrainConfig`.
+
+    Returns:
+        The row's numbers in the order of their names, without times; none if `take` returned no row.
+    """
+    config = resolve(make(TrainConfig, output_dir=f"{tempfile.mkdtemp()}/run", tensorboard=False, **options))
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        run = open_run(config)
+        with planted(bug_of(config.run), run.policy.tokenizer):
+            row = take(run) or {}
+    return [row[name] for name in sorted(row) if "second" not in name]
 
 
 def pieces_of(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:

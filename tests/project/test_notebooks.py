@@ -24,6 +24,9 @@ import build
 import course_pictures
 from exercises import check, check_code, digest
 
+from searchr1_mini.options.config import RunConfig
+from searchr1_mini.run.museum import bug_of
+
 SOURCES = build.sources()
 each_notebook = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 OF_A_MACHINE = re.compile(
@@ -141,6 +144,18 @@ def test_badge_and_install_stand_before_the_title_once_there_is_an_address(monke
     assert "colab.research.google.com/github/ada/search/blob/main/notebooks/01_x.ipynb" in published
     assert 'address = "https://github.com/ada/search"' in published and published.endswith(hidden)
     assert build.with_head(published, "01_x") == published
+
+
+def test_the_bug_hunt_names_its_faults_in_solutions_alone():
+    published = nbformat.read(FOLDER / "11_the_bug_hunt.ipynb", as_version=4)
+    code = "\n".join(cell.source for cell in code_cells(published))
+    numbers = [int(n) for n in re.findall(r"(?:NUMBER, STEPS = |repaired\(answer, )(\d+)", code)]
+    faults = {bug_of(RunConfig(mystery=number)) for number in numbers}
+    assert len(numbers) == len(faults) == 2
+    texts = [SOLUTION.sub("", cell.source) for cell in published.cells if cell.cell_type == "markdown"]
+    for fault in faults:
+        assert fault not in shown(published) + code
+        assert "\n".join(texts).count(fault) == 1, "in the list of suspects"
 
 
 def test_every_notebook_has_its_pair():
