@@ -213,6 +213,70 @@ draw_tokens(
 )
 
 # %% [markdown]
+# ## A method of your own
+#
+# A method is a generator function of a question; if it has parameters `max_turns`, `max_new_tokens` or `topk`, it gets the run's.
+# Whatever it observes is masked out of the loss, as a passage is. `python train.py --method my_methods.py:calculator` takes one from a file
+# ([Recipes](../docs/recipes.md#a-reward-an-engine-or-a-method-of-your-own) has one that also searches). A calculator in the
+# place of the engine:
+
+# %%
+import tempfile
+from pathlib import Path
+
+WORK = Path(tempfile.mkdtemp())
+code = """
+from math import prod
+from searchr1_mini.core.methods import Finish, Generate, Observe, Prompt
+from searchr1_mini.core.prompts import INVALID_ACTION, STOP_STRINGS, parse_action
+
+def calculator(question, max_turns=4, max_new_tokens=500):
+    yield Prompt(f"Question: {question}\\n")
+    for _ in range(max_turns):
+        action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
+        if action.kind == "answer":
+            yield Finish(action.content, "answer")
+        factors = (action.content or "").split(" * ")
+        is_product = action.kind == "search" and all(map(str.isdecimal, factors))
+        yield Observe(f"\\n\\n<information>{prod(map(int, factors))}</information>\\n\\n" if is_product else INVALID_ACTION)
+    yield Finish(None, "turns")
+"""
+_ = (WORK / "my_methods.py").write_text(code + "def square(question):\n    return question\n", encoding="utf-8")
+
+# %% [markdown]
+# Fed by hand, as above, with a turn that is wrong before one that is right:
+
+# %%
+from searchr1_mini.options.own_parts import own_method
+
+method = own_method(f"{WORK}/my_methods.py:calculator", max_turns=3, topk=3)("What is 12 times 7?")  # it takes no topk
+for reply in (
+    None,
+    None,
+    "<search> twelve </search>",
+    None,
+    "<search> 12 * 7 </search>",
+    None,
+    "<answer> 84 </answer>",
+):
+    print("asks: ", method.send(reply))
+
+# %% [markdown]
+# What does not fit is told before any work, in one sentence:
+
+# %%
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
+
+for name in ("square", "calculater"):
+    try:
+        resolve(make(TrainConfig, method=f"{WORK}/my_methods.py:{name}"))
+    except UserError as error:
+        print(str(error).replace(f"{WORK}/", ""))
+
+# %% [markdown]
 # ## Exercises
 #
 # **3.1** A prompt of 100 tokens, a turn of 20, an observation of 150, a turn of 20. How many tokens does the loop feed that

@@ -136,16 +136,23 @@ figure.tight_layout()
 # %% [markdown]
 # ## A reward of your own
 #
-# A reward is a function of a trajectory and its example. `python train.py --reward my_rewards.py:brevity` takes one from a
-# file, `train(config, reward=brevity)` from Python; `--retriever` and `--method` take parts of your own likewise
-# ([Recipes](../docs/recipes.md#a-reward-an-engine-or-a-method-of-your-own)). Two steps with one:
+# A reward is a function of a trajectory and its example that returns a number. From Python, `train(config, reward=brevity)` takes
+# the function itself. Two steps with one:
 
 # %%
+import inspect
 import tempfile
+from pathlib import Path
 
-from lesson import train_quietly
+from IPython.utils.capture import capture_output
 
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
+
+WORK = Path(tempfile.mkdtemp())
 
 
 def brevity(trajectory, example):
@@ -153,10 +160,32 @@ def brevity(trajectory, example):
     return exact_match(trajectory.answer, example.golden_answers) * 50 / (50 + trajectory.n_policy_tokens)
 
 
-small = dict(world_hops="1", steps=2, questions_per_step=4, eval_questions=8)
-folder = train_quietly(f"{tempfile.mkdtemp()}/run", reward_function=brevity, **small)
+# %%
+small = dict(world_hops="1", steps=2, questions_per_step=4, eval_questions=8, tensorboard=False)
+with capture_output():
+    folder = train(resolve(make(TrainConfig, output_dir=str(WORK / "run"), **small)), reward=brevity)
 rows = read_jsonl(folder / "rollouts" / "step-000002.jsonl")
 print(sorted({round(row["reward"], 2) for row in rows}))
+
+# %% [markdown]
+# `python train.py --reward my_rewards.py:brevity` takes it from a file, as `--method` takes a method
+# ([notebook 3](03_a_rollout.ipynb)) and `--retriever` an engine ([notebook 10](10_your_own_documents.ipynb)); all three are in
+# [Recipes](../docs/recipes.md#a-reward-an-engine-or-a-method-of-your-own). What does not fit is told before any work, in one sentence:
+
+# %%
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.own_parts import own_part
+
+code = "from searchr1_mini.core.rewards import exact_match\n\n\n" + inspect.getsource(brevity)
+code += "\n\ndef of_answer(answer):\n    return float(bool(answer))\n"
+(WORK / "my_rewards.py").write_text(code, encoding="utf-8")
+from_file = own_part("reward", f"{WORK}/my_rewards.py:brevity")
+assert from_file(trajectories[0], group[0]) == brevity(trajectories[0], group[0])
+for name in ("brevity", "of_answer", "brevty"):
+    try:
+        print("taken:", resolve(make(TrainConfig, reward=f"{WORK}/my_rewards.py:{name}")).reward.reward.split("/")[-1])
+    except UserError as error:
+        print(str(error).replace(f"{WORK}/", ""))
 
 # %% [markdown]
 # ## From rewards to advantages

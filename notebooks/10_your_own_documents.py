@@ -20,6 +20,7 @@ from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
+from searchr1_mini.options.own_parts import own_part
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrieval_metrics import measure as measure_retriever
 from searchr1_mini.retrievers.bm25 import RankBM25
@@ -132,6 +133,53 @@ _ = axis.legend()
 #
 # In a terminal: `python -m searchr1_mini.retrieval_metrics --dataset questions.jsonl --corpus passages.jsonl`.
 #
+# ## An engine of your own
+#
+# An engine is a class that is made from the list of passages, with `search(queries, topk)`: for each query at most `topk` hits, a
+# passage and a score, best first. `python train.py --retriever my_engine.py:Engine` takes it from a file. One that looks at titles
+# alone, beside BM25:
+
+# %%
+code = """
+from searchr1_mini.core.retrieval import Hit
+
+class Engine:
+    '''Passages by how many words of the query their titles have.'''
+
+    def __init__(self, passages):
+        self.passages = [(set(passage.title.lower().split()), passage) for passage in passages]
+
+    def search(self, queries, topk):
+        return [self.best(set(query.lower().strip("?").split()), topk) for query in queries]
+
+    def best(self, words, topk):
+        hits = [Hit(passage, len(words & title)) for title, passage in self.passages if words & title]
+        return sorted(hits, key=lambda hit: -hit.score)[:topk]
+"""
+_ = (WORK / "my_engine.py").write_text(code, encoding="utf-8")
+
+# %%
+by_title = own_part("retriever", f"{WORK}/my_engine.py:Engine")(passages)
+for name, engine in (("BM25", retriever), ("titles alone", by_title)):
+    recall = measure_retriever(engine, training + held_out, [1]).any_recall[1]
+    (hits,) = engine.search(["Who is a mayor?"], topk=3)
+    print(f"{name:13} recall@1 {recall:.2f}, hits for a query without a name: {len(hits)}")
+
+# %% [markdown]
+# These questions name the page that they need, so titles are enough; a query without a name finds nothing by them.
+#
+# What does not fit is told before any work:
+
+# %%
+of_one_query = code.replace("def search(self, queries, topk)", "def search(self, query)")
+_ = (WORK / "my_first.py").write_text(of_one_query, encoding="utf-8")
+for name in ("my_first.py:Engine", "my_engine.py:Engin"):
+    try:
+        resolve(make(TrainConfig, retriever=f"{WORK}/{name}"))
+    except UserError as error:
+        print(str(error).replace(f"{WORK}/", ""))
+
+# %% [markdown]
 # ## The base, and a few steps of training
 #
 # `--dataset questions.jsonl --corpus passages.jsonl` is all that differs from any other run.

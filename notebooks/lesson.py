@@ -61,11 +61,11 @@ def load_tiny(weights: Path | None = None, **options) -> tuple[TrainConfig, Poli
     return config, policy
 
 
-def train_quietly(folder: str, reward_function: Reward | None = None, **options) -> Path:
+def train_quietly(folder: str, **options) -> Path:
     """`train.py` with these options into `folder`, without its printed lines; returns the folder."""
     config = resolve(make(TrainConfig, output_dir=folder, tensorboard=False, **options))
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return train(config, write_report, reward_function)
+        return train(config, write_report)
 
 
 def read_rollouts(folder: Path, step: int) -> tuple[list[dict], list[Trajectory]]:
