@@ -185,6 +185,31 @@ def memory() -> str:
     return card(parts, 760, y, "Predicted peak memory by preset")
 
 
+def suspects() -> str:
+    """Session 7: the stages of a step, the faults of the museum in each, and what each changes first."""
+    stages = [  # stage, faults, numbers of the log and columns of the rollouts
+        ("roll out", ["no-last-turn"], ["turns, answered"]),
+        ("reward", ["reward-from-whole-text"], ["reward above em"]),
+        ("batch", ["retokenize"], ["entropy, grad_norm", "ratios are missing"]),
+        ("advantages", ["colliding-groups"], ["group, advantage", "zero_variance_groups"]),
+        ("loss", ["masked-in-denominator", "tool-tokens-in-length"], ["policy_loss", "entropy, grad_norm"]),
+    ]
+    parts, middle = [], 0.0
+    for y, words in ((74, "stage"), (130, "fault"), (200, "shows in")):
+        parts.append(text(20, y, words, "start", "name"))
+    for place, (stage, faults, numbers) in enumerate(stages):
+        middle = 164.0 + 158 * place
+        parts.append(box(middle - 55, 50, 110, 40, WRITERS["policy"], stage))
+        if place:
+            parts.append(arrow(middle - 103, middle - 55, 70, ""))
+        parts += [text(middle, 130 + 18 * line, fault) for line, fault in enumerate(faults)]
+        parts += [text(middle, 200 + 18 * line, number) for line, number in enumerate(numbers)]
+    parts.append(text(20, 28, "What each fault changes first, against a sound run of the same seed", "start", "title"))
+    return card(
+        parts, int(middle) + 94, 236, "The stages of a step, the fault of the museum in each, and where it shows"
+    )
+
+
 def named(x: float, y: float, width: float, color: str, name: str, about: str) -> str:
     """A box of two lines: the name of a room or module as it is in searchr1_mini/, and what it holds."""
     lines = text(x + width / 2, y + 19, name, "middle", "name") + text(x + width / 2, y + 36, about)
@@ -241,7 +266,8 @@ def upright(x: float, y1: float, y2: float) -> str:
 
 
 PICTURES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (loop, rollout, mask, advantages, clip, credit, memory, architecture)
+    function.__name__: function
+    for function in (loop, rollout, mask, advantages, clip, credit, memory, suspects, architecture)
 }
 
 

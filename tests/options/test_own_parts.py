@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,22 @@ def test_the_examples_of_the_recipes_train(tmp_path):
     )
     rows = read_jsonl(run / "rollouts" / "step-000001.jsonl")
     assert any(row["queries"] for row in rows) and all(0 <= row["reward"] <= 1 for row in rows)
+
+
+def test_the_recipes_train_with_a_function_from_python(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    (reward,) = re.findall(r"```python\n# my_rewards\.py\n(.*?)```", page, re.DOTALL)
+    (script,) = re.findall(r"```python\n(from my_rewards import brevity.*?)```", page, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(reward)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "steps=10)" in script
+    exec(script.replace("steps=10)", "**SHORT)"), {"SHORT": SHORT | {"world_hops": "1", "questions_per_step": 8}})
+    del sys.modules["my_rewards"]
+    rows = read_jsonl(tmp_path / "runs" / "brief" / "rollouts" / "step-000001.jsonl")
+    n_tokens = [sum(len(s["token_ids"]) for s in row["segments"] if s["kind"] == "policy") for row in rows]
+    earned = [(row["reward"], 50 / (50 + n)) for row, n in zip(rows, n_tokens, strict=True)]
+    assert all(reward in (0, full) for reward, full in earned) and any(reward for reward, _ in earned)
 
 
 def test_the_calculator_of_the_recipes_computes(tmp_path):

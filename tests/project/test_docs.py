@@ -278,7 +278,7 @@ WISHES = {  # what a reader wants, and what tells how
     "compare two runs": "--run runs/A,runs/B",
     "export": "-m searchr1_mini.export runs/NAME",
     "a server": "-m searchr1_mini.server --corpus",
-    "the course": "# A course in six sessions",
+    "the course": "# A course in seven sessions",
 }
 
 
