@@ -221,27 +221,31 @@ draw_tokens(
 # place of the engine:
 
 # %%
-import tempfile
-from pathlib import Path
-
-WORK = Path(tempfile.mkdtemp())
-code = """
+code = r"""
 from math import prod
 from searchr1_mini.core.methods import Finish, Generate, Observe, Prompt
 from searchr1_mini.core.prompts import INVALID_ACTION, STOP_STRINGS, parse_action
 
 def calculator(question, max_turns=4, max_new_tokens=500):
-    yield Prompt(f"Question: {question}\\n")
+    yield Prompt(f"Question: {question}\n")
     for _ in range(max_turns):
         action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
         if action.kind == "answer":
             yield Finish(action.content, "answer")
         factors = (action.content or "").split(" * ")
-        is_product = action.kind == "search" and all(map(str.isdecimal, factors))
-        yield Observe(f"\\n\\n<information>{prod(map(int, factors))}</information>\\n\\n" if is_product else INVALID_ACTION)
+        if action.kind == "search" and all(map(str.isdecimal, factors)):
+            yield Observe(f"\n\n<information>{prod(map(int, factors))}</information>\n\n")
+        else:
+            yield Observe(INVALID_ACTION)
     yield Finish(None, "turns")
 """
-_ = (WORK / "my_methods.py").write_text(code + "def square(question):\n    return question\n", encoding="utf-8")
+
+# %%
+import tempfile
+from pathlib import Path
+
+WORK = Path(tempfile.mkdtemp())
+_ = (WORK / "my_methods.py").write_text(code + "\ndef square(question):\n    return question\n", encoding="utf-8")
 
 # %% [markdown]
 # Fed by hand, as above, with a turn that is wrong before one that is right:

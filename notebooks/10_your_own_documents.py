@@ -20,7 +20,6 @@ from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
-from searchr1_mini.options.own_parts import own_part
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrieval_metrics import measure as measure_retriever
 from searchr1_mini.retrievers.bm25 import RankBM25
@@ -159,6 +158,8 @@ class Engine:
 _ = (WORK / "my_engine.py").write_text(code, encoding="utf-8")
 
 # %%
+from searchr1_mini.options.own_parts import own_part
+
 by_title = own_part("retriever", f"{WORK}/my_engine.py:Engine")(passages)
 for name, engine in (("BM25", retriever), ("titles alone", by_title)):
     recall = measure_retriever(engine, training + held_out, [1]).any_recall[1]
