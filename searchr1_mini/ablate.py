@@ -33,11 +33,12 @@ from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
-from searchr1_mini.options.nested import grouped, make, with_options
+from searchr1_mini.options.nested import flat, grouped, make, with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.pages.report import write_report
+from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
 
@@ -60,7 +61,7 @@ class AblateConfig:
     model: str = grouped("what", "tiny", "as in train.py")
     output_dir: str | None = grouped("what", None, "folder of the study [default: runs/ablate-STUDY]")
 
-    seeds: int = grouped("how", 3, "runs an arm", least=1, most=100)
+    seeds: int | None = grouped("how", None, "runs per arm [default: the study's, mostly 5]", least=1, most=100)
     steps: int | None = grouped(
         "how", None, "training steps of every run [default: the study's]", least=1, most=MOST_STEPS
     )
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_study(argv)
     study = STUDIES[config.study]
     out = Path(config.output_dir or f"runs/ablate-{config.study}")
-    seeds, steps, model = range(config.seeds), config.steps, config.model
+    seeds, steps, model = range(config.seeds or study.seeds), config.steps, config.model
     configs = {(arm, seed): config_of(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
     if study.warm and model != "tiny":
         raise UserError(
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_study(out, {"study": config.study, "steps": steps, "model": model})
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
+    for one in configs.values():
+        take_over(one, out)
     train_all(configs, config.jobs)
     runs = {arm: [folder_of(out, arm, seed) for seed in seeds] for arm in study.arms}
     text = write_study(study, config.study, out, runs, steps, model)
@@ -154,6 +157,22 @@ def make_warm_base(folder: Path) -> None:
     if code := subprocess.run(command).returncode:
         raise UserError(f"the pre-training of the warmed-up base ended with exit code {code}; it says why above")
     aside.rename(folder)
+
+
+def take_over(config: TrainConfig, out: Path) -> None:
+    """Copies a run that another study beside OUT has finished with the very same options, at this commit."""
+    folder = Path(config.run.output_dir)
+    if (folder / "config.json").exists():
+        return
+    wanted = flat(config) | {"output_dir": None, "git_commit": git_commit()}
+    for path in sorted(out.parent.glob(f"*/*/{folder.name}/summary.json")):
+        saved = read_json(path.with_name("config.json")) | {"output_dir": None}
+        if all(name in saved and saved[name] == value for name, value in wanted.items()):
+            aside = folder.with_name(f".{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(path.parent, aside)
+            aside.rename(folder)
+            return print(f"{folder} is that of {path.parent}", flush=True)
 
 
 def train_all(configs: dict[tuple[str, int], TrainConfig], jobs: int | None) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# where studies share an arm (GRPO as it stands), they share its runs: `take_over` in ablate.py
 SMALL_STEP = {
+    "steps": 40,
     "questions_per_step": 8,
     "group_size": 8,
     "eval_questions": 100,
@@ -27,13 +29,15 @@ class Study:
         arms: name -> options over `common`.
         against: what an arm is compared with, where that is not the first arm.
         common: options of every arm.
+        seeds: runs per arm.
         warm: arms that start from the warmed-up base.
     """
 
     title: str
     paper: str
     arms: dict[str, dict[str, Any]]
-    common: dict[str, Any] = field(default_factory=lambda: SMALL_STEP | {"steps": 60})
+    common: dict[str, Any] = field(default_factory=lambda: SMALL_STEP)
+    seeds: int = 5
     warm: tuple[str, ...] = ()
     against: dict[str, str] = field(default_factory=dict)
 
@@ -50,6 +54,7 @@ STUDIES = {
             "unmasked, noise": NOISE | {"mask_observations": False},
         },
         SMALL_STEP | {"steps": 104, "questions_per_step": 4, "eval_every": 26, "decay_steps": 52},
+        seeds=3,
         against={"unmasked, noise": "masked, noise"},
     ),
     "algorithm": Study(
@@ -65,7 +70,25 @@ STUDIES = {
             "GSPO": {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.003, "clip_eps_high": 0.004},
             "DAPO": {"clip_eps_high": 0.28, "dynamic_sampling": 3, "overlong": "penalise", "kl_coef": 0.0},
         },
-        SMALL_STEP | {"steps": 40},
+    ),
+    "methods": Study(
+        "What others have published since",
+        "None of these is in it; docs/algorithms.md names the papers that they come from.",
+        {
+            "GRPO": {},
+            "LLDS": {"llds_coef": 0.1},
+            "SAPO": {"sapo_coef": 0.1},
+            "CISPO": {"surrogate": "cispo"},
+            "masked weights": {"importance_cap": 2.0, "importance_mode": "mask"},
+            "GiGPO": {"turn_coef": 1.0},
+            "Tree-GRPO": {"tree_branches": 3},
+            "REINFORCE++": {"baseline": "batch"},
+            "REINFORCE++ with a baseline": {"baseline": "group-batch"},
+            "F1 and action penalty": {"reward": "f1", "action_penalty": 0.1},
+            "cold start, 50": {"cold_start": 50},
+            "cold start, 200": {"cold_start": 200},
+            "cold start, 800": {"cold_start": 800},
+        },
     ),
     "group-size": Study(
         "Rollouts a question in GRPO, at the same number of rollouts a step",
@@ -96,7 +119,6 @@ STUDIES = {
             "k2, .1": {"kl_coef": 0.1, "kl_estimator": "k2"},
             "k1, .1": {"kl_coef": 0.1, "kl_estimator": "k1"},
         },
-        SMALL_STEP | {"steps": 50},
     ),
     "max-turns": Study(
         "Actions a question",
@@ -113,7 +135,6 @@ STUDIES = {
             "format": {"reward": "format"},
             "EM + retrieval": {"retrieval_bonus": 0.1},
         },
-        SMALL_STEP | {"steps": 50},
     ),
     "base-vs-warm": Study(
         "From the base, or from a base that was shown right episodes first",
@@ -135,6 +156,5 @@ STUDIES = {
             "no last turn": {"bug": "no-last-turn"},
             "whole-text reward": {"bug": "reward-from-whole-text"},
         },
-        SMALL_STEP | {"steps": 40},
     ),
 }

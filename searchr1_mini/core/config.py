@@ -98,9 +98,10 @@ class RewardConfig:
 class ObjectiveConfig:
     """The objective of GRPO and its relatives, and of PPO's policy."""
 
-    baseline: Literal["group", "leave-one-out", "none"] = option(
+    baseline: Literal["group", "leave-one-out", "batch", "group-batch", "none"] = option(
         "group",
-        "what a reward is compared with: the group's mean, the others' (RLOO), nothing (REINFORCE)",
+        "what a reward is compared with: the group's mean, the others' (RLOO), the step's mean (REINFORCE++), the "
+        "group's mean over the step's std (REINFORCE++ with a baseline), nothing (REINFORCE)",
     )
     normalize_std: bool = option(True, "divide a group's advantages by the std of its rewards; Dr. GRPO does not")
     drop_zero_variance: bool | None = option(None, "leave out groups whose rewards are all equal")

@@ -13,7 +13,6 @@ from searchr1_mini.core.algorithms import (
     gae,
     kl_penalty,
     token_rewards,
-    truncated_importance,
     whiten,
 )
 from searchr1_mini.core.batch import Batch, mini_batches
@@ -34,7 +33,7 @@ class Experience:
         advantages: of each policy token; GRPO's are equal along a row.
         sampled_logprobs: what the sampler gave, to be compared with the update's own forward.
         ref_logprobs: of the reference, for a KL term in the loss.
-        importance: truncated importance weights.
+        importance: importance weights of the trainer over the sampler.
         values, returns: of PPO's critic.
         weights, value_weights: what each token counts in the losses of its optimizer step, see `loss_weights`.
         metrics: of what was prepared, for the log.
@@ -98,26 +97,27 @@ def update_logprobs(
 def prepare_grpo(
     policy: Policy,
     batch: Batch,
-    group_advantages: Tensor,
+    advantages: Tensor,
     objective: ObjectiveConfig,
     temperature: float,
     micro_batches: MicroBatches,
     passes: Sequence[Sequence[list[int]]],
     needs_old: bool,
 ) -> Experience:
-    """Advantages (N,) on every policy token, log-probs of the reference, importance weights (GRPO, equation 3).
+    """Prepares GRPO's update: pi_old and the log-probs of the reference (GRPO, equation 3).
 
     Args:
         batch: N trajectories.
+        advantages: (N, T-1) of each token, or wider.
         passes: the rows of each optimizer step of each pass.
         needs_old: whether pi_old is needed even where there is one update alone, see `old_and_sampled`.
     """
     needs_old = needs_old or sum(map(len, passes)) > 1
     how = temperature, micro_batches, passes[0]
-    batch, old, sampled = old_and_sampled(policy, batch, objective, *how, needs_old=needs_old)
-    advantages = group_advantages.to(policy.device)[:, None] * batch.loss_mask
+    batch, _, sampled = old_and_sampled(policy, batch, objective, *how, needs_old=needs_old)
+    advantages = advantages[:, : batch.targets.shape[1]].to(policy.device)
     reference = reference_logprobs(policy, batch, objective, *how)
-    return Experience(batch, advantages, sampled, reference, importance_of(old, sampled, objective), metrics={})
+    return Experience(batch, advantages, sampled, reference, metrics={})
 
 
 @torch.no_grad()
@@ -150,8 +150,7 @@ def prepare_ppo(
     }
     if kl is not None:
         metrics["kl"] = kl[mask].mean().item()
-    importance = importance_of(old, sampled, objective)
-    return Experience(batch, whiten(advantages, mask), sampled, None, importance, values, returns, metrics=metrics)
+    return Experience(batch, whiten(advantages, mask), sampled, values=values, returns=returns, metrics=metrics)
 
 
 def reference_logprobs(policy: Policy, batch: Batch, objective: ObjectiveConfig, *how) -> Tensor | None:
@@ -160,11 +159,6 @@ def reference_logprobs(policy: Policy, batch: Batch, objective: ObjectiveConfig,
         return None
     with policy.reference():
         return update_logprobs(policy, batch, *how)
-
-
-def importance_of(old: Tensor, sampled: Tensor, objective: ObjectiveConfig) -> Tensor | None:
-    """Truncated importance weights (N, T-1), where the objective asks for them."""
-    return truncated_importance(old, sampled, objective.importance_cap) if objective.importance_cap else None
 
 
 def old_and_sampled(

@@ -16,9 +16,10 @@ from searchr1_mini.core.retrieval import Passage
 
 @dataclass(frozen=True)
 class Prompt:
-    """Opens the conversation with this user message. Resumed with None."""
+    """Opens the conversation with this user message, or goes on from these tokens. Resumed with None."""
 
     text: str
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ class _Engine:
     def open(self, example: Example, make_method: methods.MakeMethod) -> _Conversation:
         """Runs a method up to its prompt."""
         method = make_method(example.question)
-        text = method.send(None).text
-        prompt = self.encode_prompt(text)
+        opening = method.send(None)
+        prompt = list(opening.token_ids) or self.encode_prompt(opening.text)
         if len(prompt) >= self.limits.max_total_tokens:
             raise UserError(
                 f"question {example.id} is {len(prompt)} tokens long with its prompt, but --max-total-tokens is "

@@ -127,7 +127,7 @@ def check_own_parts(config: TrainConfig) -> None:
     for option_, value in named.items():
         if is_own(value):
             own_part(option_, value)
-    for name in ("retrieval_bonus", "search_cost") if is_own(config.reward.reward) else ():
+    for name in ("retrieval_bonus", "search_cost", "action_penalty") if is_own(config.reward.reward) else ():
         if get(config, name):
             raise UserError(f"{flag_of(name)} does nothing with a --reward of your own; leave one of them out")
 
@@ -183,6 +183,9 @@ def check_resolved(config: TrainConfig) -> None:
          f"{rollout.max_total_tokens}"),
         (objective.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",
          "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
+        (step.group_size % (1 + config.variant.tree_branches) != 0,
+         f"--tree-branches {config.variant.tree_branches} makes trees of {1 + config.variant.tree_branches} rollouts, "
+         f"of which --group-size {step.group_size} must be a multiple"),
     ]  # fmt: skip
     for is_broken, sentence in rules:
         if is_broken:

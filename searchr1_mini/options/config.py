@@ -150,6 +150,33 @@ class ImitationConfig:
 
 
 @dataclass(frozen=True)
+class VariantConfig:
+    """What has been published since, in the place of GRPO's own terms or beside them (docs/algorithms.md, variants)."""
+
+    action_penalty: float = option(
+        0.0, "taken off for never searching, and again for giving no answer (Search-R1++)", least=0, most=10
+    )
+    importance_mode: Literal["truncate", "mask"] = option(
+        "truncate", "what becomes of a weight beyond --importance-cap: it is cut to the cap, or the token left out"
+    )
+    surrogate: Literal["clip", "cispo"] = option(
+        "clip", "surrogate of the policy's loss: PPO's clip, or CISPO, which clips the ratio's weight alone"
+    )
+    sapo_coef: float = option(
+        0.0, "weight of a KL on tokens of better rollouts that became less likely (SAPO)", least=0, most=1000
+    )
+    sapo_threshold: float = option(1.0, "ratio below which SAPO's KL acts", above=0, most=1)
+    turn_coef: float = option(
+        0.0, "weight of an advantage per turn, among turns taken in the same state (GiGPO; its paper takes 1)", least=0,
+        most=1000,
+    )  # fmt: skip
+    turn_gamma: float = option(0.95, "discount per turn in GiGPO's returns", above=0, most=1)
+    tree_branches: int = option(
+        0, "branches per chain of a group, each from after one of its searches (Tree-GRPO)", least=0, most=1000
+    )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """How a model is loaded, and what is trained on it."""
 
@@ -204,6 +231,7 @@ class TrainConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    variant: VariantConfig = field(default_factory=VariantConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     weights: ModelConfig = field(default_factory=ModelConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -118,6 +118,8 @@ def _filled(config: TrainConfig) -> TrainConfig:
     if imitates:
         values |= IMITATION[size] | {"group_size": 1 if config.run.algorithm == "sft" else PAPERS_ROLLOUTS}
         del values["drop_zero_variance"]
+    if config.objective.baseline == "batch":  # a group of equal rewards is compared with the other groups
+        values["drop_zero_variance"] = False
     if config.weights.lora_rank == 0:
         values["load_in_4bit"] = False
     values |= {name: value for name, value in flat(config).items() if value is not None}

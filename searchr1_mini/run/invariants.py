@@ -95,6 +95,7 @@ def check_groups(group_ids: Tensor, trajectories: Sequence[Trajectory]) -> None:
 def check_advantages(advantages: Tensor, rewards: Tensor, group_ids: Tensor, baseline: str) -> None:
     """Advantages (N,) of each group of two or more have mean 0, and are in the order of its rewards."""
     check_finite(advantages=advantages)
+    group_ids = torch.zeros_like(group_ids) if baseline == "batch" else group_ids
     for group in group_ids.unique().tolist() if baseline != "none" else ():
         own, paid = advantages[group_ids == group], rewards[group_ids == group]
         if len(own) > 1:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -39,6 +37,7 @@ from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
 from searchr1_mini.storage import checkpoint, training_state
+from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.forms import WARNING
 
 MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
@@ -181,10 +180,6 @@ def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
 
 def _describe(config: TrainConfig, source: str, device: torch.device, dtype: torch.dtype) -> dict:
     """config.json: every resolved value, and what it ran on."""
-    repository, git = Path(__file__).parents[2], shutil.which("git")
-    commit = ""
-    if git and (repository / ".git").exists():  # an installed package may lie in somebody else's repository
-        commit = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=repository).stdout
     return {
         **flat(config),
         "resolved_model": source,
@@ -193,5 +188,5 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
         "processes": n_processes(),
         "python": sys.version.split()[0],
         "versions": {"searchr1_mini": __version__, **{name: version(name) for name in PACKAGES if find_spec(name)}},
-        "git_commit": commit.strip() or None,
+        "git_commit": git_commit(),
     }

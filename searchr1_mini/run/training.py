@@ -20,6 +20,7 @@ from searchr1_mini.run.processes import on_main, processes
 from searchr1_mini.run.rewards import outcome_reward
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.signals import first_signal
+from searchr1_mini.run.variant import variant_of
 from searchr1_mini.storage import status
 from searchr1_mini.storage.lock import only_one
 
@@ -82,7 +83,7 @@ def all_phases(run: Run, reward: Reward | None = None) -> None:
         return
     reward = reward or reward_of(config)
     with run.saved_if_broken_off(), planted(bug_of(config.run), run.policy.tokenizer):
-        train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward)
+        train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward, variant_of(config))
 
 
 def reward_of(config: TrainConfig) -> Reward:
@@ -90,4 +91,4 @@ def reward_of(config: TrainConfig) -> Reward:
     if bug_of(config.run) == "reward-from-whole-text":
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
     own = own_part("reward", config.reward.reward) if is_own(config.reward.reward) else None
-    return outcome_reward(config.reward, config.rollout.max_total_tokens, own)
+    return outcome_reward(config.reward, config.rollout.max_total_tokens, own, config.variant.action_penalty)
