@@ -9,7 +9,7 @@ from searchr1_mini.core.algorithms import LARGEST_LOG_RATIO
 
 
 def sequence_log_ratio(log_ratios: Tensor, loss_mask: Tensor) -> Tensor:
-    """Computes log s_i, the mean of log rho_t over a trajectory's policy tokens (GSPO, arXiv 2507.18071, equation 7).
+    """Computes log s_i, the mean of log rho_t over a trajectory's policy tokens (GSPO, arXiv 2507.18071).
 
     s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|) stands at every token of trajectory i.
 

@@ -35,7 +35,7 @@ def turn_advantages(
     gamma: float = 0.95,
     normalize_std: bool = True,
 ) -> list[list[float]]:
-    """Computes A^S of every turn (GiGPO, arXiv 2505.10978, equations 5 to 7).
+    """Computes A^S of every turn (GiGPO, arXiv 2505.10978, its step-level advantage).
 
     The return of turn t of n is gamma^(n - 1 - t) r. Turns of one question that were taken in one state (an anchor
     state) are a group, and are compared as GRPO compares rollouts. A turn whose state nobody else came to gets 0.
@@ -63,7 +63,7 @@ def turn_advantages(
 
 
 def add_turn_advantages(rollouts: Rollouts, batch: Batch, *, coef: float, gamma: float, normalize_std: bool) -> Tensor:
-    """Lays coef * A^S on the tokens of each turn (GiGPO, equation 8).
+    """Lays coef * A^S on the tokens of each turn; GiGPO adds it to the advantage of the whole trajectory.
 
     Args:
         rollouts: N of a step.
