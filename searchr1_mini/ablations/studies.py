@@ -59,7 +59,7 @@ STUDIES = {
     ),
     "mask-why": Study(
         "Why training on what the engine returned costs more here than in the paper",
-        "Without the mask the 7B model lost 0.088 exact match on average (section 5.4); all of its weights are trained, "
+        "Without the mask the 7B model lost 0.088 exact match on average (section 5.4); all its weights are trained, "
         "at a learning rate of 1e-6.",
         {
             "masked": {},
