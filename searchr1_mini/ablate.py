@@ -46,8 +46,8 @@ STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 LAST_STEPS = 10  # training metrics are means over so many last steps
 CURVES = {
     "eval/em": "Held-out exact match (greedy)",
-    "kl": "KL to the reference (nats a token)",
-    "entropy": "Entropy (nats a token)",
+    "kl": "KL to the reference (nats per token)",
+    "entropy": "Entropy (nats per token)",
     "response_tokens": "Response length (tokens)",
 }
 
@@ -56,16 +56,18 @@ CURVES = {
 class AblateConfig:
     """Options of a study."""
 
-    study: str | None = grouped("what", None, "one of the studies above; the first word of the command line will do")
-    model: str = grouped("what", "tiny", "as in train.py")
-    output_dir: str | None = grouped("what", None, "folder of the study [default: runs/ablate-STUDY]")
+    study: str | None = grouped(
+        "what", None, "study to run, one of those above; it may also stand first, without this flag"
+    )
+    model: str = grouped("what", "tiny", "model to train, as in train.py")
+    output_dir: str | None = grouped("what", None, "folder for the study [default: runs/ablate-STUDY]")
 
-    seeds: int = grouped("how", 3, "runs an arm", least=1, most=100)
+    seeds: int = grouped("how", 3, "runs per arm, each with a seed of its own", least=1, most=100)
     steps: int | None = grouped(
         "how", None, "training steps of every run [default: the study's]", least=1, most=MOST_STEPS
     )
     jobs: int | None = grouped(
-        "how", None, "runs at a time [default: the number of CPU cores; 1 on a GPU]", least=1, most=1000
+        "how", None, "number of runs at a time [default: the number of CPU cores; 1 on a GPU]", least=1, most=1000
     )
 
 

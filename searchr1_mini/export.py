@@ -46,15 +46,17 @@ PROBE_TEXTS, PROBE_TOKENS = 4, 256  # on which the merged model is compared with
 class ExportConfig:
     """Options of the export."""
 
-    run: str | None = grouped("what", None, "folder of a training run; the first word of the command line will do")
+    run: str | None = grouped("what", None, "folder of a training run; it may also stand first, without this flag")
     what: Literal["all", "merged", "adapter", "questions"] = grouped(
-        "what", "all", "the model with its adapter merged, the adapter alone, the questions, or all that the run has"
+        "what",
+        "all",
+        "parts to export: the model with its adapter merged, the adapter alone, the questions, or all of them",
     )
-    checkpoint: str | None = grouped("what", None, "step of the run's checkpoint, or best [default: the newest]")
+    checkpoint: str | None = grouped("what", None, "checkpoint of the run: a step, or best [default: the newest]")
     dtype: Literal["bfloat16", "float16", "float32"] | None = grouped(
-        "what", None, "of the merged model's weights [default: float32, which loses nothing]"
+        "what", None, "number format of the merged model's weights [default: float32, which loses nothing]"
     )
-    output_dir: str | None = grouped("what", None, "a new or empty folder [default: RUN/export]")
+    output_dir: str | None = grouped("what", None, "folder to write to, new or empty [default: RUN/export]")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

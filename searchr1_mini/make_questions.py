@@ -51,15 +51,23 @@ class QuestionsConfig:
     """Options of the drafting."""
 
     corpus: str | None = shared("documents", TrainConfig, "corpus")
-    limit: int = grouped("documents", 200, "passages to draft from, drawn by the seed", least=1, most=10**6)
+    limit: int = grouped("documents", 200, "number of passages to draft from, drawn by the seed", least=1, most=10**6)
     seed: int = grouped("documents", 0, "random seed for the choice of passages", least=0, most=2**31)
-    model: str = grouped("model", "Qwen2.5-3B-Instruct", "who drafts: a short name, a hub id, a folder or a GGUF file")
-    load_in_4bit: bool | None = grouped("model", None, "NF4 [default: where there is a GPU]")
+    model: str = grouped(
+        "model", "Qwen2.5-3B-Instruct", "model that drafts: a short name, a hub id, a folder or a GGUF file"
+    )
+    load_in_4bit: bool | None = grouped("model", None, "model in 4-bit NF4 [default: where there is a GPU]")
     device: Literal["auto", "cpu", "cuda", "mps"] = shared("model", TrainConfig, "device", "auto")
     dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = shared("model", TrainConfig, "dtype", "fast")
-    rows: int = grouped("model", 16, "passages at a time", least=1, most=4096)
-    topk: int = grouped("check", 3, "a question is kept if its passage is among so many", least=1, most=1000)
-    out: str = grouped("check", "questions.jsonl", "file of the questions; the others go to *.rejected.jsonl")
+    rows: int = grouped("model", 16, "number of passages to draft from at a time", least=1, most=4096)
+    topk: int = grouped(
+        "check",
+        3,
+        "number of search results among which a question must find its passage to be kept",
+        least=1,
+        most=1000,
+    )
+    out: str = grouped("check", "questions.jsonl", "file for the questions; rejected ones go to *.rejected.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
