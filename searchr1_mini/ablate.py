@@ -269,7 +269,7 @@ def write_study(
 
 
 def table(results: dict[str, list[dict[str, float | None]]]) -> str:
-    """A markdown table, an arm a line; `-` is what none of its runs measured."""
+    """A markdown table, an arm per line; `-` is what none of its runs measured."""
     names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, runs in results.items():
@@ -300,7 +300,7 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
 
 
 def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
-    """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
+    """Means over seeds of the metrics that tell arms apart, a line per arm, with the range of the seeds behind it."""
     logs = {arm: [read_metrics(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
     drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
     charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]

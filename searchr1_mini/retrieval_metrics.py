@@ -1,4 +1,4 @@
-"""How well, and how fast, retrievers find the passages that answers rest on: recall@k, MRR, milliseconds a query.
+"""How well, and how fast, retrievers find the passages that answers rest on: recall@k, MRR, milliseconds per query.
 
     python -m searchr1_mini.retrieval_metrics --dataset questions.json --retriever bm25,bm25s --topk 1,3,5,10
 

@@ -133,7 +133,7 @@ class Decoder:
         """
         row = self._find(key)
         if not row.pending:
-            raise UserError("a conversation without a token cannot be gone on with: the tokenizer gave no ids for it")
+            raise UserError("a conversation without tokens cannot be continued: the tokenizer gave no ids for it")
         row.turn, row.stop, row.room = Turn([], [], "", "length"), StopMatcher(stops), max_new_tokens
 
     def close(self, key: int) -> None:
@@ -260,7 +260,7 @@ def sample(logits: Tensor, uniform: list[float], temperature: float) -> tuple[li
     chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
     if any(map(math.isnan, chosen)):
         raise UserError(
-            "the model's logits are not finite, so that nothing can be sampled; take --dtype float32, or sound weights"
+            "the model's logits are not finite, so nothing can be sampled; use --dtype float32, or sound weights"
         )
     return ids.tolist(), chosen
 

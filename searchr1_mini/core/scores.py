@@ -1,4 +1,4 @@
-"""What an evaluation comes to: scores of each answer, their means a source, intervals, a paired test, the failures."""
+"""The results of an evaluation: scores of each answer, means per source, intervals, a paired test, the failures."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def evaluate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> tuple[dict, list[Trajectory]]:
-    """One trajectory a question; temperature 0 decodes greedily. Returns the summary and the trajectories."""
+    """One trajectory per question; temperature 0 decodes greedily. Returns the summary and the trajectories."""
     trajectories, _ = rollout(examples, make_method, policy, retriever, limits, temperature=temperature, seed=seed)
     return summarize(examples, trajectories), trajectories
 

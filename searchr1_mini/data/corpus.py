@@ -64,8 +64,8 @@ def corpus_files(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     if notes:
         return notes, skipped
     raise UserError(
-        f"the folder {path} holds no {' or '.join(CORPUS_FILES)} (passages, one a line), and no text "
-        f"({', '.join(NOTES)}), in folders inside neither"
+        f"the folder {path} holds no {' or '.join(CORPUS_FILES)} (passages, one per line) and no text "
+        f"({', '.join(NOTES)}), not even in the folders inside it"
         + (f"; skipped {one_line(skipped[0][0].name)} ({skipped[0][1]})" if skipped else "")
     )
 

@@ -80,8 +80,8 @@ def load_examples(
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
         raise UserError(
-            f"{data_path or dataset} holds no questions for the {split} split; both splits together need two different "
-            "questions at least"
+            f"{data_path or dataset} holds no questions for the {split} split; the two splits together need at least "
+            "two different questions"
         )
     left = [example for example in examples if example.question not in without]
     if not left:

@@ -3,9 +3,9 @@
 Nothing in it is true anywhere else, so an answer can only come from retrieval. A full name belongs to exactly one split
 by a hash of its letters: no seed ever puts a training entity into an evaluation world. Three difficulties:
 
-    infobox  one fact a passage, as `birthplace of Ada Brook : Oldford`
-    simple   two facts a passage, one sentence form a relation
-    natural  two or three facts a passage, several sentence forms a relation, pronouns, and distractors that share
+    infobox  one fact per passage, as `birthplace of Ada Brook : Oldford`
+    simple   two facts per passage, one sentence form per relation
+    natural  two or three facts per passage, several sentence forms per relation, pronouns, and distractors that share
              words with the question
 """
 

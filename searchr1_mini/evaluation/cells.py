@@ -205,7 +205,7 @@ def state_of(folder: Path) -> list:
 def run_cell(
     config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path, shots: str = ""
 ) -> None:
-    """One trajectory a question with its scores, written by chunks; what an interrupted evaluation wrote is kept."""
+    """One trajectory per question with its scores, written by chunks; what an interrupted evaluation wrote is kept."""
     part = path.with_suffix(".part")
     written = kept_lines(part, task)
     written = written[: len(written) // CHUNK * CHUNK]  # the random streams are those of whole chunks

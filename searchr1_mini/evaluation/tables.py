@@ -54,7 +54,7 @@ class Results:
         if row.method in SEARCHING:
             self.corpora[corpus_name(settings)] = None  # of the cell, whose retriever may be another than the row's
             self.retrievers[
-                f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages a search"
+                f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages per search"
             ] = None
         for line in sorted(lines, key=lambda line: line["source"]):
             source = line["source"]
@@ -101,7 +101,7 @@ def write_tables(results: Results, out: Path, compare: bool, against: str | None
 
 
 def main_grid(results: Results, compare: bool, reference: str) -> Grid:
-    """Exact match a row and source, the mean over sources, and the difference from the reference."""
+    """Exact match per row and source, the mean over sources, and the difference from the reference."""
     several = len(results.scores) > 1
     header = ["exact match", *results.sources, "mean", *([f"against {reference}"] if several else [])]
     rows = []
@@ -181,7 +181,7 @@ def setup(results: Results) -> list[str]:
         adapter = "full fine-tuning" if settings.weights.lora_rank == 0 else f"LoRA rank {settings.weights.lora_rank}"
         bits = ", base in 4 bits" if settings.weights.load_in_4bit else ""
         models[f"{settings.run.model} ({adapter if row.weights else 'as it is'}{bits})"] = None
-        tokens = f"{settings.rollout.max_new_tokens} tokens a turn, {settings.rollout.max_total_tokens} in all"
+        tokens = f"{settings.rollout.max_new_tokens} tokens per turn, {settings.rollout.max_total_tokens} in all"
         bounds[f"at most {settings.rollout.max_turns} actions, {tokens}"] = None
     retrievers = "; ".join(results.retrievers) or "none, as no row searches"
     return [

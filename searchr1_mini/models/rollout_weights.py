@@ -23,7 +23,7 @@ def faster(policy: Policy, compiles: bool = False) -> Iterator[None]:
     Gradients do not reach the weights. Meanwhile a matrix may be in memory twice.
 
     Args:
-        compiles: let torch.compile make the step of one token a row, see `stacked`.
+        compiles: let torch.compile make the step of one token per row, see `stacked`.
     """
     with ExitStack() as stack:
         if policy.dequantize:
@@ -40,7 +40,7 @@ def faster(policy: Policy, compiles: bool = False) -> Iterator[None]:
 def unpacked(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside, each 4-bit matrix is there in `dtype`: the very numbers that its product is computed from.
 
-    They are unpacked once a rollout, and not once a token.
+    They are unpacked once per rollout, and not once per token.
     """
     from bitsandbytes.functional import dequantize_4bit  # not on every platform
     from bitsandbytes.nn import Linear4bit

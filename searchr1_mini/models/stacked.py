@@ -3,7 +3,7 @@
 transformers and peft compute q, k and v in three products, and each adapter in two more; a decode step is then
 thousands of small kernels, and both GPU and CPU wait for Python. Here q, k and v are one product, gate and up are one,
 and the adapters on them are two (A over all of them, B as a block-diagonal matrix). Nothing is merged: in 16 bits that
-would round what the adapter adds, and the rollouts would be another policy's. On CUDA a step of one token a row is
+would round what the adapter adds, and the rollouts would be another policy's. On CUDA a step of one token per row is
 replayed as a graph: one launch.
 """
 
@@ -33,7 +33,7 @@ def stacked(policy: Policy, compiles: bool = False) -> StackedModel | None:
     """The forward of a policy's weights as they are now, or None where its model is not of this family.
 
     Args:
-        compiles: let torch.compile make the step of one token a row.
+        compiles: let torch.compile make the step of one token per row.
     """
     return StackedModel(policy, compiles) if can_stack(policy.backbone) else None
 
@@ -195,7 +195,7 @@ class StackedModel:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor, cache: RowCache) -> Tensor:
-        """Hidden states (n, t, H) of ids (n, t), as `Policy.cached_hidden`; of one token a row, until the next call."""
+        """Returns hidden states (n, t, H) of ids (n, t), as `Policy.cached_hidden`; with t = 1, until the next call."""
         length = int(positions[is_real].max()) + 1
         is_step = ids.shape[1] == 1 and bool((rows == torch.arange(len(rows))).all())
         span = cache.reserve(length, SPAN if is_step and self.has_few_shapes else 1)

@@ -213,7 +213,7 @@ def refuse_idle(
     """
     for name, (obstacle, need) in idle(resolved, needs).items():
         if name not in unasked and get(given, name) not in (default_of(type(given), name), get(bare, name)):
-            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}, or leave it out")
+            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}; otherwise leave it out")
 
 
 def without(config: Any, names: Collection[str]) -> Any:

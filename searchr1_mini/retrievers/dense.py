@@ -53,7 +53,7 @@ class DenseRetriever:
             encode_corpus(self.encoder, passage_prompt, passages, path)
         self.vectors = _opened(path, lambda: np.load(path, mmap_mode="r"))
         if self.vectors.shape[0] != len(passages):
-            raise UserError(f"the vectors in {path} are not one a passage; delete the file and try again")
+            raise UserError(f"the vectors in {path} are not one per passage; delete the file and try again")
         self.graph = self._graph(folder) if kind == "hnsw" else None
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:

@@ -16,7 +16,7 @@ from searchr1_mini.retrievers.milvus import MilvusRetriever
 from searchr1_mini.retrievers.names import DENSE_MODEL, ENGINES, READ_BY
 from searchr1_mini.retrievers.terms import Terms
 
-SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
+SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds per query; benchmarks/retrieval_speed.py
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from searchr1_mini.retrievers.dense import load_model, passage_text
 
 # fixed depths: what is found in the top 3 does not depend on how many more were asked for
 FUSION_DEPTH = 100  # passages of each retriever that are fused
-RERANK_DEPTH = 30  # passages a query that the cross-encoder reads; ten times the paper's top k
+RERANK_DEPTH = 30  # passages per query that the cross-encoder reads; ten times the paper's top k
 RRF_K = 60
 
 
@@ -45,13 +45,13 @@ class Reranker:
         """Loads the cross-encoder.
 
         Raises:
-            UserError: it is missing, or gives more than one score a pair.
+            UserError: it is missing, or gives more than one score per pair.
         """
         self.retriever, self.depth = retriever, depth
         self.model = load_model("CrossEncoder", model, "--reranker")
         if self.model.num_labels != 1:
             raise UserError(
-                f"--reranker {model} gives {self.model.num_labels} scores a pair; take a cross-encoder that gives one"
+                f"--reranker {model} gives {self.model.num_labels} scores per pair; use a cross-encoder that gives one"
             )
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:

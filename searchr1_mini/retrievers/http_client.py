@@ -52,7 +52,7 @@ class HTTPRetriever:
             return [[_parse_hit(item) for item in items[:topk]] for items in results]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f'the retrieval server at {self.url} answered in another form than {{"result": [[{{"document": '
+                f'the retrieval server at {self.url} did not answer in the form {{"result": [[{{"document": '
                 f'{{"id", "contents"}}, "score"}}]]}} ({error!r}); check --retriever-url'
             ) from error
 
@@ -83,7 +83,7 @@ class HTTPRetriever:
             if 300 <= error.code < 400:
                 place = one_line(error.headers.get("Location") or "nowhere")[:MOST_SAID]
                 raise UserError(
-                    f"the retrieval server at {self.url} sends on to {place}, where no query is sent unasked; give "
+                    f"the retrieval server at {self.url} redirects to {place}, and redirects are not followed; give "
                     "that address as --retriever-url, or fix the server"
                 ) from error
             raise UserError(

@@ -1,6 +1,6 @@
 """BM25 by Milvus, the engine for a corpus whose index outgrows one machine: a cluster, or milvus-lite in this process.
 
-Milvus holds one row a passage with its terms, counts and scores them (its own full-text function), and gives back row
+Milvus holds one row per passage with its terms, counts and scores them (its own full-text function), and gives back row
 numbers; the passages are read from the corpus.
 """
 

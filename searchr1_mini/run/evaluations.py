@@ -73,7 +73,7 @@ class Evaluations:
         return self.last
 
     def measure_before(self, run: Run) -> None:
-        """The base on the held-out questions, once a run; its first trajectories are kept to compare with."""
+        """The base on the held-out questions, once per run; its first trajectories are kept to compare with."""
         if self.before is not None:
             return
         self.before = self.measure(run, "the base")

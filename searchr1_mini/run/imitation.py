@@ -1,7 +1,7 @@
 """Learning by imitation, the paper's trained baselines: SFT on gold answers, and rejection sampling.
 
 Both are maximum likelihood on trajectories, with the loss mask of RL (paper, section 4.2): SFT imitates `question ->
-answer` without a search; rejection sampling imitates those of 5 rollouts a question, with search, that were right.
+answer` without a search; rejection sampling imitates those of 5 rollouts per question, with search, that were right.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def demonstrations(run: Run) -> list[Trajectory]:
             raise interrupt.Stopped
     kept = [Trajectory.from_json(trajectory) for row in rows for trajectory in row["right"]]
     n_sampled = sum(row["sampled"] for row in rows)
-    print(f"rejection sampling: {len(kept)} of {n_sampled} rollouts were right and are learnt from", flush=True)
+    print(f"rejection sampling: {len(kept)} of {n_sampled} rollouts were right and will be imitated", flush=True)
     if not kept:
         raise UserError(
-            f"none of {n_sampled} rollouts was right, so that there is nothing to imitate; raise --group-size or "
+            f"none of {n_sampled} rollouts was right, so there is nothing to imitate; raise --group-size or "
             "--demonstration-questions, or take a stronger --model"
         )
     return kept

@@ -50,8 +50,8 @@ def require(holds: bool, what: str) -> None:
     """Raises UserError unless it holds: training on would be training on wrong numbers."""
     if not holds:
         raise UserError(
-            f"an invariant does not hold: {what}; nothing was learnt from this step. It is a fault of the program, or "
-            "of a change to it: please report it with the run's config.json"
+            f"an invariant does not hold: {what}; nothing was learned from this step. This is a fault of the "
+            "program, or of a change to it: please report it with the run's config.json"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, a line a step, TensorBoard or W&B, rollouts, text for the terminal."""
+"""What a run leaves to read: metrics.jsonl, a line per step, TensorBoard or W&B, rollouts, text for the terminal."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def trajectory_row(
 
 
 def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
-    """rollouts/step-000010.jsonl, one trajectory a line."""
+    """rollouts/step-000010.jsonl, one trajectory per line."""
     folder = run_dir / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.jsonl"
@@ -249,7 +249,7 @@ def folded(text: str) -> str:
 
 
 def summary_table(columns: dict[str, dict]) -> str:
-    """Held-out EM, searches a question and response length in tokens, per source and in all, one summary a column."""
+    """Renders held-out EM, searches per question and response length in tokens, by source and in all, as columns."""
     measures = {"EM": ("em", "{:.3f}"), "searches": ("searches", "{:.2f}"), "tokens": ("response_tokens", "{:.1f}")}
     first = next(iter(columns.values()))
     rows = [["held-out questions", "", *columns]]

@@ -46,7 +46,7 @@ class Preflight:
         return ", ".join(f"{phase} {self.total(phase) / GB:.1f}" for phase in self.phases) + " GB"
 
     def table(self) -> str:
-        """A line a phase, with its terms in GB."""
+        """A line per phase, with its terms in GB."""
         lines = []
         for phase, terms in self.phases.items():
             parts = {"held before": self.held} | terms
@@ -239,7 +239,7 @@ def micro_batch_tokens(config: TrainConfig, rows: int) -> int:
 
 
 def batch_bytes(config: TrainConfig) -> float:
-    """A step's ids, masks, log-probs and advantages: about 32 bytes a token."""
+    """A step's ids, masks, log-probs and advantages: about 32 bytes per token."""
     return (
         32 * config.optimization.questions_per_step * config.optimization.group_size * config.rollout.max_total_tokens
     )
@@ -253,7 +253,7 @@ def autocast_weights(config: TrainConfig, shape: Shape, width: int) -> float:
 
 
 def forward_peak(shape: Shape, width: int, is_adapted: bool) -> float:
-    """Bytes a token of a layer's forward without gradients, at its peak in the MLP.
+    """Bytes per token of a layer's forward without gradients, at its peak in the MLP.
 
     The residual stream, its norm and the norm's float32 copies; gate, up and their product, and with an adapter one
     more while its share is added.
@@ -262,7 +262,7 @@ def forward_peak(shape: Shape, width: int, is_adapted: bool) -> float:
 
 
 def saved_by_layer(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) -> float:
-    """Bytes a token that a layer saves for its backward.
+    """Bytes per token that a layer saves for its backward.
 
     Norms (float32): input, and where their weights are trained the normed states. Attention: queries, keys, values,
     output, a logsumexp a head. MLP: gate, its activation, up, product. Inputs of the matrices: both normed states, or

@@ -236,7 +236,7 @@ class Run:
             if isinstance(reason, Stopped):
                 print(f"saved step {self.whole_step}", flush=True)
                 raise
-            remedy = f"step {self.whole_step} is saved, go on with: {self.command_to_resume}"
+            remedy = f"step {self.whole_step} is saved; continue with: {self.command_to_resume}"
             if not isinstance(reason, UserError):  # a fault of the program, or of a part of the user's own
                 print(remedy, file=sys.stderr, flush=True)
                 raise

@@ -67,7 +67,7 @@ def shape_of(config: Any) -> Shape:
 
 
 def key_value_width(config: Any, head_dim: int) -> int:
-    """Numbers a token that a layer's cache holds of keys, and as many of values; half of both where they differ."""
+    """Numbers per token that a layer's cache holds of keys, and as many of values; half of both where they differ."""
     heads = config.num_attention_heads
     if getattr(config, "qk_nope_head_dim", None):  # latent attention, whose cache transformers keeps unpacked
         return heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim) // 2

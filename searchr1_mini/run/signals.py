@@ -18,7 +18,9 @@ def first_signal() -> Iterator[None]:
         if interrupt.is_asked():
             raise KeyboardInterrupt
         interrupt.ask()
-        print("\nstopping; what is done will be saved. Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+        print(
+            "\nstopping; finished work will be saved. Press Ctrl-C again to leave at once", file=sys.stderr, flush=True
+        )
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -52,7 +52,7 @@ def train(
                 all_phases(run, reward)
                 finish(run, write_report)
             except Stopped:
-                print(f"go on with: {run.command_to_resume}", flush=True)
+                print(f"continue with: {run.command_to_resume}", flush=True)
                 raise KeyboardInterrupt from None
     return run.folder
 

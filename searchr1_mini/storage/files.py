@@ -13,7 +13,7 @@ from searchr1_mini.storage.forms import METRICS, SUMMARY, misfit
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds one row a line; whatever happens, the file ends in a whole line.
+    """Adds one row per line; whatever happens, the file ends in a whole line.
 
     All rows go to the system in one piece. What a power cut left of a line is cut off first, and rows that the disk
     has no room for are taken back.
@@ -141,7 +141,7 @@ def joined_by_step(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One row a line, see `write_text_atomic`."""
+    """One row per line, see `write_text_atomic`."""
     write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
