@@ -130,7 +130,7 @@ def tell(reasons: Counter[str | None], out: Path, rejected: Path, config: Questi
 
 
 def drafts_of(config: QuestionsConfig, passages: Sequence[Passage]) -> Iterator[tuple[Sequence[Passage], list[str]]]:
-    """Passages, `rows` at a time, with what the model writes after `Question:` for each."""
+    """Yields passages, `rows` at a time, with what the model writes after `Question:` for each."""
     from searchr1_mini.core.methods import Finish, Generate, Method, Prompt
     from searchr1_mini.core.questions import Example
     from searchr1_mini.core.rollout import RolloutLimits, rollout
@@ -167,7 +167,7 @@ def drafts_of(config: QuestionsConfig, passages: Sequence[Passage]) -> Iterator[
 
 
 def parsed(text: str) -> tuple[str, str]:
-    """Question and answer of a draft such as `When did it open? \\nAnswer: 1814`; "" for what is not there."""
+    """Returns question and answer of a draft such as `When did it open? \\nAnswer: 1814`; "" for what is not there."""
     match = re.match(r"\s*(?:Question:)?\s*(?P<question>[^\n]*?)\s*\n+\s*Answer:\s*(?P<answer>[^\n]*)", text)
     return (match["question"], match["answer"].strip().rstrip(".")) if match else (text.strip().split("\n")[0], "")
 
@@ -175,7 +175,7 @@ def parsed(text: str) -> tuple[str, str]:
 def fault_of(
     question: str, answer: str, passage: Passage, retriever: Retriever, topk: int, seen: Collection[str] = ()
 ) -> str | None:
-    """Why a draft is no question to train on, or None; `seen` are those that are kept already, in lower case."""
+    """Tells why a draft is no question to train on, or None; `seen` are those kept already, in lower case."""
     from searchr1_mini.core.rewards import compared, contains_gold
 
     if not question.endswith("?") or not answer:

@@ -144,12 +144,12 @@ class Decoder:
             self.rows[index], self.where[last.key] = last, index
 
     def length(self, key: int) -> int:
-        """Tokens of a row so far, fed or waiting to be."""
+        """Returns the number of tokens of a row so far, fed or waiting to be fed."""
         row = self._find(key)
         return row.length + len(row.pending)
 
     def mark(self, key: int) -> tuple[int, list[int]]:
-        """Where a row stands, for `rewind`."""
+        """Returns where a row stands, for `rewind`."""
         row = self._find(key)
         return row.length, list(row.pending)
 
@@ -250,7 +250,7 @@ class Decoder:
 
 
 def sample(logits: Tensor, uniform: list[float], temperature: float) -> tuple[list[int], list[float]]:
-    """Ids and their log-probs from logits (n, V) and a number in [0, 1) per row: the inverse of the distribution.
+    """Samples ids and their log-probs from logits (n, V) and a number in [0, 1) per row, by inverse transform.
 
     Raises:
         UserError: the logits are not finite.
@@ -266,7 +266,7 @@ def sample(logits: Tensor, uniform: list[float], temperature: float) -> tuple[li
 
 
 def draw(probabilities: Tensor, uniform: list[float]) -> Tensor:
-    """Ids (n,) from probabilities (n, V): first a block of ids by its sum, then one in it, so that no sum is long."""
+    """Draws ids (n,) from probabilities (n, V): first a block of ids by its sum, then one in it, so no sum is long."""
     exact = torch.float32 if probabilities.device.type == "mps" else torch.float64  # MPS has no float64
     blocks = nn.functional.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     ends = blocks.sum(-1, dtype=exact).cumsum(-1)

@@ -37,27 +37,27 @@ _HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate;
 
 
 def is_text(value: Any) -> bool:
-    """A text that is not blank and that UTF-8 can hold."""
+    """Tells whether it is a text that is not blank and that UTF-8 can hold."""
     return isinstance(value, str) and bool(value.strip()) and is_whole(value)
 
 
 def is_whole(text: str) -> bool:
-    """A text without halves of surrogate pairs."""
+    """Tells whether it is a text without halves of surrogate pairs."""
     return text.isascii() or not _HALF_A_PAIR.search(text)
 
 
 def form_of(path: Path) -> str:
-    """`.jsonl` of `a.jsonl.gz` and `B.JSONL`."""
+    """Returns a file's form, `.jsonl` for `a.jsonl.gz` and `B.JSONL`."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def is_question_file(name: str) -> bool:
-    """Whether a name, as of `--dataset`, is that of a file of questions, by its ending."""
+    """Tells whether a name, as of `--dataset`, is that of a file of questions, by its ending."""
     return form_of(Path(name)) in FORMS
 
 
 def question_files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder, of the first of the known forms that it holds.
+    """Lists the file itself, or those of a folder, of the first of the known forms that it holds.
 
     Raises:
         UserError: the folder holds none, or those of several splits.
@@ -83,7 +83,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def table_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of any of the forms with where each stands; a line of JSON as bytes, so that it is told if it is no UTF-8.
+    """Reads rows of any of the forms with where each stands; a JSON line as bytes, so that bad UTF-8 is told.
 
     Raises:
         UserError: it is of another form, damaged, or a line is longer than `MOST_ROW`.

@@ -22,7 +22,7 @@ MOST_ROLLOUTS = 10**6
 
 
 def world_hops_list(config: TrainConfig) -> list[int]:
-    """`1,2` -> [1, 2].
+    """Reads `1,2` as [1, 2].
 
     Raises:
         UserError: it is no list of numbers from 1 to 3.

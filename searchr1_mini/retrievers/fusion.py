@@ -15,7 +15,7 @@ RRF_K = 60
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Sequence[Hit]], k: float = RRF_K) -> list[Hit]:
-    """All passages of several rankings, by the sum over the rankings of 1 / (k + rank), the first rank being 1.
+    """Fuses several rankings, by the sum over the rankings of 1 / (k + rank), the first rank being 1.
 
     Cormack, Clarke & Buettcher, SIGIR 2009, with their k = 60. Equal sums come in the order of the rankings.
     """
@@ -33,7 +33,7 @@ class FusedRetriever:
         self.retrievers, self.depth = retrievers, depth
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`; the scores are sums of reciprocal ranks."""
+        """Finds the best passages, see `Retriever.search`; the scores are sums of reciprocal ranks."""
         found = [retriever.search(queries, max(topk, self.depth)) for retriever in self.retrievers]
         return [reciprocal_rank_fusion(rankings)[:topk] for rankings in zip(*found, strict=True)]
 
@@ -55,7 +55,7 @@ class Reranker:
             )
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`; the scores are the cross-encoder's, equal ones in the order that it was given."""
+        """Finds the best passages, see `Retriever.search`, by the cross-encoder's scores; ties keep their order."""
         found = self.retriever.search(queries, max(topk, self.depth))
         pairs = [(q, passage_text(hit.passage)) for q, hits in zip(queries, found, strict=True) for hit in hits]
         scores = iter(self.model.predict(pairs, show_progress_bar=False).tolist() if pairs else ())

@@ -32,7 +32,7 @@ class HTTPRetriever:
         self.timeout_s, self.retries = timeout_s, retries
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`.
+        """Asks the server, see `Retriever.search`.
 
         Raises:
             UserError: the server does not answer, `retries` repeats included, refuses, or answers in another form.
@@ -102,7 +102,7 @@ OPENER = urllib.request.build_opener(_StayHere)
 
 
 def within(seconds: float, call: Callable[[], bytes]) -> bytes:
-    """The result of a call that may take so long in all; the time-outs of a socket begin anew at every byte.
+    """Returns the result of a call that may take so long in all; the time-outs of a socket begin anew at every byte.
 
     Raises:
         TimeoutError: it took longer; the thread that still waits ends with its socket, or with the program.

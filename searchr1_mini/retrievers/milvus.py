@@ -55,7 +55,7 @@ class MilvusRetriever:
         self._asked(lambda: self.client.load_collection(self.name))
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`.
+        """Finds the best passages, see `Retriever.search`.
 
         Raises:
             UserError: Milvus does not answer.

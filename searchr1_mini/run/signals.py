@@ -12,7 +12,7 @@ from searchr1_mini.core import interrupt
 
 @contextmanager
 def first_signal() -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM is noted instead of raised; a second one raises KeyboardInterrupt."""
+    """Notes the first Ctrl-C or SIGTERM inside instead of raising it; a second one raises KeyboardInterrupt."""
 
     def on_signal(*_) -> None:
         if interrupt.is_asked():

@@ -32,7 +32,7 @@ class Trends(dict[str, Trend]):
         return Trend()
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """The metrics of one more step; None was not logged."""
+        """Adds the metrics of one more step; None was not logged."""
         for key, value in metrics.items():
             if value is None or not isfinite(value):  # null in metrics.jsonl, from which a resumed run reads
                 continue
@@ -123,7 +123,7 @@ class Watch:
             self.see(metrics["step"], metrics)  # so that what was told is not told again at once
 
     def see(self, step: int, metrics: dict[str, Any]) -> dict[str, str]:
-        """Sign -> warning of this step; a sign that was told less than QUIET steps ago is not repeated."""
+        """Maps each sign of this step to its warning; a sign told less than QUIET steps ago is not repeated."""
         self.trends.add(metrics)
         found = {
             name: message.format_map(self.trends)
