@@ -21,7 +21,7 @@ NOISE = {"world_noise": 4, "max_observation_tokens": 400, "max_total_tokens": 10
 
 @dataclass(frozen=True)
 class Study:
-    """One question, answered by training arms that differ in one thing.
+    """One question, and the training arms that differ in one thing to answer it.
 
     Attributes:
         title: what is varied.
@@ -45,8 +45,8 @@ class Study:
 STUDIES = {
     "mask": Study(
         "Masking what the engine returned out of the loss",
-        "With the mask Qwen2.5-7B reached .431 exact match on average and without it .343; the 3B model .303 and .262 "
-        "(section 5.4).",
+        "With the mask Qwen2.5-7B reached 0.431 exact match on average, and without it 0.343; the 3B model reached "
+        "0.303 and 0.262 (section 5.4).",
         {
             "masked": {},
             "unmasked": {"mask_observations": False},
@@ -72,8 +72,8 @@ STUDIES = {
     ),
     "algorithm": Study(
         "GRPO or PPO",
-        "GRPO converges faster, then may collapse; PPO is slower and steadier. On average PPO and GRPO reached .431 "
-        "and .350 on the 7B base model, .303 and .312 on the 3B (section 5.1).",
+        "GRPO converges faster, then may collapse; PPO is slower and steadier. On average PPO and GRPO reached 0.431 "
+        "and 0.350 on the 7B base model, and 0.303 and 0.312 on the 3B (section 5.1).",
         {
             "GRPO": {},
             "PPO": PPO_STEP,
@@ -116,8 +116,8 @@ STUDIES = {
         },
     ),
     "group-size": Study(
-        "Rollouts a question in GRPO, at the same number of rollouts a step",
-        "Average exact match of the 7B model with groups of 1, 3 and 5: .410, .363 and .350; larger groups converge "
+        "Rollouts per question in GRPO, at the same number of rollouts per step",
+        "Average exact match of the 7B model with groups of 1, 3 and 5: 0.410, 0.363 and 0.350; larger groups converge "
         "faster and are less stable (its appendix on group size).",
         {
             "5": {"group_size": 5, "questions_per_step": 12},
@@ -126,8 +126,9 @@ STUDIES = {
         },
     ),
     "topk": Study(
-        "Passages a search",
-        "Average exact match of the 7B model under PPO with 1, 3 and 5 passages: .375, .431 and .400 (its appendix).",
+        "Passages per search",
+        "Average exact match of the 7B model under PPO with 1, 3 and 5 passages: 0.375, 0.431 and 0.400 (its "
+        "appendix).",
         {
             "3": {"topk": 3},
             "1": {"topk": 1},
@@ -138,21 +139,21 @@ STUDIES = {
         "Weight and estimator of the KL to the reference",
         "The paper trains with beta = 0.001 throughout and does not vary it.",
         {
-            "k3, .001": {},
+            "k3, 0.001": {},
             "none": {"kl_coef": 0.0},
-            "k3, .1": {"kl_coef": 0.1},
-            "k2, .1": {"kl_coef": 0.1, "kl_estimator": "k2"},
-            "k1, .1": {"kl_coef": 0.1, "kl_estimator": "k1"},
+            "k3, 0.1": {"kl_coef": 0.1},
+            "k2, 0.1": {"kl_coef": 0.1, "kl_estimator": "k2"},
+            "k1, 0.1": {"kl_coef": 0.1, "kl_estimator": "k1"},
         },
     ),
     "max-turns": Study(
-        "Actions a question",
+        "Actions per question",
         "The paper allows 4 actions throughout and does not vary them.",
         {"4": {}, "2": {"max_turns": 2}, "1": {"max_turns": 1}},
     ),
     "reward": Study(
-        "What is rewarded",
-        "The paper rewards exact match alone (equation 4), without a format reward, since its models keep the format.",
+        "The reward",
+        "The paper rewards exact match alone (equation 4); it has no format reward, since its models keep the format.",
         {
             "EM": {},
             "sub-EM": {"reward": "sub-em"},
@@ -162,7 +163,7 @@ STUDIES = {
         },
     ),
     "base-vs-warm": Study(
-        "From the base, or from a base that was shown right episodes first",
+        "Starting from the base, or from a base that was first shown right episodes",
         "Instruction-tuned models start higher and converge faster; base models catch up (section 5.2).",
         {"base": {}, "warm": {}},
         warm=("warm",),

@@ -77,7 +77,7 @@ def check_ranges(config: Any) -> None:
 
 
 def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
-    """What a value of the right type must be, and is not; None where it is."""
+    """Tells what a value of the right type must be, and is not; None where it is."""
     if isinstance(value, str):
         return fault_of_text(name, value)
     if value is None or isinstance(value, bool):
@@ -93,7 +93,7 @@ def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
 
 
 def fault_of_text(name: str, text: str) -> str | None:
-    """What text must be to be a path that can be opened, by Python, and but for data by other libraries too."""
+    """Tells what text must be to be a path that can be opened, by Python, and but for data by other libraries too."""
     errors = "surrogateescape" if name in OPENED_BY_PYTHON else "strict"
     try:
         parts = text.encode(errors=errors).replace(b",", b"/").split(b"/")
@@ -107,7 +107,7 @@ def fault_of_text(name: str, text: str) -> str | None:
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
-    """The word after a flag, or a yaml value, as the type of its option; `name` is how the error calls it.
+    """Converts the word after a flag, or a yaml value, to its option's type; `name` is how the error calls it.
 
     Raises:
         UserError: it is of another type, or no known choice.
@@ -135,12 +135,12 @@ def convert(name: str, value: Any, hint: Any) -> Any:
 
 
 def kinds_of(hint: Any) -> tuple:
-    """`int | None` -> (int, NoneType); a Literal stays whole."""
+    """Splits a hint, `int | None` -> (int, NoneType); a Literal stays whole."""
     return (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence, cut where it is long."""
+    """Shows a value in a sentence, cut where it is long."""
     text = str(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}.. ({len(text)} characters)"
 
@@ -177,7 +177,7 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
 
 
 def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
-    """Options that a config does not read -> what stands in their way, and what they need, as words of a command."""
+    """Maps options that a config does not read to what stands in their way, and what they need, in words."""
     found: dict[str, tuple[str, str]] = {}
     for name, conditions in needs.items():
         for other, wanted in conditions.items():
@@ -194,7 +194,7 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
 
 
 def spelled(name: str, value: Any) -> str:
-    """An option as it is written on a command line: `--no-memory-check`, `--lora-rank 0`."""
+    """Spells an option as it is written on a command line: `--no-memory-check`, `--lora-rank 0`."""
     if value is None or value is False:
         return "--no-" + name.replace("_", "-") if value is False else f"no {flag_of(name)}"
     return flag_of(name) if value is True else f"{flag_of(name)} {shown(value)}"
@@ -216,9 +216,9 @@ def refuse_idle(
     """
     for name, (obstacle, need) in idle(resolved, needs).items():
         if name not in unasked and get(given, name) not in (default_of(type(given), name), get(bare, name)):
-            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}, or leave it out")
+            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}; otherwise leave it out")
 
 
 def without(config: Any, names: Collection[str]) -> Any:
-    """The config with some options at their defaults."""
+    """Returns the config with some options at their defaults."""
     return with_options(config, **{name: default_of(type(config), name) for name in names})

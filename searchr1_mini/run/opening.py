@@ -40,7 +40,7 @@ from searchr1_mini.storage import checkpoint, training_state
 from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.forms import WARNING
 
-MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
+MAY_CHANGE = (  # with --resume: what does not decide what is learned, or how long
     "output_dir resume steps decay_steps eval_every save_every keep_checkpoints tensorboard wandb check device dtype "
     "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
     "compile_decode fused_kernels max_skipped_updates retriever_url"
@@ -129,7 +129,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
 
 
 def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
-    """The method that the config names, with its settings, and worked examples in its prompt if wanted."""
+    """Makes the method that the config names, with its settings, and worked examples in its prompt if wanted."""
     if is_own(config.run.method):
         return own_method(
             config.run.method,
@@ -150,7 +150,7 @@ def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
 
 
 def limits_of(config: TrainConfig) -> RolloutLimits:
-    """The bounds of a rollout that the config names."""
+    """Returns the bounds of a rollout that the config names."""
     return RolloutLimits(
         config.rollout.rollout_batch_size,
         config.rollout.max_total_tokens,

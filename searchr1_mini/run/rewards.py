@@ -19,13 +19,13 @@ _TAG = re.compile(r"(</?(?:think|search|answer|information)>)")
 
 
 def is_well_formed(trajectory: Trajectory) -> bool:
-    """Whether every turn thinks once and acts once, nothing stands outside of the tags, and the last turn answers."""
+    """Tells whether every turn thinks once and acts once, with nothing outside the tags, and the last answers."""
     actions = [well_formed_action(turn) for turn in trajectory.turns()]
     return bool(actions) and actions[-1] == "answer" and all(action == "search" for action in actions[:-1])
 
 
 def well_formed_action(turn: str) -> str | None:
-    """`search` or `answer` if the turn is `<think>..</think> <action>..</action>` and nothing else, or None.
+    """Returns `search` or `answer` if the turn is `<think>..</think> <action>..</action>` and nothing else, or None.
 
     Linear in len(turn): it looks at the first five tags at most. The text inside a tag is not empty.
     """
@@ -40,7 +40,7 @@ def well_formed_action(turn: str) -> str | None:
 
 
 def format_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:
-    """The public code's four values: right 1.0, right but malformed 0.8, wrong but well-formed 0.2, else 0.1.
+    """Returns the public code's four values: right 1.0, right but malformed 0.8, wrong but well-formed 0.2, else 0.1.
 
     0.1 is for an answer that is wrong and malformed; without any answer a malformed trajectory gets 0.
     """
@@ -59,7 +59,7 @@ def reward(
     search_cost: float = 0.0,
     action_penalty: float = 0.0,
 ) -> float:
-    """r(x, y), by default EM(answer, gold), equation 4 of the paper.
+    """Computes r(x, y), by default EM(answer, gold), equation 4 of the paper.
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
     prompt or in a passage never scores. The bonus pays a wrong answer for a search that found the right one: it reads
@@ -95,7 +95,7 @@ def reward(
 def outcome_reward(
     config: RewardConfig, max_total_tokens: int, own: Reward | None = None, action_penalty: float = 0.0
 ) -> Reward:
-    """The reward that the options name: of the outcome, less the penalty of what is overlong (DAPO).
+    """Computes the reward that the options name: of the outcome, less the penalty of what is overlong (DAPO).
 
     Args:
         own: pays for the outcome instead.

@@ -53,7 +53,7 @@ def train(
                 all_phases(run, reward)
                 finish(run, write_report)
             except Stopped:
-                print(f"go on with: {run.command_to_resume}", flush=True)
+                print(f"continue with: {run.command_to_resume}", flush=True)
                 raise KeyboardInterrupt from None
     return run.folder
 
@@ -70,7 +70,7 @@ def hold(config: TrainConfig, held: ExitStack) -> None:
 
 
 def all_phases(run: Run, reward: Reward | None = None) -> None:
-    """The cold start, the evaluation of the base, and the remaining steps; what is broken off is saved."""
+    """Makes the cold start, the evaluation of the base, and the remaining steps; what is broken off is saved."""
     config = run.config
     if config.imitation.cold_start and run.evaluations.after_cold_start is None:
         cold_start(run)
@@ -87,7 +87,7 @@ def all_phases(run: Run, reward: Reward | None = None) -> None:
 
 
 def reward_of(config: TrainConfig) -> Reward:
-    """What the options say that a trajectory earns."""
+    """Returns what the options say that a trajectory earns."""
     if bug_of(config.run) == "reward-from-whole-text":
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
     own = own_part("reward", config.reward.reward) if is_own(config.reward.reward) else None
