@@ -55,7 +55,7 @@ def group_advantages(
 
 
 def zero_variance(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """(N,) bool: rows of groups of two or more whose rewards are all equal, and whose advantages are therefore 0."""
+    """Marks (N,) the rows of groups of two or more whose rewards are all equal: their advantages are 0."""
     flat = torch.zeros_like(rewards, dtype=torch.bool)
     for group in group_ids.unique():
         rows = group_ids == group
@@ -64,7 +64,7 @@ def zero_variance(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
-    """KL(pi || pi_ref) per token from samples of pi (Schulman, "Approximating KL divergence", 2020).
+    """Estimates KL(pi || pi_ref) per token from samples of pi (Schulman, "Approximating KL divergence", 2020).
 
     With d = log pi_ref - log pi: `k1` is -d, unbiased and noisy, and as a loss its expected gradient is 0, so that it
     belongs in the reward; `k2` is d^2 / 2, biased, with the right gradient as a loss; `k3` is exp(d) - d - 1,
@@ -84,7 +84,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
 
 
 def token_rewards(rewards: Tensor, loss_mask: Tensor, kl: Tensor | None, kl_coef: float) -> Tensor:
-    """r_t = [t is the last policy token] r - kl_coef * KL_t (N, T): PPO reward with the KL inside (paper, equation 2).
+    """Computes r_t = [t is the last policy token] r - kl_coef * KL_t (N, T): the KL in the reward (paper, equation 2).
 
     Args:
         rewards: (N,).
@@ -100,7 +100,7 @@ def token_rewards(rewards: Tensor, loss_mask: Tensor, kl: Tensor | None, kl_coef
 def gae(
     rewards: Tensor, values: Tensor, loss_mask: Tensor, gamma: float = 1.0, gae_lambda: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lambda A_{t+1} (GAE, arXiv 1506.02438, equation 16).
+    """Computes delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1} (arXiv 1506.02438, equation 16).
 
     t runs over policy tokens alone: an observation is a jump, not a step, so that its tokens carry neither reward, nor
     value, nor discount, whatever stands in their places. The value after the last policy token is 0.
@@ -124,7 +124,7 @@ def gae(
 
 
 def whiten(advantages: Tensor, loss_mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(A - mean) / std over the unmasked tokens of a step (N, T); masked tokens become 0."""
+    """Computes (A - mean) / std over the unmasked tokens of a step (N, T); masked tokens become 0."""
     chosen = advantages[loss_mask]
     if len(chosen) < 2:
         return torch.where(loss_mask, advantages, 0.0)
@@ -132,7 +132,7 @@ def whiten(advantages: Tensor, loss_mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, loss_mask: Tensor) -> Tensor:
-    """1 - Var(R - V) / Var(R) over policy tokens: 1 is a perfect critic, 0 one that knows no more than the mean."""
+    """Computes 1 - Var(R - V) / Var(R) over policy tokens: 1 is a perfect critic, 0 one that knows only the mean."""
     v, r = values[loss_mask], returns[loss_mask]
     if len(r) < 2 or r.var() == 0:
         return torch.zeros(())
@@ -142,7 +142,7 @@ def explained_variance(values: Tensor, returns: Tensor, loss_mask: Tensor) -> Te
 def clipped_surrogate(
     log_ratios: Tensor, advantages: Tensor, clip_eps: float, clip_eps_high: float
 ) -> tuple[Tensor, Tensor]:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347, equation 7; eps_high > eps: DAPO).
+    """Computes -min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347, equation 7; eps_high > eps: DAPO).
 
     Args:
         log_ratios: (B, T).
@@ -158,7 +158,7 @@ def clipped_surrogate(
 
 
 def loss_weights(loss_mask: Tensor, how: str, constant: int = 1) -> Tensor:
-    """Weights (B, T) of an optimizer step's tokens in its loss, 0 on masked tokens.
+    """Returns the weights (B, T) of an optimizer step's tokens in its loss, 0 on masked tokens.
 
     `token`: every policy token counts the same, mask / sum(mask) (DAPO, equation 8). `sequence`: every trajectory
     counts the same, mask / (B * tokens of its row) (GRPO, equation 3). `constant`: mask / (B * constant), which neither
@@ -244,7 +244,7 @@ def policy_loss(
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, value_clip: float) -> Tensor:
-    """Sum of weight * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, all (B, T), as in PPO's public code.
+    """Sums weight * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, all (B, T), as in PPO's public code.
 
     The clip keeps one step's update from carrying a value further than c = `value_clip` towards its return.
     """

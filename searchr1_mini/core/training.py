@@ -80,7 +80,7 @@ class Rollouts:
     kept: list[int] = field(default_factory=list)
 
     def groups_with_signal(self) -> list[int]:
-        """Ids of the groups whose rewards differ, in order."""
+        """Returns the ids of the groups whose rewards differ, in order."""
         seen: dict[int, set[float]] = {}
         for group, value in zip(self.group_ids, self.rewards, strict=True):
             seen.setdefault(group, set()).add(value)
@@ -114,13 +114,13 @@ class Run(Protocol):
     wants_ratios: bool  # whether pi(token) / pi_old(token) will be asked for after this step's updates
 
     def steps(self) -> Iterator[int]:
-        """The steps that are to come. Between two of them the run evaluates, saves, and stops."""
+        """Yields the steps to come. Between two of them the run evaluates, saves, and stops."""
 
     def check(self, batch: Batch, rollouts: Rollouts) -> None:
-        """Told of a step's rollouts before its update; raises where they are not sound."""
+        """Checks a step's rollouts before its update; raises where they are not sound."""
 
     def log(self, step: int, rollouts: Rollouts, experience: Experience | None, metrics: dict[str, float]) -> None:
-        """Told what a step did; `experience` is None where nothing was learnt."""
+        """Takes what a step did; `experience` is None where nothing was learned."""
 
 
 def train_policy(
@@ -133,7 +133,7 @@ def train_policy(
     reward: Reward,
     variant: Variant = Variant(),
 ) -> None:
-    """Search-R1 (paper, section 3.1) by GRPO, or with a critic by PPO, one step after the other."""
+    """Trains by Search-R1 (paper, section 3.1), by GRPO, or with a critic by PPO, one step after the other."""
     objective, temperature = settings.objective, settings.rollout.temperature
     for step in run.steps():
         # 1. Roll out: conversations with the search engine, G per question, every token recorded with its writer.
@@ -182,7 +182,7 @@ def train_policy(
 def collect(
     policy: Policy, environment: Environment, settings: Settings, step: int, reward: Reward, variant: Variant
 ) -> Rollouts:
-    """Rollouts of a step's questions; with dynamic sampling, rounds until enough groups differ in reward (DAPO)."""
+    """Rolls out a step's questions; with dynamic sampling, rounds until enough groups differ in reward (DAPO)."""
     config, rollouts = settings.optimization, Rollouts()
     for round_ in range(settings.objective.dynamic_sampling):
         questions = questions_of_step(environment.examples, step, config, round_)
@@ -202,7 +202,7 @@ def collect(
 
 
 def numbers_of_groups(examples: Sequence[Example], group_size: int, first: int) -> list[int]:
-    """A number for each rollout of a round, equal within a group, from `first` on."""
+    """Numbers the rollouts of a round, equally within a group, from `first` on."""
     return [first + index // group_size for index in range(len(examples))]
 
 
@@ -225,7 +225,7 @@ def compare(
 
 
 def rows_to_train_on(rollouts: Rollouts, settings: Settings) -> list[int]:
-    """Rows that go into the update: without flat groups, surplus groups and overlong rows where the options say so."""
+    """Selects the rows that go into the update: without flat groups, surplus groups and overlong rows where the options say so."""
     wanted = set(rollouts.group_ids)
     if settings.objective.dynamic_sampling > 1:
         wanted = set(rollouts.groups_with_signal()[: settings.optimization.questions_per_step])
@@ -239,7 +239,7 @@ def rows_to_train_on(rollouts: Rollouts, settings: Settings) -> list[int]:
 
 
 def teaches(objective: ObjectiveConfig, weight_decay: float, advantages: Tensor, updates: int) -> bool:
-    """Whether an update on rows of these advantages can move a weight, so that its forward is worth its time.
+    """Tells whether an update on rows of these advantages can move a weight, so that its forward is worth its time.
 
     With advantages of 0 only other terms can; the KL's gradient is 0 as long as the policy is its reference.
     """
@@ -261,7 +261,7 @@ def weighted(experience: Experience, settings: Settings, variant: Variant) -> Ex
 def loss_of_policy(
     logprobs: Tensor, entropy: Tensor, part: Experience, objective: ObjectiveConfig, variant: Variant
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The policy's loss on a micro-batch, and what it logs; where pi_old is nan, this forward is pi_old."""
+    """Computes the policy's loss on a micro-batch, and what it logs; where pi_old is nan, this forward is pi_old."""
     old_logprobs = torch.where(part.batch.old_logprobs.isnan(), logprobs.detach(), part.batch.old_logprobs)
     loss, stats = policy_loss(
         logprobs,

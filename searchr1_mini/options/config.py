@@ -159,10 +159,10 @@ class VariantConfig:
     """What has been published since, in the place of GRPO's own terms or beside them (docs/algorithms.md, variants)."""
 
     action_penalty: float = option(
-        0.0, "taken off for never searching, and again for giving no answer (Search-R1++)", least=0, most=10
+        0.0, "penalty for never searching, and again for giving no answer (Search-R1++)", least=0, most=10
     )
     importance_mode: Literal["truncate", "mask"] = option(
-        "truncate", "what becomes of a weight beyond --importance-cap: it is cut to the cap, or the token left out"
+        "truncate", "treatment of a weight beyond --importance-cap: it is cut to the cap, or its token is left out"
     )
     surrogate: Literal["clip", "cispo"] = option(
         "clip", "surrogate of the policy's loss: PPO's clip, or CISPO, which clips the ratio's weight alone"
