@@ -100,7 +100,7 @@ def token_rewards(rewards: Tensor, loss_mask: Tensor, kl: Tensor | None, kl_coef
 def gae(
     rewards: Tensor, values: Tensor, loss_mask: Tensor, gamma: float = 1.0, gae_lambda: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Computes delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1} (arXiv 1506.02438, equation 16).
+    """Computes A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t (arXiv 1506.02438, eq. 16).
 
     t runs over policy tokens alone: an observation is a jump, not a step, so that its tokens carry neither reward, nor
     value, nor discount, whatever stands in their places. The value after the last policy token is 0.
@@ -142,7 +142,7 @@ def explained_variance(values: Tensor, returns: Tensor, loss_mask: Tensor) -> Te
 def clipped_surrogate(
     log_ratios: Tensor, advantages: Tensor, clip_eps: float, clip_eps_high: float
 ) -> tuple[Tensor, Tensor]:
-    """Computes -min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347, equation 7; eps_high > eps: DAPO).
+    """Computes -min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347, eq. 7; eps_high > eps: DAPO).
 
     Args:
         log_ratios: (B, T).

@@ -82,7 +82,7 @@ def all_values(critic: Critic, batch: Batch, micro_batches: MicroBatches) -> Ten
 def update_logprobs(
     policy: Policy, batch: Batch, temperature: float, micro_batches: MicroBatches, parts: Sequence[list[int]]
 ) -> Tensor:
-    """Computes log-probs (N, T-1) under the weights as they are now, in 16 bits rounded as in the update of these parts."""
+    """Computes log-probs (N, T-1) under the present weights, in 16 bits rounded as in the update of these parts."""
     if policy.dtype == torch.float32:
         return all_logprobs(policy, batch, temperature, micro_batches)
     out = torch.zeros_like(batch.old_logprobs)

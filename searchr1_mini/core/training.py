@@ -225,7 +225,7 @@ def compare(
 
 
 def rows_to_train_on(rollouts: Rollouts, settings: Settings) -> list[int]:
-    """Selects the rows that go into the update: without flat groups, surplus groups and overlong rows where the options say so."""
+    """Selects rows for the update: without flat groups, surplus groups and overlong rows where the options say so."""
     wanted = set(rollouts.group_ids)
     if settings.objective.dynamic_sampling > 1:
         wanted = set(rollouts.groups_with_signal()[: settings.optimization.questions_per_step])
