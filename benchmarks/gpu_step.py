@@ -3,8 +3,8 @@
 One table, in five parts, each in a process of its own; `--results FILE` keeps what is done, and what is there is not
 measured again.
 
-- decode: bfloat16 with LoRA, 8, 32 and 64 rows at 1,000 tokens: tokens a second, ms a step beside the time in which the
-  memory could be read that a step needs (all weights once, and the KV cache; the bandwidth is that of a copy, measured
+- decode: bfloat16 with LoRA, 8, 32 and 64 rows at 1,000 tokens: tokens per second, ms per step beside the time it takes
+  to read the memory that a step needs (all weights once, and the KV cache; the bandwidth is that of a copy, measured
   in the same run), and calls of ATen that the host makes, for the stacked forward and for transformers' own.
 - generate: the same rows by transformers' `generate`, prompts and new tokens alike.
 - 12gb, 16gb, 24gb: NF4 and LoRA with that preset, the process held to so much memory: seconds and peak of each phase of
@@ -190,7 +190,7 @@ def of_generate(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a copy moves, read and written."""
+    """Bytes per second that a copy moves, read and written."""
     source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
     target, times = torch.empty_like(source), []
     for _ in range(5):

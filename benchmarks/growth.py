@@ -1,4 +1,4 @@
-"""Does a run grow? Resident memory and seconds a token over many steps: `python benchmarks/growth.py --steps 500`.
+"""Does a run grow? Resident memory and seconds per token over many steps: `python benchmarks/growth.py --steps 500`.
 
 A small run of GRPO on the tiny base through the training loop's own functions: steps, log, TensorBoard, evaluations and
 checkpoints. Memory is read after each step; a line is fitted by least squares to the steps after the warm-up, in which
@@ -53,7 +53,7 @@ def main() -> None:
         rows = read_metrics(run.folder / "metrics.jsonl")
     memory, seconds = np.array(found), np.array([row["seconds"] for row in rows])
     tokens = seconds * np.array([row["tokens_per_second"] for row in rows])
-    print(f"{'step':>6}{'memory, MB':>12}{'ms a token':>12}")
+    print(f"{'step':>6}{'memory, MB':>12}{'ms/token':>12}")
     for step in range(50, args.steps + 1, 50):
         part = slice(step - 50, step)
         print(f"{step:>6}{memory[step - 1]:>12.1f}{1000 * seconds[part].sum() / tokens[part].sum():>12.4f}")
@@ -89,7 +89,7 @@ def report(memory: np.ndarray, seconds: np.ndarray, tokens: np.ndarray) -> None:
     print(f"time: {early:.4f} ms a token in the first quarter, {late:.4f} in the last, ratio {late / early:.2f}")
     per_token, fixed = np.polyfit(tokens, seconds, 1)
     r = np.corrcoef(tokens, seconds)[0, 1]
-    print(f"a step takes {1000 * fixed:.0f} ms and {1000 * per_token:.4f} ms a token (correlation {r:.3f})")
+    print(f"a step takes {1000 * fixed:.0f} ms and {1000 * per_token:.4f} ms per token (correlation {r:.3f})")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from searchr1_mini.retrievers.bm25 import BM25S, RankBM25
 from searchr1_mini.retrievers.index import PassageStore, build_store
 
 WIKI18 = 21_015_324
-COLUMNS = ("engine", "passages", "build s", "peak GB", "disk GB", "ms a query")
+COLUMNS = ("engine", "passages", "build s", "peak GB", "disk GB", "ms per query")
 
 
 def main() -> None:
@@ -53,11 +53,11 @@ def main() -> None:
     factor = WIKI18 / max(args.sizes)
     build, peak, disk, query = rows["store", max(args.sizes)]
     print(f"\n{WIKI18} passages, scaled up: {build * factor / 60:.0f} minutes, {disk * factor:.0f} GB on disk, at most "
-          f"{peak * factor:.0f} GB of memory, {query * factor:.0f} ms a query")  # fmt: skip
+          f"{peak * factor:.0f} GB of memory, {query * factor:.0f} ms per query")  # fmt: skip
 
 
 def measure(engine: str, n: int, vocabulary: int) -> tuple[float, float, float, float]:
-    """Seconds to build, peak memory in GB above the start, GB on disk, milliseconds a query."""
+    """Seconds to build, peak memory in GB above the start, GB on disk, milliseconds per query."""
     queries = synthetic_queries(64 if engine == "store" else 4, 8, vocabulary)
     before = peak_gb()
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ BAR = 0.10
 
 
 def main() -> None:
-    """Prints one line a step, and one for all."""
+    """Prints one line per step, and one for all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run with its rollouts")
     parser.add_argument("--budget", type=int, help="tokens a micro-batch (default: the run's, else 8192)")

@@ -1,4 +1,4 @@
-"""Milliseconds a query of rank-bm25 and bm25s over synthetic passages: why `--retriever auto` changes over at 2,000.
+"""Milliseconds per query of rank-bm25 and bm25s over synthetic passages: why `--retriever auto` changes over at 2,000.
 
     python benchmarks/retrieval_speed.py --sizes 1000 2000 10000 --queries 20
 
@@ -19,7 +19,7 @@ import numpy as np
 from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.retrievers.bm25 import BM25S, RankBM25
 
-SLOW_FROM = 50_000  # rank-bm25 takes seconds a query beyond it
+SLOW_FROM = 50_000  # rank-bm25 takes seconds per query beyond it
 
 
 def synthetic_passages(n: int, words: int, vocabulary: int, seed: int = 0) -> list[Passage]:
@@ -53,7 +53,7 @@ def milliseconds_a_query(retriever: Retriever, queries: Sequence[str], topk: int
 
 
 def measure(engine: type[RankBM25] | type[BM25S], passages: list[Passage], queries: list[str], topk: int) -> str:
-    """Two cells of the table: seconds to build, median milliseconds a query."""
+    """Two cells of the table: seconds to build, median milliseconds per query."""
     start = time.perf_counter()
     retriever = engine(passages)
     built = time.perf_counter() - start
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--query-words", type=int, default=8, help="words of a query (default 8)")
     parser.add_argument("--passage-words", type=int, default=80, help="words of a passage (default 80)")
     parser.add_argument("--vocabulary", type=int, default=50_000, help="distinct words (default 50,000)")
-    parser.add_argument("--topk", type=int, default=3, help="passages a query (default 3)")
+    parser.add_argument("--topk", type=int, default=3, help="passages per query (default 3)")
     arguments = parser.parse_args()
     for name, value in vars(arguments).items():
         if min(value if isinstance(value, list) else [value]) < 1:

@@ -1,4 +1,4 @@
-"""Sampled tokens a second of our rollouts against the usual loop, by turns: `python benchmarks/rollout_speed.py`.
+"""Sampled tokens per second of our rollouts against the usual loop, by turns: `python benchmarks/rollout_speed.py`.
 
 The usual loop calls transformers' `generate` with stop strings for each turn on the whole context so far, left-padded.
 Ours keeps the KV cache over turns and prefills a group's prompt once. Both sample the same number of tokens in
@@ -37,7 +37,7 @@ from searchr1_mini.options.resolve import resolve_model
 
 
 def main() -> None:
-    """Prints one line a number of turns."""
+    """Prints one line per number of turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--questions", type=int, default=8)

@@ -1,9 +1,9 @@
-"""Seconds a step against TRL's GRPOTrainer on the tiny base: `python benchmarks/trl_peer.py`.
+"""Seconds per step against TRL's GRPOTrainer on the tiny base: `python benchmarks/trl_peer.py`.
 
 Two cases: one turn, and turns with a BM25 search between them, which TRL makes in its own tool loop (transformers'
 `generate`, no vLLM). Both train the same LoRA on the same questions with groups of the same size, in float32, one
-optimizer step a step, without a KL. Every turn has the same length, since nothing ends it early, and each but the last
-is taken for a search, so that both sample as many tokens. A step is everything from the questions to the new weights.
+update per step, without a KL. Every turn has the same length, since nothing ends it early, and each but the last is
+taken for a search, so that both sample as many tokens. A step is everything from the questions to the new weights.
 It needs `pip install -e ".[peers]" -c constraints.txt`.
 """
 
@@ -58,14 +58,14 @@ def main() -> None:
     """Prints a line a case, with the ratio and its bar."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=32, help="a step")
-    parser.add_argument("--group", type=int, default=8, help="rollouts a question")
-    parser.add_argument("--new", type=int, default=14, help="tokens a turn")
+    parser.add_argument("--group", type=int, default=8, help="rollouts per question")
+    parser.add_argument("--new", type=int, default=14, help="tokens per turn")
     parser.add_argument("--turns", type=int, default=3, help="of the case with search, which searches once less")
     parser.add_argument("--steps", type=int, default=5, help="steps that count, after a first that does not")
     parser.add_argument("--trl-batch", type=int, default=64, help="samples a forward and backward of TRL")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    print(f"{'':12}{'ours, s':>9}{'TRL, s':>9}{'ratio':>7}{'bar':>6}{'tokens a sample, ours':>23}{'TRL':>7}")
+    print(f"{'':12}{'ours, s':>9}{'TRL, s':>9}{'ratio':>7}{'bar':>6}{'tokens/sample, ours':>23}{'TRL':>7}")
     for case, turns in (("one turn", 1), ("with search", args.turns)):
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(Path(os.devnull).open("w")):
             config = settings(args, turns, folder)

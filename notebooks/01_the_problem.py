@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 1. The problem: a model that cannot know
 #
-# A language model answers from its weights. What it never read, or read once and forgot, it makes up. A search engine
-# holds the fact; the model has to learn to ask for it. This notebook shows the gap on a world that no model can know,
-# and how few steps of reinforcement learning close most of it.
+# A language model answers from its weights. It makes up what it never read, or read once and forgot. A search engine
+# holds the fact; the model has to learn to ask for it. This notebook shows the gap in a world that no model can know, and
+# how few steps of reinforcement learning close most of it.
 #
-# Search-R1 (Jin et al., 2025, [arXiv 2503.09516](https://arxiv.org/abs/2503.09516)) is the method; section 3 of the
-# paper is what the notebooks build. Everything here runs on a base of one million parameters, on a CPU.
+# Search-R1 (Jin et al., 2025, [arXiv 2503.09516](https://arxiv.org/abs/2503.09516)) is the method; the notebooks build
+# what section 3 of the paper describes. Everything here runs on a base of one million parameters, on a CPU.
 
 # %%
 from collections import Counter
@@ -21,9 +21,9 @@ from searchr1_mini.data.world import make_world, world_examples
 # %% [markdown]
 # ## A world that nobody can know
 #
-# `data/world.py:make_world` draws people, cities, companies and countries, and facts between them. Names of training
-# and evaluation never meet (`data/world.py:split_of`), so nothing that is learnt in training is true in evaluation. An
-# answer can only come from a passage.
+# `data/world.py:make_world` draws people, cities, companies and countries, and facts between them. Training and
+# evaluation never share a name (`data/world.py:split_of`), so no fact learned in training helps in evaluation. An answer
+# can only come from a passage.
 
 # %%
 world = make_world(seed=0, split="eval")
@@ -39,13 +39,13 @@ for source in ("world-1hop", "world-2hop"):
         print(f"  needs {title!r}: {passage.text}")
 
 # %% [markdown]
-# A question of two hops needs two passages, and the second cannot be found before the first is read: its title stands
-# nowhere in the question. One search with the question itself is not enough; that is what makes searching a skill.
+# A question of two hops needs two passages, and the second cannot be found before the first is read: its title is nowhere
+# in the question. One search with the question itself is not enough, and so searching is a skill.
 #
 # ## What the base does
 #
-# The tiny base was pre-trained on texts that sometimes search and mostly do not
-# ([how it was made](../docs/tiny_base.md)). Greedily it claims to remember.
+# The tiny base was pre-trained on texts that sometimes search and mostly do not ([how it was
+# made](../docs/tiny_base.md)). With greedy decoding it claims to remember.
 
 # %%
 from searchr1_mini.core.scores import evaluate
@@ -57,19 +57,19 @@ task = load_task(config, "eval")
 summary, trajectories = evaluate(task.examples, method_of(config), policy, task.retriever, limits_of(config))
 draw_trajectory(trajectories[1], policy.tokenizer, "the base, greedily")
 print("gold answer:", task.examples[1].golden_answers[0])
-print(f"exact match {summary['em']:.3f}, searches a question {summary['searches']:.2f}")
+print(f"exact match {summary['em']:.3f}, searches per question {summary['searches']:.2f}")
 
 # %% [markdown]
-# *Exact match* (EM) is the reward of the paper (equation 4; `core/rewards.py:exact_match`): 1 if the answer equals the gold
-# answer after normalization, else 0.
+# *Exact match* (EM) is the reward of the paper (equation 4; `core/rewards.py:exact_match`): 1 if the answer equals the
+# gold answer after normalization, and 0 otherwise.
 #
 # Sampled at temperature 1 the base searches now and then. That is enough to see what search changes. We put four
 # engines behind it (`run/task.py:load_task`, `retrievers/probes.py`):
 #
 # * **none**: there is no engine; a search is an invalid action,
 # * **empty**: the engine finds nothing,
-# * **bm25**: the real one, on this world's passages,
-# * **oracle**: returns the supporting passages whatever the query: the best that any engine could do.
+# * **bm25**: the real engine, on this world's passages,
+# * **oracle**: the engine returns the supporting passages whatever the query, the best that any engine could do.
 
 # %%
 from searchr1_mini.options.nested import with_options
@@ -91,11 +91,11 @@ def by_engine(policy, temperature):
 
 base = by_engine(policy, temperature=1.0)
 for name, (summary, _) in base.items():
-    print(f"{name:7} EM {summary['em']:.3f}  searches a question {summary['searches']:.2f}")
+    print(f"{name:7} EM {summary['em']:.3f}  searches per question {summary['searches']:.2f}")
 
 # %% [markdown]
-# Without an engine, or with an empty one, nothing is right: there is nothing to know it from. With the oracle the base
-# is right more often than with BM25, and still mostly wrong, since it seldom asks. The engine is not what is missing.
+# Without an engine, or with an empty one, no answer is right: there is no source to know it from. With the oracle the
+# base is right more often than with BM25, but still mostly wrong, since it seldom asks. So the engine is not the problem.
 # Split the sampled answers by whether they searched:
 
 # %%
@@ -114,8 +114,8 @@ assert right["did not search"] == 0
 # ## A few steps of reinforcement learning
 #
 # Nothing tells the model to search. A reward of 1 for a right answer is enough, because only rollouts that searched can
-# be right. Four steps of GRPO on a LoRA adapter, with questions of one hop on the *training* world, which shares no
-# name with the questions above. [Notebook 6](06_grpo.ipynb) builds this step by hand; `core/training.py:train_policy`
+# be right. We take four steps of GRPO on a LoRA adapter, with questions of one hop in the *training* world, which shares
+# no name with the questions above. [Notebook 6](06_grpo.ipynb) builds this step by hand; `core/training.py:train_policy`
 # is the loop. A full run is `python train.py`: 40 steps, both hops.
 
 # %%
@@ -146,15 +146,15 @@ for offset, results, label, color in ((-0.2, before, "base", ORANGE), (0.2, afte
         axes.set_xticks(range(len(ENGINES)), ENGINES)
         axes.set_xlabel("search engine")
 left.set(ylabel="exact match, greedy", ylim=(0, 1))
-right_axes.set(ylabel="searches a question")
+right_axes.set(ylabel="searches per question")
 left.legend(frameon=False)
 figure.tight_layout()
 
 # %% [markdown]
-# Read it in two ways. *What was learnt*: to search, whenever there is an engine, one that finds nothing too. *What was
-# not*: facts. Behind an empty engine the trained model is as wrong as the base. That pair of bars is the test of any
-# claim that a model searches, and `python eval.py --run RUN --retriever auto,oracle,random,empty,none` makes it for a run of
-# yours.
+# The bars can be read in two ways. *What was learned*: to search whenever there is an engine, even one that finds
+# nothing. *What was not learned*: facts. With an empty engine the trained model is as wrong as the base. That pair of
+# bars tests any claim that a model searches, and `python eval.py --run RUN --retriever auto,oracle,random,empty,none`
+# runs the test on a run of yours.
 
 # %%
 draw_trajectory(after["bm25"][1][1], trained.tokenizer, "after 4 steps")
@@ -162,12 +162,12 @@ hops = {source: figures["em"] for source, figures in after["bm25"][0]["by_source
 print({source: round(em, 2) for source, em in hops.items()})
 
 # %% [markdown]
-# Where it errs, look at the hops: this short run saw questions of one hop alone. The full run trains on both, and
+# To see where it errs, look at the hops: this short run saw only questions of one hop. The full run trains on both, and
 # [the tiny base](../docs/tiny_base.md) has its figures.
 #
 # ## Exercises
 #
-# **1.1** A policy searches on a share $s$ of the questions. It is right with probability $p$ when it searched and never
+# **1.1** A policy searches on a share $s$ of the questions. It is right with probability $p$ if it searched, and never
 # otherwise. A run has $s = 0.4$ and an EM of 0.3. What EM would it have if it searched on every question, at the same
 # $p$?
 
@@ -178,7 +178,7 @@ check("1.1", answer, "655c121fa2c4", hint="EM = s p; what is p?")
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# $p = 0.3 / 0.4$, and with $s = 1$ the EM is $p$: most of what there is to gain is in asking at all.
+# $p = 0.3 / 0.4$, and with $s = 1$ the EM is $p$: most of the gain is in asking at all.
 #
 # ```python
 # answer = 0.3 / 0.4
@@ -186,7 +186,7 @@ check("1.1", answer, "655c121fa2c4", hint="EM = s p; what is p?")
 #
 # </details>
 #
-# **1.2** Two runs have the same EM of 0.6 with BM25. Behind the empty engine run A has 0.0 and run B 0.5. Which of them
+# **1.2** Two runs have the same EM of 0.6 with BM25. With the empty engine run A has 0.0 and run B 0.5. Which of them
 # answers from its weights?
 
 # %%
@@ -196,7 +196,7 @@ check("1.2", answer, "c44ec6b76796", hint="an empty engine tells nothing: whatev
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# B is right half of the time with nothing to read.
+# B, which is right half of the time with nothing to read.
 #
 # ```python
 # answer = "B"

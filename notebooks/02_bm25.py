@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 2. BM25, from its formula to the index
 #
-# The policy asks, and something must answer. Search-R1 puts E5, a dense encoder, behind its policy (paper, section 4.3);
-# its interface is one call, and BM25 serves it just as well: no model, no GPU, and every score can be computed by hand.
-# This notebook does so on ten passages, compares the result with both engines of the package, and measures what BM25
-# finds on the world of [notebook 1](01_the_problem.ipynb).
+# The policy asks, and something must answer. Search-R1 gives its policy E5, a dense encoder (paper, section 4.3). The
+# interface is one call, and BM25 can serve it just as well, without a model or a GPU, and with scores that can be
+# computed by hand. This notebook does so on ten passages, compares the result with both engines of the package, and
+# measures what BM25 finds on the world of [notebook 1](01_the_problem.ipynb).
 
 # %%
 from math import log
@@ -29,8 +29,8 @@ for passage in ten:
 # ## Terms
 #
 # BM25 sees a bag of terms: lower-cased words of title and text, without English function words
-# (`core/terms.py:tokenize`, `core/retrieval.py:index_terms`). Order and meaning are gone; what is left is how often a
-# term stands in a passage (tf), how many passages hold it (n), and how long the passage is (|d|).
+# (`retrievers/terms.py:tokenize`, `retrievers/bm25.py:index_terms`). Order and meaning are lost; what remains is how
+# often a term occurs in a passage (tf), how many passages hold it (n), and how long the passage is (|d|).
 
 # %%
 query = f"Who is the mayor of {ten[3].title}?"
@@ -51,8 +51,8 @@ print("n of each term:", dict(zip(asked, held_by.tolist(), strict=True)))
 # $$\text{norm}(d) = k_1 \left(1 - b + b \, \frac{|d|}{\text{avgdl}}\right) \qquad
 # \text{score}(q, d) = \sum_{t \in q} \text{idf}(t) \, \frac{\text{tf}(t, d) \, (k_1 + 1)}{\text{tf}(t, d) + \text{norm}(d)}$$
 #
-# Two idf are in use. Okapi's, of rank-bm25 (`core/retrieval.py:RankBM25`), is the older; Lucene's, of bm25s
-# (`retrievers/bm25s.py:BM25S`), is never negative, and leaves out the constant factor $k_1 + 1$:
+# Two forms of idf are in use. Okapi's, used by rank-bm25 (`retrievers/bm25.py:RankBM25`), is the older one; Lucene's,
+# used by bm25s (`retrievers/bm25.py:BM25S`), is never negative, and bm25s leaves out the constant factor $k_1 + 1$:
 #
 # $$\text{idf}_\text{Okapi}(t) = \ln \frac{N - n + 0.5}{n + 0.5} \qquad
 # \text{idf}_\text{Lucene}(t) = \ln\left(1 + \frac{N - n + 0.5}{n + 0.5}\right)$$
@@ -69,8 +69,8 @@ print("idf, Lucene:", dict(zip(asked, lucene_idf.round(3).tolist(), strict=True)
 print("scores, Lucene:", lucene.round(3))
 
 # %% [markdown]
-# Every passage here names a mayor: a term that most passages hold says little about any of them, and Okapi's idf turns
-# negative. rank-bm25 then takes a quarter of the mean idf over all terms of the corpus instead. With that, both engines
+# Every passage here names a mayor: a term that most passages hold says little about any of them, and Okapi's idf becomes
+# negative. rank-bm25 then replaces it by a quarter of the mean idf over all terms of the corpus. With that, both engines
 # give our numbers.
 
 # %%
@@ -101,9 +101,9 @@ figure.tight_layout()
 # %% [markdown]
 # ## What k1 and b do
 #
-# $k_1$ says how fast a repeated term saturates: the second occurrence adds less than the first, and no number of them adds
-# more than $k_1 + 1$ times the idf. $b$ says how much a long passage is held to have more terms by its length alone: 0 not
-# at all, 1 in proportion.
+# $k_1$ says how fast a repeated term saturates: the second occurrence adds less than the first, and no number of them
+# adds more than $k_1 + 1$ times the idf. $b$ says how much of a long passage's term counts is put down to its length
+# alone: nothing with 0, in full proportion with 1.
 
 # %%
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2))
@@ -128,8 +128,8 @@ figure.tight_layout()
 # %% [markdown]
 # ## The index
 #
-# The formula asks for nothing but counts, so all of it can be computed before the first query. rank-bm25 keeps the counts
-# and runs over every passage for every query: short to read, and linear in the corpus. bm25s computes
+# The formula needs only counts, so all of it can be computed before the first query. rank-bm25 keeps the counts and goes
+# through every passage for every query: its code is short to read, but its time is linear in the corpus. bm25s computes
 # $\text{idf} \cdot \text{tf} / (\text{tf} + \text{norm})$ once for every term *of a passage* and keeps the numbers by
 # term (postings, a sparse matrix); a query adds up a few columns.
 
@@ -144,14 +144,14 @@ first, last = index.scores["indptr"][column : column + 2]
 print(f"'mayor' is in {last - first} passages; a query touches these and no others")
 
 # %% [markdown]
-# Below 2,000 passages `--retriever auto` takes rank-bm25, from there on bm25s (`retrievers/engines.py:build_retriever`);
-# [Performance](../docs/performance.md) has both timed on corpora of several sizes.
+# `--retriever auto` uses rank-bm25 below 2,000 passages, and bm25s from there on
+# (`retrievers/engines.py:build_retriever`); [Performance](../docs/performance.md) times both on corpora of several sizes.
 #
 # ## What it finds
 #
-# The measure of an engine here is not whether it answers but whether it brings the passages that the answer rests on:
-# *any@k* and *all@k*, the share of questions with one, or every, supporting title among the best k
-# (`retrieval_metrics.py:measure`). The query is the question as it stands.
+# An engine is measured here not by whether it answers but by whether it finds the passages that the answer rests on:
+# *any@k* and *all@k* are the share of questions with at least one, or with every, supporting title among the best k
+# (`retrieval_metrics.py:measure`). The query is the question itself.
 
 # %%
 from searchr1_mini.retrieval_metrics import measure
@@ -171,9 +171,9 @@ axes.legend(frameon=False)
 figure.tight_layout()
 
 # %% [markdown]
-# One search brings the passage of a one-hop question, and the first passage of a two-hop question. It seldom brings both,
-# and a larger k helps little: the title of the second passage stands nowhere in the question. Search again with the name
-# that the first passage tells, and it is there. No engine can do that by itself; it is what the policy has to learn.
+# One search finds the passage of a one-hop question, and the first passage of a two-hop question. It seldom finds both,
+# and a larger k helps little: the title of the second passage is nowhere in the question. A second search, with the name
+# that the first passage gives, finds it. No engine can do that by itself; the policy has to learn it.
 
 # %%
 engine = RankBM25(world.passages)
@@ -188,8 +188,8 @@ print(f"both passages, one search, k = 3:  {found[2].all_recall[3]:.2f}")
 print(f"both passages, two searches:       {both / len(two_hop):.2f}")
 
 # %% [markdown]
-# `K1` and `B` stand in `core/retrieval.py`. Does it matter which? The same 100 questions of two hops, the share with
-# the first passage on top:
+# `K1` and `B` are constants in `retrievers/bm25.py`. Do their values matter? For the same 100 questions of two hops, here
+# is the share with the first passage on top:
 
 # %%
 k1s, bs = [0.3, 0.9, 1.5, 3.0], [0.0, 0.4, 0.75, 1.0]
@@ -209,12 +209,12 @@ figure.colorbar(image)
 figure.tight_layout()
 
 # %% [markdown]
-# Here k1 matters more than b: the passages are of like length, and the one that is wanted names its subject twice, in
-# title and text. Where lengths differ more, b matters more.
+# Here k1 matters more than b: the passages have similar lengths, and the one that is wanted names its subject twice, in
+# title and text. If lengths differ more, b matters more.
 #
 # ## Exercises
 #
-# **2.1** A term stands in 3 of 10 passages. What is its idf after Lucene, to three digits?
+# **2.1** A term occurs in 3 of 10 passages. What is its idf by Lucene's formula, to three digits?
 
 # %%
 answer = ...  # a number
@@ -246,9 +246,9 @@ check("2.2", answer, "d2871531c83a", hint="at which n is the fraction exactly 1?
 #
 # </details>
 #
-# **2.3** Write what ranks: a function `(scores, matches, topk)` that returns the indices of the `topk` largest scores among
-# those where `matches` is true, best first, equal scores in the order of the corpus. The package's
-# (`core/retrieval.py:best_rows`) is linear in the corpus; yours may sort.
+# **2.3** Write the ranking: a function `(scores, matches, topk)` that returns the indices of the `topk` largest scores
+# among those where `matches` is true, best first, equal scores in the order of the corpus. The package's function
+# (`retrievers/bm25.py:best_rows`) is linear in the corpus; yours may sort.
 
 # %%
 answer = ...  # a function

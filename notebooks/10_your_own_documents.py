@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 10. Your own documents: train a searcher on a folder of text
 #
-# From a folder of `.txt` files to a model that searches it: cut the files into passages, write questions down, look at the
-# retriever alone, measure the base, train, ask. The files here are written by the notebook, in the plain English that the
-# tiny base can read; with a real model (`--model Qwen2.5-3B`) they can be yours.
+# This notebook goes from a folder of `.txt` files to a model that searches it: it cuts the files into passages, writes
+# questions, tests the retriever alone, measures the base, trains, and asks. It writes its own files, in the plain English
+# that the tiny base can read; with a real model (`--model Qwen2.5-3B`) they can be yours.
 
 # %%
 import json
@@ -30,8 +30,8 @@ from searchr1_mini.run.opening import open_run
 # %% [markdown]
 # ## A folder of text
 #
-# One file a page, paragraphs apart by an empty line: people, cities and companies that do not exist, so that no model can
-# know them.
+# There is one file per page, with an empty line between paragraphs. The pages are about people, cities and companies that
+# do not exist, so no model can know them.
 
 # %%
 WORK = Path(tempfile.mkdtemp())
@@ -48,9 +48,10 @@ print((WORK / "texts" / f"{sorted(pages)[0]}.txt").read_text(encoding="utf-8"))
 # %% [markdown]
 # ## Passages
 #
-# The unit of search is a passage: a paragraph or a few, about 100 words, with the title of its page, since a paragraph alone
-# often does not say whom it is about. One JSON object a line, `id`, `title` and `text`; [Data](../docs/data.md) has the
-# other forms. `--corpus texts` would cut the folder for you; here it is done by hand, to be seen.
+# The unit of search is a passage: a paragraph or a few, about 100 words, with the title of its page, since a paragraph
+# alone often does not say whom it is about. The file has one JSON object per line, with `id`, `title` and `text`;
+# [Data](../docs/data.md) has the other forms. `--corpus texts` would cut the folder for you; here it is done by hand to
+# show how.
 
 
 # %%
@@ -77,9 +78,9 @@ print(f"{len(passages)} passages, the first: {passages[0]}")
 # %% [markdown]
 # ## Questions
 #
-# Each with the answers that count as right: exact match after SQuAD's normalization, so list the forms that you would
-# accept. `supporting_facts` (the titles that the answer rests on) is optional; with it the retriever can be judged on
-# its own. A few hundred questions are a start; they are the part that takes work.
+# Each question comes with the answers that count as right. They are compared by exact match after SQuAD's normalization,
+# so list every form that you would accept. `supporting_facts` (the titles that the answer rests on) is optional; with it
+# the retriever can be judged on its own. A few hundred questions are a start; writing them is the part that takes work.
 
 # %%
 examples = world_examples(world, [1], 200, seed=77)
@@ -97,8 +98,8 @@ training, held_out = (load_examples("jsonl", str(questions), split) for split in
 print(rows[0], f"\n{len(training)} questions for training, {len(held_out)} held out")
 
 # %% [markdown]
-# A tenth is held out, chosen by a hash of the question: the same in every run. A line that does not fit is told with its
-# place:
+# A tenth is held out, chosen by a hash of the question, so it is the same in every run. A line in the wrong form is
+# reported with its place:
 
 # %%
 (WORK / "broken.jsonl").write_text('{"question": "Who?", "reply": "Ada"}\n', encoding="utf-8")
@@ -111,8 +112,8 @@ except UserError as error:
 # ## The retriever alone
 #
 # Before any training: does a search for the question itself find its page? What BM25 cannot find, no policy can read.
-# `recall@k` is the share of questions with a supporting passage, or with every one, among the best k. Beside our
-# questions of one hop, some of two ("the mayor of the city where ..."), which rest on two pages:
+# `recall@k` is the share of questions with a supporting passage, or with every one, among the best k. Besides our
+# questions of one hop, we try some of two ("the mayor of the city where ..."), which rest on two pages:
 
 # %%
 topks = [1, 2, 3, 5, 10]
@@ -123,11 +124,11 @@ fig, axis = plt.subplots(figsize=(5.5, 3), layout="constrained")
 axis.plot(topks, list(one_hop.any_recall.values()), "o-", color=BLUE, label="one hop, its page")
 axis.plot(topks, list(two_hops.any_recall.values()), "s--", color=GREEN, label="two hops, one of its pages")
 axis.plot(topks, list(two_hops.all_recall.values()), "^:", color=ORANGE, label="two hops, both")
-axis.set(xlabel="k, passages a search", ylabel="recall@k", ylim=(0, 1.05), xticks=topks)
+axis.set(xlabel="k, passages per search", ylabel="recall@k", ylim=(0, 1.05), xticks=topks)
 _ = axis.legend()
 
 # %% [markdown]
-# The second page of a two-hop question is not named in it: one search with the question does not find it, however many
+# A two-hop question does not name its second page, so one search with the question does not find that page, however many
 # passages come back. The model has to read the first page and search again.
 #
 # In a terminal: `python -m searchr1_mini.retrieval_metrics --dataset questions.jsonl --corpus passages.jsonl`.
@@ -183,7 +184,7 @@ for name in ("my_first.py:Engine", "my_engine.py:Engin"):
 # %% [markdown]
 # ## The base, and a few steps of training
 #
-# `--dataset questions.jsonl --corpus passages.jsonl` is all that differs from any other run.
+# Only `--dataset questions.jsonl --corpus passages.jsonl` differs from any other run.
 
 # %%
 config = resolve(
@@ -203,19 +204,20 @@ after, asked_after = measured(run)
 steps = range(1, len(log) + 1)
 fig, axis = plt.subplots(figsize=(5.5, 3), layout="constrained")
 axis.plot(steps, [m["reward"] for m in log], "o-", color=BLUE, label="reward")
-axis.plot(steps, [m["searches"] for m in log], "s-", color=ORANGE, label="searches a question")
+axis.plot(steps, [m["searches"] for m in log], "s-", color=ORANGE, label="searches per question")
 axis.set(xlabel="step", ylabel="mean over 64 rollouts", ylim=(0, None))
 _ = axis.legend()
 print(f"{len(held_out)} held-out questions: exact match {before['em']:.2f} before, {after['em']:.2f} after")
 assert after["em"] > before["em"]
 
 # %% [markdown]
-# Twenty questions are few: the interval of such a figure is wide. `python eval.py --run runs/NAME` prints it beside the
-# figure.
+# Twenty questions are few, so the interval of such a figure is wide. `python eval.py --run runs/NAME` prints it beside
+# the figure.
 #
 # ## Ask
 #
-# The same held-out question, before and after. What the model read is in the trajectory, so that an answer can be checked.
+# We ask the same held-out question before and after training. The trajectory holds what the model read, so an answer can
+# be checked.
 
 # %%
 index = next((i for i, t in enumerate(asked_after) if t.answer in held_out[i].golden_answers), 0)
@@ -230,9 +232,9 @@ print("right:", held_out[index].golden_answers)
 #     python eval.py --run runs/mine
 #     python eval.py --run runs/mine --ask "Who signed the lease of 1987?"
 #
-# More documents than memory: `--corpus` may be a folder of `.jsonl.gz`; from 64 MB on it is indexed on disk. Words that do not match:
-# `--retriever hybrid` adds vectors ([Retrieval](../docs/retrieval.md)). Several trainers: `python -m searchr1_mini.server
-# --corpus passages.jsonl`. [Recipes](../docs/recipes.md) has more.
+# If there are more documents than memory, `--corpus` may be a folder of `.jsonl.gz`; from 64 MB on it is indexed on disk.
+# If words do not match, `--retriever hybrid` adds vectors ([Retrieval](../docs/retrieval.md)). For several trainers, use
+# `python -m searchr1_mini.server --corpus passages.jsonl`. [Recipes](../docs/recipes.md) has more.
 #
 # ## Exercises
 #
@@ -251,8 +253,8 @@ check("10.1", answer, "e3f79d7d1e55", hint="a tenth is held out")
 #
 # </details>
 #
-# **10.2** The paper's corpus has one field `contents` instead of title and text: the title in double quotes, a new line, the
-# text. Write a function of title and text that makes it.
+# **10.2** The paper's corpus has one field `contents` instead of title and text: the title in double quotes, a line
+# break, and the text. Write a function of title and text that makes it.
 
 # %%
 answer = ...  # a function of (title, text)
@@ -285,7 +287,7 @@ check("10.3", answer, "13f9801bd72e", hint="exact match compares the whole answe
 # <details><summary>Solution</summary>
 #
 # ```python
-# answer = 0  # so list both forms, or take --reward f1, which pays .67 for it
+# answer = 0  # so list both forms, or use --reward f1, which pays 0.67 for it
 # ```
 #
 # </details>

@@ -33,11 +33,12 @@ from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
-from searchr1_mini.options.nested import grouped, make, with_options
+from searchr1_mini.options.nested import flat, grouped, make, with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Series, picture
 from searchr1_mini.pages.report import write_report
+from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
 
@@ -46,8 +47,8 @@ STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 LAST_STEPS = 10  # training metrics are means over so many last steps
 CURVES = {
     "eval/em": "Held-out exact match (greedy)",
-    "kl": "KL to the reference (nats a token)",
-    "entropy": "Entropy (nats a token)",
+    "kl": "KL to the reference (nats per token)",
+    "entropy": "Entropy (nats per token)",
     "response_tokens": "Response length (tokens)",
 }
 
@@ -56,16 +57,20 @@ CURVES = {
 class AblateConfig:
     """Options of a study."""
 
-    study: str | None = grouped("what", None, "one of the studies above; the first word of the command line will do")
-    model: str = grouped("what", "tiny", "as in train.py")
-    output_dir: str | None = grouped("what", None, "folder of the study [default: runs/ablate-STUDY]")
+    study: str | None = grouped(
+        "what", None, "study to run, one of those above; it may also stand first, without this flag"
+    )
+    model: str = grouped("what", "tiny", "model to train, as in train.py")
+    output_dir: str | None = grouped("what", None, "folder for the study [default: runs/ablate-STUDY]")
 
-    seeds: int = grouped("how", 3, "runs an arm", least=1, most=100)
+    seeds: int | None = grouped(
+        "how", None, "runs per arm, each with a seed of its own [default: the study's]", least=1, most=100
+    )
     steps: int | None = grouped(
         "how", None, "training steps of every run [default: the study's]", least=1, most=MOST_STEPS
     )
     jobs: int | None = grouped(
-        "how", None, "runs at a time [default: the number of CPU cores; 1 on a GPU]", least=1, most=1000
+        "how", None, "number of runs at a time [default: the number of CPU cores; 1 on a GPU]", least=1, most=1000
     )
 
 
@@ -78,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_study(argv)
     study = STUDIES[config.study]
     out = Path(config.output_dir or f"runs/ablate-{config.study}")
-    seeds, steps, model = range(config.seeds), config.steps, config.model
+    seeds, steps, model = range(config.seeds or study.seeds), config.steps, config.model
     configs = {(arm, seed): config_of(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
     if study.warm and model != "tiny":
         raise UserError(
@@ -87,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_study(out, {"study": config.study, "steps": steps, "model": model})
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
+    for one in configs.values():
+        take_over(one, out)
     train_all(configs, config.jobs)
     runs = {arm: [folder_of(out, arm, seed) for seed in seeds] for arm in study.arms}
     text = write_study(study, config.study, out, runs, steps, model)
@@ -94,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_study(argv: Sequence[str] | None) -> AblateConfig:
-    """Options of the command; its first word is the study.
+    """Reads the options of the command, whose first word is the study.
 
     Raises:
         UserError: an unknown study, with the closest known one, or an option that is wrong.
@@ -114,12 +121,12 @@ def parse_study(argv: Sequence[str] | None) -> AblateConfig:
 
 
 def folder_of(out: Path, arm: str, seed: int) -> Path:
-    """OUT/masked-noise/seed-0."""
+    """Returns a run's folder, OUT/masked-noise/seed-0."""
     return out / re.sub(r"[^a-z0-9.]+", "-", arm.lower()).strip("-") / f"seed-{seed}"
 
 
 def config_of(study: Study, arm: str, seed: int, out: Path, steps: int | None, model: str) -> TrainConfig:
-    """The resolved config of one run; settings of the tiny base's size where the model is the warmed-up tiny base."""
+    """Resolves the config of one run; on the warmed-up tiny base, with settings of the tiny base's size."""
     values: dict[str, Any] = {"model": model} | study.common | study.arms[arm]
     if steps is not None:
         values["steps"] = steps
@@ -142,7 +149,7 @@ def open_study(out: Path, settings: dict[str, Any]) -> None:
 
 
 def make_warm_base(folder: Path) -> None:
-    """A base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens of pre-training.
+    """Makes a base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens.
 
     Raises:
         UserError: the pre-training failed.
@@ -154,6 +161,22 @@ def make_warm_base(folder: Path) -> None:
     if code := subprocess.run(command).returncode:
         raise UserError(f"the pre-training of the warmed-up base ended with exit code {code}; it says why above")
     aside.rename(folder)
+
+
+def take_over(config: TrainConfig, out: Path) -> None:
+    """Copies a run that another study beside OUT has finished with the very same options, at this commit."""
+    folder = Path(config.run.output_dir)
+    if (folder / "config.json").exists():
+        return
+    wanted = flat(config) | {"output_dir": None, "git_commit": git_commit()}
+    for path in sorted(out.parent.glob(f"*/*/{folder.name}/summary.json")):
+        saved = read_json(path.with_name("config.json")) | {"output_dir": None}
+        if all(name in saved and saved[name] == value for name, value in wanted.items()):
+            aside = folder.with_name(f".{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(path.parent, aside)
+            aside.rename(folder)
+            return print(f"{folder} is that of {path.parent}", flush=True)
 
 
 def train_all(configs: dict[tuple[str, int], TrainConfig], jobs: int | None) -> None:
@@ -189,7 +212,7 @@ def end_with_parent() -> None:
 
 
 def train_one(config: TrainConfig) -> float:
-    """One run, in a process of its own, with its output in ARM/seed-N.log; returns its final held-out exact match."""
+    """Trains one run in a process of its own, with its output in ARM/seed-N.log; returns its final held-out EM."""
     end_with_parent()
     folder = Path(config.run.output_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +226,7 @@ def train_one(config: TrainConfig) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half-width of its 95 % interval (Student's t over seeds); None for a single value, which has none."""
+    """Returns the mean and half-width of its 95 % interval (Student's t over seeds); None for a single value."""
     mean = fmean(values)
     if len(values) < 2:
         return mean, None
@@ -212,13 +235,13 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def with_interval(values: Sequence[float], form: str) -> str:
-    """`0.927 ± 0.19`, or the mean alone where there is no interval; `form` is the mean's format."""
+    """Returns `0.927 ± 0.19`, or the mean alone where there is no interval; `form` is the mean's format."""
     mean, width = interval(values)
     return format(mean, form) if width is None else f"{mean:{form}} ± {width:.2g}"
 
 
 def measures(folder: Path) -> dict[str, float | None]:
-    """What a finished run comes to: held-out figures at its end, training metrics as means over its last steps.
+    """Measures a finished run: held-out figures at its end, training metrics as means over its last steps.
 
     None is what it never measured, as the KL of a run without a KL term.
     """
@@ -267,7 +290,7 @@ def write_study(
 
 
 def table(results: dict[str, list[dict[str, float | None]]]) -> str:
-    """A markdown table, an arm a line; `-` is what none of its runs measured."""
+    """Renders a markdown table, one line per arm; `-` is what none of its runs measured."""
     names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, runs in results.items():
@@ -278,7 +301,7 @@ def table(results: dict[str, list[dict[str, float | None]]]) -> str:
 
 
 def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str]) -> str:
-    """Each arm's difference in exact match from the first arm, or from what it is `against`, over the seeds of both."""
+    """Tells each arm's difference in exact match from the first arm, or from what it is `against`, over all seeds."""
     first, *others = results
     em = {
         arm: [fmean(value for key, value in run.items() if key.startswith("EM ")) for run in runs]
@@ -298,7 +321,7 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
 
 
 def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
-    """Means over seeds of the metrics that tell arms apart, a line an arm, with the range of the seeds behind it."""
+    """Draws means over seeds of the metrics that tell arms apart, a line per arm, with the range of the seeds."""
     logs = {arm: [read_metrics(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
     drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
     charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]
@@ -306,7 +329,7 @@ def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
 
 
 def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:
-    """Mean over seeds of a metric at each step, and its lowest and highest value; no points where an arm has none."""
+    """Returns a metric's mean, lowest and highest value over seeds at each step; no points where an arm has none."""
     series: Series = {}
     bands: Bands = {}
     for arm, seeds in logs.items():

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def is_live(config: EvalConfig) -> bool:
-    """Whether the user's own questions are answered, in place of an evaluation."""
+    """Tells whether the user's own questions are answered, in place of an evaluation."""
     return config.ask is not None or config.chat or config.web
 
 
@@ -76,7 +76,7 @@ def evaluate_command(config: EvalConfig, plan: Plan | None = None) -> None:
 
 
 def output_folder(config: EvalConfig) -> Path:
-    """The folder of the results: the one that is named, or in a run's own folder, or one for what is compared."""
+    """Returns the folder of the results: as named, in a run's own folder, or one for what is compared."""
     if config.output_dir:
         return Path(config.output_dir)
     runs = run_folders(config)

@@ -46,15 +46,17 @@ PROBE_TEXTS, PROBE_TOKENS = 4, 256  # on which the merged model is compared with
 class ExportConfig:
     """Options of the export."""
 
-    run: str | None = grouped("what", None, "folder of a training run; the first word of the command line will do")
+    run: str | None = grouped("what", None, "folder of a training run; it may also stand first, without this flag")
     what: Literal["all", "merged", "adapter", "questions"] = grouped(
-        "what", "all", "the model with its adapter merged, the adapter alone, the questions, or all that the run has"
+        "what",
+        "all",
+        "parts to export: the model with its adapter merged, the adapter alone, the questions, or all of them",
     )
-    checkpoint: str | None = grouped("what", None, "step of the run's checkpoint, or best [default: the newest]")
+    checkpoint: str | None = grouped("what", None, "checkpoint of the run: a step, or best [default: the newest]")
     dtype: Literal["bfloat16", "float16", "float32"] | None = grouped(
-        "what", None, "of the merged model's weights [default: float32, which loses nothing]"
+        "what", None, "number format of the merged model's weights [default: float32, which loses nothing]"
     )
-    output_dir: str | None = grouped("what", None, "a new or empty folder [default: RUN/export]")
+    output_dir: str | None = grouped("what", None, "folder to write to, new or empty [default: RUN/export]")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,7 +114,7 @@ def export_run(config: ExportConfig) -> Path:
 
 
 def parts_of(config: ExportConfig, settings: TrainConfig) -> list[str]:
-    """The parts that are asked for; `all` leaves out the adapter of a run that has none.
+    """Returns the parts that are asked for; `all` leaves out the adapter of a run that has none.
 
     Raises:
         UserError: the run has no such part, or a flag belongs to none of them.
@@ -131,7 +133,7 @@ def parts_of(config: ExportConfig, settings: TrainConfig) -> list[str]:
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A folder to fill beside `out`, which becomes `out` at the end: nobody ever meets half an export.
+    """Gives a folder to fill beside `out`, which becomes `out` at the end: nobody ever meets half an export.
 
     Raises:
         UserError: the disk is full, and nothing is left behind; or another process writes there.
@@ -159,7 +161,7 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def public_name(model: str) -> str:
-    """What a model is called where it lies nowhere: as it was named, or the name of its folder or file alone."""
+    """Returns a model's name without a path: as it was named, or the name of its folder or file alone."""
     gguf = find_gguf(model)
     if model == "tiny" or (gguf is None and not Path(model).expanduser().is_dir()):
         return model
@@ -167,7 +169,7 @@ def public_name(model: str) -> str:
 
 
 def probe_of(run: Path, settings: TrainConfig) -> list[str]:
-    """Texts that the run wrote: prompts, turns and passages of its last rollouts; without any, its prompt."""
+    """Returns texts that the run wrote: prompts, turns and passages of its last rollouts; without any, its prompt."""
     from searchr1_mini.storage.files import read_jsonl
 
     newest = max((run / "rollouts").glob("step-*.jsonl"), default=None)
@@ -177,7 +179,7 @@ def probe_of(run: Path, settings: TrainConfig) -> list[str]:
 
 
 def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str, probe: Sequence[str]) -> Merge:
-    """The whole model as safetensors, and its tokenizer; added up in float32, on a base that is never in 4 bit."""
+    """Writes the whole model as safetensors, and its tokenizer, added up in float32 on a base that is not in 4 bits."""
     from searchr1_mini.models.merge import merge, warn_of_loss
 
     policy = load_in_float32(settings, weights)
@@ -192,7 +194,7 @@ def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str,
 
 
 def load_in_float32(settings: TrainConfig, weights: Path) -> Policy:
-    """The policy of a checkpoint; a fine-tuned model also where its base is gone, which it needs no more."""
+    """Loads the policy of a checkpoint; a fine-tuned model also where its base is gone, which it needs no more."""
     import torch
 
     from searchr1_mini.core.policy import Policy
@@ -220,7 +222,7 @@ def load_in_float32(settings: TrainConfig, weights: Path) -> Policy:
 
 
 def write_adapter(settings: TrainConfig, weights: Path, folder: Path) -> None:
-    """The adapter to the bit, with what its base is called and what tells that base; where it lies is left out."""
+    """Writes the adapter to the bit, with its base's name and what identifies that base, but no paths."""
     from searchr1_mini.models.identity import BASE_FILE
     from searchr1_mini.models.loading import ADAPTER
 
@@ -236,7 +238,7 @@ def write_adapter(settings: TrainConfig, weights: Path, folder: Path) -> None:
 
 
 def write_questions(settings: TrainConfig, folder: Path) -> None:
-    """train.parquet and test.parquet: all training questions, and the held-out ones that the run was measured on."""
+    """Writes train.parquet and test.parquet: all training questions, and the held-out ones of the run."""
     import datasets
 
     from searchr1_mini.run.opening import method_of
@@ -251,7 +253,7 @@ def write_questions(settings: TrainConfig, folder: Path) -> None:
 
 
 def question_row(example: Example, make_method: MakeMethod, split: str, index: int) -> dict[str, Any]:
-    """A row of the parquet that Search-R1's public code trains on, `id` to `golden_answers` included."""
+    """Makes a row of the parquet that Search-R1's public code trains on, `id` to `golden_answers` included."""
     prompt = make_method(example.question).send(None).text
     return {
         "id": example.id.removeprefix(f"{example.source}/"),

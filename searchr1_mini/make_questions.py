@@ -51,15 +51,23 @@ class QuestionsConfig:
     """Options of the drafting."""
 
     corpus: str | None = shared("documents", TrainConfig, "corpus")
-    limit: int = grouped("documents", 200, "passages to draft from, drawn by the seed", least=1, most=10**6)
+    limit: int = grouped("documents", 200, "number of passages to draft from, drawn by the seed", least=1, most=10**6)
     seed: int = grouped("documents", 0, "random seed for the choice of passages", least=0, most=2**31)
-    model: str = grouped("model", "Qwen2.5-3B-Instruct", "who drafts: a short name, a hub id, a folder or a GGUF file")
-    load_in_4bit: bool | None = grouped("model", None, "NF4 [default: where there is a GPU]")
+    model: str = grouped(
+        "model", "Qwen2.5-3B-Instruct", "model that drafts: a short name, a hub id, a folder or a GGUF file"
+    )
+    load_in_4bit: bool | None = grouped("model", None, "model in 4-bit NF4 [default: where there is a GPU]")
     device: Literal["auto", "cpu", "cuda", "mps"] = shared("model", TrainConfig, "device", "auto")
     dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = shared("model", TrainConfig, "dtype", "fast")
-    rows: int = grouped("model", 16, "passages at a time", least=1, most=4096)
-    topk: int = grouped("check", 3, "a question is kept if its passage is among so many", least=1, most=1000)
-    out: str = grouped("check", "questions.jsonl", "file of the questions; the others go to *.rejected.jsonl")
+    rows: int = grouped("model", 16, "number of passages to draft from at a time", least=1, most=4096)
+    topk: int = grouped(
+        "check",
+        3,
+        "number of search results among which a question must find its passage to be kept",
+        least=1,
+        most=1000,
+    )
+    out: str = grouped("check", "questions.jsonl", "file for the questions; rejected ones go to *.rejected.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,7 +130,7 @@ def tell(reasons: Counter[str | None], out: Path, rejected: Path, config: Questi
 
 
 def drafts_of(config: QuestionsConfig, passages: Sequence[Passage]) -> Iterator[tuple[Sequence[Passage], list[str]]]:
-    """Passages, `rows` at a time, with what the model writes after `Question:` for each."""
+    """Yields passages, `rows` at a time, with what the model writes after `Question:` for each."""
     from searchr1_mini.core.methods import Finish, Generate, Method, Prompt
     from searchr1_mini.core.questions import Example
     from searchr1_mini.core.rollout import RolloutLimits, rollout
@@ -159,7 +167,7 @@ def drafts_of(config: QuestionsConfig, passages: Sequence[Passage]) -> Iterator[
 
 
 def parsed(text: str) -> tuple[str, str]:
-    """Question and answer of a draft such as `When did it open? \\nAnswer: 1814`; "" for what is not there."""
+    """Returns question and answer of a draft such as `When did it open? \\nAnswer: 1814`; "" for what is not there."""
     match = re.match(r"\s*(?:Question:)?\s*(?P<question>[^\n]*?)\s*\n+\s*Answer:\s*(?P<answer>[^\n]*)", text)
     return (match["question"], match["answer"].strip().rstrip(".")) if match else (text.strip().split("\n")[0], "")
 
@@ -167,7 +175,7 @@ def parsed(text: str) -> tuple[str, str]:
 def fault_of(
     question: str, answer: str, passage: Passage, retriever: Retriever, topk: int, seen: Collection[str] = ()
 ) -> str | None:
-    """Why a draft is no question to train on, or None; `seen` are those that are kept already, in lower case."""
+    """Tells why a draft is no question to train on, or None; `seen` are those kept already, in lower case."""
     from searchr1_mini.core.rewards import compared, contains_gold
 
     if not question.endswith("?") or not answer:

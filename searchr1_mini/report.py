@@ -30,9 +30,9 @@ class ReportConfig:
     """Options of the report."""
 
     runs: str | None = grouped(
-        "what", None, "folders of training runs, separated by commas; the first words of the command line will do"
+        "what", None, "folders of training runs, separated by commas; they may also stand first, without this flag"
     )
-    output: str | None = grouped("what", None, "the page [default: report.html in the run's folder]")
+    output: str | None = grouped("what", None, "file for the page [default: report.html in the run's folder]")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How well, and how fast, retrievers find the passages that answers rest on: recall@k, MRR, milliseconds a query.
+"""How well, and how fast, retrievers find the passages that answers rest on: recall@k, MRR, milliseconds per query.
 
     python -m searchr1_mini.retrieval_metrics --dataset questions.json --retriever bm25,bm25s --topk 1,3,5,10
 
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def parse_topks(text: str) -> list[int]:
-    """`1,3,5` -> [1, 3, 5], in ascending order.
+    """Reads `1,3,5` as [1, 3, 5], in ascending order.
 
     Raises:
         UserError: it is no list of numbers from 1.
@@ -130,7 +130,7 @@ def measure(retriever: Retriever, examples: Sequence[Example], topks: Sequence[i
 
 
 def ranks_of(example: Example, found: Sequence[Passage]) -> list[float]:
-    """The rank of each supporting title, or of the first passage that holds a gold answer; inf where there is none."""
+    """Returns the rank of each supporting title, or of the first passage with a gold answer; inf if there is none."""
     titles = [passage.title for passage in found]
     wanted = {title for title, _ in example.supporting}
     if wanted:
@@ -140,7 +140,7 @@ def ranks_of(example: Example, found: Sequence[Passage]) -> list[float]:
 
 
 def table(rows: dict[str, Metrics], topks: Sequence[int]) -> str:
-    """The metrics as a markdown table, a line a retriever."""
+    """Renders the metrics as a markdown table, one line per retriever."""
     has_titles = all(m.all_recall is not None for m in rows.values())
     heads = [f"{'any' if has_titles else 'gold'}@{k}" for k in topks]
     heads += [f"all@{k}" for k in topks] if has_titles else []

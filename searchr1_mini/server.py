@@ -82,7 +82,7 @@ def make_app(
     body_timeout: float = 10.0,
     hosts: Sequence[str] | None = None,
 ) -> Any:
-    """The server as an ASGI application with its OpenAPI description under /openapi.json.
+    """Builds the server as an ASGI application with its OpenAPI description under /openapi.json.
 
     A request of another form is answered with 400 or 422, one that is too large with 413, one that takes too long with
     408; none repeats what was sent.

@@ -5,8 +5,14 @@ Per-token tensors are (B, T) and aligned with targets. What stands where `loss_m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
+
+LogRatio = Callable[[Tensor, Tensor], Tensor]
+Surrogate = Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
+Penalty = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 LARGEST_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it float32 sums lose everything else
 
@@ -14,7 +20,7 @@ LARGEST_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it float32 sums lose everythin
 def group_advantages(
     rewards: Tensor, group_ids: Tensor, baseline: str = "group", normalize_std: bool = True, eps: float = 1e-6
 ) -> Tensor:
-    """What each rollout is worth against the other rollouts of its question.
+    """Compares each rollout with the other rollouts of its question.
 
     `group`: A_i = (r_i - mean(r)) / (std(r) + eps) (GRPO, arXiv 2402.03300, section 4.1.2; without the division:
     Dr. GRPO, arXiv 2503.20783). `leave-one-out`: A_i = r_i - mean of the other r_j (RLOO, arXiv 2402.14740,
@@ -49,7 +55,7 @@ def group_advantages(
 
 
 def zero_variance(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """(N,) bool: rows of groups of two or more whose rewards are all equal, and whose advantages are therefore 0."""
+    """Marks (N,) the rows of groups of two or more whose rewards are all equal: their advantages are 0."""
     flat = torch.zeros_like(rewards, dtype=torch.bool)
     for group in group_ids.unique():
         rows = group_ids == group
@@ -58,7 +64,7 @@ def zero_variance(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
-    """KL(pi || pi_ref) per token from samples of pi (Schulman, "Approximating KL divergence", 2020).
+    """Estimates KL(pi || pi_ref) per token from samples of pi (Schulman, "Approximating KL divergence", 2020).
 
     With d = log pi_ref - log pi: `k1` is -d, unbiased and noisy, and as a loss its expected gradient is 0, so that it
     belongs in the reward; `k2` is d^2 / 2, biased, with the right gradient as a loss; `k3` is exp(d) - d - 1,
@@ -78,7 +84,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
 
 
 def token_rewards(rewards: Tensor, loss_mask: Tensor, kl: Tensor | None, kl_coef: float) -> Tensor:
-    """r_t = [t is the last policy token] r - kl_coef * KL_t (N, T): PPO reward with the KL inside (paper, equation 2).
+    """Computes r_t = [t is the last policy token] r - kl_coef * KL_t (N, T): the KL in the reward (paper, equation 2).
 
     Args:
         rewards: (N,).
@@ -94,7 +100,7 @@ def token_rewards(rewards: Tensor, loss_mask: Tensor, kl: Tensor | None, kl_coef
 def gae(
     rewards: Tensor, values: Tensor, loss_mask: Tensor, gamma: float = 1.0, gae_lambda: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lambda A_{t+1} (GAE, arXiv 1506.02438, equation 16).
+    """Computes A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t (arXiv 1506.02438, eq. 16).
 
     t runs over policy tokens alone: an observation is a jump, not a step, so that its tokens carry neither reward, nor
     value, nor discount, whatever stands in their places. The value after the last policy token is 0.
@@ -118,7 +124,7 @@ def gae(
 
 
 def whiten(advantages: Tensor, loss_mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(A - mean) / std over the unmasked tokens of a step (N, T); masked tokens become 0."""
+    """Computes (A - mean) / std over the unmasked tokens of a step (N, T); masked tokens become 0."""
     chosen = advantages[loss_mask]
     if len(chosen) < 2:
         return torch.where(loss_mask, advantages, 0.0)
@@ -126,49 +132,17 @@ def whiten(advantages: Tensor, loss_mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, loss_mask: Tensor) -> Tensor:
-    """1 - Var(R - V) / Var(R) over policy tokens: 1 is a perfect critic, 0 one that knows no more than the mean."""
+    """Computes 1 - Var(R - V) / Var(R) over policy tokens: 1 is a perfect critic, 0 one that knows only the mean."""
     v, r = values[loss_mask], returns[loss_mask]
     if len(r) < 2 or r.var() == 0:
         return torch.zeros(())
     return 1 - (r - v).var() / r.var()
 
 
-def soft_overlong(n_tokens: Tensor, limit: int, buffer: int) -> Tensor:
-    """DAPO's penalty (arXiv 2503.14476, equation 13), (N,) -> (N,): 0 up to limit - buffer, then falling to -1."""
-    return ((limit - buffer - n_tokens) / buffer).clamp(-1.0, 0.0)
-
-
-def truncated_importance(trainer_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
-    """min(pi_trainer / pi_sampler, cap) per token: corrects for a sampler that computes a little differently.
-
-    Truncated importance sampling (Ionides, 2008; Yao et al., "Your efficient RL framework secretly brings you
-    off-policy RL training", 2025). Without gradient.
-    """
-    difference = (trainer_logprobs - sampler_logprobs).detach()
-    return difference.clamp(max=LARGEST_LOG_RATIO).exp().clamp(max=cap)
-
-
-def log_ratio(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor, how: str) -> Tensor:
-    """log rho_t (B, T): of each token (PPO), or the mean over its trajectory's policy tokens (GSPO, arXiv 2507.18071).
-
-    GSPO's s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|) stands at every token of trajectory i.
-
-    Raises:
-        ValueError: `how` is neither token nor sequence.
-    """
-    per_token = (logprobs - old_logprobs) * loss_mask
-    if how == "token":
-        return per_token
-    if how == "sequence":
-        mean = per_token.sum(1, keepdim=True) / loss_mask.sum(1, keepdim=True).clamp(min=1)
-        return mean.expand_as(per_token)
-    raise ValueError(f"unknown ratio {how!r}; it is token or sequence")
-
-
 def clipped_surrogate(
     log_ratios: Tensor, advantages: Tensor, clip_eps: float, clip_eps_high: float
 ) -> tuple[Tensor, Tensor]:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347, equation 7; eps_high > eps: DAPO).
+    """Computes -min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347, eq. 7; eps_high > eps: DAPO).
 
     Args:
         log_ratios: (B, T).
@@ -183,23 +157,8 @@ def clipped_surrogate(
     return torch.maximum(plain, clipped), clipped > plain
 
 
-def llds_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor) -> Tensor:
-    """max(0, log pi_old - log pi) per token (B, T) where a trajectory that was no worse than its group lost likelihood.
-
-    The likelihood-preserving regularizer LLDS (arXiv 2512.04220): it acts only on trajectories with A >= 0 whose
-    log-likelihood fell as a whole, and in them only on the tokens that fell.
-
-    Args:
-        logprobs, old_logprobs, advantages: (B, T); advantages of GRPO, one value a row.
-        loss_mask: (B, T) bool.
-    """
-    fall = (old_logprobs - logprobs) * loss_mask
-    is_kept = (advantages >= 0) & (fall.detach().sum(1, keepdim=True) > 0)
-    return fall.clamp(min=0) * is_kept
-
-
 def loss_weights(loss_mask: Tensor, how: str, constant: int = 1) -> Tensor:
-    """Weights (B, T) of an optimizer step's tokens in its loss, 0 on masked tokens.
+    """Returns the weights (B, T) of an optimizer step's tokens in its loss, 0 on masked tokens.
 
     `token`: every policy token counts the same, mask / sum(mask) (DAPO, equation 8). `sequence`: every trajectory
     counts the same, mask / (B * tokens of its row) (GRPO, equation 3). `constant`: mask / (B * constant), which neither
@@ -227,50 +186,54 @@ def policy_loss(
     *,
     clip_eps: float,
     clip_eps_high: float,
-    ratio: str = "token",
     importance: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
     kl_coef: float = 0.0,
     kl_estimator: str = "k3",
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
-    llds_coef: float = 0.0,
+    ratio: LogRatio | None = None,
+    surrogate: Surrogate = clipped_surrogate,
+    penalties: Mapping[str, tuple[float, Penalty]] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum over tokens of weight * (surrogate + kl_coef KL - entropy_coef H + llds_coef LLDS), with the paper's mask.
+    """Sums weight * (surrogate + kl_coef KL - entropy_coef H + penalties) over tokens, with the paper's mask.
 
     With a reference and KL in the loss this is GRPO's equation 3; without, PPO's equation 7.
 
     Args:
         logprobs, old_logprobs, advantages, weights: (B, T).
-        importance: (B, T) factors on the surrogate, see `truncated_importance`.
+        ratio: of log pi - log pi_old and mask, both (B, T), what stands for log rho_t in the place of the first.
+        surrogate: takes and returns what `clipped_surrogate` does.
+        penalties: name -> coefficient, and a function of log-probs, old ones, advantages and mask to (B, T).
+        importance: (B, T) factors on the surrogate, see variants/ratios.py.
         ref_logprobs: (B, T); no reference, no KL term.
         entropy: (B, T) nats.
 
     Returns:
         The loss, and weighted sums for the log: `policy_loss`, `clip_fraction`, `kl` (to the reference, if there is
-        one), `approx_kl` (to the policy that sampled), `llds`, and the largest ratio `ratio_max`. Tokens of weight 0
-        are taken out before any arithmetic: they get a gradient of exactly 0 even where their values are not finite.
+        one), `approx_kl` (to the policy that sampled), each penalty, and the largest ratio `ratio_max`. Tokens of
+        weight 0 are taken out before any arithmetic: their gradient is 0 even where their values are not finite.
     """
     is_in = weights > 0
     zero = torch.zeros_like(weights)
     new, old = torch.where(is_in, logprobs, zero), torch.where(is_in, old_logprobs, zero)
-    ratios = log_ratio(new, old, is_in, ratio)
-    per_token, is_clipped = clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high)
+    ratios = ratio(new - old, is_in) if ratio else new - old
+    per_token, is_clipped = surrogate(ratios, advantages, clip_eps, clip_eps_high)
     if importance is not None:
         per_token = per_token * torch.where(is_in, importance, zero)
-    surrogate = (weights * per_token).sum()
-    kl = llds = zero.sum()
+    of_policy = (weights * per_token).sum()
+    kl = zero.sum()
     if ref_logprobs is not None:
         kl = (weights * kl_penalty(new, torch.where(is_in, ref_logprobs, zero), kl_estimator)).sum()
-    loss = surrogate + kl_coef * kl
+    loss = of_policy + kl_coef * kl
     if entropy_coef:
         loss = loss - entropy_coef * (weights * torch.where(is_in, entropy, zero)).sum()
-    if llds_coef:
-        llds = (weights * llds_penalty(new, old, advantages, is_in)).sum()
-        loss = loss + llds_coef * llds
-    stats = {
-        "policy_loss": surrogate,
-        "llds": llds,
+    sums = {}
+    for name, (coefficient, penalty) in (penalties or {}).items():
+        sums[name] = (weights * penalty(new, old, advantages, is_in)).sum()
+        loss = loss + coefficient * sums[name]
+    stats = sums | {
+        "policy_loss": of_policy,
         "clip_fraction": (weights * is_clipped).sum(),
         "approx_kl": (weights * kl_penalty(old, new, "k3")).sum(),
         "ratio_max": torch.where(is_in, ratios.exp(), zero).max(),
@@ -281,7 +244,7 @@ def policy_loss(
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, value_clip: float) -> Tensor:
-    """Sum of weight * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, all (B, T), as in PPO's public code.
+    """Sums weight * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, all (B, T), as in PPO's public code.
 
     The clip keeps one step's update from carrying a value further than c = `value_clip` towards its return.
     """

@@ -42,7 +42,7 @@ class Batch:
     rewards: Tensor
 
     def select(self, rows: Sequence[int] | Tensor) -> Batch:
-        """Some rows, in that order, with the padding trimmed to the longest of them."""
+        """Returns some rows, in that order, with the padding trimmed to the longest of them."""
         rows = torch.as_tensor(rows, dtype=torch.long, device=self.input_ids.device)
         width = int(self.lengths[rows].max())
         picked = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
@@ -53,7 +53,7 @@ class Batch:
         return Batch(**picked)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Returns the same batch on another device."""
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
@@ -103,7 +103,7 @@ def build_batch(
 
 
 def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[list[int]]:
-    """Rows of like length together: rows x longest within the budget, and `MOST_PADDING` of that padding at most.
+    """Groups rows of similar length: rows x longest within the budget, with at most `MOST_PADDING` of padding.
 
     A row that is longer than the budget stands alone.
     """
@@ -120,7 +120,7 @@ def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[l
 
 
 def mini_batches(group_ids: Sequence[int], n: int, generator: torch.Generator) -> list[list[int]]:
-    """A shuffled split of the rows into `n` parts of nearly as many groups each; a group stays whole.
+    """Splits the rows, shuffled, into `n` parts of nearly as many groups each; a group stays whole.
 
     With fewer groups than parts some parts are empty.
     """

@@ -10,64 +10,60 @@ MOST_SEED = 2**32 - 1  # seeds of steps, rounds and updates are made of it, and 
 
 
 def option(default: Any, help_text: str, **bounds: float):
-    """A field with its meaning and unit for --help, and its `least` (or `above`) and `most`."""
+    """Declares a field with its meaning and unit for --help, and its `least` (or `above`) and `most`."""
     return field(default=default, metadata={"help": help_text, "least": None, "above": None, "most": None} | bounds)
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """What bounds a rollout, and how it is sampled."""
+    """The limits of a rollout, and how it is sampled."""
 
-    max_turns: int = option(4, "actions a question; then one last turn without search", least=1, most=1000)
-    max_new_tokens: int | None = option(None, "tokens a turn", least=1, most=MOST_TOKENS)
-    max_total_tokens: int | None = option(None, "tokens a trajectory, prompt included", least=16, most=MOST_TOKENS)
-    max_observation_tokens: int | None = option(None, "tokens an observation", least=16, most=MOST_TOKENS)
-    temperature: float = option(1.0, "of sampling, in rollouts and in the loss alike", above=0, most=100)
+    max_turns: int = option(4, "actions per question, before one last turn without a search", least=1, most=1000)
+    max_new_tokens: int | None = option(None, "token limit per turn", least=1, most=MOST_TOKENS)
+    max_total_tokens: int | None = option(
+        None, "token limit per trajectory, prompt included", least=16, most=MOST_TOKENS
+    )
+    max_observation_tokens: int | None = option(None, "token limit per observation", least=16, most=MOST_TOKENS)
+    temperature: float = option(1.0, "sampling temperature, in rollouts and in the loss alike", above=0, most=100)
     rollout_batch_size: int | None = option(
-        None,
-        "conversations decoded at a time; lower it to save memory",
-        least=1,
-        most=10**6,
+        None, "conversations decoded at a time; fewer save memory", least=1, most=10**6
     )
 
 
 @dataclass(frozen=True)
 class OptimizationConfig:
-    """Steps, and what each of them learns from at which rate."""
+    """How many steps there are, what each learns from, and at which rate."""
 
-    seed: int = option(0, "of the world, the order of questions, sampling and the adapter", least=0, most=MOST_SEED)
-    steps: int | None = option(None, "training steps", least=1, most=MOST_STEPS)
-    questions_per_step: int | None = option(None, "questions a step", least=1, most=10**6)
-    stratify: bool = option(
-        False, "take equal shares of every source into a step; in the world, of every number of hops"
+    seed: int = option(
+        0, "random seed for the world, the order of questions, sampling and the adapter", least=0, most=MOST_SEED
     )
-    group_size: int | None = option(None, "rollouts a question (G); 1 is REINFORCE", least=1, most=10_000)
-    mini_batches: int = option(2, "optimizer steps a pass over the rollouts", least=1, most=10**6)
+    steps: int | None = option(None, "training steps", least=1, most=MOST_STEPS)
+    questions_per_step: int | None = option(None, "questions per step", least=1, most=10**6)
+    stratify: bool = option(False, "equal shares of every source in a step; in the world, of every number of hops")
+    group_size: int | None = option(None, "rollouts per question (G); 1 is REINFORCE", least=1, most=10_000)
+    mini_batches: int = option(2, "optimizer steps per pass over the rollouts", least=1, most=10**6)
     epochs: int = option(1, "passes over the rollouts of a step", least=1, most=1000)
     learning_rate: float | None = option(
         None,
-        "[default: LoRA 3e-3 for tiny, else 2e-5; full fine-tuning 5e-4 for tiny, else 1e-6]",
+        "learning rate of the policy [default: LoRA 3e-3 for tiny, else 2e-5; full fine-tuning 5e-4 for tiny, else "
+        "1e-6]",
         above=0,
         most=10,
     )
-    warmup_steps: int | None = option(None, "steps of linear warm-up, then constant", least=0, most=MOST_STEPS)
-    decay_steps: int | None = option(
-        None,
-        "last steps, over which the learning rate falls to 0",
-        least=0,
-        most=MOST_STEPS,
+    warmup_steps: int | None = option(
+        None, "steps of linear warm-up, after which the rate is constant", least=0, most=MOST_STEPS
     )
-    weight_decay: float = option(0.0, "of AdamW", least=0, most=10)
+    decay_steps: int | None = option(
+        None, "number of last steps over which the learning rate falls to 0", least=0, most=MOST_STEPS
+    )
+    weight_decay: float = option(0.0, "weight decay of AdamW", least=0, most=10)
     grad_clip: float = option(1.0, "largest norm of the gradient", above=0, most=1e9)
     tokens_per_micro_batch: int | None = option(
-        None,
-        "tokens a forward and backward; lower it to save memory",
-        least=1,
-        most=2**24,
+        None, "tokens per forward and backward pass; fewer save memory", least=1, most=2**24
     )
     max_skipped_updates: int = option(
         10,
-        "stop after so many updates in a row whose loss or gradient was not finite",
+        "updates in a row with a loss or gradient that is not finite, after which the run stops",
         least=1,
         most=MOST_STEPS,
     )
@@ -75,19 +71,18 @@ class OptimizationConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What a trajectory earns."""
+    """The reward of a trajectory."""
 
     reward: Literal["em", "sub-em", "f1", "format"] | str = option(
         "em",
-        "format: exact match with the public code's partial credit for a well-formed trajectory; or your own as "
-        "my_rewards.py:name",
+        "reward of a trajectory; format is exact match with the public code's partial credit for a well-formed one; "
+        "your own as my_rewards.py:name",
     )
-    retrieval_bonus: float = option(
-        0.0, "added to a wrong answer's reward if a passage held the right one", least=0, most=10
-    )
-    search_cost: float = option(0.0, "taken off a right answer for each search beyond the first", least=0, most=1)
+    retrieval_bonus: float = option(0.0, "bonus for a wrong answer if a passage held the right one", least=0, most=10)
+    search_cost: float = option(0.0, "cost of each search beyond the first, taken off a right answer", least=0, most=1)
     overlong: Literal["keep", "drop", "penalise"] = option(
-        "keep", "trajectories cut by --max-total-tokens: keep, drop from the loss, or penalise softly (DAPO)"
+        "keep",
+        "fate of trajectories cut by --max-total-tokens: kept, dropped from the loss, or penalised softly (DAPO)",
     )
     overlong_buffer: int = option(
         64, "tokens before the limit over which the penalty grows to 1", least=1, most=MOST_TOKENS
@@ -98,37 +93,37 @@ class RewardConfig:
 class ObjectiveConfig:
     """The objective of GRPO and its relatives, and of PPO's policy."""
 
-    baseline: Literal["group", "leave-one-out", "none"] = option(
+    baseline: Literal["group", "leave-one-out", "batch", "group-batch", "none"] = option(
         "group",
-        "what a reward is compared with: the group's mean, the others' (RLOO), nothing (REINFORCE)",
+        "baseline of a reward: the group's mean, the mean of the others (RLOO), the step's mean (REINFORCE++), the "
+        "group's mean over the step's std (REINFORCE++ with a baseline), or none (REINFORCE)",
     )
     normalize_std: bool = option(True, "divide a group's advantages by the std of its rewards; Dr. GRPO does not")
     drop_zero_variance: bool | None = option(None, "leave out groups whose rewards are all equal")
     dynamic_sampling: int = option(
-        1,
-        "rounds of rollouts a step at most, to replace groups whose rewards are all equal (DAPO)",
-        least=1,
-        most=100,
+        1, "most rounds of rollouts per step, to replace groups whose rewards are all equal (DAPO)", least=1, most=100
     )
     loss_aggregation: Literal["token", "sequence", "constant"] = option(
-        "token",
-        "mean over tokens (DAPO), over sequences of their means (GRPO), or sum over a constant (Dr. GRPO)",
+        "token", "mean over tokens (DAPO), mean over sequences of their means (GRPO), or sum over a constant (Dr. GRPO)"
     )
     ratio: Literal["token", "sequence"] = option(
         "token", "importance ratio of each token, or of the whole trajectory (GSPO)"
     )
-    clip_eps: float = option(0.2, "the ratio is clipped below at 1 - this", above=0, most=1)
+    clip_eps: float = option(0.2, "lower clip range: the ratio is clipped at 1 - this", above=0, most=1)
     clip_eps_high: float | None = option(
-        None, "and above at 1 + this; more is DAPO's clip-higher [default: --clip-eps]", above=0, most=1000
+        None,
+        "upper clip range, at 1 + this; a larger one is DAPO's clip-higher [default: --clip-eps]",
+        above=0,
+        most=1000,
     )
-    kl_coef: float = option(0.001, "beta, weight of the KL to the reference; 0 does without", least=0, most=1000)
+    kl_coef: float = option(0.001, "beta, weight of the KL to the reference; 0 leaves it out", least=0, most=1000)
     kl_estimator: Literal["k1", "k2", "k3"] | None = option(
-        None, "of the KL [default: k3, in the loss, for grpo; k1, in the reward, for ppo]"
+        None, "estimator of the KL [default: k3, in the loss, for grpo; k1, in the reward, for ppo]"
     )
     entropy_coef: float = option(0.0, "weight of an entropy bonus", least=0, most=1000)
     importance_cap: float | None = option(
         None,
-        "weigh tokens by trainer / sampler probability, at most this [default: no weights]",
+        "largest weight of a token by its trainer / sampler probability [default: no weights]",
         above=0,
         most=10_000,
     )
@@ -140,16 +135,17 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """What PPO has besides: a critic, and GAE."""
+    """What PPO adds: a critic, and GAE."""
 
     critic_learning_rate: float | None = option(
-        None, "of the critic's adapter and value head [default: 3e-3 for tiny, else 1e-4]", above=0, most=10
+        None,
+        "learning rate of the critic's adapter and value head [default: 3e-3 for tiny, else 1e-4]",
+        above=0,
+        most=10,
     )
     critic_warmup_steps: int = option(
-        2, "steps of the critic's linear warm-up, then constant", least=0, most=MOST_STEPS
+        2, "steps of the critic's linear warm-up, after which its rate is constant", least=0, most=MOST_STEPS
     )
-    gamma: float = option(1.0, "discount a policy token", least=0, most=1)
-    gae_lambda: float = option(1.0, "lambda of GAE; 1 is the return less the value", least=0, most=1)
-    value_clip: float = option(
-        0.5, "a value moves at most this far from its old one in a step's loss", above=0, most=1e6
-    )
+    gamma: float = option(1.0, "discount per policy token", least=0, most=1)
+    gae_lambda: float = option(1.0, "lambda of GAE; with 1 an advantage is the return minus the value", least=0, most=1)
+    value_clip: float = option(0.5, "clip range of a value around its old one in the loss", above=0, most=1e6)

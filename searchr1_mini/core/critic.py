@@ -47,12 +47,12 @@ class Critic:
                     yield name, parameter
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer updates: the adapter (or the copy), and the head."""
+        """Returns what the optimizer updates: the adapter (or the copy), and the head."""
         return [parameter for _, parameter in self._named_parameters()] + list(self.head.parameters())
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the base computes with the critic's adapter. Forward *and* backward belong inside.
+        """Makes the base compute with the critic's adapter inside. Forward *and* backward belong inside.
 
         With gradient checkpointing the backward pass computes the forward again, with whatever adapter is active then.
         """
@@ -71,6 +71,6 @@ class Critic:
             self.policy.activate(ADAPTER)
 
     def values(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """V (B, T-1) float32: the value of the state in which target t is about to be written. Inside `active`."""
+        """Computes V (B, T-1) float32, the value of the state before target t is written. Call it inside `active`."""
         hidden = self.policy.hidden(input_ids=input_ids, position_ids=position_ids)[:, :-1]
         return self.head(hidden.float())[..., 0]

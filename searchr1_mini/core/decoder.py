@@ -133,7 +133,7 @@ class Decoder:
         """
         row = self._find(key)
         if not row.pending:
-            raise UserError("a conversation without a token cannot be gone on with: the tokenizer gave no ids for it")
+            raise UserError("a conversation without tokens cannot be continued: the tokenizer gave no ids for it")
         row.turn, row.stop, row.room = Turn([], [], "", "length"), StopMatcher(stops), max_new_tokens
 
     def close(self, key: int) -> None:
@@ -144,12 +144,12 @@ class Decoder:
             self.rows[index], self.where[last.key] = last, index
 
     def length(self, key: int) -> int:
-        """Tokens of a row so far, fed or waiting to be."""
+        """Returns the number of tokens of a row so far, fed or waiting to be fed."""
         row = self._find(key)
         return row.length + len(row.pending)
 
     def mark(self, key: int) -> tuple[int, list[int]]:
-        """Where a row stands, for `rewind`."""
+        """Returns where a row stands, for `rewind`."""
         row = self._find(key)
         return row.length, list(row.pending)
 
@@ -250,7 +250,7 @@ class Decoder:
 
 
 def sample(logits: Tensor, uniform: list[float], temperature: float) -> tuple[list[int], list[float]]:
-    """Ids and their log-probs from logits (n, V) and a number in [0, 1) per row: the inverse of the distribution.
+    """Samples ids and their log-probs from logits (n, V) and a number in [0, 1) per row, by inverse transform.
 
     Raises:
         UserError: the logits are not finite.
@@ -260,13 +260,13 @@ def sample(logits: Tensor, uniform: list[float], temperature: float) -> tuple[li
     chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
     if any(map(math.isnan, chosen)):
         raise UserError(
-            "the model's logits are not finite, so that nothing can be sampled; take --dtype float32, or sound weights"
+            "the model's logits are not finite, so nothing can be sampled; use --dtype float32, or sound weights"
         )
     return ids.tolist(), chosen
 
 
 def draw(probabilities: Tensor, uniform: list[float]) -> Tensor:
-    """Ids (n,) from probabilities (n, V): first a block of ids by its sum, then one in it, so that no sum is long."""
+    """Draws ids (n,) from probabilities (n, V): first a block of ids by its sum, then one in it, so no sum is long."""
     exact = torch.float32 if probabilities.device.type == "mps" else torch.float64  # MPS has no float64
     blocks = nn.functional.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     ends = blocks.sum(-1, dtype=exact).cumsum(-1)

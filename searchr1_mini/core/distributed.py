@@ -20,32 +20,32 @@ T = TypeVar("T")
 
 
 def n_processes() -> int:
-    """1 without torchrun."""
+    """Returns the number of processes, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among all, from 0."""
+    """Returns the number of this process among all, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, which is that of its GPU."""
+    """Returns the number of this process on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def is_main() -> bool:
-    """Whether this process writes the log, the checkpoints and the report."""
+    """Tells whether this process writes the log, the checkpoints and the report."""
     return rank() == 0
 
 
 def share(n: int) -> slice:
-    """Which of `n` things in a row are this process's: as many as another's, or one more."""
+    """Tells which of `n` things in a row are this process's: as many as another's, or one more."""
     return slice(rank() * n // n_processes(), (rank() + 1) * n // n_processes())
 
 
 def gather(values: Sequence[T]) -> list[T]:
-    """The values of all processes, in their order."""
+    """Gathers the values of all processes, in their order."""
     if n_processes() == 1:
         return list(values)
     parts: list[Sequence[T]] = [()] * n_processes()
@@ -54,12 +54,12 @@ def gather(values: Sequence[T]) -> list[T]:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it holds in some process."""
+    """Tells whether it holds in some process."""
     return any(gather([flag]))
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The tensor, with those of the other processes added in place."""
+    """Adds the tensors of the other processes to this one, in place."""
     if n_processes() > 1:
         dist.all_reduce(tensor)
     return tensor

@@ -28,7 +28,7 @@ def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def foreign_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of text that the policy did not write; none of them is a control token."""
+    """Encodes text that the policy did not write; none of the ids is a control token."""
     broken = break_added_tokens(text, tokenizer)
     return tokenizer(broken, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
@@ -36,7 +36,7 @@ def foreign_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def observation_ids(
     passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, max_tokens: int, form: Form = "plain"
 ) -> tuple[list[int], str] | None:
-    """Ids and text of an observation of at most `max_tokens` tokens; None if not even its tags fit.
+    """Returns ids and text of an observation of at most `max_tokens` tokens; None if not even its tags fit.
 
     Too long an observation is cut inside: every passage's text gets the same share, all titles together half of the
     room, or what the texts leave of it, and the closing tag always stays. The work is bounded by `max_tokens`, however

@@ -19,11 +19,11 @@ class UserError(Exception):
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """torch.OutOfMemoryError is a RuntimeError, and only some devices raise it."""
+    """Tells whether memory ran out: torch.OutOfMemoryError is a RuntimeError, and only some devices raise it."""
     return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing if nothing is close."""
+    """Returns `; did you mean X?`, or nothing if nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

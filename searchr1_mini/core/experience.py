@@ -13,7 +13,6 @@ from searchr1_mini.core.algorithms import (
     gae,
     kl_penalty,
     token_rewards,
-    truncated_importance,
     whiten,
 )
 from searchr1_mini.core.batch import Batch, mini_batches
@@ -34,7 +33,7 @@ class Experience:
         advantages: of each policy token; GRPO's are equal along a row.
         sampled_logprobs: what the sampler gave, to be compared with the update's own forward.
         ref_logprobs: of the reference, for a KL term in the loss.
-        importance: truncated importance weights.
+        importance: importance weights of the trainer over the sampler.
         values, returns: of PPO's critic.
         weights, value_weights: what each token counts in the losses of its optimizer step, see `loss_weights`.
         metrics: of what was prepared, for the log.
@@ -52,7 +51,7 @@ class Experience:
     metrics: dict[str, float] | None = None
 
     def select(self, rows: list[int]) -> Experience:
-        """Some rows, with the padding trimmed to the longest of them."""
+        """Returns some rows, with the padding trimmed to the longest of them."""
         batch = self.batch.select(rows)
         width = batch.targets.shape[1]
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("batch", "metrics")}
@@ -62,7 +61,7 @@ class Experience:
 def policy_logprobs(
     policy: Policy, batch: Batch, temperature: float, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies (B, T-1) of the targets; 0 where the loss mask is False."""
+    """Computes log-probs and entropies (B, T-1) of the targets; 0 where the loss mask is False."""
     hidden = batch_hidden(policy, batch)[:, :-1]
     return token_logprobs(
         hidden, policy.lm_head, batch.targets, batch.loss_mask, temperature, entropy_gradient=entropy_gradient
@@ -70,12 +69,12 @@ def policy_logprobs(
 
 
 def all_logprobs(policy: Policy, batch: Batch, temperature: float, micro_batches: MicroBatches) -> Tensor:
-    """Log-probs (N, T-1) of a whole batch under the weights as they are now, in micro-batches."""
+    """Computes log-probs (N, T-1) of a whole batch under the weights as they are now, in micro-batches."""
     return micro_batches.whole(batch, lambda part: policy_logprobs(policy, part, temperature)[0])
 
 
 def all_values(critic: Critic, batch: Batch, micro_batches: MicroBatches) -> Tensor:
-    """V (N, T-1) of a whole batch under the critic as it is now, in micro-batches."""
+    """Computes V (N, T-1) of a whole batch under the critic as it is now, in micro-batches."""
     with critic.active():
         return micro_batches.whole(batch, lambda part: critic.values(part.input_ids, part.position_ids))
 
@@ -83,7 +82,7 @@ def all_values(critic: Critic, batch: Batch, micro_batches: MicroBatches) -> Ten
 def update_logprobs(
     policy: Policy, batch: Batch, temperature: float, micro_batches: MicroBatches, parts: Sequence[list[int]]
 ) -> Tensor:
-    """Log-probs (N, T-1) under the weights as they are now, in 16 bits rounded as in the update of these parts."""
+    """Computes log-probs (N, T-1) under the present weights, in 16 bits rounded as in the update of these parts."""
     if policy.dtype == torch.float32:
         return all_logprobs(policy, batch, temperature, micro_batches)
     out = torch.zeros_like(batch.old_logprobs)
@@ -98,26 +97,27 @@ def update_logprobs(
 def prepare_grpo(
     policy: Policy,
     batch: Batch,
-    group_advantages: Tensor,
+    advantages: Tensor,
     objective: ObjectiveConfig,
     temperature: float,
     micro_batches: MicroBatches,
     passes: Sequence[Sequence[list[int]]],
     needs_old: bool,
 ) -> Experience:
-    """Advantages (N,) on every policy token, log-probs of the reference, importance weights (GRPO, equation 3).
+    """Prepares GRPO's update: pi_old and the log-probs of the reference (GRPO, equation 3).
 
     Args:
         batch: N trajectories.
+        advantages: (N, T-1) of each token, or wider.
         passes: the rows of each optimizer step of each pass.
         needs_old: whether pi_old is needed even where there is one update alone, see `old_and_sampled`.
     """
     needs_old = needs_old or sum(map(len, passes)) > 1
     how = temperature, micro_batches, passes[0]
-    batch, old, sampled = old_and_sampled(policy, batch, objective, *how, needs_old=needs_old)
-    advantages = group_advantages.to(policy.device)[:, None] * batch.loss_mask
+    batch, _, sampled = old_and_sampled(policy, batch, objective, *how, needs_old=needs_old)
+    advantages = advantages[:, : batch.targets.shape[1]].to(policy.device)
     reference = reference_logprobs(policy, batch, objective, *how)
-    return Experience(batch, advantages, sampled, reference, importance_of(old, sampled, objective), metrics={})
+    return Experience(batch, advantages, sampled, reference, metrics={})
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def prepare_ppo(
     passes: Sequence[Sequence[list[int]]],
     needs_old: bool = True,
 ) -> Experience:
-    """Values, rewards per token with the KL inside (paper, equation 2), GAE, whitening.
+    """Computes values, rewards per token with the KL inside (paper, equation 2), GAE, whitening.
 
     The arguments are those of `prepare_grpo`; pi_old is always needed, for the KL.
     """
@@ -150,21 +150,15 @@ def prepare_ppo(
     }
     if kl is not None:
         metrics["kl"] = kl[mask].mean().item()
-    importance = importance_of(old, sampled, objective)
-    return Experience(batch, whiten(advantages, mask), sampled, None, importance, values, returns, metrics=metrics)
+    return Experience(batch, whiten(advantages, mask), sampled, values=values, returns=returns, metrics=metrics)
 
 
 def reference_logprobs(policy: Policy, batch: Batch, objective: ObjectiveConfig, *how) -> Tensor | None:
-    """Log-probs (N, T-1) of the reference, where the objective has a KL; `how` as of `update_logprobs`."""
+    """Computes log-probs (N, T-1) of the reference, where the objective has a KL; `how` as of `update_logprobs`."""
     if objective.kl_coef <= 0:
         return None
     with policy.reference():
         return update_logprobs(policy, batch, *how)
-
-
-def importance_of(old: Tensor, sampled: Tensor, objective: ObjectiveConfig) -> Tensor | None:
-    """Truncated importance weights (N, T-1), where the objective asks for them."""
-    return truncated_importance(old, sampled, objective.importance_cap) if objective.importance_cap else None
 
 
 def old_and_sampled(
@@ -176,7 +170,7 @@ def old_and_sampled(
     parts: Sequence[list[int]],
     needs_old: bool = True,
 ) -> tuple[Batch, Tensor, Tensor]:
-    """The batch on the policy's device, log pi_old of the update, and the sampler's log-probs, both (N, T-1).
+    """Returns the batch on the policy's device, log pi_old of the update, and the sampler's log-probs, both (N, T-1).
 
     In float32 they are the same. In 16 bits sampler and update round differently, by more than the clip of a sequence's
     ratio allows, so that pi_old is the update's own forward, in its own mode and micro-batches: before a weight has
@@ -199,7 +193,7 @@ def old_and_sampled(
 
 
 def rows_of_updates(group_ids: Sequence[int], config: OptimizationConfig, updates: int) -> list[list[list[int]]]:
-    """For each pass over the rollouts the rows of its optimizer steps, drawn by the seed and the updates before it.
+    """Draws, for each pass over the rollouts, the rows of its optimizer steps, by the seed and the updates before it.
 
     Args:
         group_ids: (N,) of the rollouts; a group stays whole, and with fewer groups there are fewer optimizer steps.

@@ -19,7 +19,7 @@ def ask() -> None:
 
 
 def is_asked() -> bool:
-    """Whether somebody asked, in this process."""
+    """Tells whether somebody asked to stop, in this process."""
     return _asked.is_set()
 
 
@@ -29,7 +29,7 @@ def hold() -> None:
 
 
 def is_held() -> bool:
-    """Whether a weight has moved since the last whole step."""
+    """Tells whether a weight has moved since the last whole step."""
     return _held.is_set()
 
 

@@ -28,7 +28,7 @@ class RowCache(Cache):
         self.span, self.is_prefix = 0, True
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Asked by transformers when it has no position ids; the decoder always passes them."""
+        """Returns `span`: transformers asks when it has no position ids, and the decoder always passes them."""
         return self.span
 
     def place(self, rows: Tensor, positions: Tensor, is_real: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class RowCache(Cache):
         return store[self.rows, :, : self.span]
 
     def snapshot(self, row: int, length: int) -> list[tuple[Tensor, Tensor]]:
-        """A copy of the first `length` positions of a row, per layer."""
+        """Returns a copy of the first `length` positions of a row, per layer."""
         pairs = zip(self.keys, self.values, strict=True)
         return [(keys[row, :, :length].clone(), values[row, :, :length].clone()) for keys, values in pairs]
 

@@ -20,7 +20,7 @@ def token_logprobs(
     chunk_tokens: int | None = None,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """log pi(target) = logit_target - logsumexp(logits), with logits / temperature as in sampling.
+    """Computes log pi(target) = logit_target - logsumexp(logits), with logits / temperature as in sampling.
 
     Only masked-in positions are computed, a chunk at a time, and a few copies of one chunk of logits are the most that
     is ever held. With a frozen head the gradient is computed together with the logits, see `FrozenHead`; where
@@ -77,7 +77,7 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, chunk: Tensor, ids: Tensor, of_chunk: Callable) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (n,) of hidden states (n, H); entropies carry no gradient."""
+        """Computes log-probs and entropies (n,) of hidden states (n, H); entropies carry no gradient."""
         with torch.enable_grad():
             leaf = chunk.detach().requires_grad_()
             logprobs, entropy = of_chunk(leaf, ids)
@@ -87,6 +87,6 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, of_logprobs: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        """The loss's gradient by log-probs (n,) -> by hidden states (n, H)."""
+        """Turns the loss's gradient by log-probs (n,) into that by hidden states (n, H)."""
         (gradient,) = ctx.saved_tensors
         return (of_logprobs[:, None] * gradient).to(gradient.dtype), None, None

@@ -16,9 +16,10 @@ from searchr1_mini.core.retrieval import Passage
 
 @dataclass(frozen=True)
 class Prompt:
-    """Opens the conversation with this user message. Resumed with None."""
+    """Opens the conversation with this user message, or goes on from these tokens. Resumed with None."""
 
     text: str
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ MakeMethod = Callable[[str], Method]
 
 
 def show(passages: Sequence[Passage]) -> Method:
-    """Reading as Search-R1 does it: the passages themselves enter the context."""
+    """Reads as Search-R1 does: the passages themselves enter the context."""
     yield Observe(passages=passages)
 
 
@@ -88,7 +89,7 @@ def search_r1(
     last_turn: bool = True,
     read: Callable[[Sequence[Passage]], Method] = show,
 ) -> Method:
-    """Search-R1 (paper, Algorithm 1): think, search, read, answer; at most `max_turns` actions.
+    """Runs Search-R1 (paper, Algorithm 1): think, search, read, answer; at most `max_turns` actions.
 
     A turn that is neither a search nor an answer is told so and costs an action. After the budget is spent the policy
     gets one last turn, in which a search is no longer served (the public code; the paper stops at B, as does

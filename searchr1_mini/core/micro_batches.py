@@ -28,7 +28,7 @@ class MicroBatches:
         self.tokens = tokens
 
     def over(self, batch: Batch, work: Callable[[list[int]], T], undo: Callable[[], None] = lambda: None) -> list[T]:
-        """What `work(rows)` returns for each micro-batch of this process.
+        """Returns what `work(rows)` returns for each micro-batch of this process.
 
         The loss of a micro-batch is a weighted sum with weights of the whole batch, so that accumulated gradients do
         not depend on how it is split. Where memory runs out, what was accumulated is therefore undone, and all of it
@@ -61,7 +61,7 @@ class MicroBatches:
 
     @torch.no_grad()
     def whole(self, batch: Batch, of: Callable[[Batch], Tensor]) -> Tensor:
-        """What `of` gives (n, t-1) for each micro-batch, put together (N, T-1), those of other processes too."""
+        """Puts together (N, T-1) what `of` gives (n, t-1) for each micro-batch, those of other processes included."""
         out = torch.zeros_like(batch.old_logprobs)
 
         def of_rows(rows: list[int]) -> tuple[list[int], Tensor]:
@@ -72,11 +72,11 @@ class MicroBatches:
         return sum_over_processes(out)
 
     def share_of(self, lengths: Sequence[int]) -> int:
-        """Tokens of a micro-batch, of which with several processes each shall have one."""
+        """Returns the tokens of a micro-batch, of which each of several processes shall have one."""
         return self.tokens if n_processes() == 1 else min(self.tokens, sum(lengths) // n_processes())
 
     def halve(self, lengths: Sequence[int], failure: RuntimeError | None) -> None:
-        """Half as many tokens from here on; raises where each trajectory stands alone already, see `over`."""
+        """Halves the tokens from here on; raises where each trajectory stands alone already, see `over`."""
         tokens = min(self.share_of(lengths), max(lengths) * len(lengths))
         if all(len(rows) == 1 for rows in micro_batches(lengths, tokens)):
             if interrupt.is_held():

@@ -53,7 +53,7 @@ class Optimizer:
         return not self.logs
 
     def step(self, experience: Experience, losses: Losses) -> None:
-        """One optimizer step; the losses of each micro-batch are back-propagated where they are yielded.
+        """Takes one optimizer step; the losses of each micro-batch are back-propagated where they are yielded.
 
         Each comes with numbers for the log: sums over the micro-batches, but for `ratio_max`, and for `change`, a
         tensor of differences of log-probs, see `told_of_changes`.
@@ -79,7 +79,7 @@ class Optimizer:
         self.logs.append(totals | self.apply_gradients(totals["loss"]))
 
     def learning_rates(self) -> list[float]:
-        """The rates of the policy's parameters and of the critic's, which has a rate and a warm-up of its own.
+        """Returns the rates of the policy's parameters and the critic's, which has its own rate and warm-up.
 
         Warm-up, constant, and a fall to 0 over the last steps. They are counted in steps, whatever became of the steps
         before: groups that were left out, or steps without any update, neither stretch the warm-up nor put off the
@@ -120,7 +120,7 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def metrics(self) -> dict[str, float]:
-        """Of the step's updates the mean of each number over those that logged it, and the last learning rate."""
+        """Returns the mean of each number over the step's updates that logged it, and the last learning rate."""
         if not self.logs:
             return {}
         keys = dict.fromkeys(key for log in self.logs for key in log)
@@ -128,7 +128,7 @@ class Optimizer:
         return means | {"learning_rate": self.logs[-1]["learning_rate"]}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, by name; tensors under `optimizer` and `scaler`."""
+        """Returns what a resumed run needs, by name; tensors under `optimizer` and `scaler`."""
         return {
             "optimizer": self.adamw.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -154,7 +154,7 @@ class Optimizer:
 
 
 def told_of_changes(change: Tensor, is_first_update: bool) -> dict[str, float]:
-    """What the log says of differences (n,) of log-probs.
+    """Returns what the log says of differences (n,) of log-probs.
 
     On the first update the weights are still those that sampled, so the difference between the sampled log-probs and
     this forward must be noise: `logprob_diff_max` and `logprob_diff_mean`. On later ones the difference to pi_old, on
@@ -166,7 +166,7 @@ def told_of_changes(change: Tensor, is_first_update: bool) -> dict[str, float]:
 
 
 def changes_of(logprobs: Tensor, part: Experience, is_first_update: bool) -> Tensor:
-    """The differences (n,) that `told_of_changes` tells of, of one micro-batch."""
+    """Returns the differences (n,) that `told_of_changes` tells of, of one micro-batch."""
     before, wanted = part.sampled_logprobs, part.batch.loss_mask
     if not is_first_update:
         before, wanted = part.batch.old_logprobs, wanted & (part.batch.rewards[:, None] > 0)

@@ -10,22 +10,22 @@ from searchr1_mini.core.policy import Policy
 
 
 def rows_by_prompt(batch: Batch) -> dict[tuple[int, ...], list[int]]:
-    """The rows of each prompt: the ids before the first that is learnt from."""
+    """Groups the rows by prompt: the ids before the first that is learned from."""
     rows: dict[tuple[int, ...], list[int]] = {}
     for row, ids in enumerate(batch.input_ids.tolist()):
-        learnt = batch.loss_mask[row].nonzero()
-        n = int(learnt[0]) + 1 if len(learnt) else int(batch.lengths[row])
+        learned = batch.loss_mask[row].nonzero()
+        n = int(learned[0]) + 1 if len(learned) else int(batch.lengths[row])
         rows.setdefault(tuple(ids[:n]), []).append(row)
     return rows
 
 
 def width_of(packs: dict[tuple[int, ...], list[int]], lengths: list[int]) -> int:
-    """Tokens of the longest packed row."""
+    """Returns the number of tokens of the longest packed row."""
     return max(len(prompt) + sum(lengths[row] - len(prompt) for row in rows) for prompt, rows in packs.items())
 
 
 def is_shorter(packs: dict[tuple[int, ...], list[int]], batch: Batch, hidden_size: int) -> bool:
-    """Whether packed rows cost less: fewer tokens, but more pairs of tokens, since attention computes what it masks.
+    """Tells whether packed rows cost less: fewer tokens, but more pairs, since attention computes what it masks.
 
     A token costs about 24 H^2 operations in a layer, and a pair of tokens 4 H.
     """
@@ -34,7 +34,7 @@ def is_shorter(packs: dict[tuple[int, ...], list[int]], batch: Batch, hidden_siz
 
 
 def batch_hidden(policy: Policy, batch: Batch) -> Tensor:
-    """Last hidden states (B, T, H) of a batch, by packed rows where these are shorter; arbitrary in padding."""
+    """Computes last hidden states (B, T, H) of a batch, by packed rows where shorter; arbitrary in padding."""
     packs = rows_by_prompt(batch) if policy.packs else {}
     if not packs or not is_shorter(packs, batch, policy.config.hidden_size):
         return policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids)
@@ -43,7 +43,7 @@ def batch_hidden(policy: Policy, batch: Batch) -> Tensor:
 
 
 def pack(packs: dict[tuple[int, ...], list[int]], batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """The inputs of packed rows, and where each token of the batch stands in them, flattened (B, T).
+    """Returns the inputs of packed rows, and where each token of the batch stands in them, flattened (B, T).
 
     A token sees its prompt, and what came before it in its own row.
     """

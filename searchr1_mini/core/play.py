@@ -24,7 +24,7 @@ Write = Callable[[list[int], Sequence[str], int], Turn]  # context, stop strings
 def play(
     example: Example, make_method: MakeMethod, policy: Policy, retriever: Retriever, limits: RolloutLimits, write: Write
 ) -> Trajectory:
-    """Algorithm 1 of the paper for one question: the method asks, and is resumed with what it asked for.
+    """Plays Algorithm 1 of the paper for one question: the method asks, and is resumed with what it asked for.
 
     Args:
         make_method: question -> generator of requests, see methods.py.
@@ -82,7 +82,7 @@ def play(
 
 
 def finished(trajectory: Trajectory, answer: str | None, reason: str) -> Trajectory:
-    """The trajectory with how it ended."""
+    """Returns the trajectory with how it ended."""
     trajectory.answer, trajectory.finish_reason = answer, reason
     return trajectory
 

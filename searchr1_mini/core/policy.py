@@ -93,19 +93,19 @@ class Policy:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def hidden(self, **inputs) -> Tensor:
-        """Last hidden states (B, T, H) of `input_ids` (B, T); other arguments as transformers takes them."""
+        """Computes last hidden states (B, T, H) of `input_ids` (B, T); other arguments as transformers takes them."""
         inputs.setdefault("use_cache", inputs.get("past_key_values") is not None)
         with self.autocast():
             return self.backbone(**inputs).last_hidden_state
 
     def lm_head(self, hidden: Tensor) -> Tensor:
-        """The model's own logits (.., V) of hidden states (.., H), less ids that no token has."""
+        """Computes the model's own logits (.., V) of hidden states (.., H), less ids that no token has."""
         with self.autocast():
             logits = final_logits(self.causal_lm.get_output_embeddings()(hidden), self.config)
             return without_undefined(logits, self.undefined)
 
     def cached_hidden(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor, cache: RowCache) -> Tensor:
-        """Hidden states (n, t, H) of ids (n, t) at positions (n, t) of the cache's rows (n,), the cache then fed.
+        """Computes hidden states (n, t, H) of ids at positions, both (n, t), of the cache's rows (n,), and fills it.
 
         The arguments are on the CPU; what is not real is padding.
         """
@@ -117,7 +117,7 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model is pi_ref: the adapter switched off, or its frozen twin; in full fine-tuning a copy."""
+        """Makes the model pi_ref inside: the adapter switched off, or its frozen twin; in full fine-tuning a copy."""
         if not self.has_adapter:
             with self.standing_in(self.frozen):
                 yield
@@ -147,7 +147,7 @@ class Policy:
 
     @contextmanager
     def standing_in(self, model: nn.Module) -> Iterator[None]:
-        """Inside, another model computes in place of the policy's own."""
+        """Makes another model compute in place of the policy's own inside."""
         own, self.model = self.model, model
         try:
             yield
@@ -156,13 +156,13 @@ class Policy:
 
     @contextmanager
     def for_rollouts(self) -> Iterator[None]:
-        """Inside, the same policy in a quicker form, and without gradients; afterwards all is what it was."""
+        """Gives the same policy a quicker form, without gradients, inside; afterwards all is what it was."""
         with self.faster(self):
             yield
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Inside, gradient checkpointing is at work; it needs train mode, in which the KV cache would be off."""
+        """Switches gradient checkpointing on inside; it needs train mode, in which the KV cache would be off."""
         self.model.train(self.gradient_checkpointing)
         try:
             yield
@@ -170,12 +170,12 @@ class Policy:
             self.model.eval()
 
     def trainable(self) -> list[nn.Parameter]:
-        """The policy's parameters that the optimizer updates; a critic has its own."""
+        """Returns the policy's parameters that the optimizer updates; a critic has its own."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
 def final_logits(logits: Tensor, config: Any) -> Tensor:
-    """What some families do to the logits (.., V) after the head: scale (Cohere, Granite), soft cap (Gemma 2)."""
+    """Does to logits (.., V) what some families do after the head: scale (Cohere, Granite), soft cap (Gemma 2)."""
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
     if scaling := getattr(config, "logits_scaling", None):
@@ -186,12 +186,12 @@ def final_logits(logits: Tensor, config: Any) -> Tensor:
 
 
 def undefined_ids(tokenizer: PreTrainedTokenizerBase, n_rows: int) -> list[int]:
-    """Rows of the head that no token of the tokenizer has: they are padding, and may never be sampled."""
+    """Returns rows of the head that no token of the tokenizer has: they are padding, and may never be sampled."""
     known = set(tokenizer.get_vocab().values())
     return [id_ for id_ in range(n_rows) if id_ not in known]
 
 
 def without_undefined(logits: Tensor, undefined: Tensor) -> Tensor:
-    """Logits (.., V) in which the ids of `undefined` have no probability; written in place."""
+    """Returns logits (.., V) in which the ids of `undefined` have no probability; written in place."""
     lowest = max(UNDEFINED_LOGIT, torch.finfo(logits.dtype).min)
     return logits.index_fill_(-1, undefined, lowest) if len(undefined) else logits

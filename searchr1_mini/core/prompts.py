@@ -81,7 +81,7 @@ def neutralize_tags(text: str) -> str:
 
 
 def render_passage(rank: int, passage: HasTitleAndText, form: Form = "plain") -> str:
-    """One line of an observation; `rank` starts at 1. Our own tags inside the passage are neutralized."""
+    """Renders one line of an observation; `rank` starts at 1. Our own tags inside the passage are neutralized."""
     title, text = (neutralize_tags(part) for part in (passage.title, passage.text))
     return (
         f'Doc {rank}(Title: "{title}") {text}\n' if form == "paper" else f"Doc {rank}(Title: {title}) {text.strip()}\n"
@@ -89,12 +89,12 @@ def render_passage(rank: int, passage: HasTitleAndText, form: Form = "plain") ->
 
 
 def render_observation(passages: Sequence[HasTitleAndText], form: Form = "plain") -> str:
-    """The text between two policy turns, `\\n\\n<information>Doc 1(Title: ...) ...</information>\\n\\n`.
+    """Renders the text between two policy turns, `\\n\\n<information>Doc 1(Title: ...) ...</information>\\n\\n`.
 
     Args:
         passages: best first.
         form: "paper" has, for passages of wiki-18, the bytes of the public code (`_passages2string`): titles in
-            double quotes, no blanks before the closing tag. "plain" is what the tiny base has learnt.
+            double quotes, no blanks before the closing tag. "plain" is what the tiny base has learned.
     """
     lines = "".join(render_passage(rank, passage, form) for rank, passage in enumerate(passages, start=1))
     return OBSERVATION_OPEN + (lines.strip() if form == "paper" else lines) + OBSERVATION_CLOSE

@@ -31,7 +31,7 @@ class Example:
 
 
 def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0, part: str = "") -> list[T]:
-    """The `n` questions (or demonstrations) of a step: consecutive slices of a fresh permutation each epoch.
+    """Returns the `n` questions (or demonstrations) of a step: consecutive slices of a fresh permutation each epoch.
 
     Each round of dynamic sampling, and each part of the examples, has its own order.
     """
@@ -47,7 +47,7 @@ def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: i
 
 
 def stratified_slice(examples: Sequence[Example], step: int, n: int, seed: int, round_: int = 0) -> list[Example]:
-    """The `n` questions of a step in equal shares of their sources; what does not divide goes to other ones each step.
+    """Returns the `n` questions of a step in equal shares of their sources; the remainder moves on each step.
 
     A source with fewer questions than another comes round sooner.
     """
@@ -67,6 +67,6 @@ def stratified_slice(examples: Sequence[Example], step: int, n: int, seed: int, 
 def questions_of_step(
     examples: Sequence[Example], step: int, config: OptimizationConfig, round_: int = 0
 ) -> list[Example]:
-    """The questions of a step, or of a round of it, in equal shares of their sources where the options say so."""
+    """Returns the questions of a step, or of a round of it, in equal shares of their sources if so configured."""
     draw = stratified_slice if config.stratify else slice_of_step
     return draw(examples, step, config.questions_per_step, config.seed, round_)

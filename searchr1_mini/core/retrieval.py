@@ -28,7 +28,7 @@ class Retriever(Protocol):
     """What a rollout needs of a search engine."""
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each query its best passages, best first: at most `topk`; by BM25 only such as share a term with it."""
+        """Finds each query's best passages, best first: at most `topk`; by BM25 only those that share a term."""
 
 
 class CachedRetriever:
@@ -40,7 +40,7 @@ class CachedRetriever:
         self.n_queries = self.n_hits = 0
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """As the wrapped retriever, which sees each missing query once, all in one call."""
+        """Searches as the wrapped retriever does, which sees each missing query once, all in one call."""
         keys = [(query, topk) for query in queries]
         missing = list(dict.fromkeys(key for key in keys if key not in self.results))
         fresh = self.retriever.search([query for query, _ in missing], topk) if missing else []

@@ -11,12 +11,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normalization: lower-case, no punctuation, no articles, single spaces (Rajpurkar et al., 2016)."""
+    """Normalizes as SQuAD does: lower-case, no punctuation, no articles, single spaces (Rajpurkar et al., 2016)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def compared(text: str) -> str:
-    """What is compared: the normalized text, or where nothing is left of it (`A`, `The`, `+`) what is before that.
+    """Returns what is compared: the normalized text, or the text before that if nothing is left (`A`, `The`, `+`).
 
     An article stays if there is nothing else, and so does punctuation; else gold `A` would equal the answer `the`.
     """
@@ -28,14 +28,14 @@ def compared(text: str) -> str:
 
 
 def exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
-    """1.0 if the answer equals any gold answer after normalization, else 0.0; no answer scores 0.0."""
+    """Returns 1.0 if the answer equals any gold answer after normalization, else 0.0; no answer scores 0.0."""
     if answer is None:
         return 0.0
     return float(compared(answer) in {compared(gold) for gold in golden_answers})
 
 
 def contains_gold(text: str, golden_answers: Sequence[str]) -> bool:
-    """Whether any gold answer stands in the text, as whole words after normalization of both, or is all of it.
+    """Tells whether any gold answer stands in the text, as whole words after normalization of both, or is all of it.
 
     A gold answer of which normalization leaves nothing must be all of it: an article stands in nearly every text.
     """

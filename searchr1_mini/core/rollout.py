@@ -74,8 +74,8 @@ class _Engine:
     def open(self, example: Example, make_method: methods.MakeMethod) -> _Conversation:
         """Runs a method up to its prompt."""
         method = make_method(example.question)
-        text = method.send(None).text
-        prompt = self.encode_prompt(text)
+        opening = method.send(None)
+        prompt = list(opening.token_ids) or self.encode_prompt(opening.text)
         if len(prompt) >= self.limits.max_total_tokens:
             raise UserError(
                 f"question {example.id} is {len(prompt)} tokens long with its prompt, but --max-total-tokens is "
@@ -130,7 +130,7 @@ class _Engine:
                     return self.finish(key, answer, "length" if is_full and answer is None else reason)
 
     def room(self, key: int) -> int:
-        """Tokens that the context has left for an observation, with one to spare for the policy."""
+        """Returns the tokens that the context has left for an observation, with one to spare for the policy."""
         return self.limits.max_total_tokens - self.decoder.length(key) - 1
 
     def observe(self, key: int, observe: methods.Observe) -> bool:
@@ -151,7 +151,7 @@ class _Engine:
         return True
 
     def passages_ids(self, key: int, passages: Sequence[Passage], room: int) -> tuple[list[int], str] | None:
-        """Passages as the policy will read them, see `observation_ids`; what it was shown is kept."""
+        """Encodes passages as the policy will read them, see `observation_ids`; what it was shown is kept."""
         most = min(room, self.limits.max_observation_tokens)
         cut = observation_ids(passages, self.tokenizer, most, self.limits.form)
         if cut is not None:
@@ -212,7 +212,7 @@ class _Engine:
 
 @contextmanager
 def out_of_memory_told() -> Iterator[None]:
-    """Inside, memory that runs out is told as something that the user can fix."""
+    """Turns memory that runs out inside into an error that tells the user what to do."""
     try:
         yield
     except RuntimeError as error:
@@ -235,7 +235,7 @@ def rollout(
     on_segment: Callable[[str, str], None] | None = None,
     on_token: Callable[[str], None] | None = None,
 ) -> tuple[list[Trajectory], RolloutStats]:
-    """One trajectory for each example, in order; repeat an example G times for a group.
+    """Rolls out one trajectory for each example, in order; repeat an example G times for a group.
 
     Several processes share the work; each gets all trajectories.
 

@@ -33,11 +33,11 @@ class RolloutStats:
 
 
 def tokens_of_usual_loop(trajectory: Trajectory) -> int:
-    """What a loop feeds that begins every turn with the whole context: for each turn, all up to its end."""
+    """Counts what a loop feeds that begins every turn with the whole context: for each turn, all up to its end."""
     ends = accumulate(len(segment.token_ids) for segment in trajectory.segments)
     return sum(end for end, segment in zip(ends, trajectory.segments, strict=True) if segment.kind == "policy")
 
 
 def sum_stats(parts: Sequence[RolloutStats]) -> RolloutStats:
-    """What several rollouts cost together."""
+    """Sums up what several rollouts cost."""
     return RolloutStats(*(sum(getattr(part, f.name) for part in parts) for f in fields(RolloutStats)))

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: scores of each answer, their means a source, intervals, a paired test, the failures."""
+"""The results of an evaluation: scores of each answer, means per source, intervals, a paired test, the failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINISH_REASONS = ("answer", "eos", "turns", "length")
 
 
 def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
-    """Figures of one trajectory; docs/evaluation.md explains each.
+    """Computes the figures of one trajectory; docs/evaluation.md explains each.
 
     `gold_retrieved`: a gold answer stood in some observation. `support_retrieved` and `all_support_retrieved` (where
     supporting titles are known): some, or every one of them, was among the passages that came back.
@@ -50,7 +50,7 @@ def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
 
 
 def failure(example: Example, trajectory: Trajectory) -> str | None:
-    """Why a trajectory is not exactly right, the first that holds; None if it is right.
+    """Tells why a trajectory is not exactly right, the first that holds; None if it is right.
 
     malformed: no answer, and some turn was no valid action (but for one that the end of the context cut off). no
     answer: none, though every turn was valid. inexact: a gold answer stands in the answer. never retrieved: no
@@ -67,7 +67,7 @@ def failure(example: Example, trajectory: Trajectory) -> str | None:
 
 
 def summarize(examples: Sequence[Example], trajectories: Sequence[Trajectory]) -> dict:
-    """Means of `score` over the trajectories, in all and `by_source`, with `n` and `valid_actions` (share of turns)."""
+    """Averages `score` over trajectories, overall and `by_source`, with `n` and `valid_actions` (share of turns)."""
     scored = [(example.source, score(example, t)) for example, t in zip(examples, trajectories, strict=True)]
     sources = sorted({source for source, _ in scored})
     by_source = {source: means([figures for of, figures in scored if of == source]) for source in sources}
@@ -75,7 +75,7 @@ def summarize(examples: Sequence[Example], trajectories: Sequence[Trajectory]) -
 
 
 def means(scored: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the trajectories that have it."""
+    """Returns the mean of each figure over the trajectories that have it."""
     names = dict.fromkeys(name for figures in scored for name in figures)
     out = {name: fmean(figures[name] for figures in scored if name in figures) for name in names}
     out["valid_actions"] = 1 - out["invalid_actions"] / max(out["turns"], 1)
@@ -83,7 +83,7 @@ def means(scored: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def bootstrap_interval(values: Sequence[float], n_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean (Efron, 1979), from a fixed seed."""
+    """Computes the 95 % percentile interval of the mean (Efron, 1979), from a fixed seed."""
     array = np.asarray(values, dtype=float)
     draws = np.random.default_rng(seed).integers(len(array), size=(n_resamples, len(array)))
     low, high = np.quantile(array[draws].mean(axis=1), [0.025, 0.975])
@@ -91,7 +91,7 @@ def bootstrap_interval(values: Sequence[float], n_resamples: int = 2000, seed: i
 
 
 def mcnemar(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Two-sided p of McNemar's exact test (1947) on paired right/wrong answers; 1 where the two never differ."""
+    """Computes the two-sided p of McNemar's exact test (1947) on paired right/wrong answers; 1 if they never differ."""
     only_ours = sum(one > other for one, other in zip(ours, theirs, strict=True))
     n = only_ours + sum(one < other for one, other in zip(ours, theirs, strict=True))
     tail = sum(math.comb(n, k) for k in range(min(only_ours, n - only_ours) + 1))
@@ -108,20 +108,20 @@ def evaluate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> tuple[dict, list[Trajectory]]:
-    """One trajectory a question; temperature 0 decodes greedily. Returns the summary and the trajectories."""
+    """Rolls out one trajectory per question, greedily at temperature 0; returns the summary and the trajectories."""
     trajectories, _ = rollout(examples, make_method, policy, retriever, limits, temperature=temperature, seed=seed)
     return summarize(examples, trajectories), trajectories
 
 
 def sub_exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
-    """1.0 if the answer contains any gold answer as whole words after normalization, else 0.0."""
+    """Returns 1.0 if the answer contains any gold answer as whole words after normalization, else 0.0."""
     if answer is None:
         return 0.0
     return float(contains_gold(answer, golden_answers))
 
 
 def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
-    """The best token F1 against any gold answer, in [0, 1]; no answer scores 0.0.
+    """Returns the best token F1 against any gold answer, in [0, 1]; no answer scores 0.0.
 
     As HotpotQA's official script has it: where one side is yes or no, nothing but the same word scores.
     """

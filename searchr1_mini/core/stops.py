@@ -11,7 +11,7 @@ from searchr1_mini.core.errors import UserError
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others for code points from 256 up."""
+    """Returns GPT-2's letters for bytes: printable ones as they are, the others as code points from 256 up."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -19,7 +19,7 @@ def byte_alphabet() -> dict[str, int]:
 
 @lru_cache(maxsize=2)  # 0.4 s with 150,000 tokens, and every rollout asks
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """The bytes of every id: byte-level BPE through its alphabet, added tokens as they are written.
+    """Returns the bytes of every id: byte-level BPE through its alphabet, added tokens as they are written.
 
     Raises:
         UserError: the tokenizer is not a byte-level BPE, as those of Qwen2.5 and Llama 3 are.

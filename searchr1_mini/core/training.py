@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from searchr1_mini.core.algorithms import (
+    LogRatio,
+    Penalty,
+    Surrogate,
+    clipped_surrogate,
     group_advantages,
     loss_weights,
     policy_loss,
@@ -61,6 +65,7 @@ class Rollouts:
         group_ids: equal for the rollouts of one question, unique within the step.
         is_flat: (N,) bool, rows of groups whose rewards are all equal.
         advantages: (N,) of GRPO; PPO has one for each token, in its `Experience`.
+        token_advantages: (N, T-1) of GRPO, 0 where masked: those, and what a variant adds to them.
         kept: rows that are learnt from.
     """
 
@@ -71,14 +76,36 @@ class Rollouts:
     stats: list[RolloutStats] = field(default_factory=list)
     is_flat: Tensor | None = None
     advantages: Tensor | None = None
+    token_advantages: Tensor | None = None
     kept: list[int] = field(default_factory=list)
 
     def groups_with_signal(self) -> list[int]:
-        """Ids of the groups whose rewards differ, in order."""
+        """Returns the ids of the groups whose rewards differ, in order."""
         seen: dict[int, set[float]] = {}
         for group, value in zip(self.group_ids, self.rewards, strict=True):
             seen.setdefault(group, set()).add(value)
         return [group for group, values in seen.items() if len(values) > 1]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a relative of GRPO does in another way than the paper; as it stands, the paper's way. See variants/.
+
+    Attributes:
+        roll_out: draws the trajectories of a step's questions, as `rollout` does.
+        compare: advantages (N,) of rewards (N,) and numbers of groups (N,), as `group_advantages` does.
+        add_advantages: of a step's rollouts and batch, what comes on top of those (N, T-1).
+        importance: of the update's log-probs and the sampler's (N, T-1), weights (N, T-1) on the surrogate.
+        ratio, surrogate, penalties: see `policy_loss`.
+    """
+
+    roll_out: Callable = rollout
+    compare: Callable[[Tensor, Tensor], Tensor] = group_advantages
+    add_advantages: Callable[[Rollouts, Batch], Tensor] | None = None
+    importance: Callable[[Tensor, Tensor], Tensor] | None = None
+    ratio: LogRatio | None = None
+    surrogate: Surrogate = clipped_surrogate
+    penalties: Mapping[str, tuple[float, Penalty]] = field(default_factory=dict)
 
 
 class Run(Protocol):
@@ -87,13 +114,13 @@ class Run(Protocol):
     wants_ratios: bool  # whether pi(token) / pi_old(token) will be asked for after this step's updates
 
     def steps(self) -> Iterator[int]:
-        """The steps that are to come. Between two of them the run evaluates, saves, and stops."""
+        """Yields the steps to come. Between two of them the run evaluates, saves, and stops."""
 
     def check(self, batch: Batch, rollouts: Rollouts) -> None:
-        """Told of a step's rollouts before its update; raises where they are not sound."""
+        """Checks a step's rollouts before its update; raises where they are not sound."""
 
     def log(self, step: int, rollouts: Rollouts, experience: Experience | None, metrics: dict[str, float]) -> None:
-        """Told what a step did; `experience` is None where nothing was learnt."""
+        """Takes what a step did; `experience` is None where nothing was learned."""
 
 
 def train_policy(
@@ -104,13 +131,14 @@ def train_policy(
     settings: Settings,
     run: Run,
     reward: Reward,
+    variant: Variant = Variant(),
 ) -> None:
-    """Search-R1 (paper, section 3.1) by GRPO, or with a critic by PPO, one step after the other."""
+    """Trains by Search-R1 (paper, section 3.1), by GRPO, or with a critic by PPO, one step after the other."""
     objective, temperature = settings.objective, settings.rollout.temperature
     for step in run.steps():
         # 1. Roll out: conversations with the search engine, G per question, every token recorded with its writer.
         # 2. Reward: each trajectory is paid for what the policy wrote.
-        rollouts = collect(policy, environment, settings, step, reward)
+        rollouts = collect(policy, environment, settings, step, reward, variant)
 
         # 3. The mask: what the policy wrote is learnt from, what the engine wrote is not.
         batch = build_batch(
@@ -119,7 +147,7 @@ def train_policy(
         )  # fmt: skip
 
         # 4. What must not move while the weights do: advantages, pi_old, the reference, and PPO's values.
-        compare(rollouts, batch, settings, optimizer.updates, is_grpo=critic is None)
+        compare(rollouts, batch, settings, optimizer.updates, critic is None, variant)
         run.check(batch, rollouts)
         experience, passes = None, []
         if rollouts.kept:
@@ -129,12 +157,12 @@ def train_policy(
             if critic:
                 experience = prepare_ppo(policy, critic, batch, settings.ppo, *how)
             else:
-                experience = prepare_grpo(policy, batch, rollouts.advantages[rollouts.kept], *how)
+                experience = prepare_grpo(policy, batch, rollouts.token_advantages[rollouts.kept], *how)
 
         # 5. The losses of a micro-batch, each back-propagated where it is yielded.
         def losses(part: Experience) -> Iterator[tuple[Tensor, dict[str, Any]]]:
             logprobs, entropy = policy_logprobs(policy, part.batch, temperature, objective.entropy_coef > 0)
-            loss, stats = loss_of_policy(logprobs, entropy, part, objective)
+            loss, stats = loss_of_policy(logprobs, entropy, part, objective, variant)
             yield loss, stats | {"change": changes_of(logprobs, part, optimizer.is_first_update)}
             if critic:
                 with critic.active():  # forward and backward under the critic's adapter
@@ -145,19 +173,21 @@ def train_policy(
         # 6. Optimizer steps: `epochs` passes over the rollouts, in `mini_batches` steps each.
         optimizer.begin(step, sum(map(len, passes)))
         for rows in chain.from_iterable(passes):
-            optimizer.step(weighted(experience.select(rows), settings), losses)
+            optimizer.step(weighted(experience.select(rows), settings, variant), losses)
 
         # 7. Log.
         run.log(step, rollouts, experience, optimizer.metrics())
 
 
-def collect(policy: Policy, environment: Environment, settings: Settings, step: int, reward: Reward) -> Rollouts:
-    """Rollouts of a step's questions; with dynamic sampling, rounds until enough groups differ in reward (DAPO)."""
+def collect(
+    policy: Policy, environment: Environment, settings: Settings, step: int, reward: Reward, variant: Variant
+) -> Rollouts:
+    """Rolls out a step's questions; with dynamic sampling, rounds until enough groups differ in reward (DAPO)."""
     config, rollouts = settings.optimization, Rollouts()
     for round_ in range(settings.objective.dynamic_sampling):
         questions = questions_of_step(environment.examples, step, config, round_)
         group = [question for question in questions for _ in range(config.group_size)]
-        trajectories, stats = rollout(
+        trajectories, stats = variant.roll_out(
             group, environment.make_method, policy, environment.retriever, environment.limits,
             temperature=settings.rollout.temperature, seed=config.seed * 1_000_003 + step + round_ * 500_009,
         )  # fmt: skip
@@ -172,25 +202,30 @@ def collect(policy: Policy, environment: Environment, settings: Settings, step: 
 
 
 def numbers_of_groups(examples: Sequence[Example], group_size: int, first: int) -> list[int]:
-    """A number for each rollout of a round, equal within a group, from `first` on."""
+    """Numbers the rollouts of a round, equally within a group, from `first` on."""
     return [first + index // group_size for index in range(len(examples))]
 
 
-def compare(rollouts: Rollouts, batch: Batch, settings: Settings, updates: int, is_grpo: bool) -> None:
-    """Compares each group's rewards with each other: fills in `is_flat`, `advantages` and `kept`."""
+def compare(
+    rollouts: Rollouts, batch: Batch, settings: Settings, updates: int, is_grpo: bool, variant: Variant
+) -> None:
+    """Compares each group's rewards with each other: fills in `is_flat`, `kept`, and both advantages."""
     objective = settings.objective
     rollouts.is_flat = zero_variance(batch.rewards, batch.group_ids)
     rollouts.kept = rows_to_train_on(rollouts, settings)
     if is_grpo:
-        rollouts.advantages = group_advantages(
-            batch.rewards, batch.group_ids, objective.baseline, objective.normalize_std
-        )
-        if not teaches(objective, settings.optimization.weight_decay, rollouts.advantages[rollouts.kept], updates):
+        rollouts.advantages = variant.compare(batch.rewards, batch.group_ids)
+        rollouts.token_advantages = rollouts.advantages[:, None] * batch.loss_mask
+        if variant.add_advantages:
+            rollouts.token_advantages += variant.add_advantages(rollouts, batch)
+        if not teaches(
+            objective, settings.optimization.weight_decay, rollouts.token_advantages[rollouts.kept], updates
+        ):
             rollouts.kept = []
 
 
 def rows_to_train_on(rollouts: Rollouts, settings: Settings) -> list[int]:
-    """Rows that go into the update: without flat groups, surplus groups and overlong rows where the options say so."""
+    """Selects rows for the update: without flat groups, surplus groups and overlong rows where the options say so."""
     wanted = set(rollouts.group_ids)
     if settings.objective.dynamic_sampling > 1:
         wanted = set(rollouts.groups_with_signal()[: settings.optimization.questions_per_step])
@@ -204,7 +239,7 @@ def rows_to_train_on(rollouts: Rollouts, settings: Settings) -> list[int]:
 
 
 def teaches(objective: ObjectiveConfig, weight_decay: float, advantages: Tensor, updates: int) -> bool:
-    """Whether an update on rows of these advantages (n,) can move a weight, so that its forward is worth its time.
+    """Tells whether an update on rows of these advantages can move a weight, so that its forward is worth its time.
 
     With advantages of 0 only other terms can; the KL's gradient is 0 as long as the policy is its reference.
     """
@@ -212,19 +247,21 @@ def teaches(objective: ObjectiveConfig, weight_decay: float, advantages: Tensor,
     return bool(others) or bool(advantages.any())
 
 
-def weighted(experience: Experience, settings: Settings) -> Experience:
-    """What an optimizer step learns from, with the weight (N, T-1) of each of its tokens in its losses."""
+def weighted(experience: Experience, settings: Settings, variant: Variant) -> Experience:
+    """Weighs (N, T-1) each token of what an optimizer step learns from, in its losses."""
     mask, objective = experience.batch.loss_mask, settings.objective
     experience.weights = loss_weights(mask, objective.loss_aggregation, settings.rollout.max_new_tokens)
+    if variant.importance:
+        experience.importance = variant.importance(experience.batch.old_logprobs, experience.sampled_logprobs)
     if experience.values is not None:
         experience.value_weights = loss_weights(mask, "token")
     return experience
 
 
 def loss_of_policy(
-    logprobs: Tensor, entropy: Tensor, part: Experience, objective: ObjectiveConfig
+    logprobs: Tensor, entropy: Tensor, part: Experience, objective: ObjectiveConfig, variant: Variant
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The policy's loss on a micro-batch, and what it logs; where pi_old is nan, this forward is pi_old."""
+    """Computes the policy's loss on a micro-batch, and what it logs; where pi_old is nan, this forward is pi_old."""
     old_logprobs = torch.where(part.batch.old_logprobs.isnan(), logprobs.detach(), part.batch.old_logprobs)
     loss, stats = policy_loss(
         logprobs,
@@ -233,13 +270,14 @@ def loss_of_policy(
         part.weights,
         clip_eps=objective.clip_eps,
         clip_eps_high=objective.clip_eps_high,
-        ratio=objective.ratio,
+        ratio=variant.ratio,
         importance=part.importance,
         ref_logprobs=part.ref_logprobs,
         kl_coef=objective.kl_coef,
         kl_estimator=objective.kl_estimator,
         entropy=entropy,
         entropy_coef=objective.entropy_coef,
-        llds_coef=objective.llds_coef,
+        surrogate=variant.surrogate,
+        penalties=variant.penalties,
     )
     return loss, stats | {"loss": loss.detach(), "entropy": (entropy * part.weights).sum().detach()}

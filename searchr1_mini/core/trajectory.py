@@ -15,7 +15,7 @@ FinishReason = Literal["answer", "eos", "turns", "length"]
 
 
 def opened_by(prompt: str) -> str:
-    """What a prompt has begun of the policy's first turn: `<think>\\n` by the chat templates of R1's distillations.
+    """Returns what a prompt began of the policy's first turn: `<think>\\n` by the templates of R1's distillations.
 
     A thought that it has closed again (`<think>\\n\\n</think>`, Qwen3 without thinking) is none of the policy's.
     """
@@ -67,11 +67,11 @@ class Trajectory:
     invalid_actions: int = 0
 
     def of_kind(self, kind: Kind) -> Iterator[Segment]:
-        """The segments of one writer, in order."""
+        """Returns the segments of one writer, in order."""
         return (segment for segment in self.segments if segment.kind == kind)
 
     def turns(self) -> list[str]:
-        """Texts of the policy's turns; the first begins with the tag that the prompt has opened for it."""
+        """Returns the texts of the policy's turns; the first begins with the tag that the prompt has opened for it."""
         texts = [segment.text for segment in self.of_kind("policy")]
         prompt = next((segment.text for segment in self.of_kind("prompt")), "")
         return [opened_by(prompt) + texts[0], *texts[1:]] if texts else []
@@ -87,6 +87,6 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, row: dict) -> Trajectory:
-        """The inverse of `dataclasses.asdict`, for what was written to disk."""
+        """Inverts `dataclasses.asdict`, for what was written to disk."""
         parts = {name: [Segment(**part) for part in row.get(name, ())] for name in ("segments", "asides")}
         return cls(**{**row, **parts})

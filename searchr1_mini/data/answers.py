@@ -23,7 +23,7 @@ _ARRAY = re.compile(r"array\((\[.*\])(, dtype=\w+)?\)", re.DOTALL)  # as numpy a
 
 
 def golden_answers(row: dict[str, Any]) -> tuple[str, ...]:
-    """The gold answers of the first field that holds any, and MuSiQue's aliases; () if no field does.
+    """Returns the gold answers of the first field that holds any, and MuSiQue's aliases; () if no field does.
 
     Raises:
         ValueError: that field holds something else than texts, numbers, truth values, dates, and lists of these.
@@ -33,7 +33,7 @@ def golden_answers(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def texts_of(value: Any, depth: int = 0) -> list[str]:
-    """The texts in a value: of lists, also such as are written as text, and of objects, those inside.
+    """Returns the texts in a value: of lists, also such as are written as text, and of objects, those inside.
 
     What is missing (null, NaN, blank) gives none; true gives `yes` and `true`.
 

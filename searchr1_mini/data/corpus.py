@@ -19,7 +19,7 @@ CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows of a file of any form, see rows.py, or passages of a text, each with where it stands, for messages.
+    """Yields rows of a file of any form, see rows.py, or passages of a text, each with where it stands, for messages.
 
     Raises:
         UserError: there is no such file, it cannot be read, or a line is no JSON object.
@@ -46,7 +46,7 @@ def _placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def corpus_files(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The file itself, or a folder's corpus files by name, or where it has none its notes; and what else is in it.
+    """Lists the file itself, or a folder's corpus files by name, else its notes; and what else is in it.
 
     Returns:
         The files, and those of the folder that are skipped, each with a reason.
@@ -64,14 +64,14 @@ def corpus_files(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     if notes:
         return notes, skipped
     raise UserError(
-        f"the folder {path} holds no {' or '.join(CORPUS_FILES)} (passages, one a line), and no text "
-        f"({', '.join(NOTES)}), in folders inside neither"
+        f"the folder {path} holds no {' or '.join(CORPUS_FILES)} (passages, one per line) and no text "
+        f"({', '.join(NOTES)}), not even in the folders inside it"
         + (f"; skipped {one_line(skipped[0][0].name)} ({skipped[0][1]})" if skipped else "")
     )
 
 
 def passages_in(files: Sequence[Path], folder: Path | None, skipped: list[tuple[Path, str]]) -> Iterator[Passage]:
-    """The passages of a corpus' files.
+    """Yields the passages of a corpus' files.
 
     Args:
         files: as `corpus_files` gives them.
@@ -98,7 +98,7 @@ def passages_in(files: Sequence[Path], folder: Path | None, skipped: list[tuple[
 
 
 def parse_passage(row: dict[str, Any], where: str) -> Passage:
-    """One passage from {"id", "contents"} (the paper's wiki-18), or {"id", "title", "text"} with or without a title.
+    """Parses one passage of the form {"id", "contents"} (the paper's wiki-18), or {"id", "text"}, maybe with "title".
 
     BEIR's `_id` and KILT's `wikipedia_title`, with its text as a list of paragraphs, do as well.
 
@@ -156,7 +156,7 @@ def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Pas
 
 
 def distinct(passages: Iterable[Passage]) -> list[Passage]:
-    """Passages without repeats of (title, text), in order; those without an id get their number."""
+    """Drops repeats of (title, text) from passages, in order; those without an id get their number."""
     unique: dict[tuple[str, str], Passage] = {}
     for passage in passages:
         unique.setdefault((passage.title, passage.text), passage)

@@ -56,7 +56,7 @@ BIG_CORPUS = 64 * 2**20
 def load_examples(
     dataset: str, data_path: str | None, split: Split, limit: int | None = None, without: Collection[str] = ()
 ) -> list[Example]:
-    """The questions of one split, in a fixed order; `limit` takes always the same of them, see `subset`.
+    """Loads the questions of one split, in a fixed order; `limit` always takes the same of them, see `subset`.
 
     A local file serves both splits: a tenth of it (1 to 500, chosen by a hash of the questions) is held out. The split
     `all` is the whole of a local file, and of a data set on the hub its evaluation split. `selection` is of the
@@ -80,8 +80,8 @@ def load_examples(
         examples = _unique([_example(dataset, row, where) for row, where in _hub_rows(dataset, split)])
     if not examples:
         raise UserError(
-            f"{data_path or dataset} holds no questions for the {split} split; both splits together need two different "
-            "questions at least"
+            f"{data_path or dataset} holds no questions for the {split} split; the two splits together need at least "
+            "two different questions"
         )
     left = [example for example in examples if example.question not in without]
     if not left:
@@ -93,7 +93,7 @@ def load_examples(
 
 
 def subset(examples: list[Example], limit: int | None) -> list[Example]:
-    """`limit` questions by a hash of their text: the same in whatever order; a higher limit only adds to them."""
+    """Takes `limit` questions by a hash of their text: the same in any order; a higher limit only adds to them."""
     if limit is None or limit >= len(examples):
         return examples
     border = sorted((_hash(example), index) for index, example in enumerate(examples))[limit - 1]
@@ -111,7 +111,7 @@ def _digest(text: str) -> str:
 def load_corpus(
     corpus: str | None, dataset: str, data_path: str | None, terms: Terms = DEFAULT_TERMS
 ) -> Sequence[Passage]:
-    """The passages of a file or folder (`--corpus`), or the union of the paragraphs that come with HotpotQA or SQuAD.
+    """Loads the passages of a file or folder (`--corpus`), or the paragraphs that come with HotpotQA or SQuAD.
 
     Files of more than `BIG_CORPUS` bytes become a store on disk, indexed by `terms`, and are not held in memory.
 
@@ -248,7 +248,7 @@ def _unique(examples: list[Example]) -> list[Example]:
 
 
 def own_split(examples: list[Example], split: Split, by_article: bool = False) -> list[Example]:
-    """A stable tenth is held out: chosen by a hash of the question, so equal questions stay on one side.
+    """Holds out a stable tenth, chosen by a hash of the question, so equal questions stay on one side.
 
     `by_article`: whole articles, by a hash of their titles, so that no paragraph is both trained and evaluated on; the
     tenth is then as near as articles allow, and at least one of two.

@@ -44,7 +44,7 @@ class Unread(Exception):
 
 
 def note_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """All visible files of a folder and of those inside that may be notes, by name; and the others, each with a reason.
+    """Lists the visible files of a folder, and of those inside, that may be notes, and the others with a reason.
 
     Links to folders are not followed: they may lead round in a circle.
     """
@@ -67,7 +67,7 @@ def note_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
 
 
 def summary(folder: Path, n_passages: int, n_files: int, skipped: list[tuple[Path, str]]) -> str:
-    """One line: how many passages came of how many files, and what was skipped, and why."""
+    """Says in one line how many passages came from how many files, and what was skipped, and why."""
     told = f"{folder}: {n_passages} passage{'s' * (n_passages != 1)} from {n_files} file{'s' * (n_files != 1)}"
     if not skipped:
         return one_line(told)
@@ -86,7 +86,7 @@ def tell(folder: Path, n_passages: int, n_files: int, skipped: list[tuple[Path, 
 
 
 def note_rows(path: Path, name: str) -> Iterator[dict[str, str]]:
-    """The passages of a note as rows of a corpus, numbered under its name; its title is the page's or the file's.
+    """Cuts a note into rows of a corpus, numbered under its name; its title is the page's or the file's.
 
     Raises:
         Unread: it holds no text, is damaged or too large, or is locked by a password.
@@ -103,7 +103,7 @@ def note_rows(path: Path, name: str) -> Iterator[dict[str, str]]:
 
 
 def text_passages(path: Path) -> Iterator[str]:
-    """A text in passages, see `passages_of`.
+    """Cuts a text into passages, see `passages_of`.
 
     Raises:
         UserError: the file holds JSON lines.
@@ -113,7 +113,7 @@ def text_passages(path: Path) -> Iterator[str]:
 
 
 def passages_of(lines: Iterable[str]) -> Iterator[str]:
-    """Passages of 50 to 150 words: short paragraphs are joined, longer ones cut; the last may have fewer.
+    """Yields passages of 50 to 150 words: short paragraphs are joined, longer ones cut; the last may have fewer.
 
     Of scripts without blanks between words two characters count as a word, and a cut falls behind a sentence where one
     ends.
@@ -153,7 +153,7 @@ def _joined(pieces: list[tuple[str, int]]) -> str:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """Lines of a text in UTF-8, or in what its byte order mark says; longer ones than `MOST_LINE` in parts.
+    """Yields lines of a text in UTF-8, or in what its byte order mark says; longer ones than `MOST_LINE` in parts.
 
     Raises:
         UserError: the file holds JSON lines.
@@ -178,7 +178,7 @@ def _marked_encoding(path: Path) -> str | None:
 
 
 def html_lines(path: Path) -> tuple[str, list[str]]:
-    """The title of an HTML page, "" if it has none, and its text, an empty line between paragraphs.
+    """Returns the title of an HTML page, "" if it has none, and its text, an empty line between paragraphs.
 
     Raises:
         Unread: it is larger than `MOST_PAGE`, or not in the encoding that it names (UTF-8 if it names none).
@@ -229,7 +229,7 @@ class _Page(HTMLParser):
 
 
 def pdf_lines(path: Path) -> list[str]:
-    """The text of a PDF, an empty line between pages.
+    """Returns the text of a PDF, an empty line between pages.
 
     Raises:
         UserError: pypdf is not installed.

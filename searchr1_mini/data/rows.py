@@ -27,8 +27,8 @@ _OTHER_FIELDS = (
 READ_FIELDS = frozenset([*QUESTION_FIELDS, *ANSWER_FIELDS, *_OTHER_FIELDS.split()])
 FORMS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # and, parquet aside, the same with .gz
 ACCEPTED = (
-    "questions are read from .jsonl (an object a line), .json (a list of objects, or an object a line), .csv and .tsv "
-    "(the first line names the columns), all of them also as .gz, and from .parquet"
+    "questions are read from .jsonl (one object per line), .json (a list of objects, or one object per line), .csv and "
+    ".tsv (the first line names the columns), all of them also as .gz, and from .parquet"
 )
 MOST_ROW = 2**26  # bytes of a line
 MOST_LIST = 2**30  # bytes of a file that is one JSON list, which is read as a whole; HotpotQA's is 566 MB
@@ -37,27 +37,27 @@ _HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate;
 
 
 def is_text(value: Any) -> bool:
-    """A text that is not blank and that UTF-8 can hold."""
+    """Tells whether it is a text that is not blank and that UTF-8 can hold."""
     return isinstance(value, str) and bool(value.strip()) and is_whole(value)
 
 
 def is_whole(text: str) -> bool:
-    """A text without halves of surrogate pairs."""
+    """Tells whether it is a text without halves of surrogate pairs."""
     return text.isascii() or not _HALF_A_PAIR.search(text)
 
 
 def form_of(path: Path) -> str:
-    """`.jsonl` of `a.jsonl.gz` and `B.JSONL`."""
+    """Returns a file's form, `.jsonl` for `a.jsonl.gz` and `B.JSONL`."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def is_question_file(name: str) -> bool:
-    """Whether a name, as of `--dataset`, is that of a file of questions, by its ending."""
+    """Tells whether a name, as of `--dataset`, is that of a file of questions, by its ending."""
     return form_of(Path(name)) in FORMS
 
 
 def question_files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder, of the first of the known forms that it holds.
+    """Lists the file itself, or those of a folder, of the first of the known forms that it holds.
 
     Raises:
         UserError: the folder holds none, or those of several splits.
@@ -83,7 +83,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def table_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of any of the forms with where each stands; a line of JSON as bytes, so that it is told if it is no UTF-8.
+    """Reads rows of any of the forms with where each stands; a JSON line as bytes, so that bad UTF-8 is told.
 
     Raises:
         UserError: it is of another form, damaged, or a line is longer than `MOST_ROW`.
@@ -114,7 +114,7 @@ def _starts_a_list(path: Path) -> bool:
 
 
 def _holds_lines(path: Path) -> bool:
-    """Whether a .json file holds an object a line, whatever one object that is all of it may hold."""
+    """Tells whether a .json file holds one object per line, rather than one object that is all of it."""
     with _opened(path) as file:
         lines = (line for _, line in _numbered(file, path) if line.strip())
         first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
@@ -129,7 +129,7 @@ def _list(path: Path) -> Iterator[tuple[str, Any]]:
     with _opened(path) as file:
         content = file.read(MOST_LIST + 1)
     if len(content) > MOST_LIST:
-        raise UserError(f"{path}: more than {MOST_LIST >> 20} MB in one JSON list; write an object a line (.jsonl)")
+        raise UserError(f"{path}: more than {MOST_LIST >> 20} MB in one JSON list; write one object per line (.jsonl)")
     rows = json.loads(content.decode("utf-8-sig"))
     if isinstance(rows, dict) and _are_articles(rows.get("data")):  # SQuAD's own files
         try:
@@ -137,7 +137,7 @@ def _list(path: Path) -> Iterator[tuple[str, Any]]:
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not in SQuAD's form, articles of paragraphs of questions ({error!r})") from error
     if not isinstance(rows, list):
-        raise UserError(f"{path}: not a JSON list of rows, nor an object a line; {ACCEPTED}")
+        raise UserError(f"{path}: neither a JSON list of rows nor one object per line; {ACCEPTED}")
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
@@ -147,7 +147,7 @@ def _are_articles(data: Any) -> bool:
 
 
 def _of_articles(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """One row a question, in the hub's form, from the nested form of SQuAD's own files.
+    """Yields one row per question, in the hub's form, from the nested form of SQuAD's own files.
 
     Questions without an answer (SQuAD 2.0) are left out; what is of another form raises KeyError or TypeError.
     """
@@ -225,7 +225,7 @@ def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
         while line := file.readline(MOST_ROW + 1):
             number += 1
             if len(line) > MOST_ROW:
-                raise UserError(f"{path}, line {number}: longer than {MOST_ROW >> 20} MB; write one row a line")
+                raise UserError(f"{path}, line {number}: longer than {MOST_ROW >> 20} MB; write one row per line")
             yield number, line
     except (OSError, EOFError, zlib.error) as error:
         where = f"{path}, after line {number}" if number else str(path)

@@ -62,7 +62,7 @@ class Hop:
 
 
 def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random, plans: bool = False) -> list[str]:
-    """The policy's turns: a thought and a search for each hop, then a thought and the answer.
+    """Writes the policy's turns: a thought and a search for each hop, then a thought and the answer.
 
     Args:
         plans: whether the first thought says how many searches it will take: what the later ones do then follows from
@@ -81,7 +81,7 @@ def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random, plans: boo
 
 
 def world_hops(world: World, example: Example, find: Find, rng: random.Random) -> list[Hop] | None:
-    """The chain of facts behind a question of the synthetic world; None where a search does not find its fact."""
+    """Returns the facts behind a question of the synthetic world; None where a search does not find its fact."""
     hops = []
     for subject, object_ in example.supporting:
         name = next(name for name in RELATIONS if (f := world.facts.get((subject, name))) and f.object == object_)
@@ -94,7 +94,7 @@ def world_hops(world: World, example: Example, find: Find, rng: random.Random) -
 
 
 def supported_hops(example: Example, find: Find) -> list[Hop] | None:
-    """A search by title for each supporting passage that is in reach, those that the question names first.
+    """Returns a search by title for each supporting passage that is in reach, those that the question names first.
 
     In reach is a title that stands in the question or in a passage that was read; of the others the first is searched
     for with the question's own words. None where the answer was not read in the end (yes and no are exempt).
@@ -121,25 +121,25 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
 
 
 def answer_hops(example: Example, find: Find) -> list[Hop] | None:
-    """One search with the question's own words; None where no passage that it finds holds the answer."""
+    """Returns one search with the question's own words; None where no passage that it finds holds the answer."""
     query = own_words(example.question)
     passage = next((p for p in find(query) if contains_gold(p.text, example.golden_answers)), None)
     return None if passage is None else [Hop(query, query, quotation(passage, example.golden_answers))]
 
 
 def is_named(title: str, text: str) -> bool:
-    """Whether a text names a title, less what stands in brackets behind it: `Hamlet (play)`."""
+    """Tells whether a text names a title, less what stands in brackets behind it: `Hamlet (play)`."""
     return contains_gold(text, [_NAME_ADDITION.sub("", title)])
 
 
 def own_words(question: str) -> str:
-    """The question's words without English function words, in their order, as a query."""
+    """Returns the question's words without English function words, in their order, as a query."""
     words = [word for word in re.findall(r"[\w'’.-]+", question) if word.lower().strip(".'’-") not in STOP_WORDS]
     return " ".join(word.strip(".") for word in words) or question
 
 
 def quotation(passage: Passage, wanted: Sequence[str]) -> str:
-    """The first sentence of a passage that holds something wanted, else its first; cut to `MOST_WORDS` around that."""
+    """Quotes a passage's first sentence with something wanted, else its first; cut to `MOST_WORDS` around that."""
     sentences = _SENTENCE.split(passage.text.strip())
     of_wanted = (s for part in wanted if part != passage.title for s in sentences if contains_gold(s, [part]))
     words = next(of_wanted, sentences[0]).split()
@@ -162,7 +162,7 @@ def play_script(
     retriever: Retriever,
     limits: RolloutLimits,
 ) -> Trajectory | None:
-    """One conversation in which these turns are the policy's; None where it does not end with the last of them.
+    """Plays one conversation in which these turns are the policy's; None if it does not end with the last of them.
 
     Prompt, passages and their cutting are those of a rollout, so that what is imitated has the very form of what is
     sampled. A turn that is longer than the method lets it be, or a context that is full, ends it early.
@@ -186,7 +186,7 @@ def play_script(
 
 
 def read_demonstrations(path: Path) -> Iterator[tuple[Example, list[str]]]:
-    """Questions with their policy turns from a file of demonstrations, or from a run's own rollouts.
+    """Yields questions with their policy turns from a file of demonstrations, or from a run's own rollouts.
 
     A line is {"question", "turns": [texts]}, or a line of rollouts/step-N.jsonl, of which those that were right are
     taken. docs/recipes.md has an example.
@@ -212,5 +212,5 @@ def read_demonstrations(path: Path) -> Iterator[tuple[Example, list[str]]]:
 
 
 def is_list_of_texts(value: Any) -> bool:
-    """Whether it is a list of texts, and not an empty one."""
+    """Tells whether it is a list of texts, and not an empty one."""
     return isinstance(value, list) and bool(value) and all(isinstance(part, str) and part.strip() for part in value)

@@ -12,23 +12,23 @@ LEAD = 60  # characters of a paragraph that tell it from the others of its artic
 
 
 def is_squad(row: dict[str, Any]) -> bool:
-    """Whether a row has its paragraph as one text."""
+    """Tells whether a row has its paragraph as one text."""
     return isinstance(row.get("context"), str)
 
 
 def title_of(row: dict[str, Any]) -> str:
-    """`University_of_Notre_Dame` -> `University of Notre Dame`."""
+    """Turns `University_of_Notre_Dame` into `University of Notre Dame`."""
     title = row.get("title")
     return title.replace("_", " ").strip() if isinstance(title, str) else ""
 
 
 def support_of(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The paragraph that a question is about, as `Example.supporting`."""
+    """Returns the paragraph that a question is about, as `Example.supporting`."""
     return ((title_of(row), row["context"].strip()[:LEAD]),)
 
 
 def paragraph_of(row: dict[str, Any], where: str) -> Passage:
-    """The paragraph of a row.
+    """Returns the paragraph of a row.
 
     Raises:
         UserError: it is blank or broken Unicode; it names where the row stands.

@@ -3,9 +3,9 @@
 Nothing in it is true anywhere else, so an answer can only come from retrieval. A full name belongs to exactly one split
 by a hash of its letters: no seed ever puts a training entity into an evaluation world. Three difficulties:
 
-    infobox  one fact a passage, as `birthplace of Ada Brook : Oldford`
-    simple   two facts a passage, one sentence form a relation
-    natural  two or three facts a passage, several sentence forms a relation, pronouns, and distractors that share
+    infobox  one fact per passage, as `birthplace of Ada Brook : Oldford`
+    simple   two facts per passage, one sentence form per relation
+    natural  two or three facts per passage, several sentence forms per relation, pronouns, and distractors that share
              words with the question
 """
 
@@ -70,7 +70,7 @@ class World:
 
 
 def split_of(name: str) -> Split:
-    """The split that a full name belongs to, whatever the seed: three quarters train, one quarter eval."""
+    """Returns the split that a full name belongs to, whatever the seed: three quarters train, one quarter eval."""
     return "eval" if zlib.crc32(name.encode()) % 4 == 0 else "train"
 
 
@@ -94,7 +94,7 @@ def make_world(seed: int, split: Split, difficulty: Difficulty = WORLD_DIFFICULT
 
 
 def made_up_words(n: int, rng: random.Random) -> str:
-    """`n` words of two or three random syllables: `zulo kebari vone`."""
+    """Returns `n` words of two or three random syllables: `zulo kebari vone`."""
     syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
     return " ".join("".join(rng.choices(syllables, k=rng.randint(2, 3))) for _ in range(n))
 
@@ -134,12 +134,12 @@ def _write_passages(
 
 
 def infobox_line(fact: Fact) -> str:
-    """`birthplace of Ada Brook : Oldford`."""
+    """Writes a fact as `birthplace of Ada Brook : Oldford`."""
     return f"{RELATIONS[fact.relation].noun} of {fact.subject} : {fact.object}"
 
 
 def write_natural(kind: str, facts: list[Fact], rng: random.Random) -> str:
-    """Two or three facts in random order and forms; after the first sentence a pronoun may stand for the subject."""
+    """Writes two or three facts in random order and forms; a pronoun may replace the subject after the first."""
     sentences = []
     for position, fact in enumerate(rng.sample(facts, len(facts))):
         relation: Relation = RELATIONS[fact.relation]
@@ -154,7 +154,7 @@ def write_natural(kind: str, facts: list[Fact], rng: random.Random) -> str:
 
 
 def make_questions(world: World, hops: int, n: int, seed: int, without: Collection[Supporting] = ()) -> list[Question]:
-    """`n` different questions of `hops` facts each, never asking for the entity that they start from.
+    """Makes `n` different questions of `hops` facts each, never asking for the entity that they start from.
 
     Args:
         without: facts that are not asked for, see `supporting`.
@@ -170,7 +170,7 @@ def make_questions(world: World, hops: int, n: int, seed: int, without: Collecti
 
 
 def fair_chains(world: World, hops: int) -> list[tuple[Fact, ...]]:
-    """Every chain of `hops` facts, each about the object of the one before, that comes by no entity twice."""
+    """Returns every chain of `hops` facts, each about the object of the one before, that comes by no entity twice."""
     chains = [(fact,) for fact in world.facts.values()]
     for _ in range(hops - 1):
         chains = [
@@ -196,19 +196,19 @@ def ask(chain: tuple[Fact, ...], rng: random.Random) -> str:
 
 
 def supporting(chain: Sequence[Fact]) -> Supporting:
-    """What an `Example` says that its answer rests on: of each fact, its subject and its object."""
+    """Returns what an `Example` says that its answer rests on: of each fact, its subject and its object."""
     return tuple((fact.subject, fact.object) for fact in chain)
 
 
 def chains_without(world: World, hops: int, without: Collection[Supporting]) -> list[tuple[Fact, ...]]:
-    """`fair_chains`, less some."""
+    """Returns `fair_chains`, less some."""
     return [chain for chain in fair_chains(world, hops) if supporting(chain) not in without]
 
 
 def world_examples(
     world: World, hops: list[int], n: int | None, seed: int, without: Collection[Supporting] = ()
 ) -> list[Example]:
-    """`n` questions in equal shares of the given hops, as `Example`s with source `world-1hop`, `world-2hop`, ...
+    """Returns `n` questions in equal shares of the given hops, with source `world-1hop`, `world-2hop`, ...
 
     Raises:
         UserError: the world does not hold that many different questions.

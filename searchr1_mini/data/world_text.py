@@ -55,7 +55,7 @@ NAMES = {
 
 
 def all_names(kind: str) -> list[str]:
-    """Every full name of a kind, first word and last word in all combinations, in a fixed order."""
+    """Returns every full name of a kind, first word and last word in all combinations, in a fixed order."""
     return [f"{first} {last}" for first, last in product(*NAMES[kind])]
 
 
@@ -80,11 +80,11 @@ class Relation:
     phrases: tuple[str, ...]
 
     def sentence(self, subject: str, object_: str) -> str:
-        """The canonical sentence of a fact."""
+        """Writes the canonical sentence of a fact."""
         return self.forms[0].format(s=subject, o=object_)
 
     def pronoun(self, subject: str) -> str:
-        """He or She for a person, It otherwise."""
+        """Returns He or She for a person, It otherwise."""
         if self.subject_kind != PERSON:
             return "It"
         return "She" if subject.split()[0] in WOMEN else "He"
@@ -179,7 +179,7 @@ class Distractor:
     forms: tuple[str, ...]
 
     def write(self, name: str, person: str, rng: random.Random) -> tuple[str, str]:
-        """(title, text) of one such page."""
+        """Writes (title, text) of one such page."""
         title = f"{name} {rng.choice(self.topics)}"
         return title, rng.choice(self.forms).format(t=title, s=name, o=person)
 

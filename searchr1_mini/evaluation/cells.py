@@ -75,7 +75,7 @@ def prepare_output(out: Path) -> None:
 
 
 def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
-    """Every row on every column: kept results are read, the others computed; weights are loaded once."""
+    """Computes every row on every column; kept results are read, and weights are loaded once."""
     library, results, done = Library(), Results(), 0
     tasks, prompts = {}, {}
     check_models(config, [row.settings for row in plan.rows])
@@ -141,7 +141,7 @@ def task_of(
     tasks: dict[tuple, Task],
     without: Sequence[Example] = (),
 ) -> Task:
-    """The questions of a column with the retriever of a row; one that never searches needs no passages."""
+    """Returns the questions of a column with the retriever of a row; one that never searches needs no passages."""
     settings = cell_settings(config, row, column)
     if row.method not in SEARCHING:
         settings = with_options(settings, retriever="empty", retriever_url=None)
@@ -152,7 +152,7 @@ def task_of(
 
 
 def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task, shots: str = "") -> str:
-    """A hash of all that a cell's result depends on."""
+    """Returns a hash of all that a cell's result depends on."""
     names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
     unread = ("rollout_batch_size", "date")  # the date only where prompts show it
     day = day_of_prompts(settings.run.model, settings.data.date)
@@ -173,7 +173,7 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
 
 @lru_cache(maxsize=16)
 def day_of_prompts(model: str, date: str) -> str | None:
-    """The date that prompts of a model show; None where its chat template writes none.
+    """Returns the date that prompts of a model show; None where its chat template writes none.
 
     Raises:
         UserError: the model cannot be used.
@@ -194,7 +194,7 @@ def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
 
 
 def state_of(folder: Path) -> list:
-    """What tells whether weights have changed: a checkpoint's checksums, else size and time of a folder's files."""
+    """Returns what tells whether weights have changed: a checkpoint's checksums, else sizes and times of files."""
     manifest = folder.parent / checkpoint.MANIFEST
     if manifest.is_file():
         return [manifest.read_text(encoding="utf-8")]
@@ -205,7 +205,7 @@ def state_of(folder: Path) -> list:
 def run_cell(
     config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path, shots: str = ""
 ) -> None:
-    """One trajectory a question with its scores, written by chunks; what an interrupted evaluation wrote is kept."""
+    """Answers each question with one trajectory and its scores, in chunks; finished chunks are kept."""
     part = path.with_suffix(".part")
     written = kept_lines(part, task)
     written = written[: len(written) // CHUNK * CHUNK]  # the random streams are those of whole chunks
@@ -221,7 +221,7 @@ def run_cell(
 
 
 def kept_lines(path: Path, task: Task) -> list[dict]:
-    """The lines of a cell's file from its first question on, up to one that is missing or damaged."""
+    """Returns the lines of a cell's file from its first question on, up to one that is missing or damaged."""
     lines: list[dict] = []
     for text, example in zip(path.read_bytes().split(b"\n") if path.is_file() else [], task.examples, strict=False):
         try:
@@ -235,14 +235,14 @@ def kept_lines(path: Path, task: Task) -> list[dict]:
 
 
 def cell_row(trajectory: Trajectory, example: Example) -> dict:
-    """A trajectory with its scores, as a line of a cell's file."""
+    """Returns a trajectory with its scores, as a line of a cell's file."""
     scores = score(example, trajectory)
     asides = {"asides": [asdict(segment) for segment in trajectory.asides]} if trajectory.asides else {}
     return trajectory_row(trajectory, example, scores["em"]) | asides | {"scores": scores}
 
 
 def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | None) -> Policy:
-    """The policy, with the run's adapter or fine-tuned weights on it."""
+    """Loads the policy, with the run's adapter or fine-tuned weights on it."""
     device, source = pick_device(config.device), resolve_model(model)
     dtype = pick_dtype(config.dtype, device)
     check_model(source, settings.rollout.max_total_tokens)

@@ -33,12 +33,12 @@ class Column:
 
 
 def listed(text: str | None) -> list[str]:
-    """The parts of a comma-separated list, each once."""
+    """Returns the parts of a comma-separated list, each once."""
     return list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
 def chosen(names: list[str], known: Sequence[str], flag: str, every: Sequence[str] | None = None) -> list[str]:
-    """The names as they are; `all` stands for `every` one.
+    """Returns the names as they are; `all` stands for `every` one.
 
     Raises:
         UserError: an unknown name, with what was meant.
@@ -52,14 +52,14 @@ def chosen(names: list[str], known: Sequence[str], flag: str, every: Sequence[st
 
 
 def own_data(config: EvalConfig, saved: dict[str, Any] | None) -> dict[str, Any]:
-    """What the first run was trained on, or what the model would be, as values of `OF_THE_DATA`."""
+    """Returns what the first run was trained on, or what the model would be, as values of `OF_THE_DATA`."""
     if saved is None:
         saved = flat(resolve(make(TrainConfig, model=config.model or "tiny", seed=config.seed)))
     return {name: saved[name] for name in OF_THE_DATA}
 
 
 def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> list[Column]:
-    """The data sets that were asked for, by name or file; by default the first run's or the model's own.
+    """Returns the data sets that were asked for, by name or file; by default the first run's or the model's own.
 
     Raises:
         UserError: an unknown data set, flags that belong to none of them, or a file that cannot be read.
@@ -86,7 +86,7 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
 
 
 def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Path], hashes: set[str]) -> Column:
-    """One data set: the run's own as it was trained on, any other from its defaults; flags given now go over both.
+    """Builds one column: the run's own data as trained on, any other from its defaults; flags given now override.
 
     Args:
         config, own: the flags, and the first run's or the model's own data.
@@ -110,14 +110,14 @@ def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Pat
 
 
 def corpus_of(config: EvalConfig, data: dict[str, Any]) -> str | None:
-    """What a data set is answered from: --corpus, or its run's, or else HotpotQA's paragraphs; None is its own."""
+    """Names what a data set is answered from: --corpus, the run's, or HotpotQA's paragraphs; None is its own."""
     brings_passages = data["data_path"] or data["dataset"] in ("world", *BRING_PASSAGES)
     given = config.corpus if data["dataset"] != "world" else None
     return given or data["corpus"] or (None if brings_passages else "hotpotqa")
 
 
 def was_trained_on(data: dict[str, Any], paths: set[Path], hashes: set[str]) -> bool:
-    """Whether a run was trained on a file, or on a copy of it: its relative path may mean another folder by now.
+    """Tells whether a run was trained on a file or a copy of it: its relative path may mean another folder now.
 
     Raises:
         UserError: the file cannot be read.

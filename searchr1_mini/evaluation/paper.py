@@ -33,13 +33,13 @@ RESULTS: dict[str, dict[str, dict[str, str]]] = {
 
 
 def size_of(model: str) -> str:
-    """The size to compare with, by the number before the B (not of 4bit) in a model's name: 7B from 5 on, else 3B."""
+    """Picks the size to compare with by the number before B (not in 4bit) in a model's name: 7B from 5 on, else 3B."""
     sizes = re.findall(r"(\d+(?:\.\d+)?)B(?![A-Z])", Path(model).name.upper())
     return "7B" if sizes and float(sizes[-1]) >= 5 else "3B"
 
 
 def rows_of(method: str, model: str) -> dict[str, dict[str, float]]:
-    """The paper's rows for a method, as `name, size` -> data set -> exact match."""
+    """Returns the paper's rows for a method, as `name, size` -> data set -> exact match."""
     size = size_of(model)
     return {
         f"paper: {name}, {size}": dict(zip(DATASETS, map(float, sizes[size].split()), strict=True))

@@ -29,7 +29,7 @@ OF_THE_MODEL = (
     "model template observation max_new_tokens max_total_tokens max_observation_tokens rollout_batch_size lora_rank "
     "lora_alpha load_in_4bit date"
 ).split()
-OF_NO_CONSEQUENCE = "output_dir resume date rollout_weights memory_check memory_limit".split()  # for what is learnt
+OF_NO_CONSEQUENCE = "output_dir resume date rollout_weights memory_check memory_limit".split()  # for what is learned
 OF_A_SEARCH = ("topk", "max_turns")
 OF_AN_ENGINE = tuple(READ_BY)
 TRAIN_AS = {
@@ -64,7 +64,7 @@ class Plan:
 
 
 def plan_evaluation(config: EvalConfig) -> Plan:
-    """Everything that the flags ask for, checked before any work.
+    """Plans everything that the flags ask for, checked before any work.
 
     Raises:
         UserError: a name, run, file or combination of flags that makes no sense.
@@ -95,23 +95,23 @@ def plan_evaluation(config: EvalConfig) -> Plan:
 
 
 def slug(text: str) -> str:
-    """A name for a file: `runs/a,runs/b` -> `runs-a-runs-b`."""
+    """Makes a name for a file: `runs/a,runs/b` -> `runs-a-runs-b`."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:80]
 
 
 def run_folders(config: EvalConfig) -> list[Path]:
-    """The folders that --run names."""
+    """Returns the folders that --run names."""
     return [Path(part) for part in dict.fromkeys(listed_paths(config.run))]
 
 
 def run_method(saved: dict[str, Any]) -> str:
-    """The method of the table that a run trained."""
+    """Returns the method of the table that a run trained."""
     name = saved["algorithm"] if saved["algorithm"] in TRAINED else saved["method"]
     return "search-r1" if is_own(name) else name
 
 
 def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig:
-    """Model, bounds and retriever of a run, or a model's defaults; flags given now go over both."""
+    """Returns model, bounds and retriever of a run, or a model's defaults; flags given now go over both."""
     values = {name: saved[name] for name in (*OF_THE_MODEL, *OF_A_SEARCH)} if saved else {}
     given = {name: getattr(config, name) for name in (*OF_THE_MODEL, *OF_A_SEARCH) if hasattr(config, name)}
     values |= {name: value for name, value in given.items() if value is not None}
@@ -123,7 +123,7 @@ def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig
 
 
 def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -> tuple[list[Row], list[str]]:
-    """The rows that were asked for, and what was left out.
+    """Returns the rows that were asked for, and what was left out.
 
     Raises:
         UserError: an unknown method or retriever, or a run or adapter that no row uses, or no adapter.
@@ -189,7 +189,7 @@ def rows_of_runs(config: EvalConfig, method: str, runs: dict[Path, dict]) -> lis
 
 
 def checkpoint_of(config: EvalConfig, folder: Path) -> Path:
-    """The checkpoint that was asked for, or the newest whole one.
+    """Returns the checkpoint that was asked for, or the newest whole one.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -214,7 +214,7 @@ def checkpoint_of(config: EvalConfig, folder: Path) -> Path:
 
 
 def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
-    """Each row with each retriever of the list; a method that never searches stays as it is.
+    """Pairs each row with each retriever of the list; a method that never searches stays as it is.
 
     Raises:
         UserError: an unknown retriever, or an option that none of them reads.
@@ -261,13 +261,13 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
 
 
 def only_what_is_read(settings: TrainConfig) -> TrainConfig:
-    """The settings with options that their retriever does not read at their defaults."""
+    """Returns the settings with options that their retriever does not read at their defaults."""
     unread = [name for name, readers in READ_BY.items() if settings.retrieval.retriever not in readers]
     return with_options(settings, **{name: default_of(TrainConfig, name) for name in unread})
 
 
 def cell_settings(config: EvalConfig, row: Row, column: Column) -> TrainConfig:
-    """A row's settings on a column; the world's passages are on no server."""
+    """Returns a row's settings on a column; the world's passages are on no server."""
     settings = with_options(row.settings, **column.data, eval_questions=config.limit)
     is_remote_world = column.data["dataset"] == "world" and settings.retrieval.retriever == "http"
     return with_options(settings, retriever="auto", retriever_url=None) if is_remote_world else settings
@@ -309,7 +309,7 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
 
 
 def folder_for(wanted: TrainConfig, first: Path) -> Path:
-    """`sft`, or `sft-2`, .. where a run of other settings stands already."""
+    """Returns `sft`, or `sft-2`, .. where a run of other settings stands already."""
     names = [name for name in options_of(TrainConfig) if name not in OF_NO_CONSEQUENCE]
     number, folder = 1, first
     while (folder / "config.json").exists():

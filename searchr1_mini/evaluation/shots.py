@@ -22,7 +22,7 @@ Shot = tuple[Example, list[Hop]]
 
 
 def draw_shots(settings: TrainConfig, n: int, seed: int, library: Library) -> tuple[list[Shot], Find]:
-    """`n` questions with what a script says of them, and the engine that their passages come from.
+    """Draws `n` questions with what a script says of them, and the engine that their passages come from.
 
     They are training questions; of a data set that has none they are of the questions that are evaluated, and the
     caller leaves them out of those.
@@ -66,7 +66,7 @@ def draw_shots(settings: TrainConfig, n: int, seed: int, library: Library) -> tu
 
 
 def write_shots(method: str, shots: Sequence[Shot], find: Find, kind: str, seed: int, form: Form = "plain") -> str:
-    """The worked examples of a method, each in the very form that the method gives and wants.
+    """Writes the worked examples of a method, each in the very form that the method gives and wants.
 
     Args:
         method: of the table.
@@ -97,7 +97,7 @@ def worked(
     opening: str,
     form: Form,
 ) -> str:
-    """One example from behind its question on, less the `opening` that the template writes."""
+    """Writes one example from behind its question on, less the `opening` that the template writes."""
     final = f"<answer> {answer} </answer>"
     said = " ".join(hop.said for hop in hops)
     if method == "direct":

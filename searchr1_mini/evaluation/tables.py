@@ -54,7 +54,7 @@ class Results:
         if row.method in SEARCHING:
             self.corpora[corpus_name(settings)] = None  # of the cell, whose retriever may be another than the row's
             self.retrievers[
-                f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages a search"
+                f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages per search"
             ] = None
         for line in sorted(lines, key=lambda line: line["source"]):
             source = line["source"]
@@ -70,11 +70,11 @@ class Results:
         return list(self.dataset_of)
 
     def values(self, label: str, source: str, name: str = "em") -> list[float]:
-        """One figure of every question of a cell."""
+        """Returns one figure of every question of a cell."""
         return [scores[name] for scores in self.scores[label].get(source, {}).values()]
 
     def mean(self, label: str) -> float:
-        """Exact match as a mean over sources, as in the paper: without the synthetic world where there are others."""
+        """Averages exact match over sources, as in the paper: without the synthetic world if there are others."""
         real = [source for source, dataset in self.dataset_of.items() if dataset != "world"] or self.sources
         return fmean(fmean(values) for source in real if (values := self.values(label, source)))
 
@@ -101,7 +101,7 @@ def write_tables(results: Results, out: Path, compare: bool, against: str | None
 
 
 def main_grid(results: Results, compare: bool, reference: str) -> Grid:
-    """Exact match a row and source, the mean over sources, and the difference from the reference."""
+    """Tabulates exact match per row and source, the mean over sources, and the difference from the reference."""
     several = len(results.scores) > 1
     header = ["exact match", *results.sources, "mean", *([f"against {reference}"] if several else [])]
     rows = []
@@ -121,7 +121,7 @@ def main_grid(results: Results, compare: bool, reference: str) -> Grid:
 
 
 def difference(results: Results, label: str, reference: str) -> str:
-    """`-0.120 (p = 0.001)`: mean paired difference from the reference over shared questions, McNemar's exact test."""
+    """Renders `-0.120 (p = 0.001)`: mean paired difference from the reference, McNemar's exact test."""
     if label == reference:
         return ""
     ours, theirs = (
@@ -137,7 +137,7 @@ def difference(results: Results, label: str, reference: str) -> str:
 
 
 def detail_grid(results: Results) -> Grid:
-    """Each cell: exact match with its 95 % bootstrap interval, and the other measures."""
+    """Tabulates each cell: exact match with its 95 % bootstrap interval, and the other measures."""
     header = ["row", "source", "n", "EM", "95 % interval", *MEASURES]
     rows = []
     for label, by_source in results.scores.items():
@@ -152,7 +152,7 @@ def detail_grid(results: Results) -> Grid:
 
 
 def failure_grid(results: Results) -> Grid:
-    """Why answers were not exactly right, and how trajectories ended, as shares of all questions of a row."""
+    """Tabulates why answers were not exactly right, and how trajectories ended, as shares of a row's questions."""
     keys = [f"failure/{name}" for name in FAILURES] + [f"finish/{name}" for name in FINISH_REASONS]
     header = ["row", "right", *FAILURES, *(f"ended: {name}" for name in FINISH_REASONS)]
     rows = []
@@ -173,7 +173,7 @@ def _figure(value: float | None, key: str) -> str:
 
 
 def setup(results: Results) -> list[str]:
-    """What the figures rest on: model, retriever, corpus, bounds, questions."""
+    """Tells what the figures rest on: model, retriever, corpus, bounds, questions."""
     questions = ", ".join(subset_name(results, source) for source in results.sources)
     models, bounds = {}, {}
     for row in results.rows.values():
@@ -181,7 +181,7 @@ def setup(results: Results) -> list[str]:
         adapter = "full fine-tuning" if settings.weights.lora_rank == 0 else f"LoRA rank {settings.weights.lora_rank}"
         bits = ", base in 4 bits" if settings.weights.load_in_4bit else ""
         models[f"{settings.run.model} ({adapter if row.weights else 'as it is'}{bits})"] = None
-        tokens = f"{settings.rollout.max_new_tokens} tokens a turn, {settings.rollout.max_total_tokens} in all"
+        tokens = f"{settings.rollout.max_new_tokens} tokens per turn, {settings.rollout.max_total_tokens} in all"
         bounds[f"at most {settings.rollout.max_turns} actions, {tokens}"] = None
     retrievers = "; ".join(results.retrievers) or "none, as no row searches"
     return [
@@ -191,13 +191,13 @@ def setup(results: Results) -> list[str]:
 
 
 def subset_name(results: Results, source: str) -> str:
-    """`500 of nq (subset 1f0c2a)`: two evaluations with the same name were of the same questions."""
+    """Names a subset, `500 of nq (subset 1f0c2a)`: equal names mean equal questions."""
     asked = sorted(results.questions[source])
     return f"{len(asked)} of {source} (subset {hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]})"
 
 
 def corpus_name(settings: TrainConfig) -> str:
-    """What the passages were."""
+    """Names what the passages were."""
     if settings.retrieval.retriever == "http":
         return f"that of the server at {settings.retrieval.retriever_url}"
     if settings.data.dataset == "world":
@@ -208,7 +208,7 @@ def corpus_name(settings: TrainConfig) -> str:
 
 
 def differences(results: Results) -> list[str]:
-    """What differs between our rows and the paper's, so that nobody mistakes one for the other."""
+    """Tells what differs between our rows and the paper's, so that nobody mistakes one for the other."""
     sizes = sorted({paper.size_of(row.settings.run.model) for row in results.rows.values()})
     return [
         f"The paper's rows are Qwen2.5-{' and '.join(sizes)} (its Table 2): 16 bits, full fine-tuning, 500 steps of "
@@ -219,7 +219,7 @@ def differences(results: Results) -> list[str]:
 
 
 def as_json(results: Results, reference: str) -> dict:
-    """Every figure of the tables, unrounded, with the settings of each row."""
+    """Returns every figure of the tables, unrounded, with the settings of each row."""
     rows = {}
     for label, by_source in results.scores.items():
         cells = {}
@@ -233,7 +233,7 @@ def as_json(results: Results, reference: str) -> dict:
 
 
 def markdown(grid: Grid) -> str:
-    """A Markdown table with its title."""
+    """Renders a Markdown table with its title."""
     cells = [[markdown_text(cell) for cell in row] for row in (grid.header, *grid.rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|---" + "|---:" * (len(grid.header) - 1) + "|")
@@ -241,7 +241,7 @@ def markdown(grid: Grid) -> str:
 
 
 def latex(grid: Grid) -> str:
-    """A LaTeX tabular with booktabs' rules."""
+    """Renders a LaTeX tabular with booktabs' rules."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(_escape_latex(one_line(cell)) for cell in cells) + r" \\"
@@ -261,7 +261,7 @@ def _escape_latex(text: str) -> str:
 
 
 def terminal(grid: Grid, width: int | None = None) -> str:
-    """A table drawn by rich, as plain text; columns beyond `width` go into further tables below each other.
+    """Renders a table by rich as plain text; columns beyond `width` go into further tables below each other.
 
     Args:
         width: characters of a line; None takes the terminal's, or any where the output is no terminal.
@@ -272,7 +272,7 @@ def terminal(grid: Grid, width: int | None = None) -> str:
 
 
 def folded(grid: Grid, width: int) -> list[Grid]:
-    """A table in parts that fit, each with the columns that name its rows; one column more where even that is wider."""
+    """Folds a table into parts that fit, each with the columns that name its rows; a part has one column at least."""
     n_names = 2 if grid.header[1:2] == ["source"] else 1
     widths = [max(len(plain(row[index])) for row in (grid.header, *grid.rows)) + 3 for index in range(len(grid.header))]
     parts: list[list[int]] = []
@@ -289,7 +289,7 @@ def folded(grid: Grid, width: int) -> list[Grid]:
 
 
 def drawn(grid: Grid) -> str:
-    """A table as wide as it must be; names from outside send no markup."""
+    """Draws a table as wide as it must be; names from outside send no markup."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table

@@ -22,7 +22,7 @@ NAMES = re.compile(r"[\w.^$-]+")  # as a regular expression it never looks back
 
 
 def check_adapter(path: Path) -> dict[str, Any]:
-    """What an adapter_config.json says, once it is known to be a LoRA adapter that peft can read in bounded time.
+    """Reads an adapter_config.json, and checks that it is a LoRA adapter which peft reads in bounded time.
 
     Raises:
         UserError: names the field, its value and the remedy.
@@ -59,7 +59,7 @@ def check_adapter(path: Path) -> dict[str, Any]:
 
 
 def dict_of(saved: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """A field that is an object, or nothing.
+    """Returns a field that is an object, or nothing.
 
     Raises:
         UserError: it is anything else.
@@ -71,23 +71,23 @@ def dict_of(saved: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
 
 
 def is_number(value: Any, kinds: Any) -> bool:
-    """Whether it is a finite number above 0 of these types; JSON's true is none."""
+    """Tells whether it is a finite number above 0 of these types; JSON's true is none."""
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def is_list_of_names(value: Any) -> bool:
-    """Whether it is a list of strings that holds one at least."""
+    """Tells whether it is a list of strings that holds at least one."""
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def searches_for_modules(saved: dict[str, Any]) -> bool:
-    """Whether the config names its modules by a pattern, or leaves them open; the tensors then say which they are."""
+    """Tells whether the config names its modules by a pattern, or leaves them open; the tensors then say which."""
     narrowed = any(saved.get(name) for name in ("exclude_modules", "layers_to_transform", "layers_pattern"))
     return narrowed or not isinstance(saved.get("target_modules"), list)
 
 
 def modules_of(tensors: Iterable[str]) -> list[str]:
-    """Full names of the modules that an adapter's tensors belong to.
+    """Returns the full names of the modules that an adapter's tensors belong to.
 
     Args:
         tensors: names, as `base_model.model.model.layers.0.mlp.up_proj.lora_A.weight`.

@@ -17,7 +17,7 @@ from searchr1_mini.storage.files import read_json
 
 
 def load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
-    """The base with the policy's adapter of a folder on it.
+    """Loads the policy's adapter of a folder onto the base.
 
     Raises:
         UserError: the adapter is no plain LoRA in safetensors, or of another base.

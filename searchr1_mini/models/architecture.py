@@ -33,7 +33,7 @@ NOISE = ("drop", "jitter")  # in the name of every option that makes a forward i
 
 
 def unsupported(config: Any, reason: str) -> UserError:
-    """The one sentence for a family that a run would compute wrongly, or not at all."""
+    """Builds the one sentence for a family that a run would compute wrongly, or not at all."""
     return UserError(f"models of the family {config.model_type} are not supported: {reason}; {SUPPORTED}")
 
 
@@ -62,7 +62,7 @@ def check_architecture(config: Any) -> None:
 
 
 def model_without_weights(config: Any) -> PreTrainedModel:
-    """The causal language model that a config describes, on the meta device, where it takes no memory.
+    """Builds the causal language model that a config describes, on the meta device, where it takes no memory.
 
     Raises:
         UserError: as `check_architecture`, or its sizes do not fit together.
@@ -79,13 +79,13 @@ def model_without_weights(config: Any) -> PreTrainedModel:
 
 
 def matrices_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The linear layers that NF4 and LoRA take: all but the head."""
+    """Returns the linear layers that NF4 and LoRA take: all but the head."""
     head = model.get_output_embeddings()
     return [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
 
 
 def layer_kinds(config: Any) -> list:
-    """How each layer attends, as far as the config says."""
+    """Tells how each layer attends, as far as the config says."""
     return getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
 
 
@@ -108,7 +108,7 @@ def check_length(config: Any, max_total_tokens: int) -> None:
 
 
 def length_limits(config: Any) -> Iterator[tuple[int, str]]:
-    """Tokens that a context may hold, each with the reason."""
+    """Yields the numbers of tokens that a context may hold, each with the reason."""
     kinds = {str(kind) for kind in layer_kinds(config)}
     for name in WINDOWS if not kinds or kinds & LIMITED_KINDS else ():
         if window := getattr(config, name, None):
@@ -129,12 +129,12 @@ def length_limits(config: Any) -> Iterator[tuple[int, str]]:
 
 
 def positions(config: Any) -> int | None:
-    """How many positions the config names, by the first of the names that it has."""
+    """Returns how many positions the config names, by the first of the names that it has."""
     return next((value for name in POSITIONS if (value := getattr(config, name, None))), None)
 
 
 def rope_parameters(config: Any) -> Iterator[dict]:
-    """The settings of its rotary positions: one dict, or one a kind of layers."""
+    """Yields the settings of its rotary positions: one dict, or one per kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in rope or not all(isinstance(part, dict) for part in rope.values()):
         yield rope

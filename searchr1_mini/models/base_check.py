@@ -49,7 +49,7 @@ def check_files(source: str) -> None:
 
 
 def file_of(source: str, name: str) -> Path | None:
-    """A file of a folder or hub id, or None."""
+    """Returns a file of a folder or hub id, or None."""
     if Path(source).exists():
         return Path(source, name) if Path(source, name).is_file() else None
     return hub_file(source, name)
@@ -134,7 +134,7 @@ def refuse_sizes(source: str, values: dict[str, Any], least: int | None = 1) -> 
 
 
 def causal_classes() -> set[str]:
-    """Names of transformers' causal language models."""
+    """Returns the names of transformers' causal language models."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

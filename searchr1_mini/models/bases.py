@@ -58,7 +58,7 @@ def check_source(source: str, day: date, is_first_look: bool = False) -> PreTrai
 
 
 def day_of_run(source: str, name: str, given: str | None, began_on: Path | None) -> date:
-    """The day that chat templates are told in a run: as given, or on which it began, or today; its base is checked.
+    """Returns the day that chat templates get in a run: as given, or when it began, or today; checks its base.
 
     Args:
         source, name: what is loaded, and how the user called it.
@@ -77,7 +77,7 @@ def day_of_run(source: str, name: str, given: str | None, began_on: Path | None)
 
 
 def load_config(source: str) -> PreTrainedConfig:
-    """The config of a folder's or hub id's model, of which a causal language model can be built.
+    """Loads the config of a folder's or hub id's model, of which a causal language model can be built.
 
     Raises:
         UserError: there is no such model, its weights are quantized, or what its files say makes no sense.
@@ -89,7 +89,7 @@ def load_config(source: str) -> PreTrainedConfig:
 
 
 def load_tokenizer(source: str, is_first_look: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
+    """Loads the tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
     tokenizer = from_pretrained(AutoTokenizer, source)
     if "enable_thinking" in str(tokenizer.chat_template) and not is_first_look:
         print("the chat template's own thinking is off: the prompt asks for <think> itself", flush=True)
@@ -99,7 +99,7 @@ def load_tokenizer(source: str, is_first_look: bool = False) -> PreTrainedTokeni
 
 
 def auto_class(fused_kernels: bool) -> type:
-    """The class that loads a causal language model, with Liger's kernels if wanted.
+    """Returns the class that loads a causal language model, with Liger's kernels if wanted.
 
     Raises:
         UserError: they are not installed.
@@ -128,7 +128,7 @@ def check_model(source: str, max_total_tokens: int) -> None:
 
 
 def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The causal language model, in NF4 with double quantization if wanted.
+    """Loads the causal language model, in NF4 with double quantization if wanted.
 
     Raises:
         UserError: some of its weights are missing, or as `from_pretrained`.
@@ -160,7 +160,7 @@ def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, d
 
 
 def from_pretrained(auto_class: type, source: str, **arguments):
-    """What one of transformers' auto classes loads from a folder or hub id; code that a model brings is never run.
+    """Loads a folder or hub id by one of transformers' auto classes; code that a model brings is never run.
 
     Raises:
         UserError: there is no such model, it cannot be read, or it needs code or a pickle to be run.

@@ -32,7 +32,7 @@ REMEDY = "fix it, or remove it to prompt without one: chat_template.jinja, or ch
 def render(
     template: str, messages: Sequence[dict[str, str]], special: dict[str, Any], day: date, is_prompt: bool
 ) -> str:
-    """What a chat template makes of messages; the same for the same arguments, whenever and wherever.
+    """Renders messages by a chat template; the same for the same arguments, whenever and wherever.
 
     Args:
         special: the tokenizer's special tokens by name, which the template may write.
@@ -59,12 +59,12 @@ def render(
 
 @lru_cache(maxsize=1)
 def today() -> date:
-    """The day that this process asked for first: a run that goes on past midnight stays on it."""
+    """Returns the day that this process asked for first: a run that goes on past midnight stays on it."""
     return date.today()
 
 
 def parse_day(text: str, name: str = "--date") -> date:
-    """A day as `--date` takes it; `name` is how the error calls it.
+    """Parses a day as `--date` takes it; `name` is how the error calls it.
 
     Raises:
         UserError: it is none, or not as 2026-11-25.
@@ -89,7 +89,7 @@ def _on(day: date) -> str:
 
 
 def template_of(tokenizer: Any, source: str) -> str | None:
-    """The tokenizer's chat template, the one named default if it has several; None where it has none.
+    """Returns the tokenizer's chat template, the one named default if it has several; None where it has none.
 
     Raises:
         UserError: there are several and none is the default, or it is no text.
@@ -108,14 +108,14 @@ def template_of(tokenizer: Any, source: str) -> str | None:
 
 
 def special_tokens(tokenizer: Any) -> dict[str, Any]:
-    """The special tokens that a template may name, as plain text."""
+    """Returns the special tokens that a template may name, as plain text."""
     plain = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
     lists = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, list)}
     return plain | {name: [str(token) for token in tokens] for name, tokens in lists.items()}
 
 
 def rendered(template: str, tokenizer: Any, content: str, day: date) -> str:
-    """The prompt that a checked template makes of a user's message.
+    """Renders the prompt that a checked template makes of a user's message.
 
     Raises:
         UserError: the template refuses it.
@@ -128,7 +128,7 @@ def rendered(template: str, tokenizer: Any, content: str, day: date) -> str:
 
 
 def end_of_answer(template: str, tokenizer: Any) -> str:
-    """What a template writes after an assistant's answer; nothing where it takes no answers."""
+    """Returns what a template writes after an assistant's answer; nothing where it takes no answers."""
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
         text = render(template, messages, special_tokens(tokenizer), date(2026, 1, 1), is_prompt=False)
@@ -138,7 +138,7 @@ def end_of_answer(template: str, tokenizer: Any) -> str:
 
 
 def writes_day(tokenizer: Any) -> bool:
-    """Whether prompts by the tokenizer's chat template, which is checked, depend on the day."""
+    """Tells whether prompts by the tokenizer's chat template, which is checked, depend on the day."""
     template = template_of(tokenizer, "the model")
     if template is None:
         return False
@@ -147,7 +147,7 @@ def writes_day(tokenizer: Any) -> bool:
 
 
 def refuse_day(name: str) -> UserError:
-    """What is said of a `--date` that no prompt would show."""
+    """Builds the error for a `--date` that no prompt would show."""
     return UserError(f"--date does nothing with {name}, whose chat template writes no date; leave it out")
 
 

@@ -24,7 +24,7 @@ FLOAT32 = 4
 
 
 def find_gguf(name: str) -> Path | None:
-    """The GGUF file that `--model` names, or the only one of a folder without safetensors; None where it names none.
+    """Finds the GGUF file that `--model` names, or the only one of a folder without safetensors; else None.
 
     Raises:
         UserError: it is not there or several are, or it is a part of a model.
@@ -51,7 +51,7 @@ def find_gguf(name: str) -> Path | None:
 
 
 def unpacked(path: Path) -> Path:
-    """The folder with the weights, config, tokenizer and chat template of a GGUF file; made where it is not there.
+    """Returns the folder with a GGUF file's weights, config, tokenizer and chat template; made if it is not there.
 
     Raises:
         UserError: the `gguf` package is missing, the file is damaged or of no known architecture, there is no room.
@@ -75,12 +75,12 @@ def unpacked(path: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """`~/.cache/searchr1_mini/gguf`, or as XDG_CACHE_HOME says."""
+    """Returns `~/.cache/searchr1_mini/gguf`, or as XDG_CACHE_HOME says."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "searchr1_mini" / "gguf"
 
 
 def file_hash(path: Path) -> str:
-    """A hash of the file's size, header, and samples."""
+    """Hashes the file's size, header, and samples."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

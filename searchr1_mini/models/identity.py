@@ -19,7 +19,7 @@ NUMBERS = 64  # read from a tensor of one dimension; of others the first row
 
 
 def base_identity(source: str, tokenizer: Any, config: Any) -> dict[str, Any]:
-    """What tells one base from another: sizes as numbers, token ids (the tokenizer) and weights as hashes.
+    """Returns what tells one base from another: sizes as numbers, token ids (the tokenizer) and weights as hashes.
 
     Args:
         source: the folder or hub id that the base was loaded from; a hub id must be in the cache by now.
@@ -49,13 +49,13 @@ def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """A hash of the vocabulary, of the merges as a probe shows them, and of the chat template."""
+    """Hashes the vocabulary, the merges as a probe shows them, and the chat template."""
     parts = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"], tokenizer.eos_token_id]
     return digest(json.dumps([*parts, tokenizer.chat_template]).encode())
 
 
 def base_folder(source: str) -> Path:
-    """The folder itself, or the one that the hub's cache keeps the model in."""
+    """Returns the folder itself, or the one that the hub's cache keeps the model in."""
     if Path(source).is_dir():
         return Path(source)
     from transformers.utils import cached_file
@@ -64,7 +64,7 @@ def base_folder(source: str) -> Path:
 
 
 def weights_hash(folder: Path) -> str | None:
-    """A hash of some numbers of every tensor, whatever files and precision they are kept in; None without safetensors.
+    """Hashes some numbers of every tensor, in any files and precision; None without safetensors.
 
     Numbers are read as float32, so that the same weights in bfloat16 and in float32 have the same hash.
     """

@@ -1,4 +1,4 @@
-"""`--init`: a run starts from what another learnt, an adapter or whole weights, and keeps a copy of it."""
+"""`--init`: a run starts from what another learned, an adapter or whole weights, and keeps a copy of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS = (".", "model", "adapter", "merged")  # where a folder may hold weights: 
 
 
 def init_weights(name: str, run: Path | None = None) -> Path:
-    """The folder of the weights that `--init` names, or the copy of them that a run keeps.
+    """Returns the folder of the weights that `--init` names, or the copy of them that a run keeps.
 
     Args:
         name: the folder of a run (its best checkpoint is taken, without evaluations its newest), of a checkpoint, an
@@ -55,7 +55,7 @@ def init_weights(name: str, run: Path | None = None) -> Path:
 
 
 def open_init(name: str, source: str, run: Path | None = None) -> Path:
-    """`init_weights` of a run that begins, or is resumed; says what they are, and refuses those of another base.
+    """Opens `init_weights` of a run that begins or is resumed; says what they are, refuses those of another base.
 
     Raises:
         UserError: there are none, or they do not belong to the base.
@@ -68,22 +68,22 @@ def open_init(name: str, source: str, run: Path | None = None) -> Path:
 
 
 def is_run(folder: Path) -> bool:
-    """A model's folder has a config.json too."""
+    """Tells whether it is a run's folder: a model's folder has a config.json too."""
     return (folder / "config.json").is_file() and "algorithm" in read_json(folder / "config.json")
 
 
 def has_adapter(folder: Path) -> bool:
-    """Whether `find_adapter` finds one."""
+    """Tells whether `find_adapter` finds one."""
     return (folder / ADAPTER).is_dir() or (folder / ADAPTER_CONFIG).is_file()
 
 
 def has_whole_weights(folder: Path) -> bool:
-    """Whether it is a model of transformers."""
+    """Tells whether it is a model of transformers."""
     return (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
 
 
 def init_settings(folder: Path) -> dict[str, float]:
-    """`lora_rank` and `lora_alpha` of the adapter; of whole weights the rank is 0.
+    """Returns `lora_rank` and `lora_alpha` of the adapter; of whole weights the rank is 0.
 
     Raises:
         UserError: the adapter is none that can be trained on.
@@ -92,7 +92,7 @@ def init_settings(folder: Path) -> dict[str, float]:
 
 
 def trained_model(name: str, folder: Path) -> str | None:
-    """The `--model` of the run that `--init` names or is a checkpoint of; None where no run is known."""
+    """Returns the `--model` of the run that `--init` names or is a checkpoint of; None where no run is known."""
     run = next(
         (path for path in (Path(name).expanduser(), *folder.parents[:3]) if path.is_dir() and is_run(path)), None
     )
@@ -100,7 +100,7 @@ def trained_model(name: str, folder: Path) -> str | None:
 
 
 def origin(name: str, folder: Path) -> str:
-    """`NAME, step 40` of a run's checkpoint, else the folder's name: where it lay is nobody's business."""
+    """Names where weights come from, `NAME, step 40` or the folder's name, never a path."""
     checkpoint = folder.resolve().parent
     if (checkpoint / MANIFEST).is_file() and checkpoint.name.startswith("step-"):
         return f"{checkpoint.parent.parent.name}, step {checkpoint_step(checkpoint)}"

@@ -30,7 +30,7 @@ from searchr1_mini.models.weights import adapter_folder, find_adapter
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU.
+    """Picks the device of `--device`; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         UserError: the device that was asked for is not there.
@@ -50,7 +50,7 @@ def tell_of_no_gpu(name: str, device: torch.device, load_in_4bit: bool) -> None:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of `--dtype`.
+    """Picks the dtype of `--dtype`.
 
     `auto`: bfloat16 on a GPU that has it in hardware, float16 on one that has not (a T4), float32 elsewhere. `fast`:
     the same, but bfloat16 on a CPU that multiplies it in hardware, where it is quicker and less exact.
@@ -63,7 +63,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 in hardware, as far as torch can tell (x86-64)."""
+    """Tells whether this CPU multiplies matrices of bfloat16 in hardware, as far as torch can tell (x86-64)."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public: another torch may lack them
     return any(getattr(torch.cpu, name, bool)() for name in asked)
 

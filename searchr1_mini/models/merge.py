@@ -41,7 +41,7 @@ class Merge:
     moved: float
 
     def told(self) -> str:
-        """One sentence for the terminal and the card."""
+        """Says it in one sentence for the terminal and the card."""
         change = (
             f"on {self.n_tokens} tokens log-probs differ from what was trained by {self.mean:.2g} nats in the mean and "
             f"{self.largest:.2g} at most"
@@ -56,7 +56,7 @@ class Merge:
 
 
 def merge(policy: Policy, dtype: str, probe: Sequence[Sequence[int]]) -> tuple[nn.Module, Merge]:
-    """The policy as one model without an adapter, and what that cost. The policy is used up.
+    """Merges the policy into one model without an adapter, and measures the cost. The policy is used up.
 
     Args:
         policy: in float32; in full fine-tuning it may lack its reference.
@@ -83,7 +83,7 @@ def merge(policy: Policy, dtype: str, probe: Sequence[Sequence[int]]) -> tuple[n
 
 
 def add_up(policy: Policy) -> tuple[nn.Module, dict[str, float]]:
-    """The merged model in float32, and for each dtype the share of the update that it keeps."""
+    """Adds the update up in float32; returns the model, and for each dtype the share of the update that it keeps."""
     kept = {name: Kept(getattr(torch, name)) for name in WIDTHS}
     if policy.has_adapter:
         for layer in [module for module in policy.model.modules() if isinstance(module, LoraLayer)]:
@@ -112,7 +112,7 @@ class Kept:
         self.update = self.lost = 0.0
 
     def add(self, base: Tensor, merged: Tensor) -> None:
-        """One matrix, in float32, before and after."""
+        """Adds up one matrix, in float32; returns it before and after."""
         update = merged - base
         rounded = merged.to(self.dtype).float() - base.to(self.dtype).float()
         self.update += update.double().square().sum().item()
@@ -126,7 +126,7 @@ class Kept:
 
 @torch.no_grad()
 def log_probs(model: nn.Module, texts: Sequence[Sequence[int]]) -> Tensor:
-    """log pi of every token but the first of each text, one after the other (n,), float32."""
+    """Computes log pi of every token but the first of each text, one after the other (n,), float32."""
     found = []
     for ids in texts:
         row = torch.tensor([ids])

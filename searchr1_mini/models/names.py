@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def base_name(source: str) -> str:
-    """A hub id as it is, also that of a folder in the hub's cache; of another folder the name alone."""
+    """Returns a hub id as it is, also that of a folder in the hub's cache; of another folder the name alone."""
     path = Path(source).expanduser()
     if not path.is_dir():
         return source
@@ -15,7 +15,7 @@ def base_name(source: str) -> str:
 
 
 def base_revision(source: str) -> str | None:
-    """The commit on the hub that this machine holds of a hub id; None where there is none."""
+    """Returns the commit on the hub that this machine holds of a hub id; None where there is none."""
     path = Path(source).expanduser()
     if not path.is_dir():
         from huggingface_hub import try_to_load_from_cache  # heavy

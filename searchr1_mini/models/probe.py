@@ -111,8 +111,8 @@ class Probe:
             agree("update and own forward", update, own, seen(batch), policy.dtype)
 
     def roll(self, policy: Any) -> Batch:
-        """Two prompts of different lengths, a turn on each, an observation on the first while the other is idle, and
-        one more turn."""
+        """Rolls out two prompts of different lengths: a turn on each, an observation on the first while the other is
+        idle, and one more turn."""
         decoder = Decoder(
             policy,
             n_rows=len(N_PROMPTS),
@@ -143,7 +143,7 @@ def take_turns(decoder: Decoder, rows: list[Trajectory], n_turns: int) -> None:
 
 
 def own_logprobs(policy: Any, batch: Batch) -> Tensor:
-    """Log-probs (B, T-1) of all targets by the model's own forward in eval mode, as anybody would call it."""
+    """Computes log-probs (B, T-1) of all targets by the model's own forward in eval mode, as anybody would call it."""
     with torch.no_grad(), policy.autocast():
         logits = policy.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
     logprobs = without_undefined(logits, policy.undefined).float().log_softmax(-1)
@@ -151,17 +151,17 @@ def own_logprobs(policy: Any, batch: Batch) -> Tensor:
 
 
 def run_logprobs(policy: Any, batch: Batch) -> Tensor:
-    """Log-probs (B, T-1) of all targets as update and reference compute them, 0 in the padding."""
+    """Computes log-probs (B, T-1) of all targets as update and reference compute them, 0 in the padding."""
     return logprobs_of(policy, policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids), batch)
 
 
 def logprobs_of(policy: Any, hidden: Tensor, batch: Batch) -> Tensor:
-    """Log-probs (B, T-1) of all targets from hidden states (B, T, H), 0 in the padding."""
+    """Computes log-probs (B, T-1) of all targets from hidden states (B, T, H), 0 in the padding."""
     return token_logprobs(hidden[:, :-1], policy.lm_head, batch.targets, seen(batch), temperature=1.0)[0]
 
 
 def update_logprobs(policy: Any, batch: Batch) -> Tensor:
-    """The same in the update's mode, backward included, which must reach the weights that are trained."""
+    """Computes the same in the update's mode, backward included, which must reach the weights that are trained."""
     trained = policy.trainable()
     try:
         with torch.enable_grad(), policy.training():
@@ -176,7 +176,7 @@ def update_logprobs(policy: Any, batch: Batch) -> Tensor:
 
 
 def seen(batch: Batch) -> Tensor:
-    """(B, T-1) bool: which targets are no padding."""
+    """Returns (B, T-1) bool: which targets are not padding."""
     return torch.arange(batch.targets.shape[1], device=batch.lengths.device) < batch.lengths[:, None] - 1
 
 
@@ -189,7 +189,7 @@ def agree(what: str, one: Tensor, other: Tensor, mask: Tensor, dtype: torch.dtyp
 
 
 def runs(what: str, way: Callable[[], Tensor | Batch]) -> Tensor | Batch:
-    """The result of one way; whatever breaks in the code of an architecture is told as that, with its cause."""
+    """Returns the result of one way; whatever breaks in the code of an architecture is told as that, with its cause."""
     try:
         return way()
     except (Failed, UserError):
@@ -203,7 +203,7 @@ def runs(what: str, way: Callable[[], Tensor | Batch]) -> Tensor | Batch:
 
 @contextmanager
 def told(policy: Any) -> Iterator[None]:
-    """Inside, what fails becomes the one sentence that names the family."""
+    """Turns what fails inside into the one sentence that names the family."""
     try:
         yield
     except Failed as failed:
@@ -212,7 +212,7 @@ def told(policy: Any) -> Iterator[None]:
 
 @contextmanager
 def numbers_in_adapter(policy: Any) -> Iterator[None]:
-    """Inside, an adapter's weights are moved a little at random: a fresh one computes 0, whatever is wrong with it."""
+    """Moves an adapter's weights a little at random inside: a fresh one computes 0, whatever is wrong with it."""
     weights = policy.trainable() if policy.has_adapter else []
     kept = [weight.data for weight in weights]
     generator = torch.Generator().manual_seed(0)

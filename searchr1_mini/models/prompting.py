@@ -12,7 +12,7 @@ from searchr1_mini.models.chat_template import end_of_answer, rendered, template
 
 
 def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, day: date) -> list[int]:
-    """Ids of the first message: through the tokenizer's chat template when it has one, else as it stands.
+    """Encodes the first message: through the tokenizer's chat template when it has one, else as it stands.
 
     They begin once with what the tokenizer itself begins every text with (BOS), whether or not the template writes it.
 
@@ -36,7 +36,7 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, day: date) -> list
 
 @lru_cache(maxsize=8)
 def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids that the tokenizer puts before every text by itself: BOS, or none."""
+    """Returns the ids that the tokenizer puts before every text by itself: BOS, or none."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
@@ -44,7 +44,7 @@ def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, config) -> set[int]:
-    """Every id that ends a turn: the tokenizer's EOS, those of the model's config, and the chat template's end."""
+    """Returns every id that ends a turn: EOS of the tokenizer and the model's config, and the template's end."""
     from_config = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     return {id_ for id_ in (tokenizer.eos_token_id, *from_config, _end_of_chat_turn(tokenizer)) if id_ is not None}
 

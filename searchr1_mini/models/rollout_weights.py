@@ -18,12 +18,12 @@ from searchr1_mini.models.stacked import stacked
 
 @contextmanager
 def faster(policy: Policy, compiles: bool = False) -> Iterator[None]:
-    """Inside, a policy computes rollouts in the quickest way that its flags allow; afterwards all is what it was.
+    """Makes a policy compute rollouts in the quickest way that its flags allow inside; afterwards all is as before.
 
     Gradients do not reach the weights. Meanwhile a matrix may be in memory twice.
 
     Args:
-        compiles: let torch.compile make the step of one token a row, see `stacked`.
+        compiles: let torch.compile make the step of one token per row, see `stacked`.
     """
     with ExitStack() as stack:
         if policy.dequantize:
@@ -38,9 +38,9 @@ def faster(policy: Policy, compiles: bool = False) -> Iterator[None]:
 
 @contextmanager
 def unpacked(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, each 4-bit matrix is there in `dtype`: the very numbers that its product is computed from.
+    """Holds each 4-bit matrix in `dtype` inside: the very numbers that its product is computed from.
 
-    They are unpacked once a rollout, and not once a token.
+    They are unpacked once per rollout, and not once per token.
     """
     from bitsandbytes.functional import dequantize_4bit  # not on every platform
     from bitsandbytes.nn import Linear4bit
@@ -61,7 +61,7 @@ def unpacked(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def merged(model: PeftModel, adapter: str) -> Iterator[None]:
-    """Inside, an adapter is added into a float32 base: one matrix product a layer instead of three.
+    """Adds an adapter into a float32 base inside: one matrix product per layer instead of three.
 
     In 16 bits that would round what is added, and the rollouts would be another policy's: such a base is left alone.
     """
@@ -83,13 +83,13 @@ def merged(model: PeftModel, adapter: str) -> Iterator[None]:
 
 
 def adapted_weight(layer: LoraLayer) -> nn.Parameter:
-    """What an adapter's layer adds to: the weight of a linear layer, or the one of all experts of a mixture."""
+    """Returns what an adapter's layer adds to: the weight of a linear layer, or the one of all experts of a mixture."""
     return layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
 
 
 @contextmanager
 def cast_once(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, float32 matrices are in `dtype`, as autocast would cast them at every token.
+    """Holds float32 matrices in `dtype` inside, as autocast would cast them at every token.
 
     Embeddings, norms and vectors stay, since autocast leaves them alone.
     """

@@ -3,7 +3,7 @@
 transformers and peft compute q, k and v in three products, and each adapter in two more; a decode step is then
 thousands of small kernels, and both GPU and CPU wait for Python. Here q, k and v are one product, gate and up are one,
 and the adapters on them are two (A over all of them, B as a block-diagonal matrix). Nothing is merged: in 16 bits that
-would round what the adapter adds, and the rollouts would be another policy's. On CUDA a step of one token a row is
+would round what the adapter adds, and the rollouts would be another policy's. On CUDA a step of one token per row is
 replayed as a graph: one launch.
 """
 
@@ -30,23 +30,23 @@ SPAN = 256  # positions in a bucket of attention
 
 
 def stacked(policy: Policy, compiles: bool = False) -> StackedModel | None:
-    """The forward of a policy's weights as they are now, or None where its model is not of this family.
+    """Builds the forward of a policy's weights as they are now; None where its model is not of this family.
 
     Args:
-        compiles: let torch.compile make the step of one token a row.
+        compiles: let torch.compile make the step of one token per row.
     """
     return StackedModel(policy, compiles) if can_stack(policy.backbone) else None
 
 
 def can_stack(backbone: nn.Module) -> bool:
-    """Whether a backbone's layers are of a family that this forward computes, and its positions turn at one rate."""
+    """Tells whether a backbone's layers are of a family that this forward computes, with positions of one rate."""
     layers, rotary = getattr(backbone, "layers", ()), getattr(backbone, "rotary_emb", None)
     is_known = bool(layers) and all(type(layer) in FAMILIES and has_known_parts(layer) for layer in layers)
     return is_known and getattr(rotary, "rope_type", None) in STILL_ROPE
 
 
 def has_known_parts(layer: nn.Module) -> bool:
-    """Whether a layer attends to every position, has SwiGLU, and adapters that are plain LoRA."""
+    """Tells whether a layer attends to every position, has SwiGLU, and adapters that are plain LoRA."""
     attention, mlp = layer.self_attn, layer.mlp
     names = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
     projections = [getattr(part, name, None) for part, own in zip((attention, mlp), names, strict=True) for name in own]
@@ -56,7 +56,7 @@ def has_known_parts(layer: nn.Module) -> bool:
 
 
 def is_plain(projection: nn.Module | None) -> bool:
-    """Whether a projection is a linear layer, alone or below LoRA's A and B."""
+    """Tells whether a projection is a linear layer, alone or below LoRA's A and B."""
     if isinstance(projection, LoraLayer):
         variants = [*getattr(projection, "lora_variant", {}), *[k for k, v in projection.lora_bias.items() if v]]
         return not variants and isinstance(projection.base_layer, nn.Linear)  # in 4 bits or not
@@ -106,7 +106,7 @@ def stack(projections: Sequence[nn.Module]) -> Stacked:
 
 
 def in_one_piece(weights: Sequence[nn.Parameter]) -> Tensor:
-    """Weights (out, in) below each other; frozen ones become views of the result, and are found so again."""
+    """Stacks weights (out, in) below each other; frozen ones become views of the result, and are found so again."""
     first = weights[0].data
     if len(weights) == 1:
         return first
@@ -124,7 +124,7 @@ def in_one_piece(weights: Sequence[nn.Parameter]) -> Tensor:
 
 
 def adapters_of(projections: Sequence[nn.Module], bases: Sequence[nn.Linear]) -> tuple[Tensor | None, Tensor | None]:
-    """A (R, in) and B * scaling (R, out) of the active adapters on projections of one input; None where none is."""
+    """Returns A (R, in) and B * scaling (R, out) of the active adapters on projections of one input, or None."""
     downs, ups = [], []
     for projection, base in zip(projections, bases, strict=True):
         layer = projection if isinstance(projection, LoraLayer) and not projection.disable_adapters else None
@@ -195,7 +195,7 @@ class StackedModel:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor, cache: RowCache) -> Tensor:
-        """Hidden states (n, t, H) of ids (n, t), as `Policy.cached_hidden`; of one token a row, until the next call."""
+        """Returns hidden states (n, t, H) of ids (n, t), as `Policy.cached_hidden`; with t = 1, until the next call."""
         length = int(positions[is_real].max()) + 1
         is_step = ids.shape[1] == 1 and bool((rows == torch.arange(len(rows))).all())
         span = cache.reserve(length, SPAN if is_step and self.has_few_shapes else 1)

@@ -48,7 +48,7 @@ def refuse_pickles(folder: Path, what: str) -> None:
 
 
 def refuse_odd_index(index: Path, what: str) -> list[str]:
-    """The files that an index of weights names, once it is known that all are safetensors in its own folder.
+    """Returns the files that an index of weights names, once it is known that all are safetensors in its own folder.
 
     Raises:
         UserError: names the first that is not.
@@ -81,7 +81,7 @@ def refuse_other_file(path: Path, what: str) -> None:
 
 
 def init_folder(name: str) -> Path:
-    """The folder that `--init` names.
+    """Returns the folder that `--init` names.
 
     Raises:
         UserError: it is not there.
@@ -93,7 +93,7 @@ def init_folder(name: str) -> Path:
 
 
 def find_adapter(weights: Path) -> Path:
-    """The folder of the policy's adapter: within one that a run saved, or itself one as the export and peft write it.
+    """Finds the folder of the policy's adapter: within a run's checkpoint, or itself as the export and peft write it.
 
     Raises:
         UserError: it is neither.
@@ -109,7 +109,7 @@ def find_adapter(weights: Path) -> Path:
 
 
 def adapter_settings(weights: Path) -> dict[str, float]:
-    """`lora_rank` and `lora_alpha` as the adapter itself has them, by the options' names.
+    """Returns `lora_rank` and `lora_alpha` as the adapter itself has them, by the options' names.
 
     Raises:
         UserError: there is no adapter, it is no LoRA or trains more than its matrices, or its config is damaged.
@@ -134,7 +134,7 @@ def save_adapter(model: PeftModel, name: str, base: str, folder: Path) -> None:
 
 
 def adapter_folder(folder: Path, may_search: bool = False) -> Path:
-    """The folder of an adapter, once it is known to be plain LoRA in safetensors.
+    """Returns the folder of an adapter, once it is known to be plain LoRA in safetensors.
 
     Args:
         may_search: take one that names its modules by a pattern, too; whoever loads it must not let peft search by it.

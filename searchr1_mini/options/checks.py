@@ -22,7 +22,7 @@ MOST_ROLLOUTS = 10**6
 
 
 def world_hops_list(config: TrainConfig) -> list[int]:
-    """`1,2` -> [1, 2].
+    """Reads `1,2` as [1, 2].
 
     Raises:
         UserError: it is no list of numbers from 1 to 3.
@@ -50,7 +50,7 @@ def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: S
         raise UserError(f"--retriever {remote[0]} needs the address of a server; add --retriever-url {form}")
     wanted = str(topk).split(",")  # the server has none, the metrics several
     if "http" in names and any(k.strip().isdecimal() and int(k) > MAX_TOPK for k in wanted):
-        raise UserError(f"--topk {topk}: a retrieval server gives at most {MAX_TOPK} passages a query")
+        raise UserError(f"--topk {topk}: a retrieval server gives at most {MAX_TOPK} passages per query")
 
 
 def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def check_own_parts(config: TrainConfig) -> None:
     for option_, value in named.items():
         if is_own(value):
             own_part(option_, value)
-    for name in ("retrieval_bonus", "search_cost") if is_own(config.reward.reward) else ():
+    for name in ("retrieval_bonus", "search_cost", "action_penalty") if is_own(config.reward.reward) else ():
         if get(config, name):
             raise UserError(f"{flag_of(name)} does nothing with a --reward of your own; leave one of them out")
 
@@ -158,11 +158,11 @@ def check_resolved(config: TrainConfig) -> None:
         (rollout.max_observation_tokens >= rollout.max_total_tokens,
          f"--max-observation-tokens {rollout.max_observation_tokens} must be below --max-total-tokens "
          f"{rollout.max_total_tokens}"),
-        (config.logging.check and bug, "--check is about steps without a bug of the museum; leave it out"),
+        (config.logging.check and bug, "--check is for sound steps, not for those with a --bug; leave one out"),
         (bug == "colliding-groups" and config.run.algorithm != "grpo",
-         "--bug colliding-groups does nothing with --algorithm ppo; it needs --algorithm grpo, or leave it out"),
+         "--bug colliding-groups does nothing with --algorithm ppo; set --algorithm grpo, or leave it out"),
         (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in ("r1", "direct"),
-         f"--bug {bug} does nothing with --method {config.run.method}; it needs --method search-r1, or leave it out"),
+         f"--bug {bug} does nothing with --method {config.run.method}; set --method search-r1, or leave it out"),
         (step.mini_batches > step.questions_per_step,
          f"--mini-batches {step.mini_batches} is more than --questions-per-step {step.questions_per_step}"),
         (objective.clip_eps >= 1, f"--clip-eps {objective.clip_eps}: it must be below 1"),
@@ -175,7 +175,7 @@ def check_resolved(config: TrainConfig) -> None:
          f"--temperature {rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
         (step.questions_per_step * step.group_size * objective.dynamic_sampling > MOST_ROLLOUTS,
          f"--questions-per-step {step.questions_per_step} times --group-size {step.group_size} (times "
-         f"--dynamic-sampling) are more than {MOST_ROLLOUTS} rollouts a step; lower one of them"),
+         f"--dynamic-sampling) are more than {MOST_ROLLOUTS} rollouts per step; lower one of them"),
         (overlong == "penalise" and bug == "reward-from-whole-text",
          "--overlong penalise does nothing with --bug reward-from-whole-text; leave one out"),
         (overlong == "penalise" and config.reward.overlong_buffer >= rollout.max_total_tokens,
@@ -183,6 +183,9 @@ def check_resolved(config: TrainConfig) -> None:
          f"{rollout.max_total_tokens}"),
         (objective.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",
          "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
+        (step.group_size % (1 + config.variant.tree_branches) != 0,
+         f"--tree-branches {config.variant.tree_branches} makes trees of {1 + config.variant.tree_branches} rollouts, "
+         f"of which --group-size {step.group_size} must be a multiple"),
     ]  # fmt: skip
     for is_broken, sentence in rules:
         if is_broken:

@@ -133,7 +133,7 @@ def _on_signals(handler) -> None:
 
 
 def signals_raise() -> None:
-    """From here on a signal raises KeyboardInterrupt, so that what is open is closed; but not inside of an import.
+    """Makes signals raise KeyboardInterrupt from here on, so that what is open is closed; but not inside an import.
 
     Half-imported modules turn it into errors of their own, and there is nothing to close yet.
     """
@@ -176,7 +176,7 @@ def end_log(
 
 
 def lost_output() -> OSError | None:
-    """Why standard output takes nothing any more; None while it does."""
+    """Returns why standard output takes nothing any more; None while it does."""
     with contextlib.suppress(AttributeError):  # a stream of another kind, as a test's
         sys.stdout.flush()
         return sys.stdout.buffer.raw.error
@@ -184,5 +184,5 @@ def lost_output() -> OSError | None:
 
 
 def is_reader_gone(error: OSError) -> bool:
-    """Whether whoever read the output has left, as `head` does."""
+    """Tells whether whoever read the output has left, as `head` does."""
     return error.errno in (errno.EPIPE, errno.ESHUTDOWN)

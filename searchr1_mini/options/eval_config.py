@@ -17,42 +17,56 @@ class EvalConfig:
     """Options of eval.py. None is taken from the run (--run), or resolved per model (--model)."""
 
     run: str | None = grouped("what", None, "folder of a training run, or several, separated by commas")
-    checkpoint: str | None = grouped("what", None, "step of the run's checkpoint, or best [default: the newest]")
-    model: str | None = grouped("what", None, "instead of a run: tiny, a short name, a hub id or a local folder")
+    checkpoint: str | None = grouped("what", None, "checkpoint of the run: a step, or best [default: the newest]")
+    model: str | None = grouped(
+        "what", None, "model to evaluate instead of a run: tiny, a short name, a hub id or a local folder"
+    )
     adapter: str | None = grouped("what", None, "folder of a LoRA adapter to put on --model, for search-r1")
-    ask: str | None = grouped("what", None, "show one trajectory for this question instead of an evaluation")
+    ask: str | None = grouped("what", None, "question to answer, in place of an evaluation")
     chat: bool = grouped("what", False, "answer questions in the terminal, live, until Ctrl-D")
     web: bool = grouped("what", False, "answer questions on a page in the browser, live, until Ctrl-C")
     methods: str | None = grouped(
-        "what", None, f"all, or some of {', '.join((*PROMPTED, *TRAINED))} [default: the run's own, or search-r1]"
+        "what",
+        None,
+        f"methods: all, or some of {', '.join((*PROMPTED, *TRAINED))} [default: the run's own, or search-r1]",
     )
     datasets: str | None = grouped(
-        "what", None, f"all, or some of {', '.join(DATASETS)}, or files [default: the run's own, or the model's]"
+        "what",
+        None,
+        f"data sets: all, or some of {', '.join(DATASETS)}, or files [default: the run's own, or the model's]",
     )
     train: bool | None = grouped(
-        "what", None, "train sft, r1, rejection-sampling and search-r1 first where --run has none [default: for tiny]"
+        "what",
+        None,
+        "train sft, r1, rejection-sampling and search-r1 first if no --run brings them [default: for tiny]",
     )
 
-    limit: int = grouped("how", 500, "questions a data set, always the same ones", least=1, most=MOST_QUESTIONS)
+    limit: int = grouped("how", 500, "questions per data set, always the same ones", least=1, most=MOST_QUESTIONS)
     shots: int = grouped(
         "how",
         0,
-        "worked examples, from training questions, in the prompt of methods that are not trained",
+        "worked examples in the prompt of untrained methods, made from training questions",
         least=0,
         most=32,
     )
-    temperature: float = grouped("how", 0.0, "0 decodes greedily", least=0, most=100)
+    temperature: float = grouped("how", 0.0, "sampling temperature; 0 decodes greedily", least=0, most=100)
     seed: int = grouped(
-        "how", 0, "of the sampling; with --model also of its world and its baselines", least=0, most=MOST_SEED
+        "how",
+        0,
+        "random seed for sampling; with --model, also for its world and its baselines",
+        least=0,
+        most=MOST_SEED,
     )
     compare: bool = grouped("how", False, "print the paper's figures beneath ours, and what differs in the set-up")
     against: str | None = grouped("how", None, "row that others are tested against [default: the last]")
     output_dir: str | None = grouped(
         "how",
         None,
-        "folder of the results; what is finished is kept [default: in the run's own, or evaluations/NAME]",
+        "folder for the results; finished parts are kept [default: in the run's own, or evaluations/NAME]",
     )
-    colour: Literal["auto", "always", "never"] = grouped("how", "auto", "colour trajectories by who wrote what")
+    colour: Literal["auto", "always", "never"] = grouped(
+        "how", "auto", "colours in trajectories that tell who wrote what"
+    )
     host: str | None = grouped("how", None, "address of the --web page [default: 127.0.0.1, this machine only]")
     port: int | None = grouped("how", None, "port of the --web page [default: 8765]", least=1, most=65535)
 
@@ -62,14 +76,18 @@ class EvalConfig:
     world_hops: str | None = shared("data", TrainConfig, "world_hops")
     world_noise: int | None = shared("data", TrainConfig, "world_noise")
     world_seed: int | None = grouped(
-        "data", None, "another number is a fresh world [default: the run's seed]", least=0, most=MOST_SEED
+        "data",
+        None,
+        "seed of the synthetic world; another number is a fresh world [default: the run's seed]",
+        least=0,
+        most=MOST_SEED,
     )
     template: Literal["paper", "short"] | None = shared("data", TrainConfig, "template")
     observation: Literal["paper", "plain"] | None = shared("data", TrainConfig, "observation")
     date: str | None = shared("data", TrainConfig, "date", note=" [default: the run's, or today]")
 
     retriever: str | None = grouped(
-        "retrieval", None, "as in train.py, or several, a row each: auto,empty,random,oracle,none"
+        "retrieval", None, "search engine as in train.py, or several, one row each: auto,empty,random,oracle,none"
     )
     retriever_url: str | None = shared("retrieval", TrainConfig, "retriever_url")
     topk: int | None = shared("retrieval", TrainConfig, "topk")

@@ -42,16 +42,19 @@ NEEDS: dict[str, Needs] = {
     "cold_start_multi_hop": {"cold_start": 0},
     "stratify": _RL,
     "reward": _RL | _OWN_REWARD, "retrieval_bonus": _RL | _FINDS | _OWN_REWARD,
-    "search_cost": _RL | _SEARCHES | _OWN_REWARD,
+    "search_cost": _RL | _SEARCHES | _OWN_REWARD, "action_penalty": _RL | _OWN_REWARD,
     "overlong": _RL,
     "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalise",)},
-    "baseline": _GRPO, "normalize_std": _GRPO | _OF_A_GROUP | {"baseline": ("group",)},
+    "baseline": _GRPO, "normalize_std": _GRPO | {"baseline": ("group", "batch", "group-batch")},
     "drop_zero_variance": _RL | _OF_A_GROUP, "dynamic_sampling": _GRPO | _OF_A_GROUP,
     "loss_aggregation": _RL
     | _SOUND
     | {"bug": (None, "retokenize", "colliding-groups", "no-last-turn", "reward-from-whole-text")},
     "ratio": _RL, "clip_eps": _RL, "clip_eps_high": _RL, "kl_coef": _RL, "kl_estimator": _RL | {"kl_coef": 0},
-    "entropy_coef": _RL, "importance_cap": _RL, "llds_coef": _GRPO,
+    "entropy_coef": _RL, "importance_cap": _RL, "importance_mode": _RL | {"importance_cap": 0}, "llds_coef": _GRPO,
+    "surrogate": _RL, "sapo_coef": _GRPO, "sapo_threshold": {"sapo_coef": 0},
+    "turn_coef": _GRPO | _OF_A_GROUP | _SOUND | {"bug": (None,)}, "turn_gamma": {"turn_coef": 0},
+    "tree_branches": _GRPO | _SEARCHES | _OF_A_GROUP | _SOUND | {"bug": (None,)},
     "critic_learning_rate": _PPO, "critic_warmup_steps": _PPO, "gamma": _PPO, "gae_lambda": _PPO, "value_clip": _PPO,
     "mask_observations": _RL | _SEARCHES, "bug": _RL | _SOUND, "mystery": _GRPO | _SEARCHES,
     "lora_alpha": {"lora_rank": 0}, "check": _RL | _SOUND, "memory_limit": {"memory_check": (True,)},
@@ -74,7 +77,7 @@ def check_ranges(config: Any) -> None:
 
 
 def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
-    """What a value of the right type must be, and is not; None where it is."""
+    """Tells what a value of the right type must be, and is not; None where it is."""
     if isinstance(value, str):
         return fault_of_text(name, value)
     if value is None or isinstance(value, bool):
@@ -90,7 +93,7 @@ def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
 
 
 def fault_of_text(name: str, text: str) -> str | None:
-    """What text must be to be a path that can be opened, by Python, and but for data by other libraries too."""
+    """Tells what text must be to be a path that can be opened, by Python, and but for data by other libraries too."""
     errors = "surrogateescape" if name in OPENED_BY_PYTHON else "strict"
     try:
         parts = text.encode(errors=errors).replace(b",", b"/").split(b"/")
@@ -104,7 +107,7 @@ def fault_of_text(name: str, text: str) -> str | None:
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
-    """The word after a flag, or a yaml value, as the type of its option; `name` is how the error calls it.
+    """Converts the word after a flag, or a yaml value, to its option's type; `name` is how the error calls it.
 
     Raises:
         UserError: it is of another type, or no known choice.
@@ -132,12 +135,12 @@ def convert(name: str, value: Any, hint: Any) -> Any:
 
 
 def kinds_of(hint: Any) -> tuple:
-    """`int | None` -> (int, NoneType); a Literal stays whole."""
+    """Splits a hint, `int | None` -> (int, NoneType); a Literal stays whole."""
     return (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence, cut where it is long."""
+    """Shows a value in a sentence, cut where it is long."""
     text = str(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}.. ({len(text)} characters)"
 
@@ -174,7 +177,7 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
 
 
 def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
-    """Options that a config does not read -> what stands in their way, and what they need, as words of a command."""
+    """Maps options that a config does not read to what stands in their way, and what they need, in words."""
     found: dict[str, tuple[str, str]] = {}
     for name, conditions in needs.items():
         for other, wanted in conditions.items():
@@ -191,7 +194,7 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
 
 
 def spelled(name: str, value: Any) -> str:
-    """An option as it is written on a command line: `--no-memory-check`, `--lora-rank 0`."""
+    """Spells an option as it is written on a command line: `--no-memory-check`, `--lora-rank 0`."""
     if value is None or value is False:
         return "--no-" + name.replace("_", "-") if value is False else f"no {flag_of(name)}"
     return flag_of(name) if value is True else f"{flag_of(name)} {shown(value)}"
@@ -213,9 +216,9 @@ def refuse_idle(
     """
     for name, (obstacle, need) in idle(resolved, needs).items():
         if name not in unasked and get(given, name) not in (default_of(type(given), name), get(bare, name)):
-            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}, or leave it out")
+            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}; otherwise leave it out")
 
 
 def without(config: Any, names: Collection[str]) -> Any:
-    """The config with some options at their defaults."""
+    """Returns the config with some options at their defaults."""
     return with_options(config, **{name: default_of(type(config), name) for name in names})

@@ -13,14 +13,14 @@ Config = TypeVar("Config")
 
 
 def sections_of(config_class: type) -> dict[str, type]:
-    """Attribute -> dataclass of each concern of a config; none of a config that is flat."""
+    """Maps each attribute to the dataclass of its concern; empty for a config that is flat."""
     hints = get_type_hints(config_class)
     return {f.name: hints[f.name] for f in fields(config_class) if is_dataclass(hints[f.name])}
 
 
 @lru_cache(maxsize=16)
 def options_of(config_class: type) -> Mapping[str, Field]:
-    """Every option of a config by its name, in order of declaration."""
+    """Returns every option of a config by its name, in order of declaration."""
     sections = sections_of(config_class)
     parts = sections.values() if sections else (config_class,)
     return {option.name: option for part in parts for option in fields(part)}
@@ -28,35 +28,35 @@ def options_of(config_class: type) -> Mapping[str, Field]:
 
 @lru_cache(maxsize=16)
 def section_of(config_class: type) -> Mapping[str, str]:
-    """Name of an option -> attribute of its concern; empty for a config that is flat."""
+    """Maps the name of an option to the attribute of its concern; empty for a config that is flat."""
     return {option.name: name for name, part in sections_of(config_class).items() for option in fields(part)}
 
 
 @lru_cache(maxsize=16)
 def hints_of(config_class: type) -> Mapping[str, Any]:
-    """Name of an option -> its type."""
+    """Maps the name of an option to its type."""
     parts = sections_of(config_class).values() or (config_class,)
     return {name: hint for part in parts for name, hint in get_type_hints(part).items()}
 
 
 def flag_of(name: str) -> str:
-    """`max_turns` -> `--max-turns`."""
+    """Turns `max_turns` into `--max-turns`."""
     return "--" + name.replace("_", "-")
 
 
 def default_of(config_class: type, name: str) -> Any:
-    """What an option is where nobody asks for it."""
+    """Returns the default of an option."""
     return options_of(config_class)[name].default
 
 
 def grouped(group: str, default: Any, help_text: str, **bounds: float):
-    """An option of a config that is flat, with its section in --help."""
+    """Declares an option of a config that is flat, with its section in --help."""
     own = option(default, help_text, **bounds)
     return field(default=default, metadata={"group": group} | dict(own.metadata))
 
 
 def shared(group: str, config_class: type, name: str, default: Any = None, note: str = ""):
-    """An option that another command has too, as it is declared there, with a default of this command's.
+    """Declares an option that another command has too, as it is there, with a default of this command's.
 
     Args:
         note: what the default is, where None does not say it.
@@ -67,18 +67,18 @@ def shared(group: str, config_class: type, name: str, default: Any = None, note:
 
 
 def get(config: Any, name: str) -> Any:
-    """The value of an option by its name."""
+    """Returns the value of an option by its name."""
     section = section_of(type(config)).get(name)
     return getattr(getattr(config, section) if section else config, name)
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Every option with its value, as config.json holds them."""
+    """Returns every option with its value, as config.json holds them."""
     return {name: get(config, name) for name in options_of(type(config))}
 
 
 def make(config_class: type[Config], **values: Any) -> Config:
-    """A config with these options; the others are at their defaults.
+    """Makes a config with these options; the others are at their defaults.
 
     Raises:
         TypeError: there is no such option.
@@ -87,7 +87,7 @@ def make(config_class: type[Config], **values: Any) -> Config:
 
 
 def with_options(config: Config, **values: Any) -> Config:
-    """The same config with other values for some options.
+    """Returns the same config with other values for some options.
 
     Raises:
         TypeError: there is no such option.

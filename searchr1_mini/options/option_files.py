@@ -18,7 +18,7 @@ MOST_BYTES = 100_000  # every option with a long comment takes 20,000
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """`option: value` lines: text as it is written (3e-5, 010, 2020-01-01), True, False or None.
+    """Reads `option: value` lines: text as it is written (3e-5, 010, 2020-01-01), True, False or None.
 
     Raises:
         UserError: it cannot be read, is too large, too deep or damaged, has aliases, or names an option twice.
@@ -57,7 +57,7 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def read_bounded(path: Path) -> bytes:
-    """A file's bytes, or a pipe's, where somebody writes into it.
+    """Reads a file's bytes, or a pipe's, where somebody writes into it.
 
     Raises:
         OSError: it cannot be read.
@@ -77,7 +77,7 @@ def read_bounded(path: Path) -> bytes:
 
 
 def preset_values(preset: str | None, known: Mapping[str, Field]) -> dict[str, Any]:
-    """What a preset sets of the options that a command has.
+    """Returns what a preset sets of the options that a command has.
 
     Raises:
         UserError: there is no such preset.
@@ -91,7 +91,7 @@ def preset_values(preset: str | None, known: Mapping[str, Field]) -> dict[str, A
 
 
 def yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
-    """The values of a `--config` file, each of the type of its option.
+    """Returns the values of a `--config` file, each of the type of its option.
 
     Raises:
         UserError: it cannot be read, names an unknown option, or has a wrong value.

@@ -22,12 +22,12 @@ FITS = {  # option -> what it is called with, and how that reads
 
 
 def is_own(value: Any) -> bool:
-    """Whether an option names a part of the user's own: not an address, and not a path with a drive."""
+    """Tells whether an option names a part of the user's own: not an address, and not a path with a drive."""
     return isinstance(value, str) and ":" in value and value.rpartition(":")[2].isidentifier()
 
 
 def own_part(option: str, value: str) -> Callable:
-    """The object that an option names.
+    """Imports the object that an option names.
 
     Raises:
         UserError: there is no such file, module or name, it cannot be imported, or it does not fit.
@@ -51,7 +51,7 @@ def own_part(option: str, value: str) -> Callable:
 
 @lru_cache(maxsize=16)
 def module_of(option: str, where: str) -> Any:
-    """The module of a file or a dotted name.
+    """Imports the module of a file or a dotted name.
 
     Raises:
         UserError: it is not there, or cannot be imported.
@@ -75,7 +75,7 @@ def module_of(option: str, where: str) -> Any:
 
 
 def takes(function: Callable, names: tuple[str, ...]) -> bool:
-    """Whether a function can be called with so many arguments by position."""
+    """Tells whether a function can be called with so many arguments by position."""
     try:
         inspect.signature(function).bind(*names)
     except (TypeError, ValueError):
@@ -84,7 +84,7 @@ def takes(function: Callable, names: tuple[str, ...]) -> bool:
 
 
 def own_method(value: str, **settings: Any) -> MakeMethod:
-    """A method of the user's own, with those of these settings that it has a parameter for."""
+    """Returns a method of the user's own, with those of these settings that it has a parameter for."""
     function = own_part("method", value)
     has = inspect.signature(function).parameters
     return partial(function, **{name: setting for name, setting in settings.items() if name in has})

@@ -12,7 +12,7 @@ from searchr1_mini.options.nested import flag_of
 
 
 def at_home(name: str, value: Any) -> Any:
-    """`~/runs` spelled out, as a shell does where it stands alone; other values as they are.
+    """Spells out `~/runs`, as a shell does where it stands alone; other values stay as they are.
 
     Raises:
         UserError: nobody knows where that home is.
@@ -28,7 +28,7 @@ def at_home(name: str, value: Any) -> Any:
 
 
 def latest_run() -> str:
-    """The folder below runs/ in which a run was begun last.
+    """Returns the folder below runs/ in which a run was begun last.
 
     Raises:
         UserError: there is none.

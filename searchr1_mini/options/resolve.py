@@ -32,12 +32,12 @@ from searchr1_mini.storage.files import read_json
 
 
 def is_tiny(config: TrainConfig) -> bool:
-    """Whether the run is on the base that ships with the package."""
+    """Tells whether the run is on the base that ships with the package."""
     return config.run.model == "tiny"
 
 
 def resolve_model(name: str) -> str:
-    """What transformers loads: an existing folder, a hub id, a known short name, or the packaged tiny base.
+    """Returns what transformers loads: an existing folder, a hub id, a known short name, or the packaged tiny base.
 
     A GGUF file, or a folder that holds one, is unpacked, which takes its time once.
 
@@ -61,7 +61,7 @@ def resolve_model(name: str) -> str:
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
-    """What a run was trained with.
+    """Returns what a run was trained with.
 
     Raises:
         UserError: the folder holds no run, or its config.json is damaged.
@@ -118,6 +118,8 @@ def _filled(config: TrainConfig) -> TrainConfig:
     if imitates:
         values |= IMITATION[size] | {"group_size": 1 if config.run.algorithm == "sft" else PAPERS_ROLLOUTS}
         del values["drop_zero_variance"]
+    if config.objective.baseline == "batch":  # a group of equal rewards is compared with the other groups
+        values["drop_zero_variance"] = False
     if config.weights.lora_rank == 0:
         values["load_in_4bit"] = False
     values |= {name: value for name, value in flat(config).items() if value is not None}
@@ -141,7 +143,7 @@ def _filled(config: TrainConfig) -> TrainConfig:
 
 
 def values_of_init(config: TrainConfig) -> dict[str, Any]:
-    """Rank and alpha of what `--init` names.
+    """Returns rank and alpha of what `--init` names.
 
     Raises:
         UserError: there is nothing to start from, it is of another model, or a flag says another rank or alpha.
@@ -164,7 +166,7 @@ def values_of_init(config: TrainConfig) -> dict[str, Any]:
 
 
 def name_file(config: TrainConfig) -> TrainConfig:
-    """`--dataset questions.parquet` is `--dataset jsonl --data-path questions.parquet`, and so is a folder's name.
+    """Takes `--dataset questions.parquet`, or a folder's name, as `--dataset jsonl --data-path questions.parquet`.
 
     Raises:
         UserError: both name a file.

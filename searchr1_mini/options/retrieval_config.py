@@ -18,7 +18,7 @@ class ServerConfig:
     dataset: str = grouped("index", "hotpotqa", "data set whose own paragraphs are served, without --corpus")
     data_path: str | None = grouped("index", None, "local file of that data set")
     retriever: Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus"] = grouped(
-        "index", "auto", "bm25 is rank-bm25; auto by size; hybrid is BM25 and dense"
+        "index", "auto", "search engine: bm25 is rank-bm25, auto chooses by size, hybrid is BM25 and dense"
     )
     retriever_url: str | None = grouped("index", None, "address of Milvus, for --retriever milvus")
     stemming: bool = shared("index", TrainConfig, "stemming", False)
@@ -31,9 +31,11 @@ class ServerConfig:
     port: int = grouped("network", 8000, "port to listen on", least=1, most=65535)
     max_body_mb: float = grouped("network", 8.0, "largest body of a request, in MiB", above=0, most=4096)
     body_timeout: float = grouped(
-        "network", 10.0, "seconds for a client to send, or to take an answer", above=0, most=86_400
+        "network", 10.0, "seconds that a client has to send a request, or to take an answer", above=0, most=86_400
     )
-    max_connections: int = grouped("network", 128, "at the same time; to more the answer is 503", least=1, most=65_535)
+    max_connections: int = grouped(
+        "network", 128, "connections at a time; any more are answered with 503", least=1, most=65_535
+    )
 
 
 SERVER_NEEDS: dict = {"dataset": {"corpus": (None,)}, "data_path": {"corpus": (None,)}}  # see needs.NEEDS
@@ -43,14 +45,16 @@ SERVER_NEEDS: dict = {"dataset": {"corpus": (None,)}, "data_path": {"corpus": (N
 class MetricsConfig:
     """Options of the retrieval metrics."""
 
-    dataset: str = grouped("data", "hotpotqa", "a file of questions with supporting titles, or a data set")
+    dataset: str = grouped("data", "hotpotqa", "data set, or a file of questions with supporting titles")
     data_path: str | None = grouped("data", None, "local file of that data set")
     corpus: str | None = shared("data", TrainConfig, "corpus")
-    limit: int = grouped("data", 500, "questions, always the same ones", least=1, most=MOST_QUESTIONS)
+    limit: int = grouped("data", 500, "number of questions, always the same ones", least=1, most=MOST_QUESTIONS)
 
-    retriever: str = grouped("retrieval", "auto", "as in train.py without the probes; several, a row each: bm25,dense")
+    retriever: str = grouped(
+        "retrieval", "auto", "search engine as in train.py, without the probes, or several, one row each: bm25,dense"
+    )
     retriever_url: str | None = shared("retrieval", TrainConfig, "retriever_url")
-    topk: str = grouped("retrieval", "1,3,5,10", "numbers of passages that recall is measured at")
+    topk: str = grouped("retrieval", "1,3,5,10", "numbers of passages at which recall is measured")
     stemming: bool = shared("retrieval", TrainConfig, "stemming", False)
     stop_words: bool = shared("retrieval", TrainConfig, "stop_words", True)
     dense_model: str = shared("retrieval", TrainConfig, "dense_model", DENSE_MODEL)

@@ -19,7 +19,7 @@ RENAMED = {  # flags of older versions
 
 
 def spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """`--no-load-in-4bit` -> `--load-in-4bit False`: tyro wants a value where None is one of three; one given stays."""
+    """Writes `--no-load-in-4bit` as `--load-in-4bit False`, since tyro wants a value; one that is given stays."""
     values = {flag_of(name): (flag_of(name), "True") for name in names}
     values |= {"--no-" + name.replace("_", "-"): (flag_of(name), "False") for name in names}
     spelled: list[str] = []

@@ -22,7 +22,7 @@ K1, B = 1.5, 0.75
 
 
 def index_terms(passage: Passage, terms: Terms = DEFAULT_TERMS) -> list[str]:
-    """The terms a passage is found by: its title's and its text's."""
+    """Returns the terms by which a passage is found: its title's and its text's."""
     return tokenize(f"{passage.title} {passage.text}", terms, singles=True)
 
 
@@ -54,7 +54,7 @@ class RankBM25:
         self.index = BM25Okapi([index_terms(passage, terms) or [""] for passage in passages], k1=K1, b=B)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`."""
+        """Finds the best passages, see `Retriever.search`."""
         return [self._search(query, topk) for query in queries]
 
     @cached_property
@@ -105,7 +105,7 @@ class BM25S:
             _ = self.of_all_words  # a store is looked over as a whole, before a run relies on it
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`."""
+        """Finds the best passages, see `Retriever.search`."""
         return [self._search(query, topk) for query in queries]
 
     @cached_property
@@ -153,7 +153,7 @@ def _load_index(folder: Path, n_passages: int, whole: Path):
 
 
 def fingerprint(passages: Sequence[Passage]) -> str:
-    """A hash of a corpus, whatever its terms, and of BM25's constants."""
+    """Hashes a corpus, whatever its terms, and BM25's constants."""
     if hasattr(passages, "folder"):
         return passages.folder.name.removesuffix(passages.suffix)
     digest = hashlib.sha256(f"terms-1 {K1} {B}".encode())

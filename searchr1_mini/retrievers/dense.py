@@ -53,11 +53,11 @@ class DenseRetriever:
             encode_corpus(self.encoder, passage_prompt, passages, path)
         self.vectors = _opened(path, lambda: np.load(path, mmap_mode="r"))
         if self.vectors.shape[0] != len(passages):
-            raise UserError(f"the vectors in {path} are not one a passage; delete the file and try again")
+            raise UserError(f"the vectors in {path} are not one per passage; delete the file and try again")
         self.graph = self._graph(folder) if kind == "hnsw" else None
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each query the `topk` passages with the largest inner products, best first."""
+        """Finds for each query the `topk` passages with the largest inner products, best first."""
         if not queries:
             return []
         encoded = encode(self.encoder.encode_query, list(queries), self.query_prompt)  # (Q, D)
@@ -101,18 +101,18 @@ def encode_corpus(encoder: Any, prompt: str, passages: Sequence[Passage], path: 
 
 
 def encode(encoding: Callable[..., Any], texts: list[str], prompt: str) -> np.ndarray:
-    """Normalized vectors, (N, D) float32, by one of an encoder's two methods; each text goes behind the prompt."""
+    """Computes normalized vectors, (N, D) float32, by one of an encoder's two methods, prompts included."""
     vectors = encoding(texts, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32)
 
 
 def passage_text(passage: Passage) -> str:
-    """What an encoder or re-ranker reads of a passage."""
+    """Returns what an encoder or re-ranker reads of a passage."""
     return f"{passage.title}\n{passage.text}"
 
 
 def prompts_of(encoder: Any, model: str) -> tuple[str, str]:
-    """What goes before queries and before passages: the model's own prompts; E5's, which E5 does not bring; or none."""
+    """Returns what goes before queries and passages: the model's own prompts, E5's if it brings none, or nothing."""
     own = encoder.prompts
     passage = next((own[name] for name in ("document", "passage", "corpus") if own.get(name)), "")
     if own.get("query") or passage:
@@ -121,7 +121,7 @@ def prompts_of(encoder: Any, model: str) -> tuple[str, str]:
 
 
 def load_model(kind: str, name: str, flag: str) -> Any:
-    """A model of sentence-transformers, by hub id or folder, on the device that it picks: a GPU where there is one.
+    """Loads a model of sentence-transformers, by hub id or folder, onto the device that it picks: a GPU if any.
 
     Args:
         kind: `SentenceTransformer` or `CrossEncoder`.
@@ -146,7 +146,7 @@ def load_model(kind: str, name: str, flag: str) -> Any:
 
 
 def model_fingerprint(encoder: Any) -> str:
-    """A hash of an encoder's weights, layers and vocabulary: vectors of another model are never taken for its own."""
+    """Hashes an encoder's weights, layers and vocabulary: vectors of another model are never taken for its own."""
     digest = hashlib.sha256(repr(encoder).encode())
     digest.update(repr(sorted(encoder.tokenizer.get_vocab().items())).encode("utf-8", "replace"))
     for name, weights in encoder.state_dict().items():

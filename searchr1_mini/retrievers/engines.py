@@ -16,7 +16,7 @@ from searchr1_mini.retrievers.milvus import MilvusRetriever
 from searchr1_mini.retrievers.names import DENSE_MODEL, ENGINES, READ_BY
 from searchr1_mini.retrievers.terms import Terms
 
-SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds a query; benchmarks/retrieval_speed.py
+SMALL_CORPUS = 2_000  # below it rank-bm25 costs a few milliseconds per query; benchmarks/retrieval_speed.py
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Engine:
 
 
 def engine_of(config: Any, retriever: str | None = None) -> Engine:
-    """The engine that a config describes; options that its retriever does not read stay at their defaults.
+    """Returns the engine that a config describes; options that its retriever does not read stay at their defaults.
 
     Args:
         config: any dataclass with options of `Engine`'s names.
@@ -50,7 +50,7 @@ def engine_of(config: Any, retriever: str | None = None) -> Engine:
 
 
 def described(engine: Engine) -> str:
-    """The engine in words, for tables: its name and what is not as by default."""
+    """Describes the engine in words, for tables: its name and what differs from the default."""
     is_dense = engine.retriever in READ_BY["dense_model"]
     parts = [engine.retriever + (f" ({engine.dense_model}, {engine.dense_index})" if is_dense else "")]
     parts += ["stemming"] if engine.stemming else []
@@ -60,7 +60,7 @@ def described(engine: Engine) -> str:
 
 
 def build_retriever(engine: Engine, passages: Sequence[Passage]) -> CachedRetriever:
-    """The search engine, behind a cache.
+    """Builds the search engine, behind a cache.
 
     Args:
         engine: its `retriever` is "auto" (rank-bm25 below 2,000 passages, else bm25s), "bm25" (rank-bm25), "bm25s",

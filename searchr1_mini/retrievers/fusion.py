@@ -10,12 +10,12 @@ from searchr1_mini.retrievers.dense import load_model, passage_text
 
 # fixed depths: what is found in the top 3 does not depend on how many more were asked for
 FUSION_DEPTH = 100  # passages of each retriever that are fused
-RERANK_DEPTH = 30  # passages a query that the cross-encoder reads; ten times the paper's top k
+RERANK_DEPTH = 30  # passages per query that the cross-encoder reads; ten times the paper's top k
 RRF_K = 60
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Sequence[Hit]], k: float = RRF_K) -> list[Hit]:
-    """All passages of several rankings, by the sum over the rankings of 1 / (k + rank), the first rank being 1.
+    """Fuses several rankings, by the sum over the rankings of 1 / (k + rank), the first rank being 1.
 
     Cormack, Clarke & Buettcher, SIGIR 2009, with their k = 60. Equal sums come in the order of the rankings.
     """
@@ -33,7 +33,7 @@ class FusedRetriever:
         self.retrievers, self.depth = retrievers, depth
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`; the scores are sums of reciprocal ranks."""
+        """Finds the best passages, see `Retriever.search`; the scores are sums of reciprocal ranks."""
         found = [retriever.search(queries, max(topk, self.depth)) for retriever in self.retrievers]
         return [reciprocal_rank_fusion(rankings)[:topk] for rankings in zip(*found, strict=True)]
 
@@ -45,17 +45,17 @@ class Reranker:
         """Loads the cross-encoder.
 
         Raises:
-            UserError: it is missing, or gives more than one score a pair.
+            UserError: it is missing, or gives more than one score per pair.
         """
         self.retriever, self.depth = retriever, depth
         self.model = load_model("CrossEncoder", model, "--reranker")
         if self.model.num_labels != 1:
             raise UserError(
-                f"--reranker {model} gives {self.model.num_labels} scores a pair; take a cross-encoder that gives one"
+                f"--reranker {model} gives {self.model.num_labels} scores per pair; use a cross-encoder that gives one"
             )
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`; the scores are the cross-encoder's, equal ones in the order that it was given."""
+        """Finds the best passages, see `Retriever.search`, by the cross-encoder's scores; ties keep their order."""
         found = self.retriever.search(queries, max(topk, self.depth))
         pairs = [(q, passage_text(hit.passage)) for q, hits in zip(queries, found, strict=True) for hit in hits]
         scores = iter(self.model.predict(pairs, show_progress_bar=False).tolist() if pairs else ())

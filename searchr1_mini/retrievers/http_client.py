@@ -32,7 +32,7 @@ class HTTPRetriever:
         self.timeout_s, self.retries = timeout_s, retries
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`.
+        """Asks the server, see `Retriever.search`.
 
         Raises:
             UserError: the server does not answer, `retries` repeats included, refuses, or answers in another form.
@@ -52,7 +52,7 @@ class HTTPRetriever:
             return [[_parse_hit(item) for item in items[:topk]] for items in results]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f'the retrieval server at {self.url} answered in another form than {{"result": [[{{"document": '
+                f'the retrieval server at {self.url} did not answer in the form {{"result": [[{{"document": '
                 f'{{"id", "contents"}}, "score"}}]]}} ({error!r}); check --retriever-url'
             ) from error
 
@@ -83,7 +83,7 @@ class HTTPRetriever:
             if 300 <= error.code < 400:
                 place = one_line(error.headers.get("Location") or "nowhere")[:MOST_SAID]
                 raise UserError(
-                    f"the retrieval server at {self.url} sends on to {place}, where no query is sent unasked; give "
+                    f"the retrieval server at {self.url} redirects to {place}, and redirects are not followed; give "
                     "that address as --retriever-url, or fix the server"
                 ) from error
             raise UserError(
@@ -102,7 +102,7 @@ OPENER = urllib.request.build_opener(_StayHere)
 
 
 def within(seconds: float, call: Callable[[], bytes]) -> bytes:
-    """The result of a call that may take so long in all; the time-outs of a socket begin anew at every byte.
+    """Returns the result of a call that may take so long in all; the time-outs of a socket begin anew at every byte.
 
     Raises:
         TimeoutError: it took longer; the thread that still waits ends with its socket, or with the program.

@@ -66,7 +66,7 @@ class PassageStore(Sequence):
 def open_store(
     files: Sequence[Path], passages: Iterable[Passage], terms: Terms = DEFAULT_TERMS, root: Path | None = None
 ) -> PassageStore:
-    """The store of these files, in the cache folder under a hash of them, and the terms; built if not there.
+    """Opens the store of these files, in the cache folder under a hash of them and the terms; built if not there.
 
     Args:
         files: the corpus.
@@ -115,7 +115,7 @@ def build_store(passages: Iterable[Passage], folder: Path, terms: Terms = DEFAUL
 
 
 def unique(passages: Iterable[Passage]) -> Iterator[Passage]:
-    """Passages without repeats of (title, text), told apart by 64 bits of a hash; one without an id gets its number."""
+    """Drops repeats of (title, text), told apart by 64 bits of a hash; a passage without an id gets its number."""
     seen: set[int] = set()
     for passage in passages:
         digest = hashlib.blake2b(f"{passage.title}\0{passage.text}".encode("utf-8", "replace"), digest_size=8).digest()
@@ -207,7 +207,7 @@ class Columns:
 
 
 def files_fingerprint(files: Sequence[Path], root: Path | None = None) -> str:
-    """A hash of the files' names (a text's is its title), sizes and bytes, and of how they are indexed."""
+    """Hashes the files' names (a text's is its title), sizes and bytes, and how they are indexed."""
     digest = hashlib.blake2b(f"store-5 {K1} {B}".encode(), digest_size=12)
     for path in files:
         digest.update(b"\0%s\0%d\0" % (os.fsencode(path.relative_to(root) if root else path.name), path.stat().st_size))

@@ -73,7 +73,7 @@ async def _refuse(send: Callable, status: int, detail: bytes) -> None:
 
 
 def bounded_protocol(timeout_s: float, max_connections: int) -> type:
-    """uvicorn's HTTP protocol, for clients that are in no hurry: its `http` setting.
+    """Returns uvicorn's HTTP protocol, its `http` setting, for clients that are in no hurry.
 
     uvicorn waits for headers, and for an answer to be taken, as long as the client likes. Here a connection is aborted
     that makes the server wait for either longer than `timeout_s`, and so is one beyond twice `max_connections`

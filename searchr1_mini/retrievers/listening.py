@@ -12,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A server's socket, taken before anything is loaded, so that what stands in the way is told at once.
+    """Opens a server's socket before anything is loaded, so that what stands in the way is told at once.
 
     Raises:
         UserError: the address cannot be had, or the packages of the extra `server` are missing.
@@ -29,12 +29,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def in_address(host: str) -> str:
-    """The host as an address spells it: IPv6 in brackets."""
+    """Spells the host as an address does: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def loopback_names(listener: socket.socket) -> tuple[str, ...] | None:
-    """The names of a server that only this machine reaches; None where other machines reach it, by whatever name."""
+    """Returns the names of a server that only this machine reaches; None where other machines reach it."""
     address = listener.getsockname()[0]
     if not ipaddress.ip_address(address).is_loopback:
         return None

@@ -1,6 +1,6 @@
 """BM25 by Milvus, the engine for a corpus whose index outgrows one machine: a cluster, or milvus-lite in this process.
 
-Milvus holds one row a passage with its terms, counts and scores them (its own full-text function), and gives back row
+Milvus holds one row per passage with its terms, counts and scores them (its own full-text function), and gives back row
 numbers; the passages are read from the corpus.
 """
 
@@ -55,7 +55,7 @@ class MilvusRetriever:
         self._asked(lambda: self.client.load_collection(self.name))
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`.
+        """Finds the best passages, see `Retriever.search`.
 
         Raises:
             UserError: Milvus does not answer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PROBES = ("none", "empty", "random", "oracle")  # retrievers that tell whether a policy really searches
 ENGINES = ("auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http")
-MOST_TOPK = 1000  # passages a search
+MOST_TOPK = 1000  # passages per search
 DENSE_MODEL = "intfloat/e5-base-v2"
 _BM25 = ("auto", "bm25", "bm25s", "hybrid", "milvus")
 READ_BY = {  # option -> the retrievers that read it

@@ -6,7 +6,7 @@ MOST_TITLE = 256  # characters; Wikipedia's titles are at most 255 bytes
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-    """Title and text of the paper's corpus format, `"Title"\\ntext`; quotes inside the title stay.
+    """Splits the paper's corpus format, `"Title"\\ntext`, into title and text; quotes inside the title stay.
 
     A first line without quotes is a title if text follows it and it is no longer than titles are; else all is text.
     What follows a title in quotes is kept to the byte, as the public code shows it.

@@ -15,7 +15,7 @@ class EmptyRetriever:
     """Finds nothing: with it, an answer that is still right did not come from retrieval."""
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """An empty list for every query."""
+        """Returns an empty list for every query."""
         return [[] for _ in queries]
 
 
@@ -26,7 +26,7 @@ class RandomRetriever:
         self.passages = passages
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """See `Retriever.search`; the scores are 0."""
+        """Draws passages at random, see `Retriever.search`; the scores are 0."""
         n = min(topk, len(self.passages))
         return [[Hit(passage, 0.0) for passage in random.Random(query).sample(self.passages, n)] for query in queries]
 
@@ -52,7 +52,7 @@ class OracleRetriever:
             )
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """Not to be asked by query.
+        """Raises: the oracle is not to be asked by query.
 
         Raises:
             TypeError: always; a rollout calls `supporting`.
@@ -60,12 +60,12 @@ class OracleRetriever:
         raise TypeError("an oracle is asked by question, not by query")
 
     def search_for(self, example_ids: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each question its supporting passages, `topk` at most."""
+        """Returns for each question at most `topk` of its supporting passages."""
         return [[Hit(passage, 1.0) for passage in self.of_question.get(id_, [])[:topk]] for id_ in example_ids]
 
 
 def supporting_passages(example: Example, by_title: dict[str, list[Passage]]) -> list[Passage]:
-    """Passages with a supporting title and the words that matter; one with a gold answer comes first in its page."""
+    """Returns passages with a supporting title and the words that matter; first, in a page, one with a gold answer."""
     found = []
     for title, words in example.supporting:
         page = [passage for passage in by_title.get(title, []) if words in passage.text]

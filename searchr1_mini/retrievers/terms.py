@@ -63,7 +63,7 @@ ALL_WORDS = Terms(stop_words=False)
 
 
 def tokenize(text: str, terms: Terms = DEFAULT_TERMS, singles: bool = False) -> list[str]:
-    """Terms of a text: folded words of letters, marks, digits and underscores, without function words, stemmed or not.
+    """Splits a text into terms: folded words of letters, marks, digits and underscores, as `terms` says.
 
     Scripts without blanks between words give their pairs of neighbouring characters, or the one that stands alone.
 
@@ -79,14 +79,14 @@ def tokenize(text: str, terms: Terms = DEFAULT_TERMS, singles: bool = False) -> 
 
 
 def reduced(words: list[str], terms: Terms) -> list[str]:
-    """Words without the function words and cut down to their stems, as `terms` says."""
+    """Drops function words and cuts words down to their stems, as `terms` says."""
     if terms.stop_words:
         words = [word for word in words if word not in STOP_WORDS]
     return _stemmer(threading.get_ident()).stemWords(words) if terms.stemming else words
 
 
 def words_of(text: str, singles: bool = False) -> list[str]:
-    """The words of a text, see `tokenize`, those that carry no meaning included."""
+    """Returns the words of a text, see `tokenize`, those that carry no meaning included."""
     if text.isascii():
         return _SIMPLE_WORD.findall(text.lower())
     text = folded(text)
@@ -104,7 +104,7 @@ def words_of(text: str, singles: bool = False) -> list[str]:
 
 
 def folded(text: str) -> str:
-    """The text in one spelling: Unicode's NFKC case folding, and beyond it what differs only in how it is written.
+    """Folds the text to one spelling: Unicode's NFKC case folding, and beyond it what only differs in writing.
 
     `Straße` as `STRASSE`, `ΟΔΟΣ` as `οδος`, `İstanbul` and `ısı` with a plain i, full-width and all other digits as
     ASCII, words without soft hyphens, joiners, vowel points. Accents stay: `schön` is not `schon`.

@@ -97,7 +97,7 @@ def cold_start(run: Run) -> None:
 
 
 def phase_of(run: Run, folder: Path, n_updates: int) -> Run:
-    """The run as a run of imitation, with a folder, an optimizer and a clock of its own."""
+    """Returns the run as a run of imitation, with a folder, an optimizer and a clock of its own."""
     config = with_options(
         run.config, algorithm="sft", mini_batches=1, epochs=1, steps=n_updates, weight_decay=0.0,
         learning_rate=run.config.imitation.cold_start_learning_rate, warmup_steps=max(round(WARM_UP * n_updates), 1),
@@ -110,14 +110,14 @@ def phase_of(run: Run, folder: Path, n_updates: int) -> Run:
 
 
 def kept_episodes(run: Run, path: Path) -> list[Trajectory]:
-    """The episodes of the run, written once, so that a resumed run imitates the same ones."""
+    """Returns the episodes of the run, written once, so that a resumed run imitates the same ones."""
     if not path.exists():
         write_jsonl_atomic(path, map(asdict, scripted_episodes(run)))
     return [Trajectory.from_json(row) for row in read_jsonl(path)]
 
 
 def scripted_episodes(run: Run) -> list[Trajectory]:
-    """`--cold-start` episodes, each played through the method and the engine of the run.
+    """Plays `--cold-start` episodes, each through the method and the engine of the run.
 
     Where there are fewer questions, each comes again, in other words.
 
@@ -165,7 +165,7 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
 
 
 def kinds_wanted(n_episodes: int, multi_hop: float | None) -> Counter[bool] | None:
-    """How many episodes shall search twice or more (True), and how many once; None where any will do."""
+    """Tells how many episodes shall search twice or more (True), and how many once; None where any will do."""
     if multi_hop is None:
         return None
     n_multi_hop = round(multi_hop * n_episodes)
@@ -173,7 +173,7 @@ def kinds_wanted(n_episodes: int, multi_hop: float | None) -> Counter[bool] | No
 
 
 def demonstrated(config: TrainConfig) -> list[Script]:
-    """The scripts of `--demonstrations`.
+    """Returns the scripts of `--demonstrations`.
 
     Raises:
         UserError: the file holds none.
@@ -187,7 +187,7 @@ def demonstrated(config: TrainConfig) -> list[Script]:
 
 
 def scripted(run: Run, find: Find, rng: random.Random) -> Iterator[Script]:
-    """A script for every training question, in random order; None in the place of one that cannot be written."""
+    """Yields a script for every training question, in random order; None in the place of one that cannot be written."""
     config, world = run.config, None
     plans = config.run.model != "tiny"  # which was pre-trained on thoughts without one, and knows few words
     if config.data.dataset == "world":

@@ -15,7 +15,7 @@ TRAINING_QUESTIONS = "training questions"
 
 
 def data_identity(examples: Sequence[Example], corpus_hash: str) -> dict[str, str]:
-    """Hashes of the training questions with their answers, and of the passages; "" where these are not at hand."""
+    """Hashes the training questions with their answers, and the passages; "" where these are not at hand."""
     rows = [[example.question, example.golden_answers] for example in examples]
     return {TRAINING_QUESTIONS: digest(json.dumps(rows).encode()), "passages": corpus_hash}
 

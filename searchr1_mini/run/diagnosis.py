@@ -22,7 +22,7 @@ def diagnose(
     is_instructed: bool,
     rewards: Sequence[float] | None = None,
 ) -> str | None:
-    """One paragraph on what is wrong and what to try, or None where RL has something to work with.
+    """Returns one paragraph on what is wrong and what to try, or None where RL has something to work with.
 
     Args:
         trajectories: of an evaluation, or the rollouts of a step.
@@ -55,7 +55,7 @@ def diagnose(
 
 
 def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool) -> list[str]:
-    """Remedies, the likeliest first, less those that the run already takes."""
+    """Returns remedies, the likeliest first, less those that the run already takes."""
     has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
     more = max(200, 2 * config.imitation.cold_start)
     remedies = {
@@ -69,7 +69,7 @@ def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool) -> 
 
 
 def in_three_lines(trajectory: Trajectory) -> list[str]:
-    """The end of the prompt, the first turn, and how the rollout ended."""
+    """Returns the end of the prompt, the first turn, and how the rollout ended."""
     prompt = next(trajectory.of_kind("prompt"))
     first = next(trajectory.of_kind("policy"), None)
     ended = (

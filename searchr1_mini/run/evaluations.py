@@ -55,12 +55,12 @@ class Evaluations:
         self.seconds = 0.0
 
     def is_due(self, step: int, config: TrainConfig) -> bool:
-        """Whether the policy is still to be evaluated after this step, which is whole."""
+        """Tells whether the policy is still to be evaluated after this step, which is whole."""
         is_wanted = step > 0 and (step % config.logging.eval_every == 0 or step == config.optimization.steps)
         return is_wanted and self.at_step != step
 
     def measure(self, run: Run, what: str = "the policy") -> dict:
-        """Greedy evaluation on the held-out questions, of the base or of what became of it."""
+        """Evaluates the base, or what became of it, greedily on the held-out questions."""
         began = time.perf_counter()
         self.last, self.samples = measured(run, what)
         self.seconds = time.perf_counter() - began
@@ -73,7 +73,7 @@ class Evaluations:
         return self.last
 
     def measure_before(self, run: Run) -> None:
-        """The base on the held-out questions, once a run; its first trajectories are kept to compare with."""
+        """Evaluates the base on the held-out questions, once per run; keeps its first trajectories to compare with."""
         if self.before is not None:
             return
         self.before = self.measure(run, "the base")
@@ -82,7 +82,7 @@ class Evaluations:
             tell(run.folder, diagnose(self.samples, run.config, bool(run.policy.tokenizer.chat_template)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Returns what a resumed run needs."""
         return {
             "before": self.before,
             "after_cold_start": self.after_cold_start,
@@ -98,7 +98,7 @@ class Evaluations:
 
 
 def watched(examples: Sequence[Example]) -> list[int]:
-    """Which held-out questions the report shows at every evaluation: the first ones of each source in turn."""
+    """Tells which held-out questions the report shows at every evaluation: the first ones of each source in turn."""
     of_sources: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
         of_sources.setdefault(example.source, []).append(number)
@@ -107,7 +107,7 @@ def watched(examples: Sequence[Example]) -> list[int]:
 
 
 def measured(run: Run, what: str = "the policy", is_empty: bool = False) -> tuple[dict, list[Trajectory]]:
-    """Summary and trajectories of the policy on the held-out questions; with `is_empty` the retriever finds nothing."""
+    """Evaluates the policy on the held-out questions; with `is_empty` the retriever finds nothing."""
     retriever = EmptyRetriever() if is_empty else run.held_out.retriever
     with status.phase(f"evaluating {what}"):
         return evaluate(run.held_out.examples, run.make_method, run.policy, retriever, run.limits)

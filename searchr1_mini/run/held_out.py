@@ -23,7 +23,7 @@ def keep_held_out(run: Path, examples: Sequence[Example]) -> None:
 
 
 def chosen_by(runs: Iterable[Path]) -> list[Example]:
-    """The questions by which the best checkpoints of some runs were chosen.
+    """Returns the questions by which the best checkpoints of some runs were chosen.
 
     Raises:
         UserError: the file of them is damaged, or what an older run was measured on is not there.

@@ -1,7 +1,7 @@
 """Learning by imitation, the paper's trained baselines: SFT on gold answers, and rejection sampling.
 
 Both are maximum likelihood on trajectories, with the loss mask of RL (paper, section 4.2): SFT imitates `question ->
-answer` without a search; rejection sampling imitates those of 5 rollouts a question, with search, that were right.
+answer` without a search; rejection sampling imitates those of 5 rollouts per question, with search, that were right.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ CHUNK = 64  # questions that are sampled, and kept, at a time
 
 
 def imitates(algorithm: str) -> bool:
-    """Whether the algorithm learns from demonstrations, not from rewards."""
+    """Tells whether the algorithm learns from demonstrations, not from rewards."""
     return algorithm in ("sft", "rejection-sampling")
 
 
 def demonstrations(run: Run) -> list[Trajectory]:
-    """What the run imitates; sampled rollouts are kept in its folder, so that an interrupted run samples on.
+    """Returns what the run imitates; sampled rollouts are kept in its folder, so that an interrupted run samples on.
 
     Raises:
         Stopped: the user asked to stop; what was sampled is kept.
@@ -64,17 +64,17 @@ def demonstrations(run: Run) -> list[Trajectory]:
             raise interrupt.Stopped
     kept = [Trajectory.from_json(trajectory) for row in rows for trajectory in row["right"]]
     n_sampled = sum(row["sampled"] for row in rows)
-    print(f"rejection sampling: {len(kept)} of {n_sampled} rollouts were right and are learnt from", flush=True)
+    print(f"rejection sampling: {len(kept)} of {n_sampled} rollouts were right and will be imitated", flush=True)
     if not kept:
         raise UserError(
-            f"none of {n_sampled} rollouts was right, so that there is nothing to imitate; raise --group-size or "
+            f"none of {n_sampled} rollouts was right, so there is nothing to imitate; raise --group-size or "
             "--demonstration-questions, or take a stronger --model"
         )
     return kept
 
 
 def gold_demonstration(run: Run, example: Example) -> Trajectory:
-    """The method's prompt, then the first gold answer in its tags as if the policy had written it."""
+    """Returns the method's prompt, then the first gold answer in its tags as if the policy had written it."""
     text = run.make_method(example.question).send(None).text
     prompt = run.policy.encode_prompt(text)
     answer = f"<answer> {example.golden_answers[0]} </answer>".removeprefix(opening_of(text))
@@ -100,7 +100,7 @@ def sample_chunks(run: Run, examples: Sequence[Example], first: int) -> Iterator
 
 
 def imitate(run: Run, demonstrations: Sequence[Trajectory]) -> None:
-    """Every step of a run of imitation: a batch of demonstrations, drawn by the run's seed."""
+    """Takes every step of a run of imitation: a batch of demonstrations, drawn by the run's seed."""
     config = run.config.optimization
     for step in run.steps():
         chosen = slice_of_step(demonstrations, step, config.questions_per_step, config.seed)
@@ -110,7 +110,7 @@ def imitate(run: Run, demonstrations: Sequence[Trajectory]) -> None:
 def imitation_step(
     policy: Policy, optimizer: Optimizer, chosen: Sequence[Trajectory], step: int, config: OptimizationConfig
 ) -> dict[str, float]:
-    """`epochs` passes over some demonstrations in `mini_batches` optimizer steps each; returns means of their logs.
+    """Makes `epochs` passes over demonstrations in `mini_batches` optimizer steps each; returns means of their logs.
 
     The loss is -mean log pi over the tokens that the policy is to write.
     """

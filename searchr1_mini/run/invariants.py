@@ -23,11 +23,11 @@ AGREEMENT = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.1, torch.inf), torc
 
 
 def check_step(run: Run, batch: Batch, rollouts: Rollouts) -> None:
-    """Everything that is checked of a step, before its update.
+    """Makes all checks of a step, before its update.
 
     Args:
         batch: N trajectories, all of the step's.
-        rollouts: what it was built from, and which rows of it are learnt from.
+        rollouts: what it was built from, and which rows of it are learned from.
 
     Raises:
         UserError: names what does not hold.
@@ -50,13 +50,13 @@ def require(holds: bool, what: str) -> None:
     """Raises UserError unless it holds: training on would be training on wrong numbers."""
     if not holds:
         raise UserError(
-            f"an invariant does not hold: {what}; nothing was learnt from this step. It is a fault of the program, or "
-            "of a change to it: please report it with the run's config.json"
+            f"an invariant does not hold: {what}; nothing was learned from this step. This is a fault of the "
+            "program, or of a change to it: please report it with the run's config.json"
         )
 
 
 def check_batch(batch: Batch, trajectories: Sequence[Trajectory], mask_observations: bool) -> None:
-    """The ids that are trained on are those that were sampled, the mask is True on what the policy wrote, and the
+    """Requires that the trained ids are the sampled ones, the mask is True on what the policy wrote, and the
     log-probs stand beside the very tokens that they were sampled with.
 
     Args:
@@ -79,13 +79,13 @@ def check_batch(batch: Batch, trajectories: Sequence[Trajectory], mask_observati
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """No inf and no nan."""
+    """Requires that there is no inf and no nan."""
     for name, tensor in tensors.items():
         require(bool(tensor.isfinite().all()), f"{name} are finite")
 
 
 def check_groups(group_ids: Tensor, trajectories: Sequence[Trajectory]) -> None:
-    """The rollouts of a group (N,) are all of one question: each is compared with its own kind."""
+    """Requires that the rollouts of a group (N,) are of one question: each is compared with its own kind."""
     question_of: dict[int, str] = {}
     for group, trajectory in zip(group_ids.tolist(), trajectories, strict=True):
         asked = question_of.setdefault(group, trajectory.example_id)
@@ -93,8 +93,9 @@ def check_groups(group_ids: Tensor, trajectories: Sequence[Trajectory]) -> None:
 
 
 def check_advantages(advantages: Tensor, rewards: Tensor, group_ids: Tensor, baseline: str) -> None:
-    """Advantages (N,) of each group of two or more have mean 0, and are in the order of its rewards."""
+    """Requires that advantages (N,) of a group of two or more have mean 0, and are in the order of its rewards."""
     check_finite(advantages=advantages)
+    group_ids = torch.zeros_like(group_ids) if baseline == "batch" else group_ids
     for group in group_ids.unique().tolist() if baseline != "none" else ():
         own, paid = advantages[group_ids == group], rewards[group_ids == group]
         if len(own) > 1:
@@ -107,7 +108,7 @@ def check_advantages(advantages: Tensor, rewards: Tensor, group_ids: Tensor, bas
 
 
 def check_texts(trajectories: Sequence[Trajectory], tokenizer) -> None:
-    """A turn's text is what its ids decode to, and the answer stands in the last turn."""
+    """Requires that a turn's text is what its ids decode to, and that the answer stands in the last turn."""
     for trajectory in trajectories:
         turns = list(trajectory.of_kind("policy"))
         for turn in turns:
@@ -118,7 +119,7 @@ def check_texts(trajectories: Sequence[Trajectory], tokenizer) -> None:
 
 
 def check_agreement(run: Run, batch: Batch) -> None:
-    """One more forward, as the update will make it, gives the log-probs that the rollout sampled with."""
+    """Requires that one more forward, as the update will make it, gives the log-probs of sampling."""
     batch = batch.to(run.policy.device)
     sampled = batch.loss_mask & ~batch.old_logprobs.isnan()
     with run.policy.training():
@@ -133,7 +134,7 @@ def check_agreement(run: Run, batch: Batch) -> None:
 
 
 def frozen_digest(run: Run) -> int:
-    """A number that changes when a weight does that nothing trains: the base, or the reference of full fine-tuning."""
+    """Computes a number that changes with any weight that nothing trains: the base, or the reference model."""
     trained = {id(weight) for group in run.optimizer.adamw.param_groups for weight in group["params"]}
     models = [model for model in (run.policy.model, run.policy.frozen) if model is not None]
     frozen = [weight.data for model in models for weight in model.parameters() if id(weight) not in trained]
@@ -142,7 +143,7 @@ def frozen_digest(run: Run) -> int:
 
 
 def check_frozen(run: Run) -> None:
-    """What is not trained is what it was when the run began."""
+    """Requires that what is not trained is what it was when the run began."""
     digest = frozen_digest(run)
     run.frozen_digest = run.frozen_digest or digest
     require(digest == run.frozen_digest, "weights that are not trained stay what they were")

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, a line a step, TensorBoard or W&B, rollouts, text for the terminal."""
+"""What a run leaves to read: metrics.jsonl, a line per step, TensorBoard or W&B, rollouts, text for the terminal."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Tracker:
                 self.wandb.finish()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl; a value that is not finite becomes null."""
+        """Writes one line of metrics.jsonl; a value that is not finite becomes null."""
         row = {"step": step, **{key: value if math.isfinite(value) else None for key, value in metrics.items()}}
         append_jsonl(self.metrics, [row])
         with self._optional("board"):
@@ -112,7 +112,7 @@ class Tracker:
         print(f"step {step}/{self.total_steps} {' '.join(shown)}", flush=True)
 
     def show_scores(self, step: int, scores: dict[str, float]) -> None:
-        """Exact match of each source at an evaluation."""
+        """Prints exact match of each source at an evaluation."""
         of_sources = {one_line(key[5:-3]): em for key, em in scores.items() if re.fullmatch(r"(?s)eval/.+/em", key)}
         told = ", ".join(f"{name} {em:.2f}" for name, em in of_sources.items())
         print(f"step {step}: held-out EM {told}", flush=True)
@@ -175,7 +175,7 @@ def trajectory_row(
     advantage: float | None = None,
     of_tokens: Mapping[str, Sequence[float | None]] | None = None,
 ) -> dict:
-    """One line of rollouts/step-N.jsonl: the question, what came of it, and every segment with ids and log-probs.
+    """Makes one line of rollouts/step-N.jsonl: the question, the outcome, and every segment with ids and log-probs.
 
     Args:
         trajectory, example, reward: the rollout, its question, and what it earned.
@@ -209,7 +209,7 @@ def trajectory_row(
 
 
 def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
-    """rollouts/step-000010.jsonl, one trajectory a line."""
+    """Writes rollouts/step-000010.jsonl, one trajectory per line."""
     folder = run_dir / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.jsonl"
@@ -218,14 +218,14 @@ def write_rollouts(run_dir: Path, step: int, rows: Iterable[dict]) -> Path:
 
 
 def write_watched(run_dir: Path, name: str, rows: Iterable[dict]) -> None:
-    """watched/base.jsonl, watched/step-000010.jsonl: the same few held-out questions at every evaluation."""
+    """Writes watched/base.jsonl, watched/step-000010.jsonl: the same few held-out questions at every evaluation."""
     folder = run_dir / WATCHED
     folder.mkdir(exist_ok=True)
     write_jsonl_atomic(folder / f"{name}.jsonl", rows)
 
 
 def render_segment(kind: str, text: str, colour: bool) -> str:
-    """One segment for the terminal: coloured by who wrote it, or with the writer's name before each line."""
+    """Renders one segment for the terminal: coloured by who wrote it, or with the writer's name before each line."""
     if colour:
         return f"{COLOURS[kind]}{plain(text)}\x1b[0m"
     lines = plain(text).strip("\n").split("\n")
@@ -233,14 +233,14 @@ def render_segment(kind: str, text: str, colour: bool) -> str:
 
 
 def render_trajectory(trajectory: Trajectory, colour: bool) -> str:
-    """A trajectory for the terminal, see `render_segment`; of a long prompt its end, where the question is."""
+    """Renders a trajectory for the terminal, see `render_segment`; of a long prompt its end, with the question."""
     texts = [folded(s.text) if s.kind == "prompt" else s.text for s in trajectory.segments]
     pairs = zip(trajectory.segments, texts, strict=True)
     return "".join(render_segment(segment.kind, text, colour) for segment, text in pairs).rstrip("\n")
 
 
 def folded(text: str) -> str:
-    """A text of at most `PROMPT_LINES` lines: the first, how many are left out, and the last."""
+    """Folds a text to at most `PROMPT_LINES` lines: the first, how many are left out, and the last."""
     lines = text.strip("\n").split("\n")
     if len(lines) <= PROMPT_LINES:
         return text
@@ -249,7 +249,7 @@ def folded(text: str) -> str:
 
 
 def summary_table(columns: dict[str, dict]) -> str:
-    """Held-out EM, searches a question and response length in tokens, per source and in all, one summary a column."""
+    """Renders held-out EM, searches per question and response length in tokens, by source and in all, as columns."""
     measures = {"EM": ("em", "{:.3f}"), "searches": ("searches", "{:.2f}"), "tokens": ("response_tokens", "{:.1f}")}
     first = next(iter(columns.values()))
     rows = [["held-out questions", "", *columns]]

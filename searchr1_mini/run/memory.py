@@ -33,7 +33,7 @@ class Preflight:
     held: float = 0.0
 
     def total(self, phase: str) -> float:
-        """Bytes of a phase at its peak."""
+        """Returns the bytes of a phase at its peak."""
         return self.held + sum(self.phases[phase].values())
 
     @property
@@ -42,11 +42,11 @@ class Preflight:
         return max(map(self.total, self.phases))
 
     def line(self) -> str:
-        """`weights 0.1, rollout 0.5, update 0.9 GB`."""
+        """Renders `weights 0.1, rollout 0.5, update 0.9 GB`."""
         return ", ".join(f"{phase} {self.total(phase) / GB:.1f}" for phase in self.phases) + " GB"
 
     def table(self) -> str:
-        """A line a phase, with its terms in GB."""
+        """Renders a line per phase, with its terms in GB."""
         lines = []
         for phase, terms in self.phases.items():
             parts = {"held before": self.held} | terms
@@ -58,7 +58,7 @@ class Preflight:
 def predict(
     config: TrainConfig, shape: Shape, width: int, on_gpu: bool, question_bytes: int = 200, held: float = 0.0
 ) -> Preflight:
-    """The peak of each phase of a step, once the optimizer has its moments.
+    """Predicts the peak of each phase of a step, once the optimizer has its moments.
 
     Args:
         config: resolved.
@@ -79,24 +79,24 @@ def predict(
 
 
 def has_logprobs(config: TrainConfig, width: int) -> bool:
-    """Whether a step needs log-probs, or values, before its update: in 16 bits always, see `old_and_sampled`."""
+    """Tells whether a step needs log-probs, or values, before its update: in 16 bits always, see `old_and_sampled`."""
     if config.run.algorithm in ("sft", "rejection-sampling"):
         return False
     return config.run.algorithm == "ppo" or config.objective.kl_coef > 0 or computes_old(config, width)
 
 
 def computes_old(config: TrainConfig, width: int) -> bool:
-    """Whether the old log-probs, or some of them, are a forward of the policy and not the sampler's."""
+    """Tells whether the old log-probs, or some of them, are a forward of the policy and not the sampler's."""
     return width < FLOAT32 or bool(config.objective.importance_cap) or not config.objective.mask_observations
 
 
 def has_own_reference(config: TrainConfig) -> bool:
-    """Whether the reference is not the base: an adapter's is then one more adapter."""
+    """Tells whether the reference is not the base: an adapter's is then one more adapter."""
     return bool(config.run.init or config.imitation.cold_start)
 
 
 def kept_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
-    """What stays in memory from step to step."""
+    """Counts what stays in memory from step to step."""
     models = 2 if config.run.algorithm == "ppo" else 1
     trained = trained_numbers(config, shape)
     if config.weights.lora_rank == 0:
@@ -110,13 +110,13 @@ def kept_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
 
 
 def trained_numbers(config: TrainConfig, shape: Shape) -> int:
-    """How many numbers the optimizer updates: the adapter or the model, and as many for PPO's critic."""
+    """Counts the numbers that the optimizer updates: the adapter or the model, and as many for PPO's critic."""
     one = config.weights.lora_rank * shape.lora if config.weights.lora_rank else shape.all
     return one * (2 if config.run.algorithm == "ppo" else 1)
 
 
 def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) -> Terms:
-    """The KV cache of all rows, full; and the larger of a prefill and of sampling a token for every row."""
+    """Counts the KV cache of all rows, full; and the larger of a prefill and of sampling a token for every row."""
     at_a_time = max(config.optimization.questions_per_step * config.optimization.group_size, config.data.eval_questions)
     n_rows, span = min(config.rollout.rollout_batch_size, at_a_time), config.rollout.max_total_tokens
     a_token = 2 * shape.key_value * width  # keys and values, in one layer
@@ -144,8 +144,8 @@ def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) ->
 
 
 def stacked_weights(config: TrainConfig, shape: Shape, width: int) -> float:
-    """What the stacked forward holds beside the base: B of the adapters as block-diagonal matrices; of trained weights
-    a copy of q, k, v, gate and up."""
+    """Counts what the stacked forward holds beside the base: B of the adapters as block-diagonal matrices; of trained
+    weights a copy of q, k, v, gate and up."""
     inputs, rank = shape.query + 2 * shape.key_value, config.weights.lora_rank
     if rank == 0:
         return width * shape.layers * shape.hidden * (inputs + 2 * shape.intermediate)
@@ -155,7 +155,7 @@ def stacked_weights(config: TrainConfig, shape: Shape, width: int) -> float:
 
 
 def prefill_bytes(shape: Shape, width: int, is_adapted: bool, n_rows: int, fed: int, span: int) -> float:
-    """A layer's peak while `n_rows` rows are fed as many ids each as a forward takes: in its attention or its MLP.
+    """Returns a layer's peak while `n_rows` rows are fed in a forward: in its attention or its MLP.
 
     Attention: the residual stream, norm, queries and output; the mask as numbers; keys and values of these rows,
     gathered, and repeated for every head.
@@ -177,7 +177,7 @@ def rollout_weights(config: TrainConfig, shape: Shape, width: int) -> float:
 
 
 def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
-    """A forward without gradients of a micro-batch, or the logits of one chunk."""
+    """Counts a forward without gradients of a micro-batch, or the logits of one chunk."""
     rows = config.optimization.questions_per_step * config.optimization.group_size
     tokens = micro_batch_tokens(config, rows)
     is_reference = config.run.algorithm == "grpo" and not computes_old(config, width)
@@ -193,7 +193,7 @@ def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
 
 
 def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) -> Terms:
-    """Forward and backward of a micro-batch: saved activations, then the larger of logits and a layer's backward."""
+    """Counts forward and backward of a micro-batch: saved activations, then the larger of logits and a layer's."""
     rows = (
         -(-config.optimization.questions_per_step // config.optimization.mini_batches) * config.optimization.group_size
     )
@@ -221,7 +221,7 @@ def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) ->
 
 
 def longest_context(config: TrainConfig, prompt: int) -> int:
-    """Tokens of the longest trajectory: the limit, unless the turns end before it."""
+    """Returns the tokens of the longest trajectory: the limit, unless the turns end before it."""
     turns = config.rollout.max_turns if config.run.method == "search-r1" or is_own(config.run.method) else 0
     written = (turns + 1) * config.rollout.max_new_tokens + turns * config.rollout.max_observation_tokens
     return min(config.rollout.max_total_tokens, prompt + written)
@@ -233,27 +233,27 @@ def logits_bytes(shape: Shape) -> float:
 
 
 def micro_batch_tokens(config: TrainConfig, rows: int) -> int:
-    """Tokens of the largest micro-batch: the budget, as far as there are rows; a longer row stands alone."""
+    """Returns the tokens of the largest micro-batch: the budget, if rows fill it; a longer row stands alone."""
     longest = config.rollout.max_total_tokens
     return max(longest, min(config.optimization.tokens_per_micro_batch, rows * longest))
 
 
 def batch_bytes(config: TrainConfig) -> float:
-    """A step's ids, masks, log-probs and advantages: about 32 bytes a token."""
+    """Counts a step's ids, masks, log-probs and advantages: about 32 bytes per token."""
     return (
         32 * config.optimization.questions_per_step * config.optimization.group_size * config.rollout.max_total_tokens
     )
 
 
 def autocast_weights(config: TrainConfig, shape: Shape, width: int) -> float:
-    """16-bit copies of the trained float32 weights, which autocast keeps to the end of a forward."""
+    """Counts 16-bit copies of the trained float32 weights, which autocast keeps to the end of a forward."""
     if width == FLOAT32:
         return 0
     return width * (config.weights.lora_rank * shape.lora if config.weights.lora_rank else shape.all)
 
 
 def forward_peak(shape: Shape, width: int, is_adapted: bool) -> float:
-    """Bytes a token of a layer's forward without gradients, at its peak in the MLP.
+    """Returns the bytes per token of a layer's forward without gradients, at its peak in the MLP.
 
     The residual stream, its norm and the norm's float32 copies; gate, up and their product, and with an adapter one
     more while its share is added.
@@ -262,7 +262,7 @@ def forward_peak(shape: Shape, width: int, is_adapted: bool) -> float:
 
 
 def saved_by_layer(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) -> float:
-    """Bytes a token that a layer saves for its backward.
+    """Returns the bytes per token that a layer saves for its backward.
 
     Norms (float32): input, and where their weights are trained the normed states. Attention: queries, keys, values,
     output, a logsumexp a head. MLP: gate, its activation, up, product. Inputs of the matrices: both normed states, or

@@ -23,13 +23,13 @@ _TAG = re.compile(r"</?\w+>")
 
 
 def reason_in_documents(passages: Sequence[Passage], instruction: str, max_new_tokens: int) -> Method:
-    """Reading as Search-o1 does it (arXiv 2501.05366): passages are condensed aside, the note enters the context."""
+    """Reads as Search-o1 does (arXiv 2501.05366): passages are condensed aside, and the note enters the context."""
     note = yield Aside(passages, instruction, ("</think>",), max_new_tokens)
     yield Observe(render_note(note.removesuffix("</think>")))
 
 
 def search_o1(question: str, *, template: str, max_new_tokens: int = 500, **settings: Any) -> Method:
-    """Search-o1: searches while it reasons, and reasons in the documents before it goes on."""
+    """Runs Search-o1: searches while it reasons, and reasons in the documents before it goes on."""
     is_instructed = template.startswith(SEARCH_O1_TEMPLATE.partition("Question:")[0])
     instruction = REASON_IN_DOCUMENTS if is_instructed else "<think>"
     read = partial(reason_in_documents, instruction=instruction, max_new_tokens=max_new_tokens)
@@ -37,26 +37,26 @@ def search_o1(question: str, *, template: str, max_new_tokens: int = 500, **sett
 
 
 def reason(question: str, *, template: str, max_new_tokens: int = 500) -> Method:
-    """One turn without a search engine that ends in an answer: direct, chain of thought, and R1, by their prompts."""
+    """Takes one turn without a search engine that ends in an answer: direct, chain of thought and R1, by prompt."""
     yield Prompt(template.format(question=normalize_question(question)))
     yield from last_words(opening_of(template), max_new_tokens)
 
 
 def last_words(opening: str, max_new_tokens: int) -> Method:
-    """A turn that must answer; `opening` is the tag that the prompt has already written for it."""
+    """Takes a turn that must answer; `opening` is the tag that the prompt has already written for it."""
     action = parse_action(opening + (yield Generate(("</answer>",), max_new_tokens)))
     yield Finish(action.content, "answer") if action.kind == "answer" else Finish(None, "eos", is_invalid=True)
 
 
 def rag(question: str, *, template: str, max_new_tokens: int = 500, topk: int = 3) -> Method:
-    """Retrieval-augmented generation: one search with the question itself, then the answer."""
+    """Runs retrieval-augmented generation: one search with the question itself, then the answer."""
     yield Prompt(template.format(question=normalize_question(question)))
     yield Observe(passages=(yield Search(question, topk)))
     yield from last_words("", max_new_tokens)
 
 
 def ircot(question: str, *, template: str, max_turns: int = 4, max_new_tokens: int = 500, topk: int = 3) -> Method:
-    """IRCoT (arXiv 2212.10509): a search with the question, then a sentence and a search with it, in turn."""
+    """Runs IRCoT (arXiv 2212.10509): a search with the question, then a sentence and a search with it, in turn."""
     yield Prompt(template.format(question=normalize_question(question)))
     query = question
     for _ in range(max_turns):
@@ -80,7 +80,7 @@ def make_method(
     last_turn: bool = True,
     shots: str = "",
 ) -> MakeMethod:
-    """The generator of that name with its settings; `template` is "paper" or "short" (the tiny base's).
+    """Makes the generator of that name with its settings; `template` is "paper" or "short" (the tiny base's).
 
     `shots` are worked examples that the prompt shows before the question.
     """

@@ -16,7 +16,7 @@ CURVES = ("em", "f1", "searches", "response_tokens", "answered")  # of an evalua
 def rollout_metrics(
     trajectories: Sequence[Trajectory], examples: Sequence[Example], rewards: Sequence[float], stats: RolloutStats
 ) -> dict[str, float]:
-    """Means over a step's rollouts: what a practitioner looks at, and what the stability watch looks at."""
+    """Averages over a step's rollouts what a practitioner looks at, and what the stability watch looks at."""
     turns = [max(len(list(t.of_kind("policy"))), 1) for t in trajectories]
     return {
         "reward": fmean(rewards),
@@ -36,7 +36,7 @@ def rollout_metrics(
 
 
 def empty_think(trajectory: Trajectory) -> float:
-    """Share of turns whose `<think>` is missing, blank, a copy of an earlier one, or the same words over and over."""
+    """Returns the share of turns whose `<think>` is missing, blank, a copy of an earlier one, or repetitive."""
     seen: set[str] = set()
     is_empty = []
     for turn in trajectory.turns():

@@ -30,13 +30,13 @@ BUGS = (
 
 
 def bug_of(config: RunConfig) -> str | None:
-    """The fault that a run has, named by `--bug` or hidden behind the number of `--mystery`."""
+    """Returns the fault that a run has, named by `--bug` or hidden behind the number of `--mystery`."""
     return config.bug if config.mystery is None else Random(f"mystery {config.mystery}").choice(BUGS)
 
 
 @contextmanager
 def planted(bug: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Inside, the loop has this fault; two that are no patch of it are a reward and a method of their own."""
+    """Plants this fault in the loop inside; two that are no patch of it are a reward and a method of their own."""
     build = training.build_batch
     patches: dict[str, tuple[str, Callable]] = {
         "retokenize": (
@@ -52,9 +52,9 @@ def planted(bug: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[Non
 
 
 def retokenized(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> Trajectory:
-    """`--bug retokenize`: every turn decoded, cut at its stop string, stripped and encoded again.
+    """Decodes every turn, cuts it at its stop string, strips it and encodes it again: `--bug retokenize`.
 
-    The ids that are trained on are then not those that were sampled, EOS is never learnt, and the sampler's log-probs
+    The ids that are trained on are then not those that were sampled, EOS is never learned, and the sampler's log-probs
     fit no token any more: they become nan, and are filled from a forward as if that forward had sampled.
     """
     segments = []
@@ -67,18 +67,18 @@ def retokenized(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> T
 
 
 def colliding_group_ids(examples: Sequence[Example]) -> list[int]:
-    """`--bug colliding-groups`: a question's number inside its own source, so that two sources share the numbers."""
+    """Numbers a question inside its own source, so that two sources share numbers: `--bug colliding-groups`."""
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
     return [numbers[e.source].setdefault(e.id, len(numbers[e.source])) for e in examples]
 
 
 def weights_over_all_tokens(loss_mask: Tensor) -> Tensor:
-    """`--bug masked-in-denominator`: the mean over every position (B, T), masked and padding ones included."""
+    """Takes the mean over every position (B, T), masked and padding ones included: `--bug masked-in-denominator`."""
     return loss_mask.float() / loss_mask.numel()
 
 
 def weights_by_whole_length(loss_mask: Tensor) -> Tensor:
-    """`--bug tool-tokens-in-length`: a sequence mean (B, T) whose length runs from the first policy token to the last.
+    """Takes a sequence mean (B, T) over the first policy token to the last: `--bug tool-tokens-in-length`.
 
     What lies between them are observations, so that a trajectory that searched weighs less for every passage it read.
     """
@@ -89,5 +89,5 @@ def weights_by_whole_length(loss_mask: Tensor) -> Tensor:
 
 
 def whole_text_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:
-    """`--bug reward-from-whole-text`: 1.0 if a gold answer stands anywhere, in passages as well as in turns."""
+    """Returns 1.0 if a gold answer stands anywhere, even in passages: `--bug reward-from-whole-text`."""
     return float(contains_gold(" ".join(segment.text for segment in trajectory.segments), golden_answers))

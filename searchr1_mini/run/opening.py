@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -39,9 +37,10 @@ from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
 from searchr1_mini.storage import checkpoint, training_state
+from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.forms import WARNING
 
-MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
+MAY_CHANGE = (  # with --resume: what does not decide what is learned, or how long
     "output_dir resume steps decay_steps eval_every save_every keep_checkpoints tensorboard wandb check device dtype "
     "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
     "compile_decode fused_kernels max_skipped_updates retriever_url"
@@ -130,7 +129,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
 
 
 def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
-    """The method that the config names, with its settings, and worked examples in its prompt if wanted."""
+    """Makes the method that the config names, with its settings, and worked examples in its prompt if wanted."""
     if is_own(config.run.method):
         return own_method(
             config.run.method,
@@ -151,7 +150,7 @@ def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
 
 
 def limits_of(config: TrainConfig) -> RolloutLimits:
-    """The bounds of a rollout that the config names."""
+    """Returns the bounds of a rollout that the config names."""
     return RolloutLimits(
         config.rollout.rollout_batch_size,
         config.rollout.max_total_tokens,
@@ -181,10 +180,6 @@ def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
 
 def _describe(config: TrainConfig, source: str, device: torch.device, dtype: torch.dtype) -> dict:
     """config.json: every resolved value, and what it ran on."""
-    repository, git = Path(__file__).parents[2], shutil.which("git")
-    commit = ""
-    if git and (repository / ".git").exists():  # an installed package may lie in somebody else's repository
-        commit = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=repository).stdout
     return {
         **flat(config),
         "resolved_model": source,
@@ -193,5 +188,5 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
         "processes": n_processes(),
         "python": sys.version.split()[0],
         "versions": {"searchr1_mini": __version__, **{name: version(name) for name in PACKAGES if find_spec(name)}},
-        "git_commit": commit.strip() or None,
+        "git_commit": git_commit(),
     }

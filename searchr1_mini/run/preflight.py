@@ -28,7 +28,7 @@ COPY_ROOM = 0.85  # share of the memory up to which --rollout-weights auto fills
 
 
 def predictor(source: str, device: Any, dtype: Any, questions: Sequence[str]) -> Callable[[TrainConfig], Preflight]:
-    """What predicts any config's peak on a device, for this model and these questions.
+    """Returns what predicts any config's peak on a device, for this model and these questions.
 
     Raises:
         UserError: there is no such model.
@@ -68,7 +68,7 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
 
 
 def unpacked_fits(config: TrainConfig, source: str, device: Any, dtype: Any) -> bool:
-    """Whether rollouts alone, as in an evaluation or a chat, have room for a 4-bit base unpacked to `dtype`.
+    """Tells whether rollouts alone, as in an evaluation or a chat, have room for a 4-bit base unpacked to `dtype`.
 
     Raises:
         UserError: there is no such model.
@@ -100,12 +100,12 @@ def refuse_beyond(room: float, config: TrainConfig, predicted: Callable[[TrainCo
 
 
 def as_flag(name: str, value: Any) -> str:
-    """`--gradient-checkpointing`, `--max-total-tokens 1024`."""
+    """Spells a change as a flag: `--gradient-checkpointing`, `--max-total-tokens 1024`."""
     return flag_of(name) if value is True else f"{flag_of(name)} {value}"
 
 
 def ways_to_save(config: TrainConfig) -> Iterator[tuple[str, list]]:
-    """Options with the values to try, mildest first; in the order of what they cost.
+    """Yields options with the values to try, mildest first; in the order of what they cost.
 
     The first three cost speed at most, checkpointing a second forward, NF4 precision, a shorter context reward.
     """
@@ -125,7 +125,7 @@ def ways_to_save(config: TrainConfig) -> Iterator[tuple[str, list]]:
 
 
 def halvings(value: int, least: int) -> list[int]:
-    """12 -> [6, 3, 1]: a half, a quarter and so on, down to `least`."""
+    """Halves a number down to `least`: 12 -> [6, 3, 1]."""
     values = []
     while (value := value // 2) >= least:
         values.append(value)
@@ -135,7 +135,7 @@ def halvings(value: int, least: int) -> list[int]:
 def flags_that_fit(
     config: TrainConfig, predicted: Callable[[TrainConfig], Preflight], room: float
 ) -> dict[str, Any] | None:
-    """The changes that bring every phase within `room`, none larger than needed; None where nothing does.
+    """Finds the changes that bring every phase within `room`, none larger than needed; None where nothing does.
 
     Each option is lowered as long as that helps, until all fits; then each, dearest first, is given back what it can.
     """
@@ -160,7 +160,7 @@ def flags_that_fit(
 
 
 def load_shape(source: str) -> Shape:
-    """The shape of a folder's or hub id's model, from its config.json alone.
+    """Returns the shape of a folder's or hub id's model, from its config.json alone.
 
     Raises:
         UserError: there is no such model.
@@ -171,7 +171,7 @@ def load_shape(source: str) -> Shape:
 
 
 def resident_bytes() -> float:
-    """Memory that this process holds."""
+    """Returns the memory that this process holds."""
     import psutil
 
     return psutil.Process().memory_info().rss
@@ -198,7 +198,7 @@ def give_back_free_memory() -> None:
 
 
 def room_of(device: Any) -> float:
-    """Bytes that this process may hold on a device, those that it has already included."""
+    """Returns the bytes that this process may hold on a device, those that it has already included."""
     import psutil
     import torch
 
@@ -211,7 +211,7 @@ def room_of(device: Any) -> float:
 
 
 def cgroup_room(folder: Path) -> float:
-    """Bytes that a container may still take: its limit less what is used and cannot be dropped; inf without a limit."""
+    """Returns the bytes that a container may still take: its limit less what cannot be dropped; inf without a limit."""
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         base = folder if limit == "memory.max" else folder / "memory"
         try:

@@ -69,7 +69,7 @@ def refuse_several(command: str) -> None:
     """
     if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
-            f"{command} runs in one process, and {os.environ['WORLD_SIZE']} were started; call it by python"
+            f"{command} runs in one process, and {os.environ['WORLD_SIZE']} were started; start it with python"
         )
 
 

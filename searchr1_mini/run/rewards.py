@@ -7,25 +7,25 @@ from collections.abc import Sequence
 
 import torch
 
-from searchr1_mini.core.algorithms import soft_overlong
 from searchr1_mini.core.config import RewardConfig
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold, exact_match
 from searchr1_mini.core.scores import f1_score, sub_exact_match
 from searchr1_mini.core.training import Reward
 from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.variants.rewards import soft_overlong
 
 _TAG = re.compile(r"(</?(?:think|search|answer|information)>)")
 
 
 def is_well_formed(trajectory: Trajectory) -> bool:
-    """Whether every turn thinks once and acts once, nothing stands outside of the tags, and the last turn answers."""
+    """Tells whether every turn thinks once and acts once, with nothing outside the tags, and the last answers."""
     actions = [well_formed_action(turn) for turn in trajectory.turns()]
     return bool(actions) and actions[-1] == "answer" and all(action == "search" for action in actions[:-1])
 
 
 def well_formed_action(turn: str) -> str | None:
-    """`search` or `answer` if the turn is `<think>..</think> <action>..</action>` and nothing else, or None.
+    """Returns `search` or `answer` if the turn is `<think>..</think> <action>..</action>` and nothing else, or None.
 
     Linear in len(turn): it looks at the first five tags at most. The text inside a tag is not empty.
     """
@@ -40,7 +40,7 @@ def well_formed_action(turn: str) -> str | None:
 
 
 def format_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:
-    """The public code's four values: right 1.0, right but malformed 0.8, wrong but well-formed 0.2, else 0.1.
+    """Returns the public code's four values: right 1.0, right but malformed 0.8, wrong but well-formed 0.2, else 0.1.
 
     0.1 is for an answer that is wrong and malformed; without any answer a malformed trajectory gets 0.
     """
@@ -57,13 +57,15 @@ def reward(
     kind: str = "em",
     retrieval_bonus: float = 0.0,
     search_cost: float = 0.0,
+    action_penalty: float = 0.0,
 ) -> float:
-    """r(x, y), by default EM(answer, gold), equation 4 of the paper.
+    """Computes r(x, y), by default EM(answer, gold), equation 4 of the paper.
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
     prompt or in a passage never scores. The bonus pays a wrong answer for a search that found the right one: it reads
-    what the engine returned. The cost is taken off a right answer for each search beyond the first. Both are 0 by
-    default.
+    what the engine returned. The cost is taken off a right answer for each search beyond the first. The penalty is
+    taken off for never searching, and again for giving no answer, so that avoiding to answer is worse than being wrong
+    (Search-R1++, arXiv 2602.19526, read in summaries: they give no formula). All are 0 by default.
 
     Args:
         kind: `em`, `sub-em`, `f1` or `format`.
@@ -82,6 +84,7 @@ def reward(
             score = format_reward(trajectory, golden_answers)
         case _:
             raise ValueError(f"unknown reward {kind!r}; it is em, sub-em, f1 or format")
+    score -= action_penalty * ((not trajectory.queries) + (trajectory.answer is None))
     if exact_match(trajectory.answer, golden_answers):
         return score - search_cost * max(len(trajectory.queries) - 1, 0)
     if retrieval_bonus > 0 and any(contains_gold(text, golden_answers) for text in trajectory.retrieved):
@@ -89,8 +92,10 @@ def reward(
     return score
 
 
-def outcome_reward(config: RewardConfig, max_total_tokens: int, own: Reward | None = None) -> Reward:
-    """The reward that the options name: of the outcome, less the penalty of what is overlong (DAPO).
+def outcome_reward(
+    config: RewardConfig, max_total_tokens: int, own: Reward | None = None, action_penalty: float = 0.0
+) -> Reward:
+    """Computes the reward that the options name: of the outcome, less the penalty of what is overlong (DAPO).
 
     Args:
         own: pays for the outcome instead.
@@ -100,7 +105,7 @@ def outcome_reward(config: RewardConfig, max_total_tokens: int, own: Reward | No
         if own:
             value = float(own(trajectory, example))
         else:
-            how = config.reward, config.retrieval_bonus, config.search_cost
+            how = config.reward, config.retrieval_bonus, config.search_cost, action_penalty
             value = reward(trajectory, example.golden_answers, *how)
         if config.overlong == "penalise":
             n_tokens = torch.tensor(len(trajectory.token_ids))

@@ -62,7 +62,7 @@ class Clock:
         return self.earlier_seconds + time.perf_counter() - self.began
 
     def state_dict(self) -> dict[str, float]:
-        """Seconds so far."""
+        """Returns the seconds so far."""
         return {
             "train_seconds": self.train_seconds,
             "total_seconds": self.total_seconds,
@@ -121,7 +121,7 @@ class Run:
         return self.evaluations.is_due(self.step, self.config)
 
     def steps(self) -> Iterator[int]:
-        """The steps that are to come; between two of them the run evaluates, saves, and stops.
+        """Yields the steps that are to come; between two of them the run evaluates, saves, and stops.
 
         Raises:
             Stopped: the user asked to stop; the step is saved.
@@ -136,7 +136,7 @@ class Run:
             self.end_step()
 
     def check(self, batch: Batch, rollouts: Rollouts) -> None:
-        """Looks over a step's rollouts before their update; at the first step, tells why nothing may be learnt.
+        """Looks over a step's rollouts before their update; at the first step, tells why nothing may be learned.
 
         Raises:
             UserError: an invariant does not hold.
@@ -219,7 +219,7 @@ class Run:
 
     @contextmanager
     def saved_if_broken_off(self) -> Iterator[None]:
-        """If what is inside is broken off (a signal, a server that stays down, a fault), the last whole step is saved.
+        """Saves the last whole step if what is inside is broken off (a signal, a server that stays down, a fault).
 
         It is saved if no update has been made since: weights are then those of that step. Several processes, of which
         one may have failed alone, go back to their last checkpoint instead, and so does a run whose disk fails.
@@ -236,7 +236,7 @@ class Run:
             if isinstance(reason, Stopped):
                 print(f"saved step {self.whole_step}", flush=True)
                 raise
-            remedy = f"step {self.whole_step} is saved, go on with: {self.command_to_resume}"
+            remedy = f"step {self.whole_step} is saved; continue with: {self.command_to_resume}"
             if not isinstance(reason, UserError):  # a fault of the program, or of a part of the user's own
                 print(remedy, file=sys.stderr, flush=True)
                 raise

@@ -37,7 +37,7 @@ class Shape:
 
 
 def shape_of(config: Any) -> Shape:
-    """The shape of the model that a transformers config describes; built on the meta device, it takes no memory.
+    """Reads the shape of the model that a transformers config describes, on the meta device, without memory.
 
     Where a config has no name for a width, the widest matrix stands for it.
 
@@ -67,7 +67,7 @@ def shape_of(config: Any) -> Shape:
 
 
 def key_value_width(config: Any, head_dim: int) -> int:
-    """Numbers a token that a layer's cache holds of keys, and as many of values; half of both where they differ."""
+    """Returns the numbers of a token's keys in a layer's cache, as many as of values; their mean where they differ."""
     heads = config.num_attention_heads
     if getattr(config, "qk_nope_head_dim", None):  # latent attention, whose cache transformers keeps unpacked
         return heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim) // 2

@@ -12,13 +12,15 @@ from searchr1_mini.core import interrupt
 
 @contextmanager
 def first_signal() -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM is noted instead of raised; a second one raises KeyboardInterrupt."""
+    """Notes the first Ctrl-C or SIGTERM inside instead of raising it; a second one raises KeyboardInterrupt."""
 
     def on_signal(*_) -> None:
         if interrupt.is_asked():
             raise KeyboardInterrupt
         interrupt.ask()
-        print("\nstopping; what is done will be saved. Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+        print(
+            "\nstopping; finished work will be saved. Press Ctrl-C again to leave at once", file=sys.stderr, flush=True
+        )
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -37,7 +37,7 @@ class Library:
 def load_task(
     config: TrainConfig, split: Split, library: Library | None = None, without: Sequence[Example] = ()
 ) -> Task:
-    """Questions of one split and their retriever: training questions in full, else `eval_questions` at most.
+    """Loads questions of one split and their retriever: training questions in full, else `eval_questions` at most.
 
     The two splits of the synthetic world never share an entity, whatever the seed.
 

@@ -56,12 +56,12 @@ PAPER = {
 
 
 def template_of(method: str, kind: str) -> str:
-    """The first message of a method; `kind` is "paper", or "short" for the tiny base."""
+    """Returns the first message of a method; `kind` is "paper", or "short" for the tiny base."""
     return SHORT.get(method, SHORT_TEMPLATE) if kind == "short" else PAPER[method]
 
 
 def with_shots(template: str, shots: str) -> str:
-    """A method's template with the worked examples before its question."""
+    """Returns a method's template with the worked examples before its question."""
     if not shots:
         return template
     before, mark, after = template.rpartition("Question: {question}")
@@ -70,10 +70,10 @@ def with_shots(template: str, shots: str) -> str:
 
 
 def opening_of(template: str) -> str:
-    """The tag that the template has already opened for the policy, or nothing."""
+    """Returns the tag that the template has already opened for the policy, or nothing."""
     return next((tag for tag in ("<answer>", "<think>") if template.endswith(tag)), "")
 
 
 def render_note(note: str) -> str:
-    """An observation of plain text: what was noted down while reading, instead of the passages themselves."""
+    """Renders an observation of plain text: what was noted down while reading, instead of the passages themselves."""
     return OBSERVATION_OPEN + neutralize_tags(note).strip() + "\n" + OBSERVATION_CLOSE

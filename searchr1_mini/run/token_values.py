@@ -19,14 +19,14 @@ TokenValues = dict[str, list["float | None"]]
 
 
 def rollout_rows(run: Run, rollouts: Rollouts, experience: Experience | None) -> list[dict]:
-    """A line for each rollout of a step, after its update; see `token_values` for the numbers of the tokens."""
+    """Makes a line for each rollout of a step, after its update; see `token_values` for the numbers of the tokens."""
     values = token_values(run, experience) if experience else []
     of_tokens = dict(zip(rollouts.kept, values, strict=True))
     return list(lines_of(rollouts, of_tokens))
 
 
 def lines_of(rollouts: Rollouts, of_tokens: dict[int, TokenValues]) -> Iterator[dict]:
-    """The lines of some rollouts; `of_tokens` has the rows that were learnt from."""
+    """Yields the lines of some rollouts; `of_tokens` has the rows that were learned from."""
     n, advantages = len(rollouts.rewards), rollouts.advantages
     values = [None] * n if advantages is None else advantages.tolist()
     columns = zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, values, strict=True)
@@ -36,20 +36,21 @@ def lines_of(rollouts: Rollouts, of_tokens: dict[int, TokenValues]) -> Iterator[
 
 @torch.no_grad()
 def token_values(run: Run, experience: Experience) -> list[TokenValues]:
-    """Numbers of the tokens of each trajectory in the update, T-1 each, aligned with the targets; None where masked.
+    """Returns the numbers of each trajectory's tokens in the update, T-1 each, as the targets; None where masked.
 
     Args:
         run: after the update.
-        experience: what it learnt from, N trajectories.
+        experience: what it learned from, N trajectories.
 
     Returns:
-        N times `advantages`, of PPO alone (GRPO's are equal along a trajectory), and where the run wants them `ratios`,
-        pi(token) after the step's updates / pi_old(token), which costs a forward over all of them.
+        N times `advantages`, of PPO and GiGPO (GRPO's are equal along a trajectory), and where the run wants them
+        `ratios`, pi(token) after the step's updates / pi_old(token), which costs a forward over all of them.
     """
     batch = experience.batch
     if bug_of(run.config.run) == "retokenize":  # the tokens that were trained on are not those that were sampled
         return [{}] * len(batch.lengths)
-    columns = {"advantages": experience.advantages} if run.critic else {}
+    is_of_tokens = run.critic or run.config.variant.turn_coef
+    columns = {"advantages": experience.advantages} if is_of_tokens else {}
     if run.wants_ratios:
         now = all_logprobs(run.policy, batch, run.config.rollout.temperature, run.optimizer.micro_batches)
         columns["ratios"] = (now - batch.old_logprobs).exp()

@@ -20,6 +20,7 @@ from searchr1_mini.run.processes import on_main, processes
 from searchr1_mini.run.rewards import outcome_reward
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.signals import first_signal
+from searchr1_mini.run.variant import variant_of
 from searchr1_mini.storage import status
 from searchr1_mini.storage.lock import only_one
 
@@ -52,7 +53,7 @@ def train(
                 all_phases(run, reward)
                 finish(run, write_report)
             except Stopped:
-                print(f"go on with: {run.command_to_resume}", flush=True)
+                print(f"continue with: {run.command_to_resume}", flush=True)
                 raise KeyboardInterrupt from None
     return run.folder
 
@@ -69,7 +70,7 @@ def hold(config: TrainConfig, held: ExitStack) -> None:
 
 
 def all_phases(run: Run, reward: Reward | None = None) -> None:
-    """The cold start, the evaluation of the base, and the remaining steps; what is broken off is saved."""
+    """Makes the cold start, the evaluation of the base, and the remaining steps; what is broken off is saved."""
     config = run.config
     if config.imitation.cold_start and run.evaluations.after_cold_start is None:
         cold_start(run)
@@ -82,12 +83,12 @@ def all_phases(run: Run, reward: Reward | None = None) -> None:
         return
     reward = reward or reward_of(config)
     with run.saved_if_broken_off(), planted(bug_of(config.run), run.policy.tokenizer):
-        train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward)
+        train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward, variant_of(config))
 
 
 def reward_of(config: TrainConfig) -> Reward:
-    """What the options say that a trajectory earns."""
+    """Returns what the options say that a trajectory earns."""
     if bug_of(config.run) == "reward-from-whole-text":
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
     own = own_part("reward", config.reward.reward) if is_own(config.reward.reward) else None
-    return outcome_reward(config.reward, config.rollout.max_total_tokens, own)
+    return outcome_reward(config.reward, config.rollout.max_total_tokens, own, config.variant.action_penalty)

@@ -32,7 +32,7 @@ class Trends(dict[str, Trend]):
         return Trend()
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """The metrics of one more step; None was not logged."""
+        """Adds the metrics of one more step; None was not logged."""
         for key, value in metrics.items():
             if value is None or not isfinite(value):  # null in metrics.jsonl, from which a resumed run reads
                 continue
@@ -47,18 +47,18 @@ class Trends(dict[str, Trend]):
 SIGNS: dict[str, tuple[Callable[[Trends], bool], str]] = {
     "not finite": (
         lambda t: t["skipped_updates"].last > 0,
-        "a loss or gradient was not finite and its update was thrown away; if it goes on, lower --learning-rate or "
-        "take --dtype float32",
+        "a loss or gradient was not finite and its update was thrown away; if this goes on, lower --learning-rate or "
+        "use --dtype float32",
     ),
     "not what was sampled": (
         lambda t: t["logprob_diff_mean"].now > max(0.01, min(0.1, 3 * t["logprob_diff_mean"].start)),
-        "before an update its log-probs are {logprob_diff_mean.now:.3f} nats a token from those of sampling, and up to "
-        "{logprob_diff_max.last:.2g}: rollouts are not the policy that is trained; look with --check, try --dtype "
-        "float32, or weigh it out with --importance-cap 2",
+        "before an update its log-probs are {logprob_diff_mean.now:.3f} nats per token from those of sampling, and "
+        "up to {logprob_diff_max.last:.2g}: the policy that samples is not the one that is trained; run with --check, "
+        "try --dtype float32, or correct for it with --importance-cap 2",
     ),
     "far from the reference": (
         lambda t: t["kl"].now > 1.0,
-        "KL to the reference is {kl.now:.2f} nats a token: the policy drifts away, often because observations are "
+        "KL to the reference is {kl.now:.2f} nats per token: the policy drifts away, often because observations are "
         "trained on or steps are too large; check --mask-observations, lower --learning-rate or raise --kl-coef",
     ),
     "entropy gone": (
@@ -79,7 +79,7 @@ SIGNS: dict[str, tuple[Callable[[Trends], bool], str]] = {
     "all succeed": (
         lambda t: t["zero_variance_groups"].now >= 0.9 and t["em"].now >= 0.5,
         "{zero_variance_groups.now:.0%} of the rollouts are in groups that agree, and most succeed: the data is "
-        "learnt; take harder questions or stop",
+        "learned; take harder questions or stop",
     ),
     "invalid actions": (
         lambda t: t["valid_actions"].now < 0.5 and t["valid_actions"].now < 0.7 * max(t["valid_actions"].top, 0.75),
@@ -98,7 +98,7 @@ SIGNS: dict[str, tuple[Callable[[Trends], bool], str]] = {
     ),
     "likelihood falls": (  # lazy likelihood displacement, the start of a death spiral (arXiv 2512.04220)
         lambda t: t["correct_loglik_change"].now < -0.02,
-        "right trajectories lose likelihood, {correct_loglik_change.now:.3f} nats a token in a step: lazy likelihood "
+        "right trajectories lose likelihood, {correct_loglik_change.now:.3f} nats per token in a step: lazy likelihood "
         "displacement, which comes before a collapse; try --llds-coef 0.1",
     ),
     "reward fell": (
@@ -123,7 +123,7 @@ class Watch:
             self.see(metrics["step"], metrics)  # so that what was told is not told again at once
 
     def see(self, step: int, metrics: dict[str, Any]) -> dict[str, str]:
-        """Sign -> warning of this step; a sign that was told less than QUIET steps ago is not repeated."""
+        """Maps each sign of this step to its warning; a sign told less than QUIET steps ago is not repeated."""
         self.trends.add(metrics)
         found = {
             name: message.format_map(self.trends)

@@ -15,7 +15,7 @@ from searchr1_mini.storage.lock import aside_folder
 
 
 def cache_dir() -> Path:
-    """Where corpora and indexes are kept: $SEARCHR1_CACHE, or ~/.cache/searchr1_mini, or where temporary files are."""
+    """Returns the folder of corpora and indexes: $SEARCHR1_CACHE, ~/.cache/searchr1_mini, or a temporary one."""
     if given := os.environ.get("SEARCHR1_CACHE"):
         return Path(given)
     home = os.path.expanduser("~")
@@ -26,7 +26,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def kept_at(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder to, renamed to `path` once complete: nobody ever reads half of it.
+    """Gives a path to write a file or folder to, renamed to `path` once complete: nobody ever reads half of it.
 
     Raises:
         UserError: the cache folder cannot be written, or its disk is full.
@@ -45,7 +45,7 @@ def kept_at(path: Path) -> Iterator[Path]:
 
 
 def new_memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """A .npy file to write through memory, with all of its room taken at once.
+    """Opens a .npy file to write through memory, with all of its room taken at once.
 
     Without the room, a disk that fills up later would end the process by SIGBUS, with no word.
 

@@ -61,7 +61,7 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
 
 
 def is_full_disk(error: BaseException, folder: Path) -> bool:
-    """torch and safetensors wrap the system's error in one of their own."""
+    """Tells whether the disk is full: torch and safetensors wrap the system's error in one of their own."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True
     words = ("No space left", "File too large", "quota exceeded", "unexpected pos", "write failed", "file write failed")
@@ -86,12 +86,12 @@ def _sync(path: Path) -> None:
 
 
 def checkpoint_step(path: Path) -> int:
-    """`.../step-000050` -> 50."""
+    """Returns the step of a checkpoint, 50 for `.../step-000050`."""
     return int(path.name.removeprefix("step-"))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file of the manifest is there, unchanged."""
+    """Tells whether every file of the manifest is there, unchanged."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest) and all(_checksum(path / name) == expected for name, expected in manifest.items())
@@ -100,13 +100,13 @@ def is_whole(path: Path) -> bool:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Every checkpoint folder, the newest first, whole or not."""
+    """Lists every checkpoint folder, the newest first, whole or not."""
     found = [path for path in (run_dir / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=checkpoint_step, reverse=True)
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint; broken ones are named on stderr and passed over."""
+    """Returns the newest whole checkpoint; broken ones are named on stderr and passed over."""
     for path in list_checkpoints(run_dir):
         if is_whole(path):
             return path
@@ -115,7 +115,7 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The newest whole checkpoint of the run; None where it was interrupted before the first.
+    """Returns the newest whole checkpoint of the run; None where it was interrupted before the first.
 
     Raises:
         UserError: all of its checkpoints are damaged.
@@ -130,7 +130,7 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
-    """The whole checkpoint whose step has the highest held-out exact match in metrics.jsonl, the newest of equals."""
+    """Finds the whole checkpoint whose step has the highest held-out exact match, the newest of equals."""
     rows = read_metrics(run_dir / "metrics.jsonl")
     em = {row["step"]: row["eval/em"] for row in rows if row.get("eval/em") is not None}
     scored = [path for path in list_checkpoints(run_dir) if checkpoint_step(path) in em]
@@ -154,7 +154,7 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """How far a checkpoint's run had come.
+    """Reads how far a checkpoint's run had come.
 
     Raises:
         UserError: it is damaged.

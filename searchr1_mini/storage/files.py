@@ -13,7 +13,7 @@ from searchr1_mini.storage.forms import METRICS, SUMMARY, misfit
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds one row a line; whatever happens, the file ends in a whole line.
+    """Adds one row per line; whatever happens, the file ends in a whole line.
 
     All rows go to the system in one piece. What a power cut left of a line is cut off first, and rows that the disk
     has no room for are taken back.
@@ -34,7 +34,7 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def end_of_last_line(path: Path) -> int:
-    """Bytes up to the end of the last line that is whole."""
+    """Returns the bytes up to the end of the last line that is whole."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
@@ -48,7 +48,7 @@ MEASURED = ("before", "after_cold_start", "after", "after_without_retriever")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A finished run's summary.json.
+    """Reads a finished run's summary.json.
 
     Raises:
         UserError: it is damaged, or its measurements are of different questions.
@@ -61,7 +61,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, form: Any = None) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Args:
         form: what it must look like, see forms.py [default: any object].
@@ -81,7 +81,7 @@ def read_json(path: Path, form: Any = None) -> dict[str, Any]:
 
 
 def listed_paths(text: str | None) -> list[str]:
-    """The parts of a comma-separated list of names and paths; a path that is there may have commas in its name."""
+    """Splits a comma-separated list of names and paths; a path that is there may have commas in its name."""
     words, parts = (text or "").split(","), []
     while words:
         joined = [",".join(words[:n]) for n in range(len(words), 0, -1)]
@@ -92,7 +92,7 @@ def listed_paths(text: str | None) -> list[str]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or folder; a name that no file system takes is none."""
+    """Tells whether there is such a file or folder; a name that no file system takes is none."""
     try:
         return bool(path) and Path(path).exists()
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def exists(path: str) -> bool:
 
 
 def read_jsonl(path: Path, form: Any = None) -> list[dict[str, Any]]:
-    """The whole lines of a jsonl file; a torn last line, as a killed run leaves it, is passed over.
+    """Reads the whole lines of a jsonl file; a torn last line, as a killed run leaves it, is passed over.
 
     Args:
         form: what each line must look like, see forms.py [default: any object].
@@ -124,7 +124,7 @@ def read_jsonl(path: Path, form: Any = None) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, one per step: an evaluation, which is a line of its own, joins its step's.
+    """Reads the rows of a metrics.jsonl, one per step: an evaluation, a line of its own, joins its step's.
 
     Raises:
         UserError: a line is damaged.
@@ -133,7 +133,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def joined_by_step(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the same `step` as one, in order of their first."""
+    """Joins rows with the same `step` into one, in order of their first."""
     steps: dict[int, dict[str, Any]] = {}
     for row in rows:
         steps.setdefault(row["step"], {}).update(row)
@@ -141,7 +141,7 @@ def joined_by_step(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One row a line, see `write_text_atomic`."""
+    """Writes one row per line, see `write_text_atomic`."""
     write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -159,5 +159,5 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`value` as indented JSON, see `write_text_atomic`."""
+    """Writes `value` as indented JSON, see `write_text_atomic`."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

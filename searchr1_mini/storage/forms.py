@@ -44,7 +44,7 @@ CELL = {"example_id": str, "question": str, "source": str, "scores": {"em": floa
 
 
 def misfit(value: Any, form: Any, where: str = "") -> str | None:
-    """What of a value, as JSON gives it, is not of its form, in words; None where it is."""
+    """Tells what of a value, as JSON gives it, is not of its form, in words; None if it fits."""
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"{where or 'it'} is {_shown(value)}, and must be an object"

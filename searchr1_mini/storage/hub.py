@@ -12,7 +12,7 @@ PROBE_SECONDS = 10
 
 @lru_cache(maxsize=1)
 def hub_answers() -> bool:
-    """Whether the hub, or the mirror that HF_ENDPOINT names, answers; False where HF_HUB_OFFLINE is set.
+    """Tells whether the hub, or the mirror that HF_ENDPOINT names, answers; False where HF_HUB_OFFLINE is set.
 
     Where it does not, its libraries are switched to what HF_HUB_OFFLINE does: to their cache, without a request.
     """
@@ -35,12 +35,12 @@ def hub_answers() -> bool:
 
 
 def ask_hub_first(source: str) -> bool:
-    """Whether a folder or hub id must come from this machine: a folder, or the cache of a hub that does not answer."""
+    """Tells whether a folder or hub id must come from this machine: a folder, or a hub that does not answer."""
     return Path(source).exists() or not hub_answers()
 
 
 def hub_file(model: str, name: str) -> Path | None:
-    """A small file of a model on the hub, from the cache where the hub does not answer; None where there is none."""
+    """Fetches a small file of a model on the hub, from the cache if the hub does not answer; None if there is none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 

@@ -20,7 +20,7 @@ _ASIDE = re.compile(r"\..+\.(\d+)$")  # a file that is written aside, see files.
 
 @contextmanager
 def only_one(folder: Path, remedy: str) -> Iterator[None]:
-    """Inside, no other process is in here with the same folder; the system frees it however this one ends.
+    """Keeps other processes with the same folder out while inside; the system frees it however this one ends.
 
     On entering, what killed processes left in it and in its folders is swept away.
 
@@ -39,7 +39,7 @@ def only_one(folder: Path, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def only_writer(path: Path, remedy: str) -> Iterator[None]:
-    """As `only_one`, of a folder that is still to be made: the lock lies beside it, and is gone afterwards.
+    """Does as `only_one` for a folder still to be made: the lock lies beside it, and is gone afterwards.
 
     Raises:
         UserError: another process holds it; names it.
@@ -90,7 +90,7 @@ def sweep(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs on this machine; a number that cannot be asked about counts as one."""
+    """Tells whether a process of this number runs on this machine; one that cannot be asked about counts as running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -102,7 +102,7 @@ def is_alive(pid: int) -> bool:
 
 @contextmanager
 def aside_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A temporary folder in `parent`, gone afterwards; those that killed processes left there are removed first.
+    """Makes a temporary folder in `parent`, gone afterwards; those left by killed processes are removed first.
 
     Args:
         name: what is written, for the folder's name.

@@ -12,7 +12,7 @@ _UNSAFE = re.compile(
 
 
 def plain(text: str) -> str:
-    """The text with every character that a terminal obeys, or a reader cannot see, spelled out: ESC becomes `\\x1b`.
+    """Spells out every character that a terminal obeys, or a reader cannot see: ESC becomes `\\x1b`.
 
     Line breaks and tabs stay; a Windows line break becomes a line break.
     """
@@ -20,7 +20,7 @@ def plain(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`plain` text without line breaks, so that it stays in its cell, heading or comment."""
+    """Returns `plain` text without line breaks, so that it stays in its cell, heading or comment."""
     return " ".join(plain(text).split())
 
 
@@ -28,5 +28,5 @@ _MARKDOWN = str.maketrans({char: "\\" + char for char in "\\`*_~[]<>|&"})
 
 
 def markdown_text(text: str) -> str:
-    """One line that Markdown shows as it stands: no HTML, link, emphasis, code or end of a table's cell."""
+    """Returns one line that Markdown shows as it stands: no HTML, link, emphasis, code or end of a table's cell."""
     return one_line(text).translate(_MARKDOWN)

@@ -129,7 +129,7 @@ def now(doing: str | None) -> None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Inside, `name` is what is going on."""
+    """Shows `name` as what is going on inside."""
     with _status.lock:
         _status.phases.append(_Phase(name))
         _status.part = ""
@@ -149,7 +149,7 @@ def say_left(seconds: float | None) -> None:
 
 @contextmanager
 def printing(data: bytes, is_terminal: bool) -> Iterator[None]:
-    """Inside, what is printed has the status line's place to itself."""
+    """Gives the status line's place to what is printed inside."""
     if not (is_terminal and _status.is_terminal):
         yield
         return

@@ -28,7 +28,7 @@ def seed_rng(seed: int) -> None:
 
 
 def capture_rng() -> dict[str, Any]:
-    """The state of every random generator in use, as tensors and plain values."""
+    """Captures the state of every random generator in use, as tensors and plain values."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -52,7 +52,7 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What a checkpoint keeps by torch: AdamW's moments, the loss scaler, random states.
+    """Reads what a checkpoint keeps by torch: AdamW's moments, the loss scaler, random states.
 
     Raises:
         UserError: another version of this program, or of torch, wrote it in another form.
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def of_this_version(path: Path) -> Iterator[None]:
-    """Inside, what does not have the form that this version writes is told as that.
+    """Turns what fails inside into an error on a form that this version does not write.
 
     Raises:
         UserError: names `path`.

@@ -21,7 +21,7 @@ class Stage:
 
     Attributes:
         reading: several questions about one observation.
-        last_turns: right episodes of which only the last turn is learnt from.
+        last_turns: right episodes of which only the last turn is learned from.
         pages, drills: plain text, and lists of names in another order.
         right: share of the agent traces that is right throughout; the others have `habits`.
     """
@@ -48,7 +48,7 @@ WARM_START = Stage(
 
 
 def draw_traces(stage: Stage, seed: int, n_worlds: int = 24) -> Iterator[traces.Trace]:
-    """An endless stream of demonstrations from `n_worlds` worlds at a time, each replaced after 30 to 300 questions."""
+    """Yields demonstrations endlessly from `n_worlds` worlds at a time, each replaced after 30 to 300 questions."""
     rng = random.Random(seed)
     numbers = itertools.count(1_000_000 * (seed + 1))
     streams = [_world_traces(stage, next(numbers), rng) for _ in range(n_worlds)]

@@ -36,7 +36,7 @@ SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers still live
 
 
 def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with Qwen2's splitting rule, so that `>` and `>\\n\\n` are different tokens here too."""
+    """Trains a byte-level BPE with Qwen2's splitting rule, so that `>` and `>\\n\\n` are different tokens here too."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,7 +54,7 @@ def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(vocab_size: int, hidden: int, layers: int) -> Qwen2ForCausalLM:
-    """A Qwen2 of about a million parameters with tied embeddings."""
+    """Builds a Qwen2 of about a million parameters with tied embeddings."""
     config = Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -74,7 +74,7 @@ def new_model(vocab_size: int, hidden: int, layers: int) -> Qwen2ForCausalLM:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, trace: traces.Trace) -> tuple[list[int], list[int]]:
-    """Ids and targets; prompt and observation tokens are not targets, and the trace ends in EOS."""
+    """Returns ids and targets; prompt and observation tokens are not targets, and the trace ends in EOS."""
     ids: list[int] = []
     targets: list[int] = []
     for kind, text in trace:
@@ -85,7 +85,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, trace: traces.Trace) -> tuple[l
 
 
 def write_batches(tokenizer_folder: str, stage: Stage, seed: int, tokens: int, max_length: int, batches) -> None:
-    """A worker: puts padded (ids, targets) batches of about `tokens` tokens, rows of like length together."""
+    """Puts padded (ids, targets) batches of about `tokens` tokens, rows of similar length together, as a worker."""
     torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     stream = draw_traces(stage, seed)
@@ -108,7 +108,7 @@ def write_batches(tokenizer_folder: str, stage: Stage, seed: int, tokens: int, m
 
 
 def pad(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) ids and targets, right-padded."""
+    """Right-pads ids and targets, (B, T)."""
     length = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     targets = torch.full((len(rows), length), -100)
@@ -120,7 +120,7 @@ def pad(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Te
 
 @torch.no_grad()
 def reading_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list) -> float:
-    """Share of last turns (restated fact and answer) whose every token is the likeliest one, given the right prefix."""
+    """Returns the share of last turns (fact, answer) whose every token is the likeliest after a right prefix."""
     right = 0
     for trace in rows:
         last = len(tokenizer(trace[-1][1])["input_ids"]) + 1
@@ -131,7 +131,7 @@ def reading_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 
 def probe_rows(difficulty: Difficulty, n: int) -> list[traces.Trace]:
-    """Right 2-hop episodes in a world of the evaluation split."""
+    """Returns right 2-hop episodes in a world of the evaluation split."""
     world = make_world(999, "eval", difficulty)
     retriever = build_retriever(Engine("bm25"), world.passages)
     rng = random.Random(0)
@@ -139,12 +139,12 @@ def probe_rows(difficulty: Difficulty, n: int) -> list[traces.Trace]:
 
 
 def learning_rate(progress: float) -> float:
-    """Factor on both learning rates: a short warm-up, constant for a fifth of the way, then linear to zero."""
+    """Returns the factor on both rates: a short warm-up, constant for a fifth of the way, then linear to zero."""
     return min(1.0, progress / 0.01 + 0.01, (1.0 - progress) / 0.8)
 
 
 def optimizers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the layers, AdamW on embeddings, norms and biases."""
+    """Returns Muon on the matrices of the layers, AdamW on embeddings, norms and biases."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
@@ -154,7 +154,7 @@ def optimizers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[
 
 
 def step_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the targets; ids and targets (B, T)."""
+    """Computes the mean cross-entropy over the targets; ids and targets (B, T)."""
     device = next(model.parameters()).device
     ids, targets = ids.to(device), targets[:, 1:].flatten().to(device)
     with torch.autocast(device.type, torch.bfloat16):
@@ -208,7 +208,7 @@ def pretrain(config: PretrainConfig, device: torch.device) -> None:
 
 
 def start_workers(config: PretrainConfig, tokenizer_folder: Path, stage: Stage, seed: int):
-    """A bounded queue and the processes that fill it."""
+    """Starts a bounded queue and the processes that fill it."""
     context = get_context("spawn")
     batches = context.Queue(maxsize=64)
     workers = []
@@ -227,7 +227,7 @@ def start_workers(config: PretrainConfig, tokenizer_folder: Path, stage: Stage, 
 
 
 def next_batch(batches, workers: Sequence[Process]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next (ids, targets) of the queue.
+    """Returns the next (ids, targets) of the queue.
 
     Raises:
         UserError: a worker has ended, which none does by itself.

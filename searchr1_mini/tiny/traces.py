@@ -55,7 +55,7 @@ MALFORMED = (
 
 
 def agent_trace(world: World, retriever: Retriever, question: Question, habits: Habits, rng: random.Random) -> Trace:
-    """One episode of Search-R1 on one question, with the given habits; ends in an answer."""
+    """Writes one episode of Search-R1 on one question, with the given habits; ends in an answer."""
     trace: Trace = [("prompt", SHORT_TEMPLATE.format(question=question.text))]
     subject = question.chain[0].subject
     if rng.random() < habits.malformed:
@@ -87,13 +87,13 @@ def _tail(rng: random.Random) -> str:
 
 
 def guess_answer(world: World, question: Question, rng: random.Random) -> str:
-    """An entity of the right kind that is not the answer: what a model without knowledge would say."""
+    """Picks an entity of the right kind that is not the answer: what a model without knowledge would say."""
     names = world.entities[RELATIONS[question.chain[-1].relation].object_kind]
     return rng.choice([name for name in rng.sample(names, 2) if name != question.answer])
 
 
 def write_query(world: World, fact: Fact, habits: Habits, rng: random.Random) -> str:
-    """`Ada Brook`, `Ada Brook birthplace` or, with bad habits, something that finds nothing."""
+    """Writes `Ada Brook`, `Ada Brook birthplace` or, with bad habits, something that finds nothing."""
     spec = RELATIONS[fact.relation]
     noun = spec.noun
     if rng.random() >= habits.relation_right:
@@ -104,7 +104,7 @@ def write_query(world: World, fact: Fact, habits: Habits, rng: random.Random) ->
 
 
 def facts_in(world: World, passages: list[Passage]) -> list[Fact]:
-    """Every fact of the world that these passages tell about the entity in their title."""
+    """Returns every fact of the world that these passages tell about the entity in their title."""
     return [
         fact
         for passage in passages
@@ -114,13 +114,13 @@ def facts_in(world: World, passages: list[Passage]) -> list[Fact]:
 
 
 def other_fact(world: World, passages: list[Passage], rng: random.Random) -> Fact | None:
-    """Some fact that the passages tell, or None if they tell none."""
+    """Returns some fact that the passages tell, or None if they tell none."""
     told = facts_in(world, passages)
     return rng.choice(told) if told else None
 
 
 def reading_trace(world: World, passages: list[Passage], n_questions: int, rng: random.Random) -> Trace:
-    """One observation and several questions about it: many reading lessons for the price of one context."""
+    """Writes one observation and several questions about it: many reading lessons for the price of one context."""
     trace: Trace = []
     told = list(dict.fromkeys(facts_in(world, passages)))
     for position, fact in enumerate(rng.sample(told, min(n_questions, len(told)))):
@@ -130,7 +130,7 @@ def reading_trace(world: World, passages: list[Passage], n_questions: int, rng: 
         if position == 0:
             query = fact.subject if rng.random() < 0.25 else f"{fact.subject} {spec.noun}"
             trace.append(("prompt", question))
-            trace.append(("prompt", f"<think> {thought} </think>\n<search> {query} </search>"))  # not learnt here
+            trace.append(("prompt", f"<think> {thought} </think>\n<search> {query} </search>"))  # not learned here
             trace.append(("observation", render_observation(passages)))
         else:
             trace.append(("policy", "\n" + question))
@@ -140,12 +140,12 @@ def reading_trace(world: World, passages: list[Passage], n_questions: int, rng: 
 
 
 def last_turn(trace: Trace) -> Trace:
-    """The same episode as a reading lesson: only its last turn, after all that was retrieved, is learnt from."""
+    """Turns an episode into a reading lesson: only its last turn, after all that was retrieved, is learned from."""
     return [("prompt" if kind == "policy" else kind, text) for kind, text in trace[:-1]] + trace[-1:]
 
 
 def page_trace(world: World, rng: random.Random, n_passages: int = 4) -> Trace:
-    """A few passages, then some of their sentences again in canonical form: plain text with something to copy."""
+    """Writes a few passages, then some of their sentences in canonical form: plain text with something to copy."""
     passages = rng.sample(world.passages, n_passages)
     lines = [f"{passage.title} : {passage.text}" for passage in passages]
     told = facts_in(world, passages)
@@ -154,6 +154,6 @@ def page_trace(world: World, rng: random.Random, n_passages: int = 4) -> Trace:
 
 
 def copy_drill(world: World, rng: random.Random, n_names: int = 16) -> Trace:
-    """A list of full names, then the same names in another order: the first word of a name must recall the second."""
+    """Writes full names, then the same names in another order: the first word of a name must recall the second."""
     names = rng.sample([name for kind in world.entities.values() for name in kind], n_names)
     return [("prompt", ", ".join(names) + "."), ("policy", " " + ", ".join(rng.sample(names, n_names)) + ".")]

@@ -63,6 +63,11 @@ def test_a_study_runs_resumes_and_reports(tmp_path):
     assert (out / "4" / "seed-0" / "summary.json").stat().st_mtime_ns == kept
     assert [row["step"] for row in read_metrics(out / "2" / "seed-0" / "metrics.jsonl")] == [1]
 
+    copied = ablate("reward", "--seeds", 1, "--steps", 1, "--output-dir", tmp_path / "reward")
+    assert copied.returncode == 0 and "[2/5]" in copied.stdout and "[1/5]" not in copied.stdout  # EM is GRPO as it is
+    taken, made = (path / "seed-0" / "metrics.jsonl" for path in (tmp_path / "reward" / "em", out / "4"))
+    assert taken.read_bytes() == made.read_bytes()
+
     other = ablate("topk", "--output-dir", out)
     assert other.returncode == 2 and "name another --output-dir" in other.stderr and "Traceback" not in other.stderr
 
@@ -114,7 +119,7 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
             write_lines(folder / "metrics.jsonl", rows)
     text = write_study(STUDIES["kl"], "kl", tmp_path, runs, model="my base")
     assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`" in text
-    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 50
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 40
     write_study(STUDIES["kl"], "kl", tmp_path, runs, steps=7)
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7
     assert "| none | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | - | 0.1 ± 0 | - |" in text

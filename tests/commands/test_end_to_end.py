@@ -103,8 +103,8 @@ def test_ctrl_c_and_sigterm_save_and_tell_how_to_go_on(tmp_path, number):
     assert f"saved step {int(saved.name.removeprefix('step-'))}" in out
     last = int(saved.name.removeprefix("step-"))
     assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")][-1] == last
-    (told,) = [line for line in out.splitlines() if line.startswith("go on with: python ")]
-    command = told.removeprefix("go on with: python ").split()
+    (told,) = [line for line in out.splitlines() if line.startswith("continue with: python ")]
+    command = told.removeprefix("continue with: python ").split()
     refused = run(*command, "--learning-rate", 0.5)
     assert refused.returncode == 2 and "has learning_rate 0.003, not 0.5" in refused.stderr
     went_on = run(*command, "--steps", last + 1)

@@ -16,6 +16,7 @@ from searchr1_mini.core.micro_batches import MicroBatches
 from searchr1_mini.core.training import weighted
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.run.variant import variant_of
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_running_out_of_memory_does_not_change_the_gradient(tmp_path, algorithm,
 
     def step(losses) -> dict[str, float]:
         optimizer.begin(1, n_updates=1)
-        optimizer.step(weighted(experience, run.config), losses)
+        optimizer.step(weighted(experience, run.config, variant_of(run.config)), losses)
         return optimizer.logs[-1]
 
     monkeypatch.setattr(optimizer, "apply_gradients", keep)

@@ -14,12 +14,9 @@ from searchr1_mini.core.algorithms import (
     explained_variance,
     group_advantages,
     kl_penalty,
-    llds_penalty,
     loss_weights,
     policy_loss,
-    soft_overlong,
     token_rewards,
-    truncated_importance,
     whiten,
     zero_variance,
 )
@@ -164,34 +161,6 @@ def test_the_reward_lands_on_the_last_policy_token():
     assert with_kl.tolist() == [[-0.5, 0, 0.5, 0], [0, -0.5, -0.5, 1.5], [0, 0, 0, 0]]
 
 
-def test_gspo_with_a_sequence_mean_is_the_sequence_objective():
-    """Sum over tokens of s_i A_i / (B |y_i|) = mean over trajectories of min(s_i A_i, clip(s_i) A_i)."""
-    torch.manual_seed(0)
-    mask = torch.rand(4, 6) > 0.3
-    new, old, advantages = -torch.rand(4, 6), -torch.rand(4, 6), torch.randn(4)
-    weights = loss_weights(mask, "sequence")
-    loss, _ = policy_loss(
-        new, old, advantages[:, None].expand(4, 6), weights, clip_eps=0.1, clip_eps_high=0.1, ratio="sequence"
-    )
-    expected = 0.0
-    for row in range(4):
-        s = math.exp(sum((new[row] - old[row])[mask[row]].tolist()) / int(mask[row].sum()))
-        expected -= min(s * advantages[row].item(), min(max(s, 0.9), 1.1) * advantages[row].item()) / 4
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_importance_weights_are_cut_at_their_cap():
-    trainer, sampler = torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-1.0, -3.0, -1.0])
-    expected = torch.tensor([1.0, 2.0, math.exp(-1)])
-    weights = truncated_importance(trainer.requires_grad_(), sampler, 2.0)
-    torch.testing.assert_close(weights, expected)
-    assert not weights.requires_grad  # a weight, not a second way for the gradient
-
-
-def test_the_overlong_penalty_by_hand():
-    assert soft_overlong(torch.tensor([10, 80, 90, 100, 130]), 100, 20).tolist() == [0, 0, -0.5, -1, -1]
-
-
 def test_whitening_and_explained_variance_by_hand():
     mask = torch.tensor([[True, False, True], [True, False, False]])
     values = torch.tensor([[1.0, 99.0, 2.0], [3.0, 99.0, 99.0]])
@@ -199,17 +168,6 @@ def test_whitening_and_explained_variance_by_hand():
     assert explained_variance(values, values, mask).item() == 1
     assert explained_variance(torch.zeros(2, 3), values, mask).item() == 0
     assert explained_variance(-values, values, mask).item() == -3
-
-
-def test_llds_acts_only_on_good_trajectories_made_less_likely():
-    new = torch.tensor([[-2.0, -0.5], [-2.0, -0.5], [-1.2, -0.1]], requires_grad=True)
-    old, mask = torch.full((3, 2), -1.0), torch.ones(3, 2, dtype=torch.bool)
-    advantages = torch.tensor([[1.0], [-1.0], [1.0]]).expand(3, 2)
-    penalty = llds_penalty(new, old, advantages, mask)
-    assert penalty.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]  # bad advantage; more likely as a whole
-    penalty.sum().backward()
-    assert new.grad.tolist() == [[-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
-    assert llds_penalty(new, old, torch.zeros(3, 2), mask)[:2].tolist() == [[1.0, 0.0]] * 2  # no worse than its group
 
 
 @pytest.mark.parametrize("change", [60.0, 200.0])

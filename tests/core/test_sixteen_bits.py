@@ -11,7 +11,6 @@ from helpers.sessions import losses_of, passes_of, session_of, step_of, train_st
 
 from searchr1_mini.core import experience as experience_module
 from searchr1_mini.core import training
-from searchr1_mini.core.algorithms import truncated_importance
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.experience import update_logprobs
@@ -21,7 +20,9 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory
 from searchr1_mini.run.invariants import check_agreement
+from searchr1_mini.run.variant import variant_of
 from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.variants.ratios import importance_weights
 
 GSPO = {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.0001, "clip_eps_high": 0.00015}
 REWARD = f"{Path(__file__).parents[1] / 'helpers' / 'parity.py'}:parity"
@@ -65,7 +66,7 @@ def test_before_a_weight_moves_no_trajectory_is_clipped(run, step, monkeypatch):
     monkeypatch.setattr(optimizer, "learning_rates", lambda: [0.0])
     optimizer.begin(1, len(passed))
     for rows in passed:
-        optimizer.step(weighted(experience.select(rows), run.config), losses)
+        optimizer.step(weighted(experience.select(rows), run.config, variant_of(run.config)), losses)
     assert len(optimizer.logs) == 2
     for logged in optimizer.logs:
         assert (logged["ratio_max"], logged["clip_fraction"], logged["approx_kl"]) == (1, 0, 0)
@@ -76,7 +77,7 @@ def test_the_log_and_the_weights_compare_with_what_was_sampled(run, step, monkey
     mask, old = experience.batch.loss_mask, experience.batch.old_logprobs
     assert experience.sampled_logprobs[mask].tolist() == torch.tensor(sampled_of(rollouts)).tolist()
     torch.testing.assert_close(
-        experience.importance[mask], truncated_importance(old, experience.sampled_logprobs, 1.5)[mask]
+        experience.importance[mask], importance_weights(old, experience.sampled_logprobs, 1.5, "truncate")[mask]
     )
     first = experience.select(passes_of(run, experience.batch)[0][0])
     rounding = (first.batch.old_logprobs - first.sampled_logprobs)[first.batch.loss_mask].abs()

@@ -144,8 +144,8 @@ def test_a_malformed_question_is_named(tmp_path, row, told):
     ("name", "content", "told"),
     [
         ("q.jsonl", b'{"question": "A?", "answer": "x"}\n\xff\xfe\n', "line 2: cannot be read: 'utf-8'"),
-        ("q.json", b"5", "not a JSON list"),
-        ("q.json", b'{"data": []}', "not a JSON list"),
+        ("q.json", b"5", "neither a JSON list"),
+        ("q.json", b'{"data": []}', "neither a JSON list"),
         ("q.json", b"[[]]", "row 1: not a JSON object"),
         ("q.parquet", b"PAR1", "cannot be read"),
         ("q.jsonl.gz", b"no gzip", "cannot be read"),

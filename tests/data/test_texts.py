@@ -78,7 +78,11 @@ def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
         ("a.txt", b'{"id": "1", "contents": "x"}\n', "a.txt holds JSON lines, not a text; name it .jsonl"),
         ("a.txt", b" \n", "is empty"),
         ("a.pdf", b"x", "a.pdf: cannot be read"),
-        ("a.docx", b"x", "and no text (.txt, .md, .markdown, .html, .htm, .xhtml, .pdf), in folders inside neither"),
+        (
+            "a.docx",
+            b"x",
+            "and no text (.txt, .md, .markdown, .html, .htm, .xhtml, .pdf), not even in the folders inside it",
+        ),
         ("a.html", b'<meta charset="utf-8"><p>K\xf6ln', "a.html: not in the encoding utf-8"),
         ("a.html", b'<meta charset="rot13"><p>x', "a.html: not in the encoding rot13"),
         ("a.html", b"<script>x</script> <style>p", "a.html: empty"),

@@ -227,7 +227,7 @@ def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
     assert dict(zip([column.name for column in plan.columns], asked, strict=True)) == {"world": "auto", "nq": "http"}
     results, world = Results(), plan.columns[0]
     results.add(plan.rows[5], "world", cell_settings(config, plan.rows[5], world), [])
-    assert "Retrievers: auto, 3 passages a search. Corpora: the synthetic world" in setup(results)[0]
+    assert "Retrievers: auto, 3 passages per search. Corpora: the synthetic world" in setup(results)[0]
     run = save_run(
         tmp_path / "a", dataset="nq", retriever="http", retriever_url="http://localhost:1", model="Qwen2.5-3B"
     )

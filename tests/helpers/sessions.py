@@ -17,6 +17,7 @@ from searchr1_mini.run.museum import planted
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import reward_of
+from searchr1_mini.run.variant import variant_of
 
 SMALL = {
     "questions_per_step": 4, "group_size": 4, "eval_questions": 2, "tensorboard": False, "memory_check": False,
@@ -33,7 +34,9 @@ def session_of(folder: Path, **settings) -> Run:
 
 def collect(run: Run, step: int) -> Rollouts:
     """The rollouts of a step."""
-    return training.collect(run.policy, run.environment, run.config, step, reward_of(run.config))
+    return training.collect(
+        run.policy, run.environment, run.config, step, reward_of(run.config), variant_of(run.config)
+    )
 
 
 def passes_of(run: Run, batch: Batch) -> list[list[list[int]]]:
@@ -46,8 +49,13 @@ def prepare(run: Run, batch: Batch, needs_old: bool = True) -> Experience:
     config = run.config
     how = config.objective, config.rollout.temperature, run.optimizer.micro_batches, passes_of(run, batch), needs_old
     if run.critic:
-        return prepare_ppo(run.policy, run.critic, batch, config.ppo, *how)
-    return prepare_grpo(run.policy, batch, group_advantages(batch.rewards, batch.group_ids), *how)
+        experience = prepare_ppo(run.policy, run.critic, batch, config.ppo, *how)
+    else:
+        advantages = group_advantages(batch.rewards, batch.group_ids)
+        experience = prepare_grpo(run.policy, batch, advantages[:, None] * batch.loss_mask, *how)
+    if weigh := variant_of(config).importance:
+        experience.importance = weigh(experience.batch.old_logprobs, experience.sampled_logprobs)
+    return experience
 
 
 def step_of(run: Run) -> tuple[Rollouts, Experience]:
@@ -78,8 +86,9 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     one = OneStep(run, step)
     with planted(run.config.run.bug, run.policy.tokenizer):
         training.train_policy(
-            run.policy, run.critic, run.environment, run.optimizer, run.config, one, reward_of(run.config)
-        )
+            run.policy, run.critic, run.environment, run.optimizer, run.config, one, reward_of(run.config),
+            variant_of(run.config),
+        )  # fmt: skip
     return one.metrics
 
 

@@ -241,11 +241,11 @@ def test_an_option_that_a_run_does_not_read_is_refused(tmp_path, monkeypatch, si
 
 def needy(name: str) -> TrainConfig:
     """A config in which everything that an option needs is there."""
-    values: dict = {"group_size": 2} if "group_size" in NEEDS[name] else {}
+    values: dict = {"group_size": 4} if "group_size" in NEEDS[name] else {}
     for other, wanted in NEEDS[name].items():
         if isinstance(wanted, tuple) and default_of(TrainConfig, other) not in wanted:
             values[other] = wanted[0]
-        elif isinstance(wanted, int) and default_of(TrainConfig, other) == wanted:
+        elif isinstance(wanted, int) and default_of(TrainConfig, other) in (wanted, None) and other not in values:
             values[other] = wanted + 1
     if NEEDS[name].get("load_in_4bit"):
         values["model"] = "Qwen2.5-3B"

@@ -90,7 +90,7 @@ def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys):
     values = SHORT | {"steps": 4, "save_every": 100, "eval_every": 100, "output_dir": str(tmp_path / "run")}
     with pytest.raises(KeyError, match="mine"):
         train(resolve(make(TrainConfig, **values)), reward=breaks)
-    assert "step 2 is saved, go on with: python train.py --resume" in capsys.readouterr().err
+    assert "step 2 is saved; continue with: python train.py --resume" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
 
 

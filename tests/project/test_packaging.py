@@ -12,7 +12,7 @@ from helpers.paths import ROOT
 
 PACKAGE = ROOT / "searchr1_mini"
 # each room may import itself and those before it; "" is the package's root, which holds the commands
-ROOMS = [*"core storage models retrievers data options run pages evaluation chat ablations tiny".split(), ""]
+ROOMS = [*"core variants storage models retrievers data options run pages evaluation chat ablations tiny".split(), ""]
 
 
 def room_of(module: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ def test_a_reranker_wraps_an_engine_and_keeps_its_hits(judge):
 
 def test_what_cannot_rerank_is_said(tmp_path, monkeypatch):
     three = save_bert(tmp_path / "three", ["a lake"], labels=3)
-    for name, told in [(three, "gives 3 scores a pair"), ("./nowhere", "--reranker takes a folder or a hub id")]:
+    for name, told in [(three, "gives 3 scores per pair"), ("./nowhere", "--reranker takes a folder or a hub id")]:
         with pytest.raises(UserError, match=told):
             build_retriever(Engine("bm25", reranker=name), LAKES)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)

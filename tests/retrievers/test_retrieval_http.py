@@ -129,7 +129,7 @@ def test_chunks_without_an_end_are_not_read_to_the_end(monkeypatch):
 def test_a_redirect_is_told_and_not_followed(server, status):
     url, _, seen = server
     reply = f"HTTP/1.1 {status} Moved\r\nLocation: {url}/retrieve\r\nContent-Length: 0\r\n\r\n"
-    with pytest.raises(UserError, match=rf"sends on to {url}/retrieve, where no query is sent unasked"):
+    with pytest.raises(UserError, match=rf"redirects to {url}/retrieve, and redirects are not followed"):
         ask_bytes(reply.encode())
     assert seen == []
 
@@ -143,7 +143,7 @@ def test_a_redirect_is_told_and_not_followed(server, status):
     ids=["gzip", "html"],
 )
 def test_what_was_not_asked_for_is_told_and_not_unpacked(reply):
-    with pytest.raises(UserError, match=r"answered in another form .* check --retriever-url"):
+    with pytest.raises(UserError, match=r"did not answer in the form .* check --retriever-url"):
         ask_bytes(OK + reply)
 
 
@@ -240,7 +240,9 @@ def test_a_server_that_stays_down_costs_no_finished_step(flaky_server, tmp_path)
         template="short", output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     state["off_after"] = 8
-    with pytest.raises(UserError, match=r"refuses the request.*step \d is saved, go on with: python train.py --resume"):
+    with pytest.raises(
+        UserError, match=r"refuses the request.*step \d is saved; continue with: python train.py --resume"
+    ):
         train(resolve(config))
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     done = int(saved.name[-1])

@@ -27,7 +27,7 @@ from searchr1_mini.storage.files import read_jsonl
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """Two questions a step, two rollouts each; tests change its config."""
+    """Two questions per step, two rollouts each; tests change its config."""
     return session_of(tmp_path_factory.mktemp("run") / "r", questions_per_step=2, group_size=2, reward="em")
 
 

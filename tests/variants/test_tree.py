@@ -1,0 +1,89 @@
+"""Tree rollouts: what lies before a branch is the chain's, token for token, and the rest is as if sampled there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.sessions import collect, session_of, train_step
+
+from searchr1_mini.core.algorithms import group_advantages
+from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.experience import all_logprobs
+from searchr1_mini.core.prompts import INVALID_ACTION, parse_action
+from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.run.cold_start import cold_start
+from searchr1_mini.run.invariants import check_texts
+from searchr1_mini.variants.tree import add_tree_advantages, forks, stem
+
+LEAVES = 4
+TREE = {"tree_branches": LEAVES - 1, "group_size": 2 * LEAVES, "questions_per_step": 6, "cold_start": 96}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose policy has been shown how to search, or there would be nowhere to branch."""
+    run = session_of(tmp_path_factory.mktemp("tree"), **TREE)
+    cold_start(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def rollouts(run):
+    return collect(run, 1)
+
+
+def shared_segments(one: Trajectory, two: Trajectory) -> int:
+    """How many segments two trajectories begin with alike."""
+    pairs = list(zip(one.segments, two.segments, strict=False))
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def test_branches_share_their_chains_beginning(rollouts):
+    trajectories = rollouts.trajectories
+    assert len(trajectories) == 6 * 2 * LEAVES and rollouts.group_ids == [n for n in range(6) for _ in range(8)]
+    deep = 0
+    for start in range(0, len(trajectories), LEAVES):
+        chain, *branches = trajectories[start : start + LEAVES]
+        for branch in branches:
+            n = max(point for point in forks(chain) if point <= shared_segments(chain, branch))
+            assert stem(branch, n) == stem(chain, n) and branch.example_id == chain.example_id
+            deep += n > 1
+    assert deep > 20
+
+
+def test_a_trajectory_of_a_tree_is_as_complete_as_any(run, rollouts):
+    """Its log-probs are those of a forward over it, and what it searched and found is all there."""
+    check_texts(rollouts.trajectories, run.policy.tokenizer)
+    batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
+    now = all_logprobs(run.policy, batch, run.config.rollout.temperature, run.optimizer.micro_batches)
+    torch.testing.assert_close(now[batch.loss_mask], batch.old_logprobs[batch.loss_mask], atol=1e-3, rtol=1e-3)
+    for trajectory in rollouts.trajectories:
+        shown = [segment.text for segment in trajectory.of_kind("observation")]
+        told = [text for text in shown if text != INVALID_ACTION]
+        assert trajectory.retrieved == told
+        asked = [parse_action(turn) for turn in trajectory.turns()]
+        queries = [action.content for action in asked if action.kind == "search"]
+        assert trajectory.queries == queries[: len(trajectory.queries)]
+        assert len(told) <= len(trajectory.queries) == len(trajectory.titles) <= run.config.rollout.max_turns
+        is_last_told = bool(asked) and asked[-1].kind == "invalid" and trajectory.finish_reason == "turns"
+        assert trajectory.invalid_actions in (shown.count(INVALID_ACTION), shown.count(INVALID_ACTION) + is_last_told)
+
+
+def test_the_same_seed_grows_the_same_trees(run, rollouts):
+    assert collect(run, 1).trajectories == rollouts.trajectories
+
+
+def test_what_lies_before_a_branch_is_not_sampled_again(rollouts):
+    (stats,) = rollouts.stats
+    written = sum(trajectory.n_policy_tokens for trajectory in rollouts.trajectories)
+    assert stats.tokens_sampled < 0.8 * written
+
+
+def test_a_tree_is_compared_with_itself_and_its_group(run, rollouts):
+    batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
+    laid = add_tree_advantages(rollouts, batch, leaves=LEAVES, normalize_std=True)
+    for start in range(0, len(rollouts.rewards), LEAVES):
+        own = batch.rewards[start : start + LEAVES]
+        wanted = group_advantages(own, torch.zeros(LEAVES))[:, None] * batch.loss_mask[start : start + LEAVES]
+        torch.testing.assert_close(laid[start : start + LEAVES], wanted)
+    assert "grad_norm" in train_step(run, 1)
