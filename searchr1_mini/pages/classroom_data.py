@@ -17,7 +17,7 @@ from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.needs import shown, spelled
 from searchr1_mini.options.nested import get, make, options_of, with_options
-from searchr1_mini.options.resolve import checked, resolve, saved_config
+from searchr1_mini.options.resolve import checked, filled, resolve, saved_config
 from searchr1_mini.storage.files import read_metrics, read_summary
 from searchr1_mini.storage.printable import one_line
 
@@ -135,8 +135,15 @@ def unfinished(run: Path, who: str) -> Entry:
 
 
 def config_of(saved: dict[str, Any]) -> TrainConfig:
-    """What a file of checked options makes."""
-    return make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig)})
+    """What a file of checked options makes.
+
+    Raises:
+        UserError: its hops are none.
+    """
+    config = filled(make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig)}))
+    if config.data.dataset == "world":
+        world_hops_list(config)
+    return config
 
 
 def settings_of(run: Path, summary: dict[str, Any]) -> tuple[TrainConfig | None, list[str]]:

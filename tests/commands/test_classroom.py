@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 from helpers.files import write_lines
 from helpers.handed_in import change, hand_in, measured
+from helpers.junk import JUNK, changed, places
 from helpers.paths import ROOT
 
 from searchr1_mini import classroom
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.pages.classroom import places, terminal
+from searchr1_mini.pages import classroom as page
+from searchr1_mini.pages.classroom import terminal
 from searchr1_mini.pages.classroom_data import Entry, board, entry_of
 
 
@@ -169,7 +172,7 @@ def test_runs_are_found_once_and_called_by_their_folders(tmp_path):
 
 def test_equals_share_a_place_and_who_cannot_be_compared_has_none():
     ems = [(0.9, []), (0.9, ["x"]), (0.9, []), (0.8, []), (None, ["x"])]
-    assert places([Entry(str(n), em=em, faults=faults) for n, (em, faults) in enumerate(ems)]) == [
+    assert page.places([Entry(str(n), em=em, faults=faults) for n, (em, faults) in enumerate(ems)]) == [
         "1",
         "-",
         "1",
@@ -183,6 +186,20 @@ def test_foreign_text_stays_on_its_line_and_sends_nothing_to_the_terminal():
     shown = terminal([entry], 200)
     assert "\x1b" not in shown and "a\\x1b[2J b" in shown and "[red]x[/red] .py:y" in shown and "\\u202e" in shown
     assert len(shown.splitlines()) == 6
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.json"])
+def test_a_file_that_was_changed_anywhere_leaves_its_line_on_the_board(tmp_path, name):
+    """A part of it becomes something else, each part in turn; the others are listed as ever."""
+    run, others = hand_in(tmp_path / "class" / "anna", 0.9, 0.9), hand_in(tmp_path / "class" / "bela", 0.8, 0.8)
+    sound = json.loads((run / name).read_text())
+    junk = random.Random(0)
+    for place in places(sound):
+        (run / name).write_text(json.dumps(changed(sound, place, junk.choice(JUNK))))
+        entries = {entry.who: entry for entry in board([tmp_path / "class"])}
+        assert entries.keys() == {"anna", others.name} and entries["bela"].em == 0.8
+        assert len(terminal(list(entries.values()), 100).splitlines()) >= 4
+        assert all("\n" not in fault and len(fault) < 600 for fault in entries["anna"].faults)
 
 
 @pytest.mark.parametrize(
