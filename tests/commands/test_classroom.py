@@ -143,6 +143,8 @@ def test_a_summary_of_an_older_version_is_read_by_its_config(tmp_path):
     change(run / "config.json", search_cost=..., stratify=...)
     entry = entry_of(run, "run")
     assert entry.faults == [] and entry.changed == ["--kl-coef 0.01"] and entry.seconds == 120.4
+    change(run / "config.json", steps=20)  # it was resumed for more
+    assert entry_of(run, "run").faults == [] and entry_of(run, "run").steps == 40
     change(run / "config.json", steps=60)
     assert entry_of(run, "run").faults == ["summary.json is of 40 steps, and its settings of 60"]
     change(run / "config.json", steps=40, method="evil")
