@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from base64 import b64encode
 from collections.abc import Sequence
-from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import ascii_uppercase
@@ -14,6 +11,7 @@ from typing import Any
 
 from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, svg
 from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
+from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
 from searchr1_mini.storage.files import read_jsonl, read_metrics, read_summary, write_text_atomic
@@ -61,34 +59,19 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
     data = report_data(run_dirs)
     style, *scripts = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js"))
-    script = "".join(scripts)
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     parts = {
-        "policy": policy,
         "title": html_text(" and ".join(names)),
-        "style": style,
         "before": _before(run_dirs),
         "curves": _all_curves(run_dirs),
         "sample": html_text(_sample(data)),
         "data": as_json(data),
-        "script": script,
     }
-    page = (PAGE / "page.html").read_text(encoding="utf-8")
-    write_text_atomic(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page))
-    return path
+    return write_page(path, PAGE / "page.html", parts, style, "".join(scripts))
 
 
 def cut_name(text: str, most: int = 200) -> str:
     """A name for a file of at most so many bytes."""
     return text if len(os.fsencode(text)) <= most else os.fsencode(text)[:most].decode(errors="ignore")
-
-
-def _hash(source: str) -> str:
-    """As a content security policy names an inline script or style that may be used."""
-    return "sha256-" + b64encode(sha256(source.encode()).digest()).decode()
 
 
 def _letters(run_dirs: Sequence[Path]) -> Sequence[str]:
