@@ -128,7 +128,9 @@ def line_chart(
             out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="7" opacity="0"><title>{told}</title></circle>')
         x, y = line[-1]
         out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="currentColor"/>')
-        out.append(f'<line x1="{right + 6:.1f}" x2="{right + 22:.1f}" y1="{label_y:.1f}" y2="{label_y:.1f}" {dash}/></g>')
+        out.append(
+            f'<line x1="{right + 6:.1f}" x2="{right + 22:.1f}" y1="{label_y:.1f}" y2="{label_y:.1f}" {dash}/></g>'
+        )
         out.append(f'<text x="{right + SAMPLE:.1f}" y="{label_y + 4:.1f}" class="name">{html_text(label)}</text>')
     return "\n".join([*out, "</g>"])
 

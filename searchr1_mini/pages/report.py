@@ -60,7 +60,9 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     names = [name_of(run_dir) for run_dir in run_dirs]
     path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
     data = report_data(run_dirs)
-    style, *scripts = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js", "charts.js"))
+    style, *scripts = (
+        (PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js", "charts.js")
+    )
     script = "".join(scripts)
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
@@ -163,7 +165,7 @@ _COLUMNS = {
 
 def _table(letter: str, summary: dict[str, Any]) -> str:
     columns = {f"{letter} {name}".strip(): summary[key] for name, key in _COLUMNS.items() if summary.get(key)}
-    return f'<pre class="table" tabindex="0" role="region" aria-label="scores {letter}">{escape(summary_table(columns))}</pre>'
+    return f'<pre class="table" tabindex="0" role="region" aria-label="{f"scores {letter}".strip()}">{escape(summary_table(columns))}</pre>'
 
 
 def _warnings(letter: str, run_dir: Path) -> str:

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from pathlib import Path
 
 import pytest
-from helpers.chat_app import Gated, answering, free_port
+from helpers.chat_app import Gated, answering, served
 from helpers.chats import SEARCH, WIDE
 from helpers.dictated import OSLO
 from helpers.guards import unsafe
 from helpers.hostile import FRAGMENTS
 from helpers.paths import ROOT
 
-from searchr1_mini.chat import web
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.retrievers.listening import listen
 
 CHROMIUM = Path("/usr/bin/chromium")
 SWITCHES = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-
-
-@contextlib.contextmanager
-def served(chat):
-    """The page on a port of its own; gives its address."""
-    listener = listen("127.0.0.1", free_port())
-    chat.about, chat.examples = "a <b>run</b> \u202e", ("Where is <i>Oslo</i>?", "Who?")
-    server = web.make_server(web.make_chat_app(chat))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -196,9 +196,9 @@ const TINTS = { // a number -> its strength from -1 to 1
   advantage: (of) => of.advantage !== null && of.advantage / 1.5,
 };
 const SCALES = { // what the strengths of the legend stand for
-  logprob: [[-1, "−4 and below"], [-0.5, "−2"], [0, "0"]],
-  ratio: [[-1, "0.74 and below"], [-0.5, "0.86"], [0, "1"], [0.5, "1.16"], [1, "1.35 and above"]],
-  advantage: [[-1, "−1.5 and below"], [-0.5, "−0.75"], [0, "0"], [0.5, "+0.75"], [1, "+1.5 and above"]],
+  logprob: [[-1, "−4 and below"], [0, "0"]],
+  ratio: [[-1, "0.74 and below"], [0, "1"], [1, "1.35 and above"]],
+  advantage: [[-1, "−1.5 and below"], [0, "0"], [1, "+1.5 and above"]],
 };
 
 function paint(token, strength) { // below 0 with a line above it too, for those who see no hue
