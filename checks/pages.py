@@ -8,10 +8,10 @@ that can be worked must be reached, show that it has the focus, not be covered, 
 touches another, steps are whole numbers, nothing scrolls sideways, and a chart tells its values under the pointer.
 
 Colours: what a legend tells apart is put through Chromium's own simulations of four kinds of colour-blindness. Two
-colours must differ by 10 in CIEDE2000 under each, or the two things by a mark that is no colour: an edge, a dash, a line
-above. About 1 is just noticeable for large patches side by side; for small marks apart from each other, as words and
-lines are, half of the viewers need 7 to 14 by axis (Stone, Szafir and Setlur 2014, marks of a third of a degree).
-Exits with 1 where anything is missed.
+colours must differ by 10 in CIEDE2000 under each, or the two things by a mark that is no colour: an edge, a dash, a
+line above. About 1 is just noticeable for large patches side by side; of small marks that stand apart, as words and
+lines do, half of the viewers need 7 to 14 along an axis of CIELAB (Stone, Szafir and Setlur, An Engineering Model for
+Color Difference as a Function of Size, 2014, for marks of a third of a degree). Exits with 1 where anything is missed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers import AutoTokenizer
 ROOT = Path(__file__).parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "docs")]
 
-from helpers.accessible import axe_findings, colliding_texts, is_too_wide  # noqa: E402
+from helpers.accessible import colliding_texts, is_too_wide, serious_findings  # noqa: E402
 from helpers.chat_app import answering, served  # noqa: E402
 from helpers.dictated import OSLO  # noqa: E402
 from helpers.report_runs import row, write_run  # noqa: E402
@@ -61,7 +61,8 @@ LOOKS = """() => {
   for (const edge of [".is-right", ".is-wrong"])
     add("right and wrong", edge, (style) => [[page, style.borderTopColor], `edge ${style.borderTopStyle}`]);
   for (const token of document.querySelectorAll("#legend:not([hidden]) .token"))
-    found.push([`colours by ${document.querySelector("#colour").value}`, token.textContent, [page, of(token).backgroundColor], of(token).textDecorationLine]);
+    found.push([`colours by ${document.querySelector("#colour").value}`, token.textContent,
+      [page, of(token).backgroundColor], of(token).textDecorationLine]);
   [...document.querySelectorAll("svg")].forEach((chart, index) => {
     for (const line of chart.querySelectorAll("polyline"))
       found.push([`chart ${index}`, line.parentElement.getAttribute("class"), [page, of(line).stroke],
@@ -158,7 +159,7 @@ def look_at(browser, name: str, address: str, width: int, scheme: str) -> list[s
 
 def seen(page, where: str | None = None, rules: list[str] | None = None) -> list[str]:
     """Faults of a page in the state that it is in."""
-    faults = [told for impact, told in axe_findings(page, where, rules) if impact in ("serious", "critical")]
+    faults = serious_findings(page, where, rules)
     return faults + colliding_texts(page) + (["it scrolls sideways"] if is_too_wide(page) else [])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.accessible import is_too_wide, serious_findings
 from helpers.chat_app import Gated, answering, served
 from helpers.chats import SEARCH, WIDE
 from helpers.dictated import OSLO
@@ -127,3 +128,17 @@ def test_the_page_is_used_by_keyboard_stops_and_goes_on(page, tokenizer):
         light = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.emulate_media(color_scheme="dark")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
+def test_axe_finds_nothing_serious(page, tokenizer, width, scheme):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    with served(answering(tokenizer, OSLO)) as address:
+        page.goto(address)
+        page.locator("nav button").first.click()
+        page.locator("article .answer").wait_for()
+        page.evaluate("show(document.querySelector('article'), 'error', 'It failed.')")
+        assert serious_findings(page) == [] and not is_too_wide(page)
+        page.evaluate("document.querySelector('#send').textContent = ''")
+        assert len(serious_findings(page, "#form")) == 1

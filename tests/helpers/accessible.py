@@ -11,7 +11,8 @@ COLLIDING = """() => {
     const boxes = [...chart.querySelectorAll("text")].filter((text) => text.textContent)
       .map((text) => [text.textContent, text.getBoundingClientRect()]);
     boxes.forEach(([text, box], index) => {
-      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+      if (box.left < frame.left - 1 || box.right > frame.right + 1
+          || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
         found.push(`"${text}" leaves its chart`);
       for (const [other, its] of boxes.slice(index + 1))
         if (Math.min(box.right, its.right) - Math.max(box.left, its.left) > 1
@@ -39,9 +40,9 @@ def axe_findings(page, context: str | None = None, rules: list[str] | None = Non
     ]
 
 
-def serious_findings(page) -> list[str]:
-    """What axe-core calls serious or critical."""
-    return [told for impact, told in axe_findings(page) if impact in ("serious", "critical")]
+def serious_findings(page, context: str | None = None, rules: list[str] | None = None) -> list[str]:
+    """What axe-core calls serious or critical, see `axe_findings`."""
+    return [told for impact, told in axe_findings(page, context, rules) if impact in ("serious", "critical")]
 
 
 def colliding_texts(page) -> list[str]:
