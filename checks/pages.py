@@ -266,6 +266,7 @@ def walk(page) -> tuple[list[str], int]:
 
 def is_worked(page, kind: str) -> bool:
     """Whether the keys for such an element change anything."""
+    page.wait_for_function("document.querySelector('#stop')?.disabled ?? true")  # the chat answers one at a time
     before = page.evaluate(STATE)
     for key in filter(None, KEYS[kind]):
         page.keyboard.press(key)
