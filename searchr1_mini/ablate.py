@@ -33,7 +33,7 @@ from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.nested import flat, grouped, make
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
-from searchr1_mini.pages.charts import Bands, Series, picture
+from searchr1_mini.pages.charts import Bands, Chart, Series, picture
 from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
@@ -43,7 +43,7 @@ STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 LAST_STEPS = 10  # training metrics are means over so many last steps
 CURVES = {
     "eval/em": "Held-out exact match (greedy)",
-    "kl": "KL to the reference (nats per token)",
+    "kl": "KL to the reference (nats per token, log axis)",
     "entropy": "Entropy (nats per token)",
     "response_tokens": "Response length (tokens)",
 }
@@ -262,8 +262,12 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
 def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
     """Draws means over seeds of the metrics that tell arms apart, a line per arm, with the range of the seeds."""
     logs = {arm: [read_metrics(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
-    drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
-    charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]
+    drawn = {key: curves(logs, key) for key in CURVES}
+    charts = [
+        Chart(series, CURVES[key], "", bands, is_log=key == "kl")  # one arm's may be a thousand times another's
+        for key, (series, bands) in drawn.items()
+        if any(series.values())
+    ]
     write_text_atomic(path, picture(charts, "Arms of the study", width=500))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.pages.charts import Chart, Series, html_text, line_chart, picture, svg
 from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
 from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
@@ -58,7 +58,9 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     names = [name_of(run_dir) for run_dir in run_dirs]
     path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
     data = report_data(run_dirs)
-    style, *scripts = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js"))
+    style, *scripts = (
+        (PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js", "charts.js")
+    )
     parts = {
         "title": html_text(" and ".join(names)),
         "before": _before(run_dirs),
@@ -146,7 +148,7 @@ _COLUMNS = {
 
 def _table(letter: str, summary: dict[str, Any]) -> str:
     columns = {f"{letter} {name}".strip(): summary[key] for name, key in _COLUMNS.items() if summary.get(key)}
-    return f'<pre class="table" tabindex="0">{escape(summary_table(columns))}</pre>'
+    return f'<pre class="table" tabindex="0" role="region" aria-label="{f"scores {letter}".strip()}">{escape(summary_table(columns))}</pre>'
 
 
 def _warnings(letter: str, run_dir: Path) -> str:
@@ -160,7 +162,7 @@ def _diagnosis(run_dir: Path) -> str:
     """Why the run could learn nothing, where that was seen at its start and still holds."""
     path = run_dir / DIAGNOSIS
     return (
-        f'<pre class="table" tabindex="0">{escape(plain(path.read_text(encoding="utf-8")))}</pre>'
+        f'<pre class="table" tabindex="0" role="region" aria-label="diagnosis">{escape(plain(path.read_text(encoding="utf-8")))}</pre>'
         if path.exists()
         else ""
     )
@@ -240,7 +242,9 @@ def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]])
 def _figure(series: Series, title: str, unit: str, meaning: str, over: str = "step") -> str:
     if not series:
         return ""
-    chart = svg(line_chart(series, title, over, unit), 460, 280, f"{title}: {meaning}", "")
+    size = 380, 260  # small, so that a phone need not shrink the letters
+    chart = line_chart(series, title, over, unit, width=size[0], height=size[1])
+    chart = svg(chart, *size, f"{title}: {meaning}", "")
     return f"<figure>{chart}<figcaption>{html_text(meaning)}</figcaption></figure>"
 
 
@@ -248,8 +252,8 @@ def write_curves_svg(run_dir: Path, path: Path) -> Path:
     """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
     metrics, summary = read_metrics(run_dir / "metrics.jsonl"), _summary(run_dir)
     charts = [
-        (eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match", {}),
-        (eval_series(metrics, summary, "searches"), "Searches a question", "searches", {}),
+        Chart(eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match"),
+        Chart(eval_series(metrics, summary, "searches"), "Searches a question", "searches"),
     ]
     write_text_atomic(path, picture(charts, "What training changed"))
     return path

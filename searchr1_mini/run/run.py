@@ -150,7 +150,8 @@ class Run:
 
     def log(self, step: int, rollouts: Rollouts, experience: Experience | None, metrics: dict[str, float]) -> None:
         """Writes a step's rollouts and numbers; from here on the step is whole."""
-        rows = rollout_rows(self, rollouts, experience)
+        with status.phase("after the updates"):
+            rows = rollout_rows(self, rollouts, experience)
         if is_main():
             write_rollouts(self.folder, step, rows)
         stats = sum_stats(rollouts.stats)
