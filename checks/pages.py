@@ -258,6 +258,8 @@ def walk(page) -> tuple[list[str], int]:
     moved: dict[str, bool] = {}
     for index, at in reached.items():
         if at["kind"] in REBUILDS:
+            if page.locator("#stop").count():  # the chat answers one at a time, and moves the focus at the end
+                page.locator("#stop:disabled").wait_for()
             page.evaluate("(index) => window.stops[index].focus()", index)
             works, control = is_worked(page, at["kind"]), at["moves"] or names[index]
             moved[control] = moved.get(control, False) or works  # of two buttons of a list, one is at its end
@@ -266,7 +268,6 @@ def walk(page) -> tuple[list[str], int]:
 
 def is_worked(page, kind: str) -> bool:
     """Whether the keys for such an element change anything."""
-    page.wait_for_function("document.querySelector('#stop')?.disabled ?? true")  # the chat answers one at a time
     before = page.evaluate(STATE)
     for key in filter(None, KEYS[kind]):
         page.keyboard.press(key)
