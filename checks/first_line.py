@@ -26,11 +26,13 @@ COMMANDS = [
     "eval.py --run {folder}/run --limit 20 --output-dir {folder}/eval",
     "eval.py --run {folder}/run --ask 'Who is the mayor of Oslo?'",
     "-m searchr1_mini.report {folder}/run",
+    "-m searchr1_mini.classroom {folder}",
     "-m searchr1_mini.export {folder}/run --output-dir {folder}/export",
     "-m searchr1_mini.preflight --model tiny --device cpu",
     "-m searchr1_mini.retrieval_metrics --dataset {folder}/q.jsonl --corpus {folder}/notes --retriever bm25s",
     "-m searchr1_mini.make_questions {folder}/notes --model tiny --out {folder}/drafts.jsonl",
     "-m searchr1_mini.ablate topk --seeds 1 --steps 1 --output-dir {folder}/study",
+    "-m searchr1_mini.race --output-dir {folder}/race -- --steps 2 --questions-per-step 8 --group-size 4",
 ]
 SMALL = "--steps 2 --questions-per-step 8 --group-size 4 --eval-questions 20 --no-tensorboard"
 

@@ -178,8 +178,8 @@ BUGS = [
     Bug("all that is held out of a file chooses", "datasets", "-(-len(examples) // 2)", "len(examples)", "held_out"),
     # resume
     Bug("moments forgotten", "optimizer", 'self.adamw.load_state_dict(state["optimizer"])', "pass", "checkpoint"),
-    Bug("schedule by the updates of this process", "optimizer", "self.at_step, self.n_left, self.logs = step,",
-        "self.at_step, self.n_left, self.logs = self.at_step + 1,", "schedule"),
+    Bug("schedule by the updates of this process", "optimizer", "self.at_step, self.n_updates, self.logs = step,",
+        "self.at_step, self.n_updates, self.logs = self.at_step + 1,", "schedule"),
     Bug("every checkpoint is whole", "checkpoint",
         "return bool(manifest) and all(_checksum(path / name) == expected for name, expected in manifest.items())",
         "return bool(manifest)", "checkpoint"),

@@ -26,7 +26,7 @@ NAV = [
         "Learn": [
             *("docs/course.md", "notebooks/README.md"),
             {"Notebooks": [f"notebooks/{name}" for name in LESSONS]},
-            *("docs/algorithms.md", "docs/paper.md", "docs/ablations.md"),
+            *("docs/algorithms.md", "docs/paper.md", "docs/ablations.md", "docs/race.md"),
         ]
     },
     {"Read the code": ["docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md"]},

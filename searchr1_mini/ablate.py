@@ -11,21 +11,18 @@ if __name__ in ("__main__", "__mp_main__"):
 
     begin(is_child=__name__ != "__main__")
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from searchr1_mini.ablations.side_by_side import open_folder, train_all
 from searchr1_mini.ablations.studies import STUDIES, Study
 from searchr1_mini.core.config import MOST_STEPS
 from searchr1_mini.core.errors import UserError, suggest
@@ -33,11 +30,10 @@ from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
-from searchr1_mini.options.nested import flat, grouped, make, with_options
+from searchr1_mini.options.nested import flat, grouped, make
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
-from searchr1_mini.pages.charts import Bands, Series, picture
-from searchr1_mini.pages.report import write_report
+from searchr1_mini.pages.charts import Bands, Chart, Series, picture
 from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
@@ -47,7 +43,7 @@ STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 LAST_STEPS = 10  # training metrics are means over so many last steps
 CURVES = {
     "eval/em": "Held-out exact match (greedy)",
-    "kl": "KL to the reference (nats per token)",
+    "kl": "KL to the reference (nats per token, log axis)",
     "entropy": "Entropy (nats per token)",
     "response_tokens": "Response length (tokens)",
 }
@@ -89,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{config.study} warms up the tiny base; compare a real model with its -Instruct sister instead"
         )
-    open_study(out, {"study": config.study, "steps": steps, "model": model})
+    open_folder(out, {"study": config.study, "steps": steps, "model": model})
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
     for one in configs.values():
@@ -137,17 +133,6 @@ def config_of(study: Study, arm: str, seed: int, out: Path, steps: int | None, m
     return resolve(make(TrainConfig, **values))
 
 
-def open_study(out: Path, settings: dict[str, Any]) -> None:
-    """Refuses a folder that holds another study, or the same one with other settings."""
-    path = out / "study.json"
-    if path.exists():
-        old = read_json(path)
-        if old != settings:
-            raise UserError(f"{out} holds the study {old}, not {settings}; name another --output-dir")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, settings)
-
-
 def make_warm_base(folder: Path) -> None:
     """Makes a base that has seen some right episodes, as an instruction-tuned model has: 400,000 tokens.
 
@@ -177,52 +162,6 @@ def take_over(config: TrainConfig, out: Path) -> None:
             shutil.copytree(path.parent, aside)
             aside.rename(folder)
             return print(f"{folder} is that of {path.parent}", flush=True)
-
-
-def train_all(configs: dict[tuple[str, int], TrainConfig], jobs: int | None) -> None:
-    """Trains what has no summary yet, `jobs` runs at a time; the cores are shared out among them."""
-    import torch
-
-    waiting = {key: c for key, c in configs.items() if not (Path(c.run.output_dir) / "summary.json").exists()}
-    cores = os.cpu_count() or 1
-    jobs = min(jobs or (1 if torch.cuda.is_available() else cores), len(waiting) or 1)
-    os.environ["OMP_NUM_THREADS"] = str(max(cores // jobs, 1))
-    done = len(configs) - len(waiting)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = {pool.submit(train_one, config): key for key, config in waiting.items()}
-        try:
-            for future in as_completed(futures):
-                em = future.result()
-                done += 1
-                arm, seed = futures[future]
-                print(f"[{done}/{len(configs)}] {arm}, seed {seed}: held-out EM {em:.3f}", flush=True)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def end_with_parent() -> None:
-    """Ends this process once the study's own is gone, however it went, so that no run is left with two writers."""
-
-    def wait() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def train_one(config: TrainConfig) -> float:
-    """Trains one run in a process of its own, with its output in ARM/seed-N.log; returns its final held-out EM."""
-    end_with_parent()
-    folder = Path(config.run.output_dir)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    log = folder.with_name(folder.name + ".log").open("a")
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    from searchr1_mini.run.training import train
-
-    train(with_options(config, resume=(folder / "config.json").exists()), write_report)
-    return read_json(folder / "summary.json", {"after": {"em": float}})["after"]["em"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -323,8 +262,12 @@ def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str])
 def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
     """Draws means over seeds of the metrics that tell arms apart, a line per arm, with the range of the seeds."""
     logs = {arm: [read_metrics(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
-    drawn = [(*curves(logs, key), title) for key, title in CURVES.items()]
-    charts = [(series, title, "", bands) for series, bands, title in drawn if any(series.values())]
+    drawn = {key: curves(logs, key) for key in CURVES}
+    charts = [
+        Chart(series, CURVES[key], "", bands, is_log=key == "kl")  # one arm's may be a thousand times another's
+        for key, (series, bands) in drawn.items()
+        if any(series.values())
+    ]
     write_text_atomic(path, picture(charts, "Arms of the study", width=500))
 
 

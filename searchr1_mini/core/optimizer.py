@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from searchr1_mini.core import interrupt
+from searchr1_mini.core import interrupt, progress
 from searchr1_mini.core.config import OptimizationConfig, PPOConfig
 from searchr1_mini.core.critic import Critic
 from searchr1_mini.core.distributed import gather, sum_gradients
@@ -40,12 +40,12 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
         self.micro_batches = MicroBatches(config.tokens_per_micro_batch)
-        self.updates = self.skipped_in_a_row = self.n_left = self.at_step = 0
+        self.updates = self.skipped_in_a_row = self.n_updates = self.at_step = 0
         self.logs: list[dict[str, float]] = []
 
     def begin(self, step: int, n_updates: int) -> None:
         """Begins a step of the run (from 1) with so many updates."""
-        self.at_step, self.n_left, self.logs = step, n_updates, []
+        self.at_step, self.n_updates, self.logs = step, n_updates, []
 
     @property
     def is_first_update(self) -> bool:
@@ -66,7 +66,7 @@ class Optimizer:
                 stats |= {name: value if name == "change" else float(value) for name, value in told.items()}
             return stats
 
-        self.n_left -= 1
+        progress.tell("updates", len(self.logs), self.n_updates)
         for group, rate in zip(self.adamw.param_groups, self.learning_rates(), strict=True):
             group["lr"] = rate
         with self.policy.training():
@@ -87,8 +87,8 @@ class Optimizer:
         takes the last of these rates, so that every step ends with the same one.
         """
         config, a_step = self.config, self.config.mini_batches * self.config.epochs
-        update, total, decay = self.at_step * a_step - self.n_left, config.steps * a_step, config.decay_steps * a_step
-        of_decay = max(total - update + 1, 0) / decay if decay else 1.0
+        update, decay = self.at_step * a_step - self.n_updates + len(self.logs) + 1, config.decay_steps * a_step
+        of_decay = max(config.steps * a_step - update + 1, 0) / decay if decay else 1.0
         peaks = [(config.learning_rate, config.warmup_steps)]
         if self.ppo:
             peaks.append((self.ppo.critic_learning_rate, self.ppo.critic_warmup_steps))

@@ -18,6 +18,11 @@ from searchr1_mini.retrievers.names import DENSE_MODEL, MOST_TOPK
 
 MOST_QUESTIONS = 10**7
 NEVER = 10**9  # steps between evaluations, or checkpoints to keep
+MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
+    "output_dir resume steps decay_steps eval_every save_every keep_checkpoints tensorboard wandb check device dtype "
+    "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
+    "compile_decode fused_kernels max_skipped_updates retriever_url"
+).split()
 
 
 @dataclass(frozen=True)

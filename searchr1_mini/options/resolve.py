@@ -69,7 +69,15 @@ def saved_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no run (no config.json); name a folder that train.py wrote")
-    saved = read_json(path)
+    return checked(path, read_json(path))
+
+
+def checked(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
+    """What a file says that a run was trained with, with the defaults of what an older version did not have.
+
+    Raises:
+        UserError: no flag could have set one of its options.
+    """
     missing = [name for name in ("model", "method", "algorithm", "dataset") if saved.get(name) is None]
     if missing:
         raise UserError(f"{path} is damaged: it names no {missing[0]}; put back a copy of it, or name another run")
@@ -101,14 +109,14 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     given = name_file(config)
     check_given(given, unasked)
     given = with_options(given, **values_of_init(given)) if given.run.init else given
-    config = _filled(given)
+    config = filled(given)
     check_resolved(config)
     check_own_parts(config)
-    refuse_idle(given, config, _filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
+    refuse_idle(given, config, filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
     return config
 
 
-def _filled(config: TrainConfig) -> TrainConfig:
+def filled(config: TrainConfig) -> TrainConfig:
     """The config with every open value filled in for its model and algorithm."""
     size = "tiny" if is_tiny(config) else "real"
     values = dict(TINY if size == "tiny" else REAL)

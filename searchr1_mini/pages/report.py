@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-from base64 import b64encode
 from collections.abc import Sequence
-from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from searchr1_mini.pages.charts import Series, html_text, line_chart, picture, svg
+from searchr1_mini.pages.charts import Chart, Series, html_text, line_chart, picture, svg
 from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
+from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
 from searchr1_mini.storage.files import read_jsonl, read_metrics, read_summary, write_text_atomic
@@ -60,35 +58,22 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     names = [name_of(run_dir) for run_dir in run_dirs]
     path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
     data = report_data(run_dirs)
-    style, *scripts = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js"))
-    script = "".join(scripts)
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
+    style, *scripts = (
+        (PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js", "charts.js")
     )
     parts = {
-        "policy": policy,
         "title": html_text(" and ".join(names)),
-        "style": style,
         "before": _before(run_dirs),
         "curves": _all_curves(run_dirs),
         "sample": html_text(_sample(data)),
         "data": as_json(data),
-        "script": script,
     }
-    page = (PAGE / "page.html").read_text(encoding="utf-8")
-    write_text_atomic(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page))
-    return path
+    return write_page(path, PAGE / "page.html", parts, style, "".join(scripts))
 
 
 def cut_name(text: str, most: int = 200) -> str:
     """A name for a file of at most so many bytes."""
     return text if len(os.fsencode(text)) <= most else os.fsencode(text)[:most].decode(errors="ignore")
-
-
-def _hash(source: str) -> str:
-    """As a content security policy names an inline script or style that may be used."""
-    return "sha256-" + b64encode(sha256(source.encode()).digest()).decode()
 
 
 def _letters(run_dirs: Sequence[Path]) -> Sequence[str]:
@@ -163,7 +148,7 @@ _COLUMNS = {
 
 def _table(letter: str, summary: dict[str, Any]) -> str:
     columns = {f"{letter} {name}".strip(): summary[key] for name, key in _COLUMNS.items() if summary.get(key)}
-    return f'<pre class="table" tabindex="0">{escape(summary_table(columns))}</pre>'
+    return f'<pre class="table" tabindex="0" role="region" aria-label="{f"scores {letter}".strip()}">{escape(summary_table(columns))}</pre>'
 
 
 def _warnings(letter: str, run_dir: Path) -> str:
@@ -177,7 +162,7 @@ def _diagnosis(run_dir: Path) -> str:
     """Why the run could learn nothing, where that was seen at its start and still holds."""
     path = run_dir / DIAGNOSIS
     return (
-        f'<pre class="table" tabindex="0">{escape(plain(path.read_text(encoding="utf-8")))}</pre>'
+        f'<pre class="table" tabindex="0" role="region" aria-label="diagnosis">{escape(plain(path.read_text(encoding="utf-8")))}</pre>'
         if path.exists()
         else ""
     )
@@ -257,7 +242,9 @@ def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]])
 def _figure(series: Series, title: str, unit: str, meaning: str, over: str = "step") -> str:
     if not series:
         return ""
-    chart = svg(line_chart(series, title, over, unit), 460, 280, f"{title}: {meaning}", "")
+    size = 380, 260  # small, so that a phone need not shrink the letters
+    chart = line_chart(series, title, over, unit, width=size[0], height=size[1])
+    chart = svg(chart, *size, f"{title}: {meaning}", "")
     return f"<figure>{chart}<figcaption>{html_text(meaning)}</figcaption></figure>"
 
 
@@ -265,8 +252,8 @@ def write_curves_svg(run_dir: Path, path: Path) -> Path:
     """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
     metrics, summary = read_metrics(run_dir / "metrics.jsonl"), _summary(run_dir)
     charts = [
-        (eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match", {}),
-        (eval_series(metrics, summary, "searches"), "Searches a question", "searches", {}),
+        Chart(eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match"),
+        Chart(eval_series(metrics, summary, "searches"), "Searches a question", "searches"),
     ]
     write_text_atomic(path, picture(charts, "What training changed"))
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.run.log import WATCHED
 from searchr1_mini.storage.files import read_json, read_jsonl
 from searchr1_mini.storage.forms import ROLLOUT
@@ -145,6 +146,7 @@ def pack_group(rows: list[dict[str, Any]], vocabulary: Vocabulary, pieces: Piece
                 "advantage": rounded(row.get("advantage")),
                 "finish": short(row["finish_reason"]),
                 "answer": row["answer"] and short(row["answer"]),
+                "is_right": exact_match(row["answer"], row["golden_answers"]) == 1,
                 "searches": len(row["queries"]),
                 "in_update": row.get("in_update"),
                 "segments": [pack_segment(segment, vocabulary, pieces) for segment in own],

@@ -20,6 +20,7 @@ from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.scores import evaluate
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
 from searchr1_mini.run.log import render_trajectory, summary_table, trajectory_row, write_watched
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 WITHOUT_SEARCH = ("r1", "direct")
+NO_SETTINGS = ("output_dir", "resume", "date")  # where and when it ran
 N_WATCHED = 5  # questions of which the report shows the answer at every evaluation
 
 
@@ -134,6 +136,7 @@ def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None
         "total_seconds": round(total_seconds, 1),
         "steps": run.config.optimization.steps,
         "peak_memory_gb": round(_peak_memory_gb(run.policy.device), 2),
+        "settings": {name: value for name, value in flat(run.config).items() if name not in NO_SETTINGS},
     }
     write_json_atomic(run.folder / "summary.json", summary)
     index = _most_telling(run)

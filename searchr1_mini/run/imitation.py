@@ -130,4 +130,5 @@ def imitation_step(
         part = batch.select(rows)
         optimizer.step(Experience(part, weights=loss_weights(part.loss_mask, "token")), losses)
     seconds = time.perf_counter() - began
-    return optimizer.metrics() | {"seconds": seconds, "tokens_per_second": int(batch.lengths.sum()) / seconds}
+    told = {"trained_tokens": int(batch.loss_mask.sum()) * config.epochs, "seconds": seconds}
+    return optimizer.metrics() | told | {"tokens_per_second": int(batch.lengths.sum()) / seconds}

@@ -22,7 +22,7 @@ from searchr1_mini.models.bases import check_model, day_of_run
 from searchr1_mini.models.initial import keep_init, open_init, origin
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
 from searchr1_mini.models.saving import load_critic
-from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.entry import keep_log
 from searchr1_mini.options.nested import flat, options_of, with_options
 from searchr1_mini.options.own_parts import is_own, own_method
@@ -40,11 +40,6 @@ from searchr1_mini.storage import checkpoint, training_state
 from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.forms import WARNING
 
-MAY_CHANGE = (  # with --resume: what does not decide what is learned, or how long
-    "output_dir resume steps decay_steps eval_every save_every keep_checkpoints tensorboard wandb check device dtype "
-    "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
-    "compile_decode fused_kernels max_skipped_updates retriever_url"
-).split()
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 

@@ -150,7 +150,8 @@ class Run:
 
     def log(self, step: int, rollouts: Rollouts, experience: Experience | None, metrics: dict[str, float]) -> None:
         """Writes a step's rollouts and numbers; from here on the step is whole."""
-        rows = rollout_rows(self, rollouts, experience)
+        with status.phase("after the updates"):
+            rows = rollout_rows(self, rollouts, experience)
         if is_main():
             write_rollouts(self.folder, step, rows)
         stats = sum_stats(rollouts.stats)
@@ -160,13 +161,19 @@ class Run:
             | {
                 "zero_variance_groups": rollouts.is_flat.float().mean().item(),
                 "trained_on": len(rollouts.kept) / len(rollouts.is_flat),
+                "trained_tokens": 0 if experience is None else self.tokens_of(experience.batch),
             }
             | ({} if experience is None else experience.metrics | metrics)
             | {"seconds": seconds, "tokens_per_second": stats.tokens_total / seconds}
         )
 
+    def tokens_of(self, batch: Batch) -> int:
+        """Tokens of a step's batch that are in its loss, each as often as there are passes over it."""
+        return int(batch.loss_mask.sum()) * self.config.optimization.epochs
+
     def log_step(self, metrics: dict[str, float]) -> None:
         """Logs the numbers of the step at hand, which is whole from here on."""
+        metrics = metrics | {"updates": self.optimizer.updates - self.whole_updates}
         self.finish_step(self.step, metrics)
         self.tracker.log(self.step, metrics)
         self.tracker.progress(self.step, metrics, self.seconds_left)

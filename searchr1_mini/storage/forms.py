@@ -18,6 +18,7 @@ WARNING = {"step": int, "warning": str}
 SUMMARY = {
     "steps": int, "train_seconds": float, "peak_memory_gb": float, "before": SUMMARY_PART, "after": SUMMARY_PART,
     "?after_cold_start": (SUMMARY_PART, None), "?after_without_retriever": (SUMMARY_PART, None),
+    "?cold_start_seconds": float, "?settings": {str: (str, bool, float, None)},
 }  # fmt: skip
 OF_AN_ARM = {"after": {"searches": float, "response_tokens": float, "by_source": {str: {"em": float}}}}
 _SEGMENT = {"kind": ("prompt", "policy", "observation"), "token_ids": [int], "text": str}

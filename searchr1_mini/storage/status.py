@@ -43,6 +43,7 @@ class _Status:
     Attributes:
         base: what the command as a whole is doing, shown where no phase is.
         phases: what is going on, from the outermost to the innermost.
+        update: which of a step's several updates is at hand, as text.
         part: how far the innermost is, as text.
         left: seconds until the command is done, where that is known, and when it was said.
         is_drawn: whether the line stands on the terminal.
@@ -53,7 +54,7 @@ class _Status:
         self.lock = threading.RLock()
         self.base: _Phase | None = None
         self.phases: list[_Phase] = []
-        self.part = ""
+        self.update = self.part = ""
         self.left: tuple[float, float] | None = None
         self.is_terminal = self.is_drawn = self.is_open = self.is_started = False
 
@@ -64,7 +65,13 @@ class _Status:
             threading.Thread(target=self.keep_drawing, daemon=True).start()
 
     def hear(self, what: str, done: int, total: int, note: str) -> None:
-        self.part = f"{what} {done}/{total}" + (f", {note}" if note else "")
+        if what == "updates":  # each tells of its micro-batches next
+            self.update, self.part = f"update {done + 1}/{total}: " if total > 1 else "", ""
+        else:
+            self.part = f"{self.update}{what} {done}/{total}" + (f", {note}" if note else "")
+
+    def forget_part(self) -> None:
+        self.update = self.part = ""
 
     def keep_drawing(self) -> None:
         while self.is_started:
@@ -122,7 +129,8 @@ def start() -> None:
 def now(doing: str | None) -> None:
     """Says what the command as a whole is doing; None hands the terminal over, as to a chat."""
     with _status.lock:
-        _status.base, _status.part = _Phase(doing) if doing else None, ""
+        _status.base = _Phase(doing) if doing else None
+        _status.forget_part()
         _status.erase()
     _status.draw()
 
@@ -132,14 +140,14 @@ def phase(name: str) -> Iterator[None]:
     """Shows `name` as what is going on inside."""
     with _status.lock:
         _status.phases.append(_Phase(name))
-        _status.part = ""
+        _status.forget_part()
     _status.draw()
     try:
         yield
     finally:
         with _status.lock:
             _status.phases.pop()
-            _status.part = ""
+            _status.forget_part()
 
 
 def say_left(seconds: float | None) -> None:

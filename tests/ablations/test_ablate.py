@@ -12,7 +12,7 @@ import pytest
 from helpers.files import write_lines
 from helpers.paths import ROOT
 
-from searchr1_mini.ablate import config_of, finding, interval, table, write_study
+from searchr1_mini.ablate import config_of, curves_svg, finding, interval, table, write_study
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, get
@@ -126,9 +126,28 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
     assert "| k2 | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.1 ± 0 | 0.4 ± 0 |" in text
     assert json.loads((tmp_path / "results.json").read_text())["results"]["none"][0]["KL"] is None
     curves = (tmp_path / "curves.svg").read_text()
-    lines = {title: re.findall('<polyline .* stroke="(#[0-9a-f]+)"', chart) for title, chart in
-             re.findall(r'class="title"[^>]*>(\w+)(.*?)</g>', curves, re.DOTALL)}  # fmt: skip
+    lines = {title: re.findall(r'<g class="s\d" color="(#[0-9a-f]+)">', chart) for title, chart in
+             re.findall(r'class="title"[^>]*>(\w+)(.*?)\n</g>', curves, re.DOTALL)}  # fmt: skip
     assert lines["KL"] == [lines["Entropy"][0], lines["Entropy"][2]] and len(lines["Entropy"]) == 3
+
+
+def test_the_kl_of_an_arm_that_explodes_leaves_the_others_to_be_seen(tmp_path):
+    """On a log axis: as far from 0.001 to 0.1 as from 0.1 to 10; what is 0 at the first step has no place there."""
+    runs = {}
+    for arm, kls in (("masked", (0.0, 0.001, 0.1)), ("unmasked", (0.0, 0.1, 10.0))):
+        runs[arm] = [tmp_path / arm]
+        runs[arm][0].mkdir()
+        rows = [{"step": step, "kl": kl, "entropy": 0.5} for step, kl in enumerate(kls, start=1)]
+        write_lines(runs[arm][0] / "metrics.jsonl", rows)
+    curves_svg(runs, tmp_path / "curves.svg")
+    kl, entropy = re.findall(r'class="title".*?\n</g>', (tmp_path / "curves.svg").read_text(), re.DOTALL)
+    heights = [
+        [float(point.split(",")[1]) for point in line.split()] for line in re.findall('<polyline points="(.*?)"', kl)
+    ]
+    (lowest, one), (other, highest) = heights
+    assert one == other and lowest - one == pytest.approx(other - highest, abs=0.2) and lowest > one > highest
+    assert re.findall(r'text-anchor="end">(.*?)<', kl) == ["0.001", "0.01", "0.1", "1", "10"]
+    assert "log axis" in kl and "log axis" not in entropy and ">0.1<" in entropy
 
 
 def test_intervals_are_students():

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from pathlib import Path
 
 import pytest
-from helpers.chat_app import Gated, answering, free_port
+from helpers.accessible import is_too_wide, serious_findings
+from helpers.chat_app import Gated, answering, served
 from helpers.chats import SEARCH, WIDE
 from helpers.dictated import OSLO
 from helpers.guards import unsafe
 from helpers.hostile import FRAGMENTS
 from helpers.paths import ROOT
 
-from searchr1_mini.chat import web
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.retrievers.listening import listen
 
 CHROMIUM = Path("/usr/bin/chromium")
 SWITCHES = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-
-
-@contextlib.contextmanager
-def served(chat):
-    """The page on a port of its own; gives its address."""
-    listener = listen("127.0.0.1", free_port())
-    chat.about, chat.examples = "a <b>run</b> \u202e", ("Where is <i>Oslo</i>?", "Who?")
-    server = web.make_server(web.make_chat_app(chat))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +128,17 @@ def test_the_page_is_used_by_keyboard_stops_and_goes_on(page, tokenizer):
         light = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.emulate_media(color_scheme="dark")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
+def test_axe_finds_nothing_serious(page, tokenizer, width, scheme):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    with served(answering(tokenizer, OSLO)) as address:
+        page.goto(address)
+        page.locator("nav button").first.click()
+        page.locator("article .answer").wait_for()
+        page.evaluate("show(document.querySelector('article'), 'error', 'It failed.')")
+        assert serious_findings(page) == [] and not is_too_wide(page)
+        page.evaluate("document.querySelector('#send').textContent = ''")
+        assert len(serious_findings(page, "#form")) == 1

@@ -17,7 +17,8 @@ from searchr1_mini.storage.files import read_metrics
 ENTRIES = (
     ["train.py"], ["eval.py"],
     *(["-m", f"searchr1_mini.{name}"] for name in
-      ("export", "report", "server", "retrieval_metrics", "preflight", "ablate", "make_questions", "pretrain")),
+      ("export", "report", "server", "retrieval_metrics", "preflight", "ablate", "make_questions", "pretrain",
+       "classroom", "race")),
 )  # fmt: skip
 # what is imported, by whoever imports it first: the interrupt comes as `how` says, as a person's would by chance
 INJECTED = """
@@ -86,6 +87,8 @@ def arguments_of(entry: str, folder: Path) -> list[str]:
         "searchr1_mini.export": [str(run)],
         "searchr1_mini.report": [str(run)],
         "searchr1_mini.ablate": ["topk", "--output-dir", str(folder / "study")],
+        "searchr1_mini.race": ["--output-dir", str(folder / "race")],
+        "searchr1_mini.classroom": [str(folder)],
         "searchr1_mini.pretrain": ["--output", str(folder / "base")],
         "train.py": ["--output-dir", str(folder / "new")],
     }.get(entry, [])
@@ -153,7 +156,8 @@ NAMES_NOTHING = (
     "eval.py --datasets nowhere.jsonl", "eval.py --run nowhere --chat", "eval.py --methods nothing",
     "eval.py --adapter nowhere", "-m searchr1_mini.export nowhere", "-m searchr1_mini.report nowhere",
     "-m searchr1_mini.preflight --model ./nowhere", "-m searchr1_mini.server --corpus nowhere.jsonl",
-    "-m searchr1_mini.pretrain --seed x", "-m searchr1_mini.ablate nothing",
+    "-m searchr1_mini.pretrain --seed x", "-m searchr1_mini.ablate nothing", "-m searchr1_mini.classroom nowhere",
+    "-m searchr1_mini.race --seed 3", "-m searchr1_mini.race --reward nowhere.py:odd",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.pages.charts import picture
+from searchr1_mini.pages.charts import Chart, picture
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.log import Tracker, render_segment, summary_table
@@ -81,9 +81,9 @@ def test_the_report_shows_hostile_text_as_text(tmp_path, benign_tags, text):
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_picture_is_sound_xml_whatever_its_lines_are_called(text):
-    drawn = picture([({text: [(0, 0.1), (1, 0.5)]}, text, text, {})], text)
+    drawn = picture([Chart({text: [(0, 0.1), (1, 0.5)]}, text, text)], text)
     root = ElementTree.fromstring(drawn)
-    benign = ElementTree.fromstring(picture([({BENIGN: [(0, 0.1), (1, 0.5)]}, BENIGN, BENIGN, {})], BENIGN))
+    benign = ElementTree.fromstring(picture([Chart({BENIGN: [(0, 0.1), (1, 0.5)]}, BENIGN, BENIGN)], BENIGN))
     assert [node.tag for node in root.iter()] == [node.tag for node in benign.iter()] and not unsafe(drawn)
 
 

@@ -12,6 +12,7 @@ from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr1_mini.classroom import ClassroomConfig
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.export import ExportConfig
 from searchr1_mini.options.cli import parse
@@ -22,6 +23,7 @@ from searchr1_mini.options.nested import flat, hints_of, make, options_of, secti
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.race import RaceConfig
 from searchr1_mini.storage.files import write_json_atomic
 
 
@@ -226,7 +228,7 @@ def test_every_option_is_documented(config):
 
 def test_the_manual_names_every_option_and_preset():
     manual = (ROOT / "docs" / "cli.md").read_text()
-    configs = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig)
+    configs = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ClassroomConfig, RaceConfig)
     for name in (name for config in configs for name in options_of(config)):
         assert f"`--{name.replace('_', '-')}`" in manual, name
     for preset, values in PRESETS.items():

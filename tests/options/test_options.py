@@ -30,12 +30,13 @@ from searchr1_mini.options.nested import (
 from searchr1_mini.options.option_files import MOST_BYTES
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
+from searchr1_mini.race import RaceConfig
 from searchr1_mini.report import ReportConfig
 from searchr1_mini.run import imitation
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import write_json_atomic
 
-CONFIGS = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ReportConfig)
+CONFIGS = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ReportConfig, RaceConfig)
 NUMBERS = [
     (config, name, kind)
     for config in CONFIGS

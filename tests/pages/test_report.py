@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import combinations, pairwise
 
 import pytest
+from coloraide import Color
 from helpers.guards import Tags
+from helpers.paths import ROOT
 from helpers.report_runs import SUMMARY, fill_run, trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.trajectory import Segment, Trajectory
-from searchr1_mini.pages.charts import spread, ticks
+from searchr1_mini.pages.charts import COLOURS, DASHES, decades, label_of, spread, ticks
 from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
 from searchr1_mini.run.log import (
     Tracker,
@@ -151,3 +155,42 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path):
                 tracker.log(step, {"reward": value})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, round(e.value, 3)) for e in events.Scalars("reward")] == [(1, 0.1), (2, 0.3), (3, 0.4)]
+
+
+STYLES = (ROOT / "searchr1_mini/pages/report_page/style.css", ROOT / "searchr1_mini/chat/page/index.html")
+
+
+def test_writers_have_one_palette_in_report_chat_course_and_notebooks():
+    light = []
+    for path in (*STYLES, ROOT / "docs/course_pictures.py", ROOT / "notebooks/lesson.py"):
+        text = path.read_text(encoding="utf-8").lower()
+        light.append([re.search(f'{writer}"?: "?(#\\w+)', text)[1] for writer in ("policy", "observation")])
+    assert light == [["#9ccbe8", "#f5ce7e"]] * 4
+    dark = [re.findall(r"--(?:policy|observation|blue|orange): (#\w+)", path.read_text())[4:] for path in STYLES]
+    assert sorted(dark[0]) == sorted(dark[1]) and len(dark[0]) == 4
+
+
+def test_lines_of_a_chart_are_told_apart_without_hue():
+    """By dash, or by a lightness that differs by 10 in CIEDE2000; each stands out from the card by 3 to 1."""
+    style = STYLES[0].read_text()
+    dark = [re.search(rf"\.s{n} {{ color: (#\w+)", style)[1] for n in range(len(COLOURS))]
+    for colours, card in ((COLOURS, "#fff"), (dark, "#1c2027")):
+        assert f"--card: {card}" in style and len(COLOURS) == 2 * len(DASHES) == 2 * len(set(DASHES))
+        grays = [Color(colour).filter("grayscale") for colour in colours]
+        for one, other in combinations(range(len(colours)), 2):
+            assert one % len(DASHES) != other % len(DASHES) or grays[one].delta_e(grays[other], method="2000") >= 10
+        assert all(Color(colour).contrast(card, method="wcag21") >= 3 for colour in colours)
+
+
+@given(st.floats(1e-12, 1e12), st.floats(1, 1e12))
+def test_decades_cover_the_top_and_nine_powers_below_it(low, factor):
+    marks = decades(low, low * factor)
+    assert marks[-1] >= low * factor * (1 - 1e-6) and 2 <= len(marks) <= 7
+    assert marks[0] <= max(low, marks[-1] / 1e9) * (1 + 1e-6)
+    assert len({round(math.log10(after / before)) for before, after in pairwise(marks)}) == 1
+
+
+def test_a_name_that_is_too_long_is_cut_and_its_value_is_not():
+    assert label_of("world-2hop", 0.8765, 20) == "world-2hop 0.876"
+    assert label_of("a data set with a long name", 0.8765, 21) == "a data set wi.. 0.876"
+    assert label_of("", 0.5, 20) == "0.5"

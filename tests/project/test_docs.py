@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
+from searchr1_mini import race
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
@@ -32,7 +33,12 @@ PATH = re.compile(
 MODULE = r"`((?:\w+/)?\w+\.py)`"
 NAMES = r"((?:`\w+`(?:, | and )?)+)"
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-TAKE_RUNS = ("searchr1_mini.export", "searchr1_mini.report", "searchr1_mini.mystery")  # as words before the flags
+TAKE_RUNS = (
+    "searchr1_mini.export",
+    "searchr1_mini.report",
+    "searchr1_mini.mystery",
+    "searchr1_mini.classroom",
+)  # as words before the flags
 SHELL = ("<", ">", "|", "&&")  # what comes after is not the command's
 OF_ALL_COMMANDS = {"--preset", "--config", "--help", "--verbose", "--name", "--no-name"}  # the last two stand for any
 OF_OTHERS = set(  # programs of other people: torchrun, vLLM, pip, jupytext
@@ -164,6 +170,10 @@ def run_parser(script: str, words: list[str]) -> None:
         return
     if script == "searchr1_mini.ablate" and words and not words[0].startswith("--"):
         words = ["--study", *words]
+    if script == "searchr1_mini.race":
+        own, words = race.split(words)
+        parse(race.RaceConfig, script, "", own)
+        config_class = TrainConfig
     while script in TAKE_RUNS and words and not words[0].startswith("--"):
         words = words[1:]
     config = parse(config_class, script, "", words)

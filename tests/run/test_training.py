@@ -71,11 +71,14 @@ def play(monkeypatch, make) -> list:
 
 
 def learnt_from(run: Run, step: int = 1) -> list[bool]:
-    """Takes a step; which of its rollouts the log says were in the update, as the trained-on share does."""
+    """Takes a step; which of its rollouts the log says were in the update, as share and tokens trained on do."""
     metrics = train_step(run, step)
     rows = read_jsonl(run.folder / "rollouts" / f"step-{step:06d}.jsonl")
     is_in = [row["in_update"] for row in rows]
     assert metrics["trained_on"] == sum(is_in) / len(is_in)
+    segments = [segment for row in rows if row["in_update"] for segment in row["segments"]]
+    n_tokens = sum(len(segment["token_ids"]) for segment in segments if segment["kind"] == "policy")
+    assert metrics["trained_tokens"] == n_tokens * run.config.optimization.epochs
     return is_in
 
 
@@ -127,6 +130,12 @@ def test_groups_without_a_difference_are_left_out_where_asked(run, monkeypatch, 
     run.config = with_options(run.config, drop_zero_variance=drops)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number == 3))
     assert learnt_from(run) == is_in
+
+
+def test_a_token_counts_once_for_every_pass_over_it(run, monkeypatch):
+    run.config = with_options(run.config, epochs=3)
+    play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
+    assert learnt_from(run) == [True] * 4
 
 
 def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):

@@ -54,6 +54,9 @@ def test_the_last_step_is_always_evaluated_and_saved(six_steps):
     for name in ("em", "response_tokens", "searches"):
         assert rows[-1][f"eval/{name}"] == summary["after"][name]
         assert rows[-1][f"eval/world-1hop/{name}"] == summary["after"]["by_source"]["world-1hop"][name]
+    assert [row["updates"] for row in rows] == [2] * 6 and all(row["trained_tokens"] > 0 for row in rows)
+    assert summary["settings"]["value_clip"] == 0.5 and summary["settings"]["max_new_tokens"] == 8
+    assert not {"output_dir", "resume", "date"} & summary["settings"].keys()
     assert summary["train_seconds"] == pytest.approx(sum(row["seconds"] for row in rows), abs=0.2)
 
 

@@ -8,9 +8,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from helpers.junk import JUNK, changed, places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -88,28 +88,6 @@ def use(run: Path, whole: SimpleNamespace) -> None:
         write_tables(results, run / "tables", False, None, [])
 
 
-def places(value: Any, path: tuple = ()) -> list[tuple]:
-    """The path of every part of a JSON value."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, part in parts for place in places(part, (*path, key)))]
-
-
-def changed(value: Any, path: tuple, new: Any) -> Any:
-    """A JSON value with the part at a path replaced, or removed where `new` is ..."""
-    if not path:
-        return {} if new is ... else new
-    copied = dict(value) if isinstance(value, dict) else list(value)
-    if len(path) == 1 and new is ...:
-        del copied[path[0]]
-    else:
-        copied[path[0]] = changed(copied[path[0]], path[1:], new)
-    return copied
-
-
-JUNK = [
-    ..., None, "x", "", 7, -1, 0, 2**64, 10**400, 1e308, float("nan"), float("-inf"), True, [], [[]], {}, {"x": 1},
-    ["x"], "\ud800", "\0", 0.5, [None], [10**400], "a" * 5000, "</script>",
-]  # fmt: skip
 FILES = (
     "config.json", "metrics.jsonl", "warnings.jsonl", "summary.json", "rollouts/step-000001.jsonl", "progress.json",
     BASE_FILE, CELL_NAME, "demonstrations.jsonl",

@@ -12,6 +12,14 @@ import termios
 
 from helpers.paths import ROOT
 
+from searchr1_mini.core import progress
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.run.training import train
+from searchr1_mini.storage import status
+
 ERASE = "\r\x1b[2K"
 PRINTING = """
 from searchr1_mini.options.entry import begin
@@ -96,12 +104,38 @@ def test_a_log_holds_what_is_printed_and_no_status_of_what_is_quick():
     assert (done.stdout, done.stderr) == ("one\ntwo three\nfour\n", "a warning\n")
 
 
-def test_it_tells_how_far_the_work_is_and_what_is_left(monkeypatch):
-    from searchr1_mini.storage import status
-
+def test_it_tells_how_far_the_work_is_and_what_is_left():
     line = status._Status()
     line.hear("rollouts", 12, 48, "410 tokens/s")
     line.phases = [status._Phase("step 1/24"), status._Phase("again")]
     line.left = (75.0, status.time.monotonic())
     text = line.text(line.phases[-1])
     assert text.startswith("step 1/24: again: rollouts 12/48, 410 tokens/s, 00:00, 01:1") and text.endswith(" left")
+
+
+def test_a_step_of_several_updates_tells_which_is_at_hand(tmp_path, monkeypatch, capsys):
+    """From the optimizer of a real step to the line; the ratios after the updates belong to none of them."""
+    told = []
+
+    def hear(*what) -> None:
+        status._status.hear(*what)
+        told.append((status._status.phases[-1].name, status._status.part))
+
+    monkeypatch.setattr(progress, "_listeners", [hear])
+    small = {"steps": 1, "questions_per_step": 2, "group_size": 2, "eval_questions": 2, "tensorboard": False}
+    options = small | {"mini_batches": 2, "drop_zero_variance": False, "entropy_coef": 0.01}  # there is an update
+    train(resolve(make(TrainConfig, output_dir=str(tmp_path / "run"), **options)), write_report)
+    parts = [part for _, part in told]
+    assert parts.count("update 1/2: micro-batches 0/1") == parts.count("update 2/2: micro-batches 0/1") == 1
+    assert ("after the updates", "micro-batches 0/1") in told
+
+
+def test_a_single_update_needs_no_number():
+    line = status._Status()
+    for n_updates, wanted in ((1, "micro-batches 0/3"), (8, "update 1/8: micro-batches 0/3")):
+        line.hear("updates", 0, n_updates, "")
+        line.hear("micro-batches", 0, 3, "")
+        assert line.part == wanted
+    line.forget_part()
+    line.hear("micro-batches", 0, 2, "")
+    assert line.part == "micro-batches 0/2"

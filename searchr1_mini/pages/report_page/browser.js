@@ -6,8 +6,9 @@ const { ids, texts } = data.vocabulary;
 const KINDS = ["prompt", "policy", "observation"];
 const WRITERS = { prompt: "the prompt", policy: "the policy", observation: "the engine" };
 const LETTERS = data.runs.map((_, index) => (data.runs.length > 1 ? String.fromCharCode(65 + index) : ""));
-const [step, question, least, most, finish, colour, matches, panes, readout] = [
-  "step", "question", "least", "most", "finish", "colour", "matches", "panes", "token",
+const CARD_TITLE = data.runs.length > 1 ? "h4" : "h3"; // below the title of a run, where there are several
+const [step, question, least, most, finish, colour, legend, matches, panes, readout] = [
+  "step", "question", "least", "most", "finish", "colour", "legend", "matches", "panes", "token",
 ].map((id) => document.getElementById(id));
 const tokenOf = new WeakMap(); // element -> what is known of its token
 
@@ -128,15 +129,18 @@ function pane(run, index, group) {
 }
 
 function card(run, rollout, number) {
-  const told = [`reward ${rollout.reward}`];
+  const told = [` · reward ${rollout.reward}`];
   if (rollout.advantage !== null) told.push(`advantage ${signed(rollout.advantage)}`);
   told.push(plural(rollout.searches, "search"), `ended by ${rollout.finish}`);
   if (rollout.answer !== null) told.push(`answer: ${rollout.answer}`);
   if (rollout.in_update === false) told.push("not in the update");
   const tokens = make("div", "tokens", "", rollout.segments.map((one) => segment(one, { run, rollout })));
-  return make("article", "card", "", [
-    make("h4", "", `Rollout ${number}`), make("p", "", told.join(" · ")), reachable(tokens, `rollout ${number}`)]);
+  return make("article", edgeOf(rollout.is_right), "", [make(CARD_TITLE, "", `Rollout ${number}`),
+    make("p", "", "", [markOf(rollout.is_right), told.join(" · ")]), reachable(tokens, `rollout ${number}`)]);
 }
+
+const edgeOf = (isRight) => `card ${isRight ? "is-right" : "is-wrong"}`;
+const markOf = (isRight) => make("strong", isRight ? "right" : "wrong", isRight ? "✓ right" : "✗ wrong");
 
 function reachable(tokens, name) { // one tab stop; arrow keys within, see `onKey`
   tokens.setAttribute("role", "listbox");
@@ -156,6 +160,7 @@ function segment([kind, held, logprobs = [], ratios = [], advantages = []], { ru
   element.append(...tokens.map(([id, text], index) => {
     const token = make("span", isMasked || rollout.in_update === false ? "token" : "token trained", text);
     token.setAttribute("role", "option");
+    if (!text.trim()) token.setAttribute("aria-label", text ? JSON.stringify(text) : "part of a character");
     token.tabIndex = -1;
     tokenOf.set(token, {
       text, id, writer, isMasked, isUsed: rollout.in_update,
@@ -190,15 +195,27 @@ const TINTS = { // a number -> its strength from -1 to 1
   ratio: (of) => of.ratio !== null && Math.log(Math.max(of.ratio, 1e-3)) / 0.3,
   advantage: (of) => of.advantage !== null && of.advantage / 1.5,
 };
+const SCALES = { // what the strengths of the legend stand for
+  logprob: [[-1, "−4 and below"], [0, "0"]],
+  ratio: [[-1, "0.74 and below"], [0, "1"], [1, "1.35 and above"]],
+  advantage: [[-1, "−1.5 and below"], [0, "0"], [1, "+1.5 and above"]],
+};
+
+function paint(token, strength) { // below 0 with a line above it too, for those who see no hue
+  token.classList.toggle("low", strength <= -0.05);
+  token.style.setProperty("--tint", Math.min(Math.abs(strength), 1).toFixed(2));
+}
 
 function tint() {
   panes.classList.toggle("tinted", colour.value !== "");
+  legend.hidden = colour.value === "";
   if (colour.value === "") return;
-  for (const token of panes.querySelectorAll(".token")) {
-    const strength = TINTS[colour.value](tokenOf.get(token)) || 0;
-    token.classList.toggle("low", strength < 0);
-    token.style.setProperty("--tint", Math.min(Math.abs(strength), 1).toFixed(2));
-  }
+  for (const token of panes.querySelectorAll(".token")) paint(token, TINTS[colour.value](tokenOf.get(token)) || 0);
+  legend.replaceChildren(`${colour.selectedOptions[0].text}:`, ...SCALES[colour.value].map(([strength, text]) => {
+    const sample = make("span", "token", text);
+    paint(sample, strength);
+    return sample;
+  }));
 }
 
 function onKey(event) {

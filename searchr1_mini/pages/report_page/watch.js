@@ -2,10 +2,10 @@
 // Watch it learn: the same questions at every evaluation, with a slider over them
 
 function answerCard({ question: asked, gold, answer, is_right: isRight, segments }) {
-  const mark = make("strong", isRight ? "right" : "wrong", isRight ? "✓ right" : "✗ wrong");
   const text = make("div", "tokens", "", segments.map(([kind, said]) => make("span", KINDS[kind], said)));
-  return make("article", isRight ? "card is-right" : "card is-wrong", "", [
-    make("h4", "", asked), make("p", "", `gold: ${gold.join(" / ")} · answer: ${answer ?? "none"} · `, [mark]), text]);
+  const told = `gold: ${gold.join(" / ")} · answer: ${answer ?? "none"} · `;
+  return make("article", edgeOf(isRight), "", [
+    make(CARD_TITLE, "", asked), make("p", "", told, [markOf(isRight)]), text]);
 }
 
 function watchRun(run, index) {

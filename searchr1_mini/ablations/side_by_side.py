@@ -1,0 +1,112 @@
+"""Runs side by side, each in a process and a folder of its own; what is finished is kept, what was begun goes on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import with_options
+from searchr1_mini.pages.report import write_report
+from searchr1_mini.storage import status
+from searchr1_mini.storage.files import read_json, write_json_atomic
+
+DIVERGED = "diverged.json"
+Key = tuple[str, int]  # name of the arm, and the seed
+
+
+def open_folder(out: Path, settings: Mapping[str, Any], name: str = "study") -> None:
+    """Makes the folder of a study, or a race; refuses one that holds another, or the same with other settings.
+
+    Raises:
+        UserError: it does; names both.
+    """
+    path = out / f"{name}.json"
+    if path.exists():
+        old = read_json(path)
+        if old != settings:
+            raise UserError(f"{out} holds the {name} {old}, not {settings}; name another --output-dir")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, settings)
+
+
+def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: bool = False) -> dict[Key, str]:
+    """Trains what has no summary yet, `jobs` runs at a time; the cores are shared out among them.
+
+    Args:
+        jobs: None is one for each core, and one on a GPU.
+        goes_on: a run that diverges does not end the others, and stays as it is from then on.
+
+    Returns:
+        What became of the runs that diverged.
+    """
+    folders = {key: Path(config.run.output_dir) for key, config in configs.items()}
+    ended = {key: folder / DIVERGED for key, folder in folders.items() if (folder / DIVERGED).exists()}
+    diverged = {key: read_json(path, {"why": str})["why"] for key, path in ended.items()}
+    waiting = [key for key in configs if key not in diverged and not (folders[key] / "summary.json").exists()]
+    if not waiting:
+        return diverged
+    with status.phase("loading torch"):
+        import torch
+    cores = os.cpu_count() or 1
+    jobs = min(jobs or (1 if torch.cuda.is_available() else cores), len(waiting))
+    os.environ["OMP_NUM_THREADS"] = str(max(cores // jobs, 1))
+    done = len(configs) - len(waiting)
+    with (
+        status.phase(f"training, {jobs} run{'s' * (jobs > 1)} at a time"),
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+    ):
+        futures = {pool.submit(train_one, configs[key], goes_on): key for key in waiting}
+        try:
+            for future in as_completed(futures):
+                (arm, seed), told = futures[future], future.result()
+                if isinstance(told, str):
+                    diverged[arm, seed] = told
+                done += 1
+                ending = f"diverged: {told}" if isinstance(told, str) else f"held-out EM {told:.3f}"
+                print(f"[{done}/{len(configs)}] {arm}, seed {seed}: {ending}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return diverged
+
+
+def end_with_parent() -> None:
+    """Ends this process once the study's own is gone, however it went, so that no run is left with two writers."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def train_one(config: TrainConfig, keeps_divergence: bool = False) -> float | str:
+    """One run, in a process of its own, with its output in ARM/seed-N.log; returns its final held-out exact match.
+
+    Args:
+        keeps_divergence: a run that diverges returns why, and notes it in its folder.
+    """
+    end_with_parent()
+    folder = Path(config.run.output_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_name(folder.name + ".log").open("a")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    from searchr1_mini.run.run import Diverged
+    from searchr1_mini.run.training import train
+
+    try:
+        train(with_options(config, resume=(folder / "config.json").exists()), write_report)
+    except Diverged as error:
+        if not keeps_divergence:
+            raise
+        write_json_atomic(folder / DIVERGED, {"why": str(error)})
+        return str(error)
+    return read_json(folder / "summary.json", {"after": {"em": float}})["after"]["em"]

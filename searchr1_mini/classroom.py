@@ -1,0 +1,70 @@
+"""Gathers the runs of a class on one board: a table here, and one page to show or send round.
+
+python -m searchr1_mini.classroom handed-in            # every run below the folder, in handed-in/classroom.html
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from searchr1_mini.options.entry import begin
+
+    begin()
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.cli import parse
+from searchr1_mini.options.nested import grouped
+from searchr1_mini.options.outcome import run_command
+from searchr1_mini.storage import status
+from searchr1_mini.storage.files import listed_paths
+
+WIDTH = 120  # characters of a line where the output is no terminal
+
+
+@dataclass(frozen=True)
+class ClassroomConfig:
+    """Options of the board."""
+
+    folders: str | None = grouped(
+        "what", None, "folders that hold runs, separated by commas; the first words of the command line will do"
+    )
+    output: str | None = grouped("what", None, "the page [default: classroom.html in the first of the folders]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, reads every run below the folders, prints the board and writes its page.
+
+    Raises:
+        UserError: anything that the user can fix.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    n_folders = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
+    if n_folders:
+        words[:n_folders] = ["--folders", ",".join(words[:n_folders])]
+    config = parse(ClassroomConfig, "python -m searchr1_mini.classroom", __doc__.splitlines()[0], words)
+    if config.folders is None:
+        raise UserError("name the folder that holds the runs: python -m searchr1_mini.classroom handed-in")
+    folders = [Path(name) for name in listed_paths(config.folders)]
+    output = folders[0] / "classroom.html" if config.output is None else Path(config.output)
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file, as in {output / 'classroom.html'}")
+    if config.output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    status.now("reading runs")
+
+    from searchr1_mini.pages.classroom import terminal, told, write_classroom
+    from searchr1_mini.pages.classroom_data import board
+
+    entries = board(folders)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    print(f"{told(entries)}\n{terminal(entries, width)}")
+    print(f"written to {write_classroom(entries, output)}", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,215 @@
+"""The board of a class: who comes where, what each changed, and every reason why a run cannot be compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.files import write_lines
+from helpers.handed_in import change, hand_in, measured
+from helpers.junk import JUNK, changed, places
+from helpers.paths import ROOT
+
+from searchr1_mini import classroom
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.pages import classroom as page
+from searchr1_mini.pages.classroom import terminal
+from searchr1_mini.pages.classroom_data import Entry, board, entry_of
+
+
+def said(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "searchr1_mini.classroom", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture
+def handed_in(tmp_path) -> Path:
+    """Five people: two sound runs, one with a bug, one whose summary is damaged, one that is not done."""
+    folder = tmp_path / "handed-in"
+    hand_in(folder / "anna", 0.88, 0.90)
+    hand_in(folder / "bela" / "runs" / "try-2", 0.94, 0.91, "--learning-rate 0.002 --no-normalize-std")
+    hand_in(folder / "carl", 1.0, 1.0, "--bug reward-from-whole-text")
+    (hand_in(folder / "dora", 0.5, 0.5) / "summary.json").write_text('{"before"')
+    emil = hand_in(folder / "emil", 0.5, 0.5, "--algorithm ppo")
+    (emil / "summary.json").unlink()
+    write_lines(emil / "metrics.jsonl", [{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.1}])
+    return folder
+
+
+def test_the_board_lists_everybody_by_exact_match_and_says_who_cannot_be_compared(handed_in):
+    done = said(handed_in)
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "5 runs, 2 of which can be compared"
+    table = [re.split(r" {2,}", line.strip()) for line in lines if re.match(r" +(\d|-) ", line)]
+    assert table[:3] == [
+        ["-", "carl", "1.000", "1.000", "1.000", "0.000", "40", "122", "--bug reward-from-whole-text"],
+        ["1", "bela/runs/try-2", "0.925", "0.940", "0.910", "0.000", "40", "122", "--learning-rate 0.002"],
+        ["2", "anna", "0.890", "0.880", "0.900", "0.000", "40", "122", "nothing"],
+    ]
+    assert [row[1] for row in table[3:]] == ["dora", "emil"] and table[4][-1] == "--algorithm ppo"
+    told = lines[lines.index("cannot be compared:") + 1 : -1]
+    assert told[0] == "carl: --bug reward-from-whole-text: the method is broken on purpose"
+    assert told[1].startswith("dora: ") and "summary.json is damaged" in told[1]
+    assert told[2] == "emil: unfinished: 2 of 36 steps, and no summary.json"
+    assert lines[-1] == f"written to {handed_in / 'classroom.html'}"
+    assert "--no-normalize-std" in done.stdout
+
+
+FAULTS = [
+    ("--mystery 7", {}, "--mystery 7: a bug hunt"),
+    ("--no-mask-observations", {}, "trained on what the engine wrote"),
+    ("--seed 3", {}, "measured on the world of --seed 3, the default run's is 0"),
+    ("--world-difficulty simple --world-noise 2", {}, "default run's: --world-difficulty simple, --world-noise 2"),
+    ("--retriever oracle", {}, "handed the right passages"),
+    ("--eval-questions 40", {"n": 40}, "measured on 40 held-out questions, the default run on 200"),
+    ("", {"emptied": 0.03}, "exact match 0.030 with the retriever emptied, above 0.02: it answers without searching"),
+]
+
+
+@pytest.mark.parametrize(("flags", "figures", "told"), FAULTS)
+def test_what_cannot_be_compared_is_named_with_its_reason(tmp_path, flags, figures, told):
+    (fault,) = entry_of(hand_in(tmp_path / "run", 0.9, 0.9, flags, **figures), "run").faults
+    assert told in fault
+
+
+@pytest.mark.parametrize(
+    ("flags", "n"),
+    [("--eval-questions 400", 400), ("--group-size 4 --lora-rank 0", 200), ("--preset laptop-llm", 400),
+     ("--cold-start 20", 200)],
+)  # fmt: skip
+def test_whatever_else_a_run_does_can_be_compared(tmp_path, flags, n):
+    entry = entry_of(hand_in(tmp_path / "run", 0.9, 0.9, flags, emptied=0.02, n=n), "run")
+    assert entry.faults == [] and " ".join(entry.changed) == flags
+
+
+def test_another_data_set_is_named(tmp_path):
+    run = hand_in(tmp_path / "run", 0.9, 0.9)
+    for name in ("summary.json", "config.json"):
+        held = json.loads((run / name).read_text())
+        held.get("settings", held)["dataset"] = "hotpotqa"
+        (run / name).write_text(json.dumps(held))
+    faults = entry_of(run, "run").faults
+    assert faults[0] == "summary.json was measured on world-1hop, which its settings do not ask for"
+    assert faults[1] == "measured on another data set than the default run: hotpotqa"
+
+
+def test_a_summary_that_is_not_of_its_config_is_named(tmp_path):
+    """Somebody else's summary, and a config.json from which a fault was taken out."""
+    run = hand_in(tmp_path / "a", 0.9, 0.9)
+    (run / "summary.json").write_bytes((hand_in(tmp_path / "b", 1, 1, "--kl-coef 0.1") / "summary.json").read_bytes())
+    told = "summary.json and config.json are of different runs: "
+    assert entry_of(run, "a").faults == [f"{told}--kl-coef 0.1 and --kl-coef 0.001"]
+    broken = hand_in(tmp_path / "c", 0.9, 0.9, "--bug no-last-turn")
+    change(broken / "config.json", bug=None)
+    faults = entry_of(broken, "c").faults
+    assert faults[0] == f"{told}--bug no-last-turn and no --bug" and "broken on purpose" in faults[1]
+
+
+def test_figures_that_do_not_fit_each_other_are_named(tmp_path):
+    run = hand_in(tmp_path / "run", 0.9, 0.9)
+    change(run / "summary.json", after=measured(0.9, 0.9) | {"em": 0.99})
+    assert entry_of(run, "run").faults == ["its exact match is 0.990, but by hops it comes to 0.900"]
+    change(run / "summary.json", after=measured(7.0, 7.0))
+    assert entry_of(run, "run").faults == ["summary.json holds figures that no evaluation gives"]
+    change(run / "summary.json", after=measured(0.9, 0.9, n=600), steps=20)
+    faults = entry_of(run, "run").faults
+    assert faults == [
+        "summary.json is of 20 steps, and its settings of 40",
+        "summary.json is of 600 held-out questions, and its settings of 200",
+    ]
+    change(run / "summary.json", after=measured(0.9, 0.9), steps=40, after_without_retriever=None)
+    assert entry_of(run, "run").faults == ["never measured with the retriever emptied"]
+
+
+def test_a_run_that_was_resumed_for_more_steps_is_one_run(tmp_path):
+    """config.json stays as the run began."""
+    run = hand_in(tmp_path / "run", 0.9, 0.9, "--steps 60 --decay-steps 20")
+    change(run / "config.json", steps=40)
+    entry = entry_of(run, "run")
+    assert entry.faults == [] and entry.changed == ["--steps 60"] and entry.steps == 60
+
+
+def test_a_summary_of_an_older_version_is_read_by_its_config(tmp_path):
+    """It held no settings; an older config.json has fewer options."""
+    run = hand_in(tmp_path / "run", 0.9, 0.9, "--kl-coef 0.01")
+    change(run / "summary.json", settings=..., cold_start_seconds=...)
+    change(run / "config.json", search_cost=..., stratify=...)
+    entry = entry_of(run, "run")
+    assert entry.faults == [] and entry.changed == ["--kl-coef 0.01"] and entry.seconds == 120.4
+    change(run / "config.json", steps=20)  # it was resumed for more
+    assert entry_of(run, "run").faults == [] and entry_of(run, "run").steps == 40
+    change(run / "config.json", steps=60)
+    assert entry_of(run, "run").faults == ["summary.json is of 40 steps, and its settings of 60"]
+    change(run / "config.json", steps=40, method="evil")
+    assert "config.json is damaged: method is 'evil'" in entry_of(run, "run").faults[0]
+    (run / "config.json").unlink()
+    entry = entry_of(run, "run")
+    assert entry.em == 0.9 and entry.changed is None and "nobody can tell how it was trained" in entry.faults[0]
+
+
+def test_a_summary_alone_tells_its_settings(tmp_path):
+    run = hand_in(tmp_path / "run", 0.9, 0.9, "--kl-coef 0.01")
+    (run / "config.json").unlink()
+    assert entry_of(run, "run").changed == ["--kl-coef 0.01"] and entry_of(run, "run").faults == []
+
+
+def test_runs_are_found_once_and_called_by_their_folders(tmp_path):
+    for who in ("a/run", "b/run", "b/deep/er/run"):
+        hand_in(tmp_path / who, 0.9, 0.9)
+    (tmp_path / "a" / "run" / "evaluation").mkdir()
+    (tmp_path / "a" / "run" / "evaluation" / "summary.json").write_text("{}")  # inside of a run nothing is looked for
+    os.symlink(tmp_path, tmp_path / "a" / "round")
+    assert sorted(e.who for e in board([tmp_path])) == ["a/run", "b/deep/er/run", "b/run"]
+    one_each = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "a"]
+    assert sorted(e.who for e in board(one_each)) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+    assert [e.who for e in board([tmp_path / "a" / "run"])] == ["run"]
+
+
+def test_equals_share_a_place_and_who_cannot_be_compared_has_none():
+    ems = [(0.9, []), (0.9, ["x"]), (0.9, []), (0.8, []), (None, ["x"])]
+    assert page.places([Entry(str(n), em=em, faults=faults) for n, (em, faults) in enumerate(ems)]) == [
+        "1",
+        "-",
+        "1",
+        "3",
+        "-",
+    ]
+
+
+def test_foreign_text_stays_on_its_line_and_sends_nothing_to_the_terminal():
+    entry = Entry("a\x1b[2J\nb", em=0.5, changed=["--reward [red]x[/red]\n.py:y"], faults=["c\rd\u202e"])
+    shown = terminal([entry], 200)
+    assert "\x1b" not in shown and "a\\x1b[2J b" in shown and "[red]x[/red] .py:y" in shown and "\\u202e" in shown
+    assert len(shown.splitlines()) == 6
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.json"])
+def test_a_file_that_was_changed_anywhere_leaves_its_line_on_the_board(tmp_path, name):
+    """A part of it becomes something else, each part in turn; the others are listed as ever."""
+    run, others = hand_in(tmp_path / "class" / "anna", 0.9, 0.9), hand_in(tmp_path / "class" / "bela", 0.8, 0.8)
+    sound = json.loads((run / name).read_text())
+    junk = random.Random(0)
+    for place in places(sound):
+        (run / name).write_text(json.dumps(changed(sound, place, junk.choice(JUNK))))
+        entries = {entry.who: entry for entry in board([tmp_path / "class"])}
+        assert entries.keys() == {"anna", others.name} and entries["bela"].em == 0.8
+        assert len(terminal(list(entries.values()), 100).splitlines()) >= 4
+        assert all("\n" not in fault and len(fault) < 600 for fault in entries["anna"].faults)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], "name the folder"), (["nowhere"], "there is no folder nowhere"), (["{}"], "there is no run below"),
+     (["{}", "--output", "{}"], "is a folder; name a file"), (["{}", "--output", "{}/no/x.html"], "there is no folder"),
+     (["{}", "--outptu", "x"], "did you mean --output?")],
+)  # fmt: skip
+def test_bad_arguments_are_told_in_a_sentence(tmp_path, words, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        classroom.main([word.format(tmp_path) for word in words])
