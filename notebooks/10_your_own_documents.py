@@ -168,7 +168,7 @@ for name, engine in (("BM25", retriever), ("titles alone", by_title)):
     print(f"{name:13} recall@1 {recall:.2f}, hits for a query without a name: {len(hits)}")
 
 # %% [markdown]
-# These questions name the page that they need, so titles are enough; a query without a name finds nothing by them.
+# These questions name the page that they need, so titles are enough here; a query without a name finds nothing.
 #
 # What does not fit is told before any work:
 

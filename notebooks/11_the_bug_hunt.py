@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 11. The bug hunt: find a fault that nobody names
 #
-# `python train.py --mystery N` trains with one fault of [the museum](../docs/algorithms.md#a-museum-of-bugs). No file of the
-# run and no printed line says which; number N always hides the same one. Nothing crashes, the reward rises, and something
-# is wrong: as it is with faults that nobody planted. Here a run with number 12 is questioned, suspect after suspect, until few
-# are left. To name the last one, and to repair it, is yours. (`run/museum.py` knows the answer; do not ask it.)
+# `python train.py --mystery N` trains with one fault of [the museum](../docs/algorithms.md#a-museum-of-bugs). No file
+# of the run and no printed line says which; number N always hides the same one. Nothing crashes, the reward rises, and
+# something is wrong: as with faults that nobody planted. This notebook questions a run with number 12, suspect after
+# suspect, until few are left. Naming the last one and repairing it is up to you. (`run/museum.py` knows the answer; do
+# not ask it.)
 
 # %%
 import tempfile
@@ -43,8 +44,9 @@ from searchr1_mini.storage.files import read_metrics
 #
 # ## Two runs
 #
-# One is sound, the other has number 12. They have all else in common: seed, questions, base, and the random stream of every
-# rollout. A step makes one update (`mini_batches=1`), so that its loss can be computed again from what it wrote down.
+# One is sound, the other has number 12. They share everything else: seed, questions, base, and the random stream of
+# every rollout. A step makes one update (`mini_batches=1`), so that its loss can be computed again from what it wrote
+# down.
 
 # %%
 NUMBER, STEPS = 12, 5
@@ -67,7 +69,7 @@ print("config.json of the mystery:", {name: saved[name] for name in ("mystery", 
 # In a terminal: `python -m searchr1_mini.report runs/SOUND runs/MYSTERY` puts both into one page.
 
 # %%
-panels = (("reward", "mean reward"), ("searches", "searches a rollout"), ("entropy", "entropy, nats a token"))
+panels = (("reward", "mean reward"), ("searches", "searches per rollout"), ("entropy", "entropy, nats per token"))
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.8), layout="constrained")
 for axis, (key, label) in zip(axes, panels, strict=True):
     for (name, log), color, mark in zip(logs.items(), (BLUE, ORANGE), "os", strict=True):
@@ -76,13 +78,14 @@ for axis, (key, label) in zip(axes, panels, strict=True):
 _ = fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 # %% [markdown]
-# Both learn. Curves raise a suspicion and convict nobody: another seed can differ as much. Evidence is what a sound run
-# *cannot* show.
+# Both learn. Curves raise a suspicion but prove nothing, since another seed can differ as much. Evidence is what a
+# sound run *cannot* show.
 #
 # ## The first step
 #
-# Before the first update both runs have the same weights. Whatever differs in the first line of their logs is therefore the
-# fault itself, not what came of it; and whatever a fault would have changed by then, and is equal, clears that suspect.
+# Before the first update both runs have the same weights. Whatever differs in the first line of their logs is therefore
+# the fault itself, not what came of it; and whatever a fault would have changed by then, and is equal, clears that
+# suspect.
 
 # %%
 first = {name: log[0] for name, log in logs.items()}
@@ -100,16 +103,16 @@ same = all(
 print("\nthe rollouts are the same, token for token:", same)
 
 # %% [markdown]
-# Which suspects does this table clear? Think of what each would have to change: how a conversation runs, what it earns, with
-# whom it is compared, what is done with it afterwards.
+# Which suspects does this table clear? Think of what each would have to change: how a conversation runs, what it earns,
+# what it is compared with, or what is done with it afterwards.
 #
-# One step and one seed can hide a fault that had no occasion yet: a reward is only wrong where somebody answers wrongly
-# and is paid. So look at more.
+# A single step can hide a fault that had no occasion yet: a wrong reward shows only where a wrong answer is paid. So
+# look at more.
 #
 # ## A few rollouts, and their tokens
 #
-# A rollout of the last step that searched, by who wrote it. What to look for: turns that stop in the wrong place,
-# observations in the policy's color, a conversation that ends too early.
+# This is a rollout of the last step that searched, colored by who wrote each token. Look for turns that stop in the
+# wrong place, observations in the policy's color, and a conversation that ends too early.
 
 # %%
 tokenizer = AutoTokenizer.from_pretrained(runs["mystery"] / "checkpoints" / f"step-{STEPS:06d}" / "model")
@@ -118,9 +121,9 @@ row = max(range(len(lines)), key=lambda row: (lines[row]["reward"], len(lines[ro
 draw_trajectory(trajectories[row], tokenizer, f"reward {lines[row]['reward']:g}, answer {lines[row]['answer']!r}")
 
 # %% [markdown]
-# The token inspector of a report ([The report](../docs/report.md#the-trajectories)) shows for every token what the run wrote
-# down of it; here are those of the first turn. A ratio is the probability after the update over that before, at the token that
-# the update used.
+# The token inspector of a report ([The report](../docs/report.md#the-trajectories)) shows what the run recorded of
+# every token; here are the tokens of the first turn. The ratio is a token's probability after the update divided by
+# that before it, and stands only beside a token that the update used.
 
 # %%
 turn = lines[row]["segments"][1]
@@ -134,9 +137,10 @@ for piece, id_, logprob, ratio in zip(
 # %% [markdown]
 # ## Checks by hand
 #
-# A sound run looks over each step before its update (`run/invariants.py`). A run with a planted fault is spared that, or it would
-# end at once; but the checks can be made afterwards, on the files. Two of them are the package's own:
-# rollouts of a group are all of one question, and a turn's text is what its ids decode to. Three more are a line each.
+# A sound run looks over each step before its update (`run/invariants.py`). A run with a planted fault skips that, or it
+# would end at once, but the checks can be made afterwards on the files. Three of them are the package's own: a group
+# holds rollouts of one question, its advantages have mean 0, and a turn's text is what its ids decode to. Two more are
+# a line each.
 
 
 # %%
@@ -155,7 +159,7 @@ def checks(folder, step):
     most_turns = max(len(t.turns()) for t in trajectories)
     return {
         "a group is one question": holds(invariants.check_groups, groups, trajectories),
-        "advantages are those of the group": holds(invariants.check_advantages, advantages, rewards, groups, "group"),
+        "advantages of a group have mean 0": holds(invariants.check_advantages, advantages, rewards, groups, "group"),
         "a turn's text is its ids": holds(invariants.check_texts, trajectories, tokenizer),
         "paid is who answered right": paid == rewards.tolist(),
         "after the budget there is a last turn": most_turns == SMALL["max_turns"] + 1,
@@ -174,9 +178,10 @@ for what in found["sound"][0]:
 #
 # ## The loss, computed again
 #
-# With one update a step every ratio is 1 when the loss is made, and the surrogate is no more than
-# $-\sum_{i,t} w_{it} A_i$, with the weights $w$ of `core/algorithms.py:loss_weights`: one divided by the number of the policy's
-# tokens in the update (notebook 6). Rollouts and advantages are in the files, so it can be set beside `policy_loss` of the log.
+# With one update per step every ratio is 1 when the loss is computed, and the surrogate is just
+# $-\sum_{i,t} w_{it} A_i$, with the weights $w$ of `core/algorithms.py:loss_weights`: one divided by the number of the
+# policy's tokens in the update (notebook 6). The files hold rollouts and advantages, so this sum can be compared with `policy_loss` in the
+# log.
 
 
 # %%
@@ -203,13 +208,13 @@ axes[0].set_ylabel("policy_loss")
 _ = axes[0].legend()
 
 # %% [markdown]
-# The sound run's log is met at every step, the mystery's at none. Whatever is wrong stands between the advantages and the
-# gradient. Which of the six stand there? `loss_by_hand` takes other weights too.
+# Log and sum by hand agree at every step of the sound run and at no step of the mystery. Whatever is wrong lies between
+# the advantages and the gradient. Which of the six lie there? `loss_by_hand` takes other weights too.
 #
 # ## The grading
 #
-# Ask once you have two pieces of evidence, not before: with six suspects, guessing needs no thought at all. In a terminal:
-# `searchr1 mystery check runs/MYSTERY GUESS`. Here, with a guess that the checks have refuted:
+# Ask only when you have two pieces of evidence: with six suspects, guessing needs no thought at all. In a terminal the
+# command is `searchr1 mystery check runs/MYSTERY GUESS`. This cell asks with a guess that the checks have refuted:
 
 
 # %%
@@ -223,10 +228,10 @@ grade(runs["mystery"], "no-last-turn")
 # %% [markdown]
 # ## The repair
 #
-# `first_step(take, ...)` opens a run, lets `take(run)` train its first step under the fault, and returns the numbers that the step
-# logs. A repair puts the right function back into the loop, which is `core/training.py`: whatever that module calls can be
-# replaced. (A method of the run is replaced by `run.make_method = mine`, the reward by `one_step(run, 1, reward=mine)`.) With a fault
-# that is known, groups that collide:
+# `first_step(take, ...)` opens a run, lets `take(run)` train its first step under the fault, and returns the numbers
+# that the step logs. A repair puts the right function back into the loop, which is `core/training.py`: whatever that
+# module calls can be replaced. (A method of the run is replaced by `run.make_method = mine`, the reward by
+# `one_step(run, 1, reward=mine)`.) This cell repairs a fault that is known, groups that collide:
 
 
 # %%
@@ -250,8 +255,8 @@ for name, take in (("as it is", as_it_is), ("repaired", with_groups)):
     print(f"{name}: {n_off} of {len(sound)} numbers are not the sound step's")
 
 # %% [markdown]
-# The step is repaired when it logs what the sound run's first step logs; on questions of another seed, so that nothing can be
-# copied:
+# A step is repaired when it logs what the sound run's first step logs. The exercises compare the two on questions of
+# another seed, so that nothing can be copied:
 
 
 # %%
@@ -276,9 +281,10 @@ check("11.1", answer, "77423d252e10", hint="weigh the loss as each suspect left 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The first step clears who would have changed rollouts, rewards or groups by then; the checks clear the same three in all steps. The
-# inspector shows a ratio beside every token, so the tokens of the update are those that were sampled. Two ways to weigh are left, and
-# `museum.weights_by_whole_length` meets the log, `museum.weights_over_all_tokens` does not.
+# The first step clears who would have changed rollouts, rewards or groups by then; the checks clear the same three in
+# all steps. The inspector shows a ratio beside every token, so the tokens of the update are those that were sampled.
+# Two ways to weigh are left, and `museum.weights_by_whole_length` agrees with the log, `museum.weights_over_all_tokens`
+# does not.
 #
 # ```python
 # answer = "tool-tokens-in-length"
@@ -286,8 +292,8 @@ check("11.1", answer, "77423d252e10", hint="weigh the loss as each suspect left 
 #
 # </details>
 #
-# **11.2** Repair it: a function of an opened run that trains its first step as it should be, and returns the row. Write the formula
-# yourself.
+# **11.2** Repair it: a function of an opened run that trains its first step as it should be, and returns the row. Write
+# the formula yourself.
 
 # %%
 answer = ...  # a function of run
@@ -307,9 +313,9 @@ check_code("11.2", repaired(answer, NUMBER), soundly, [(4,)], hint="compare its 
 #
 # </details>
 #
-# **11.3, the capstone** Number 34 hides another fault, and its curves are those of a sound run. Train it as above, name it with two
-# pieces of evidence, have it graded, and repair its first step. Then write half a page: what would have found this fault in a code base
-# of your own, before it cost a week?
+# **11.3, the capstone** Number 34 hides another fault, and its curves are those of a sound run. Train it as above, name
+# it with two pieces of evidence, have it graded, and repair its first step. Then write half a page: what would have
+# found this fault in a code base of your own before it cost a week?
 
 # %%
 answer = ...  # a function of run
@@ -318,9 +324,9 @@ check_code("11.3", repaired(answer, 34), soundly, [(4,)], hint="what does the so
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# All checks hold, and the loss by hand meets the log but for a step or two. Yet in the first step, on the same rollouts, `entropy` and
-# `grad_norm` differ; and no token of the inspector has a ratio, since those of the update are not those that were sampled:
-# `retokenize`. The batch has to be built of the ids that were sampled:
+# All checks hold, and the loss by hand agrees with the log in all steps but one. Yet in the first step, on the same
+# rollouts, `entropy` and `grad_norm` differ; and no token of the inspector has a ratio, since those of the update are
+# not those that were sampled: `retokenize`. The batch has to be built of the ids that were sampled:
 #
 # ```python
 # from torch.nn.utils.rnn import pad_sequence
@@ -347,6 +353,7 @@ check_code("11.3", repaired(answer, 34), soundly, [(4,)], hint="what does the so
 #         return one_step(run, 1)
 # ```
 #
-# What would have found it: a test that the ids of the batch are those of the rollouts (`invariants.check_batch`), in every step.
+# What would have found it: a test that the ids of the batch are those of the rollouts (`invariants.check_batch`), in
+# every step.
 #
 # </details>
