@@ -92,14 +92,14 @@ class Variant:
     """What a relative of GRPO does in another way than the paper; as it stands, the paper's way. See variants/.
 
     Attributes:
-        roll_out: draws the trajectories of a step's questions, as `rollout` does.
+        roll_out: draws the trajectories of a step's questions in place of `rollout`.
         compare: advantages (N,) of rewards (N,) and numbers of groups (N,), as `group_advantages` does.
         add_advantages: of a step's rollouts and batch, what comes on top of those (N, T-1).
         importance: of the update's log-probs and the sampler's (N, T-1), weights (N, T-1) on the surrogate.
         ratio, surrogate, penalties: see `policy_loss`.
     """
 
-    roll_out: Callable = rollout
+    roll_out: Callable | None = None
     compare: Callable[[Tensor, Tensor], Tensor] = group_advantages
     add_advantages: Callable[[Rollouts, Batch], Tensor] | None = None
     importance: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -187,7 +187,7 @@ def collect(
     for round_ in range(settings.objective.dynamic_sampling):
         questions = questions_of_step(environment.examples, step, config, round_)
         group = [question for question in questions for _ in range(config.group_size)]
-        trajectories, stats = variant.roll_out(
+        trajectories, stats = (variant.roll_out or rollout)(
             group, environment.make_method, policy, environment.retriever, environment.limits,
             temperature=settings.rollout.temperature, seed=config.seed * 1_000_003 + step + round_ * 500_009,
         )  # fmt: skip

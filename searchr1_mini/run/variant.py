@@ -8,7 +8,6 @@ from torch import Tensor
 
 from searchr1_mini.core.algorithms import clipped_surrogate, group_advantages
 from searchr1_mini.core.batch import Batch
-from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import Rollouts, Variant
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.variants.baselines import batch_advantages
@@ -41,7 +40,7 @@ def variant_of(config: TrainConfig) -> Variant:
         return sum(add(rollouts, batch) for add in added)
 
     return Variant(
-        roll_out=partial(tree_rollout, leaves=leaves) if leaves > 1 else rollout,
+        roll_out=partial(tree_rollout, leaves=leaves) if leaves > 1 else None,
         compare=compare,
         add_advantages=add_advantages if added else None,
         importance=partial(importance_weights, cap=cap, mode=mode) if cap else None,

@@ -145,7 +145,9 @@ def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):
     got, prepare = [], training.prepare_grpo
 
     def seen(policy, batch, advantages, *rest):
-        got.append((batch.rewards.tolist(), advantages.tolist()))
+        masks = list(batch.loss_mask)
+        of_rows = [set(row[: len(mask)][mask].tolist()) for row, mask in zip(advantages, masks, strict=True)]
+        got.append((batch.rewards.tolist(), [value for (value,) in of_rows]))  # one along a row
         return prepare(policy, batch, advantages, *rest)
 
     monkeypatch.setattr(training, "prepare_grpo", seen)
