@@ -95,7 +95,8 @@ assert torch.allclose(torch.tensor(by_hand), advantages[group_ids == mixed], ato
 batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
 objective, how = config.objective, (config.rollout.temperature, run.optimizer.micro_batches)
 passes = rows_of_updates(batch.group_ids.tolist(), config.optimization, run.optimizer.updates)
-experience = prepare_grpo(run.policy, batch, advantages, objective, *how, passes, needs_old=True)
+of_tokens = advantages[:, None] * batch.loss_mask  # the same number at every policy token of a rollout
+experience = prepare_grpo(run.policy, batch, of_tokens, objective, *how, passes, needs_old=True)
 batch, mask = experience.batch, experience.batch.loss_mask
 old, ref = batch.old_logprobs, experience.ref_logprobs
 ratio_before = (all_logprobs(run.policy, batch, *how) - old)[mask].exp()

@@ -153,9 +153,10 @@ def take_over(config: TrainConfig, out: Path) -> None:
     folder = Path(config.run.output_dir)
     if (folder / "config.json").exists():
         return
-    wanted = flat(config) | {"output_dir": None, "git_commit": git_commit()}
+    of_its_own = {"output_dir": None, "date": None}  # the day is filled in as a run begins
+    wanted = flat(config) | of_its_own | {"git_commit": git_commit()}
     for path in sorted(out.parent.glob(f"*/*/{folder.name}/summary.json")):
-        saved = read_json(path.with_name("config.json")) | {"output_dir": None}
+        saved = read_json(path.with_name("config.json")) | of_its_own
         if all(name in saved and saved[name] == value for name, value in wanted.items()):
             aside = folder.with_name(f".{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)

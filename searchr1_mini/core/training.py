@@ -108,6 +108,9 @@ class Variant:
     penalties: Mapping[str, tuple[float, Penalty]] = field(default_factory=dict)
 
 
+PAPER = Variant()
+
+
 class Run(Protocol):
     """What the loop needs of whatever keeps a run: its steps one after the other, and somebody to tell of each."""
 
@@ -131,7 +134,7 @@ def train_policy(
     settings: Settings,
     run: Run,
     reward: Reward,
-    variant: Variant = Variant(),
+    variant: Variant = PAPER,
 ) -> None:
     """Trains by Search-R1 (paper, section 3.1), by GRPO, or with a critic by PPO, one step after the other."""
     objective, temperature = settings.objective, settings.rollout.temperature
@@ -180,7 +183,7 @@ def train_policy(
 
 
 def collect(
-    policy: Policy, environment: Environment, settings: Settings, step: int, reward: Reward, variant: Variant
+    policy: Policy, environment: Environment, settings: Settings, step: int, reward: Reward, variant: Variant = PAPER
 ) -> Rollouts:
     """Rolls out a step's questions; with dynamic sampling, rounds until enough groups differ in reward (DAPO)."""
     config, rollouts = settings.optimization, Rollouts()
@@ -247,7 +250,7 @@ def teaches(objective: ObjectiveConfig, weight_decay: float, advantages: Tensor,
     return bool(others) or bool(advantages.any())
 
 
-def weighted(experience: Experience, settings: Settings, variant: Variant) -> Experience:
+def weighted(experience: Experience, settings: Settings, variant: Variant = PAPER) -> Experience:
     """Weighs (N, T-1) each token of what an optimizer step learns from, in its losses."""
     mask, objective = experience.batch.loss_mask, settings.objective
     experience.weights = loss_weights(mask, objective.loss_aggregation, settings.rollout.max_new_tokens)
@@ -259,7 +262,7 @@ def weighted(experience: Experience, settings: Settings, variant: Variant) -> Ex
 
 
 def loss_of_policy(
-    logprobs: Tensor, entropy: Tensor, part: Experience, objective: ObjectiveConfig, variant: Variant
+    logprobs: Tensor, entropy: Tensor, part: Experience, objective: ObjectiveConfig, variant: Variant = PAPER
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Computes the policy's loss on a micro-batch, and what it logs; where pi_old is nan, this forward is pi_old."""
     old_logprobs = torch.where(part.batch.old_logprobs.isnan(), logprobs.detach(), part.batch.old_logprobs)

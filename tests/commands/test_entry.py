@@ -40,8 +40,12 @@ def started(words: list[str], folder: Path, injected: str = "", **options) -> su
     (folder / "sitecustomize.py").write_text(injected)
     path = os.pathsep.join([str(folder), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path} | options.pop("env", {})
+    closing = options.pop(
+        "closing", ""
+    )  # by a shell: a preexec_fn forks this process, with the threads of its libraries
+    command = ["sh", "-c", f'exec "$@" {closing}', "sh", sys.executable, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
 def interrupted(entries: list[list[str]], module: str, how: str, folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -101,7 +105,7 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, int, bytes, bytes]]:
     full = open("/dev/full", "wb")  # noqa: SIM115
     terminals = {
         "ascii": {"env": {"PYTHONIOENCODING": "ascii"}},
-        "all closed": {"preexec_fn": lambda: [os.close(fd) for fd in (0, 1, 2)], "stdout": None, "stderr": None},
+        "all closed": {"closing": "<&- >&- 2>&-", "stdout": None, "stderr": None},
         "full": {"stdout": full},
         "unread": {},
     }
@@ -173,7 +177,7 @@ def test_every_command_says_what_is_wrong_on_a_bad_terminal(tmp_path, entry):
     """Closed output, ASCII errors with characters that are none, and nobody who reads the help."""
     flag = {"searchr1_mini.ablate": "--model", "searchr1_mini.pretrain": "--init"}.get(entry[-1], "--\u00e9\u4e2d")
     ascii_only = {"PYTHONIOENCODING": "ascii"}
-    closed = started([*entry, flag, "\u4e2d"], tmp_path, preexec_fn=lambda: os.close(1), stdout=None, env=ascii_only)
+    closed = started([*entry, flag, "\u4e2d"], tmp_path, closing=">&-", stdout=None, env=ascii_only)
     _, err = closed.communicate(timeout=120)
     assert closed.returncode == 2 and b"Traceback" not in err and err.isascii()
     unread = started([*entry, "--help"], tmp_path)

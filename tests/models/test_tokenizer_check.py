@@ -183,7 +183,7 @@ def test_a_row_without_a_token_is_an_error_and_does_not_wait(random_policy):
     )  # fmt: skip
     decoder.expect([[]])
     decoder.start(0, [])
-    with pytest.raises(UserError, match="without a token"):
+    with pytest.raises(UserError, match="without tokens"):
         decoder.generate(0, ("x",), 4)
 
 

@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 
 from searchr1_mini import race
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.options.cli import parse
+from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flag_of, options_of, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
@@ -176,9 +176,9 @@ def run_parser(script: str, words: list[str]) -> None:
         config_class = TrainConfig
     while script in TAKE_RUNS and words and not words[0].startswith("--"):
         words = words[1:]
-    config = parse(config_class, script, "", words)
+    config, unasked = parse_asked(config_class, script, "", words)
     if config_class is TrainConfig and is_whole:
-        config = resolve(with_options(config, init=None))  # a run that is not there
+        config = resolve(with_options(config, init=None), unasked)  # a run that is not there
         if config.run.model.startswith("Qwen"):
             resolve_model(config.run.model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -59,7 +60,11 @@ def fill(disk: Path, leaving: int = 0) -> None:
 
 
 def remount(disk: Path, mode: str) -> None:
-    """Makes this mount of the disk read-only or writable, also while a deleted file of it is still open ("bind")."""
+    """Makes this mount of the disk read-only or writable, also while a deleted file of it is still open ("bind").
+
+    Files that failed writes left in the frames of tracebacks are closed first: one alone would keep the mount writable.
+    """
+    gc.collect()
     subprocess.run(["mount", "-o", f"remount,bind,{mode}", str(disk)], check=True)
 
 
