@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,12 +60,15 @@ def fill(disk: Path, leaving: int = 0) -> None:
 
 
 def remount(disk: Path, mode: str) -> None:
-    """Makes this mount of the disk read-only or writable, also while a deleted file of it is still open ("bind").
+    """Makes a disk read-only (ro), by a second mount on top of it, or writable again (rw).
 
-    Files that failed writes left in the frames of tracebacks are closed first: one alone would keep the mount writable.
+    The first mount cannot be made read-only while any file of it is open for writing, by whichever process.
     """
-    gc.collect()
-    subprocess.run(["mount", "-o", f"remount,bind,{mode}", str(disk)], check=True)
+    if mode == "ro":
+        subprocess.run(["mount", "--bind", str(disk), str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(disk)], check=True)
+    elif os.statvfs(disk).f_flag & os.ST_RDONLY:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def just_before(monkeypatch, owner, name: str, happen, is_due=lambda *_: True) -> None:
