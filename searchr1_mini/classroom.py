@@ -20,6 +20,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.nested import grouped
 from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.paths import folders_first, page_path
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import listed_paths
 
@@ -31,9 +32,11 @@ class ClassroomConfig:
     """Options of the board."""
 
     folders: str | None = grouped(
-        "what", None, "folders that hold runs, separated by commas; the first words of the command line will do"
+        "what", None, "folders that hold runs, separated by commas; they may also stand first, without this flag"
     )
-    output: str | None = grouped("what", None, "the page [default: classroom.html in the first of the folders]")
+    output: str | None = grouped(
+        "what", None, "file for the page [default: classroom.html in the first of the folders]"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,19 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: anything that the user can fix.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    n_folders = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
-    if n_folders:
-        words[:n_folders] = ["--folders", ",".join(words[:n_folders])]
+    words = folders_first(sys.argv[1:] if argv is None else argv, "--folders")
     config = parse(ClassroomConfig, "python -m searchr1_mini.classroom", __doc__.splitlines()[0], words)
     if config.folders is None:
         raise UserError("name the folder that holds the runs: python -m searchr1_mini.classroom handed-in")
     folders = [Path(name) for name in listed_paths(config.folders)]
-    output = folders[0] / "classroom.html" if config.output is None else Path(config.output)
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder; name a file, as in {output / 'classroom.html'}")
-    if config.output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    output = folders[0] / "classroom.html" if config.output is None else page_path(config.output, "classroom.html")
     status.now("reading runs")
 
     from searchr1_mini.pages.classroom import terminal, told, write_classroom

@@ -21,6 +21,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.nested import grouped
 from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.paths import folders_first, page_path
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.storage.files import listed_paths
 
@@ -41,10 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: anything that the user can fix.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    n_folders = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
-    if n_folders:
-        words[:n_folders] = ["--runs", ",".join(words[:n_folders])]
+    words = folders_first(sys.argv[1:] if argv is None else argv, "--runs")
     config = parse(ReportConfig, "python -m searchr1_mini.report", __doc__.splitlines()[0], words)
     if config.runs is None:
         raise UserError("name the run: python -m searchr1_mini.report runs/NAME")
@@ -54,11 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{run} is not the folder of a run (it has no metrics.jsonl); name one as runs/NAME")
     if len(runs) > len(ascii_uppercase):
         raise UserError(f"{len(runs)} runs do not fit a page; name {len(ascii_uppercase)} at most")
-    output = None if config.output is None else Path(config.output)
-    if output is not None and output.is_dir():
-        raise UserError(f"--output {output} is a folder; name a file, as in {output / 'report.html'}")
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    output = None if config.output is None else page_path(config.output, "report.html")
     print(f"written to {write_report(*runs, output=output)}", flush=True)
 
 

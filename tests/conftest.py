@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import CPU, save_random_qwen2
+from helpers.paths import ROOT
 from hypothesis import settings
 from transformers import AutoTokenizer
 
@@ -19,6 +21,7 @@ from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.resolve import resolve_model
 
+SCREENSHOTS = runpy.run_path(str(ROOT / "docs" / "screenshots.py"))
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
@@ -28,6 +31,16 @@ def nobody_asked():
     """A test that leaves a step in its midst, or asks to stop, does so alone."""
     yield
     interrupt.clear()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The headless Chromium that also takes the pictures of the docs."""
+    pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
+    if SCREENSHOTS["chromium_path"]() is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    with SCREENSHOTS["chromium"]() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="session")

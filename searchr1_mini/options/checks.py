@@ -183,6 +183,9 @@ def check_resolved(config: TrainConfig) -> None:
          f"{rollout.max_total_tokens}"),
         (objective.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",
          "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
+        (objective.baseline == "group" and not objective.normalize_std and step.group_size == 1
+         and config.run.algorithm == "grpo",
+         "--no-normalize-std does nothing with --group-size 1, whose rollouts keep their rewards; leave one out"),
         (step.group_size % (1 + config.variant.tree_branches) != 0,
          f"--tree-branches {config.variant.tree_branches} makes trees of {1 + config.variant.tree_branches} rollouts, "
          f"of which --group-size {step.group_size} must be a multiple"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,26 @@ def at_home(name: str, value: Any) -> Any:
         raise UserError(
             f"{flag_of(name)} {shown(value)}: {value.split('/')[0]} is no known home; write ./~ for a name of that form"
         )
+    return path
+
+
+def folders_first(words: Sequence[str], flag: str) -> list[str]:
+    """Puts the folders that a command begins with behind their flag, separated by commas."""
+    n = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
+    return [flag, ",".join(words[:n]), *words[n:]] if n else list(words)
+
+
+def page_path(output: str, name: str) -> Path:
+    """Returns the file that `--output` names for a page.
+
+    Raises:
+        UserError: it is a folder, in which the page would be called `name`, or it lies in none.
+    """
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; name a file, as in {path / name}")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.parent}; make it first")
     return path
 
 

@@ -88,6 +88,7 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--algorithm", "ppo", "--gae-lambda", "1.5"], "must be at most 1"),
         (["--group-size", "1", "--dynamic-sampling", "2"], "raise --group-size"),
         (["--group-size", "1", "--baseline", "leave-one-out"], "--baseline none"),
+        (["--group-size", "1", "--no-normalize-std"], "--no-normalize-std does nothing with --group-size 1"),
         (["--reward", "f2"], "did you mean f1?"),
         (["--model", "Qwen2.5-3B", "--world-noise", "3"], "--world-noise need --dataset world"),
         (["--method", "r1", "--retriever", "bm25"], "without a search engine"),

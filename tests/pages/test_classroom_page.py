@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
 from helpers.handed_in import hand_in
 from helpers.hostile import FRAGMENTS
-from helpers.paths import ROOT
 
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.pages.classroom import write_classroom
 from searchr1_mini.pages.classroom_data import Entry, board
 from searchr1_mini.storage.printable import one_line
-
-SCREENSHOTS = runpy.run_path(str(ROOT / "docs" / "screenshots.py"))
-pytest.importorskip("playwright", reason="the tests of the page need playwright: pip install -e '.[dev]'")
-if SCREENSHOTS["chromium_path"]() is None:
-    pytest.skip("the tests of the page need Chromium: apt-get install chromium", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with SCREENSHOTS["chromium"]() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +26,7 @@ def page_of_a_class(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def opened(browser):
+def opened_board(browser):
     """Opens a page, and closes it with a look at what it asked for and said."""
     pages = []
 
@@ -59,8 +46,8 @@ def opened(browser):
         page.close()
 
 
-def test_everybody_is_on_it_with_figures_changes_and_reasons(opened, page_of_a_class):
-    page = opened(page_of_a_class)
+def test_everybody_is_on_it_with_figures_changes_and_reasons(opened_board, page_of_a_class):
+    page = opened_board(page_of_a_class)
     cells = [row.locator("td").all_text_contents() for row in page.locator("tbody tr").all()]
     assert page.locator("thead th").all_text_contents() == (
         "place|who|EM|EM 1 hop|EM 2 hops|emptied|steps|seconds|changed".split("|")
@@ -79,8 +66,8 @@ def test_everybody_is_on_it_with_figures_changes_and_reasons(opened, page_of_a_c
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
-def test_it_fits_a_phone_and_a_screen_in_light_and_dark(opened, page_of_a_class, width, scheme):
-    page = opened(page_of_a_class, width, color_scheme=scheme)
+def test_it_fits_a_phone_and_a_screen_in_light_and_dark(opened_board, page_of_a_class, width, scheme):
+    page = opened_board(page_of_a_class, width, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     paper = page.locator("body").evaluate("element => getComputedStyle(element).backgroundColor")
     assert ("251" in paper) == (scheme == "light")
@@ -90,10 +77,10 @@ def test_it_fits_a_phone_and_a_screen_in_light_and_dark(opened, page_of_a_class,
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
 
 
-def test_hostile_names_settings_and_reasons_are_text(opened, tmp_path):
+def test_hostile_names_settings_and_reasons_are_text(opened_board, tmp_path):
     texts = list(FRAGMENTS.values())
     entries = [Entry(text, em=0.5, changed=[text], faults=[text]) for text in texts]
-    page = opened(write_classroom(entries, tmp_path / "classroom.html"), 390)
+    page = opened_board(write_classroom(entries, tmp_path / "classroom.html"), 390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator(".changed code").all_text_contents() == [one_line(text) for text in texts]
     assert page.locator(".faults li").all_text_contents() == [one_line(text) for text in texts]

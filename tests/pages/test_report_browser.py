@@ -10,10 +10,10 @@ from pathlib import Path
 from unicodedata import normalize
 
 import pytest
-from helpers.accessible import colliding_texts, serious_findings
 from helpers.hostile import hostile_set
 from helpers.paths import ROOT
 from helpers.report_runs import ADVANTAGES, LOGPROB, RATIO, row, write_hostile_run, write_run
+from helpers.watched import Watched
 
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.log import write_watched
@@ -21,76 +21,6 @@ from searchr1_mini.storage.files import read_jsonl
 from searchr1_mini.storage.printable import one_line, plain
 
 SCREENSHOTS = runpy.run_path(str(ROOT / "docs" / "screenshots.py"))
-pytest.importorskip("playwright", reason="the tests of the page need playwright: pip install -e '.[dev]'")
-if SCREENSHOTS["chromium_path"]() is None:
-    pytest.skip("the tests of the page need Chromium: apt-get install chromium", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with SCREENSHOTS["chromium"]() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, tokenizer) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("runs")
-    return write_run(folder / "grpo", tokenizer), write_run(folder / "ppo", tokenizer, ppo=True)
-
-
-@pytest.fixture(scope="module")
-def report(runs) -> Path:
-    return write_report(runs[0])
-
-
-@pytest.fixture(scope="module")
-def both(runs) -> Path:
-    return write_report(*runs)
-
-
-class Watched:
-    """A page, and whatever it did that a page of text does not do."""
-
-    def __init__(self, browser, path: Path, width: int = 1200, height: int = 800, **options) -> None:
-        self.told: list[str] = []
-        self.page = browser.new_page(viewport={"width": width, "height": height}, **options)
-        self.page.on("dialog", lambda dialog: (self.told.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        self.page.on("console", lambda message: self.told.append(f"console {message.text}"))
-        self.page.on("pageerror", lambda error: self.told.append(f"error {error}"))
-        self.page.on("popup", lambda _: self.told.append("popup"))
-        self.page.on("request", lambda request: self.told.append(f"request {request.url}"))
-        self.page.goto(path.as_uri())
-        self.told.remove(f"request {path.as_uri()}")
-
-    def shown(self, selector: str) -> list[str]:
-        return self.page.locator(selector).all_text_contents()
-
-    def choose(self, **controls: str) -> None:
-        for name, value in controls.items():
-            control = self.page.locator(f"#{name}")
-            if name in ("least", "most"):
-                control.fill(value)
-            else:
-                control.select_option(value)
-
-    def readout_of(self, selector: str, nth: int) -> str:
-        self.page.locator(selector).nth(nth).hover()
-        return self.page.locator("#token").text_content()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens pages, and closes them with a look at what they did."""
-    pages: list[Watched] = []
-
-    def opener(path: Path, *size: int, **options) -> Watched:
-        pages.append(Watched(browser, path, *size, **options))
-        return pages[-1]
-
-    yield opener
-    for watched in pages:
-        assert watched.told == []
-        watched.page.close()
 
 
 def test_a_token_shows_its_writer_log_prob_ratio_and_advantage(opened, runs, report):
@@ -339,71 +269,3 @@ def test_the_slider_shows_the_same_questions_at_each_evaluation(opened, tmp_path
 
 def test_without_evaluations_there_is_no_slider(opened, report):
     assert opened(report).page.locator("#watch").is_hidden()
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
-def test_axe_finds_nothing_serious(opened, report, width, scheme):
-    watched = opened(report, width, 900, color_scheme=scheme)
-    assert serious_findings(watched.page) == []
-    watched.choose(colour="advantage")
-    assert serious_findings(watched.page, "#trajectories", ["color-contrast"]) == []
-    watched.page.evaluate("document.querySelector('h1').replaceChildren(document.createElement('button'))")
-    assert len(serious_findings(watched.page, "h1")) == 1, "a button without a name"
-
-
-def test_no_text_of_a_chart_touches_another(opened, runs, tmp_path, tokenizer):
-    """Six runs that end at the same values, with long names of sources."""
-    folders = [write_run(tmp_path / str(n), tokenizer) for n in range(6)]
-    for folder in folders:
-        path = folder / "metrics.jsonl"
-        path.write_text(path.read_text().replace("world-1hop", "a data set with a long name"))
-    for width in (390, 1400):
-        watched = opened(write_report(*folders), width, 900)
-        watched.page.locator("details").first.evaluate("one => (one.open = true)")
-        assert colliding_texts(watched.page) == []
-    watched.page.evaluate("document.querySelectorAll('svg text').forEach((one) => one.setAttribute('x', 60))")
-    assert len(colliding_texts(watched.page)) > 10
-
-
-def test_a_chart_tells_its_values_under_the_pointer_and_by_keyboard(opened, both):
-    watched = opened(both)
-    figure = watched.page.locator("figure").filter(has_text="mean reward of the step")
-    chart, told = figure.locator("svg"), figure.locator("output")
-    assert told.text_content() == ""
-    chart.hover(position={"x": 2, "y": 50})
-    assert told.text_content() == "A 0.3333 at 1 · B 0.3333 at 1"
-    watched.page.mouse.move(0, 0)
-    assert told.text_content() == ""
-    chart.focus()  # where the pointer was
-    assert told.text_content() == "A 0.3333 at 1 · B 0.3333 at 1" == chart.get_attribute("aria-valuetext")
-    for key, step in (("End", 3), ("ArrowLeft", 2), ("Home", 1), ("ArrowRight", 2), ("End", 3), ("ArrowRight", 3)):
-        chart.press(key)
-        assert told.text_content().endswith(f" at {step}") and chart.get_attribute("aria-valuenow") == str(step - 1)
-
-
-def test_right_and_wrong_rollouts_are_told_apart_by_mark_and_edge(opened, report):
-    watched = opened(report)
-    marks = ["✗ wrong", "✓ right", "✗ wrong", "✗ wrong"]
-    assert watched.shown(".card p strong") == marks
-    edges = "[...document.querySelectorAll('.card')].map((card) => getComputedStyle(card).borderTopStyle)"
-    assert watched.page.evaluate(edges) == ["solid" if "✓" in mark else "dashed" for mark in marks]
-    writers = "[...document.querySelectorAll('p .prompt, .card:first-child .policy, .card:first-child .observation')]"
-    styles = watched.page.evaluate(f"{writers}.map((one) => getComputedStyle(one).borderLeftStyle)")
-    assert styles == ["dotted", "solid", "double", "solid"]
-
-
-@pytest.mark.parametrize("colour", ["logprob", "ratio", "advantage"])
-def test_each_coloring_has_a_legend(opened, report, colour):
-    watched = opened(report)
-    assert watched.page.locator("#legend").is_hidden()
-    watched.choose(colour=colour)
-    ends = {"logprob": ["−4 and below", "0"], "ratio": ["0.74 and below", "1", "1.35 and above"],
-            "advantage": ["−1.5 and below", "0", "+1.5 and above"]}[colour]  # fmt: skip
-    assert watched.shown("#legend .token") == ends
-    look = "one => [getComputedStyle(one).backgroundColor, getComputedStyle(one).textDecorationLine]"
-    low, *others = (one.evaluate(look) for one in watched.page.locator("#legend .token").all())
-    assert low[1] == "overline" and all(mark == "none" for _, mark in others)
-    token = watched.page.locator(".card:first-child .policy .token").first
-    assert token.evaluate(look)[1] == ("overline" if colour != "ratio" else "none")
-    watched.choose(colour="")
-    assert watched.page.locator("#legend").is_hidden()
