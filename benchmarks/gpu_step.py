@@ -8,7 +8,7 @@ measured again.
   in the same run), and calls of ATen that the host makes, for the stacked forward and for transformers' own.
 - generate: the same rows by transformers' `generate`, prompts and new tokens alike.
 - 12gb, 16gb, 24gb: NF4 and LoRA with that preset, the process held to so much memory: seconds and peak of each phase of
-  a step of 2 questions x 8, and the peak that the preflight predicts.
+  a step of 4 questions x 8 whose contexts fill up, after a small one, and the peak that the preflight predicts.
 
 Other flags are those of train.py, for the presets:
 
@@ -75,21 +75,29 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="Qwen2.5-3B")
     parser.add_argument("--part", choices=PARTS, help="measure this one alone")
     parser.add_argument("--results", type=Path, default=Path("gpu_step.json"))
-    parser.add_argument("--questions", type=int, default=2)
+    parser.add_argument(
+        "--model", type=Path, help="folder of the random model, made where it is missing [default: a temporary one]"
+    )
+    parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--new", type=int, default=150, help="tokens per turn")
-    parser.add_argument("--observation", type=int, default=400, help="tokens per observation")
+    parser.add_argument("--observation", type=int, default=500, help="tokens per observation, at most the preset's")
     args, flags = parser.parse_known_args()
-    if args.part:
+    with tempfile.TemporaryDirectory() as folder:
+        args.model = args.model or Path(folder) / "model"
+        if not args.model.exists():
+            save_random(args.model, *SHAPES[args.shape])
         results = json.loads(args.results.read_text()) if args.results.is_file() else {}
-        results[args.part] = measure(args, flags)
-        args.results.write_text(json.dumps(results, indent=1))
-    else:
-        for part in PARTS:
-            if not args.results.is_file() or part not in json.loads(args.results.read_text()):
-                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--part", part], check=True)
-    print_table(json.loads(args.results.read_text()))
+        if args.part:
+            results[args.part] = measure(args, flags)
+            args.results.write_text(json.dumps(results, indent=1))
+        for part in () if args.part else PARTS:
+            if part not in results:
+                own = ["--part", part, "--model", str(args.model)]
+                subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], check=True)
+    if not args.part:
+        results = json.loads(args.results.read_text())
+    print_table(results if not args.part else {args.part: results[args.part]})
 
 
 def measure(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
@@ -105,9 +113,8 @@ def measure(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     else:
         flags += ["--no-load-in-4bit", "--rollout-batch-size", str(max(ROWS))]
     with tempfile.TemporaryDirectory() as folder:
-        save_random(Path(folder) / "model", *SHAPES[args.shape])
         config = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags)
-        run = open_run(resolve(with_options(config, model=f"{folder}/model", output_dir=f"{folder}/run")))
+        run = open_run(resolve(with_options(config, model=str(args.model), output_dir=f"{folder}/run")))
         work = {"decode": of_decode, "generate": of_generate}.get(args.part, of_preset)
         card = torch.cuda.get_device_name() if run.policy.device.type == "cuda" else "CPU"
         return {"card": card, "shape": args.shape, "rows": work(run, args)}
@@ -124,6 +131,8 @@ def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, voc
     with torch.device(device):
         model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # a process of its own measures
     AutoTokenizer.from_pretrained(resolve_model("tiny")).save_pretrained(folder)
 
 
@@ -203,15 +212,15 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def of_preset(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rollout, log-probs and update of one step, after one to warm up."""
+    """Rollout, log-probs and update of one step, after a small one that warms up and gives AdamW its moments."""
     steps: list[dict[str, tuple[float, float]]] = []
 
     def timed(name: str, function: Callable) -> Callable:
-        return lambda *arguments: phase(steps[-1], name, lambda: function(*arguments))[0]
+        return lambda *args, **kwargs: phase(steps[-1], name, lambda: function(*args, **kwargs))[0]
 
     def collect(*_) -> Rollouts:
         steps.append({})
-        return timed("rollout", roll)(run, args)
+        return timed("rollout", roll)(run, args, is_small=len(steps) == 1)
 
     training.collect, training.prepare_grpo = collect, timed("log-probs", training.prepare_grpo)
     run.optimizer.step = timed("update", run.optimizer.step)
@@ -220,6 +229,7 @@ def of_preset(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = [{"phase": name, "seconds": s, "peak, GB": peak} for name, (s, peak) in steps[-1].items()]
     for row in rows:
         row["predicted, GB"] = predicted.total(row["phase"]) / 1e9 if row["phase"] in predicted.phases else math.nan
+    print(predicted.table(), file=sys.stderr)
     return rows
 
 
@@ -236,8 +246,9 @@ def phase(phases: dict[str, tuple[float, float]], name: str, work: Callable) -> 
     return result, took
 
 
-def roll(run: Run, args: argparse.Namespace) -> Rollouts:
-    """Rollouts of fixed lengths, every other one paid: so many turns, an observation after each but the last."""
+def roll(run: Run, args: argparse.Namespace, is_small: bool = False) -> Rollouts:
+    """Rollouts that fill their contexts, turn and observation by turns, every other one paid; a small one: two turns
+    of two rows."""
     words = "the city of Oslo has a mayor named Ada Brook who works for Amber Works " * 60
 
     class Same:
@@ -246,19 +257,17 @@ def roll(run: Run, args: argparse.Namespace) -> Rollouts:
 
     def method(question: str) -> Method:
         yield Prompt(question)
-        for turn in range(1, args.turns + 1):
+        for _ in range(2 if is_small else sys.maxsize):  # ends where no observation fits any more
             yield Generate(("\0never",), args.new)
-            if turn < args.turns:
-                yield Observe(passages=(yield Search("q", 1)))
+            yield Observe(passages=(yield Search("q", 1)))
         yield Finish(None, "turns")
 
-    examples = [
-        Example(str(n), f"{n} {words[:400]}", ("x",), "s") for n in range(args.questions) for _ in range(args.group)
-    ]
+    questions, group = (1, 2) if is_small else (args.questions, args.group)
+    examples = [Example(str(n), f"{n} {words[:200]}", ("x",), "s") for n in range(questions) for _ in range(group)]
     limits = replace(run.limits, max_observation_tokens=min(args.observation, run.limits.max_observation_tokens))
     trajectories, stats = rollout(examples, method, run.policy, Same(), limits, temperature=1.0, seed=0)
     rewards = [float(index % 2) for index in range(len(examples))]
-    groups = [index // args.group for index in range(len(examples))]
+    groups = [index // group for index in range(len(examples))]
     return Rollouts(trajectories, examples, rewards, groups, [stats])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -31,6 +32,8 @@ def faster(policy: Policy, compiles: bool = False) -> Iterator[None]:
         if policy.has_adapter and policy.merges and policy.dtype == torch.float32:
             stack.enter_context(merged(policy.model, ADAPTER))
         stack.enter_context(cast_once(policy.model, policy.dtype))
+        if compiles:
+            stack.callback(gc.collect)  # torch.compile leaves cycles that hold the weights it saw
         stack.callback(setattr, policy, "stacked", None)
         policy.stacked = stacked(policy, compiles) if policy.stacks else None
         yield

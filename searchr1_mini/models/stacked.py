@@ -185,7 +185,8 @@ class StackedModel:
         stream = self.embedding.weight.dtype
         self.layers = [read_layer(layer, stream) for layer in backbone.layers]
         self.eps, self.norm = policy.config.rms_norm_eps, backbone.norm.weight.to(stream)
-        self.step = torch.compile(self._step, fullgraph=True, dynamic=False) if compiles else self._step
+        step = StackedModel._step  # not bound: a cycle would keep all weights of a rollout through the update
+        self.step = torch.compile(step, fullgraph=True, dynamic=False) if compiles else step
         self.captures = policy.device.type == "cuda"
         self.has_few_shapes = self.captures or compiles
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
@@ -227,7 +228,7 @@ class StackedModel:
         self.staged[1, n:size] = cache.capacity
         self.fed[:, :size].copy_(self.staged[:, :size], non_blocking=True)
         inputs = self.fed[0, :size], self.fed[1, :size], cache.keys, cache.values, span
-        return (self._replayed((size, span), inputs) if self.captures else self.step(*inputs))[:n]
+        return (self._replayed((size, span), inputs) if self.captures else self.step(self, *inputs))[:n]
 
     def _begin(self, cache: RowCache) -> None:
         """Makes the buffers for a cache; graphs of another, or of the same one before it grew, write elsewhere.
@@ -243,11 +244,11 @@ class StackedModel:
         """The first step of a shape runs as it is, the second is captured, and all others are one launch."""
         if shape not in self.graphs:
             self.graphs[shape] = None
-            return self.step(*inputs)
+            return self.step(self, *inputs)
         if self.graphs[shape] is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool):
-                out = self.step(*inputs)
+                out = self.step(self, *inputs)
             self.pool, self.graphs[shape] = graph.pool(), (graph, out)
         graph, out = self.graphs[shape]
         graph.replay()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -149,6 +151,30 @@ def test_a_frozen_base_is_stacked_once_and_not_held_twice(tmp_path_factory, toke
         assert policy.stacked.layers[0].qkv.weight.data_ptr() == whole.data_ptr()
     weight = attention.k_proj.base_layer.weight
     assert torch.equal(weight, before) and weight.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_nothing_of_a_rollout_stays_for_the_update(tmp_path_factory, tokenizer, monkeypatch, compiles):
+    """An unpacked base is most of the memory; a cycle of references would keep it until Python looks for one."""
+    policy = load(tmp_path_factory, tokenizer, "qwen2", load_in_4bit=True, dequantize=True, dtype=torch.bfloat16)
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **flags: compile_(f, backend="eager", **flags))
+    policy.faster = partial(faster, compiles=compiles)
+    held = []
+    made = StackedModel.__init__
+
+    def watched(self, *args):
+        made(self, *args)
+        held.extend(weakref.ref(each) for each in (self, self.layers[0].qkv.weight))
+
+    monkeypatch.setattr(StackedModel, "__init__", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        run(policy, JOBS, 5)
+        assert held and not any(each() is not None for each in held)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
