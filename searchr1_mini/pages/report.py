@@ -41,7 +41,7 @@ METRICS = {  # key -> (title, unit, what it tells)
     "fed_ratio": ("Tokens fed / tokens", "ratio", "at most 1: nothing is computed twice; below 1: shared prompts"),
     "seconds": ("Time a step", "seconds", "rollouts, rewards and update; evaluations are not in it"),
     "rollout_seconds": ("Time of the rollouts", "seconds", "decoding and retrieval, of the time a step"),
-    "tokens_per_second": ("Speed", "tokens a second", "tokens of all trajectories over the whole step, update included"),
+    "tokens_per_second": ("Speed", "tokens per second", "tokens of all trajectories over the whole step, update included"),
 }  # fmt: skip
 
 
@@ -249,11 +249,11 @@ def _figure(series: Series, title: str, unit: str, meaning: str, over: str = "st
 
 
 def write_curves_svg(run_dir: Path, path: Path) -> Path:
-    """The picture of a run: held-out exact match and searches a question over the steps, on a white card."""
+    """Draws a run: held-out exact match and searches per question over the steps, on a white card."""
     metrics, summary = read_metrics(run_dir / "metrics.jsonl"), _summary(run_dir)
     charts = [
         Chart(eval_series(metrics, summary, "em"), "Held-out exact match (greedy)", "exact match"),
-        Chart(eval_series(metrics, summary, "searches"), "Searches a question", "searches"),
+        Chart(eval_series(metrics, summary, "searches"), "Searches per question", "searches"),
     ]
     write_text_atomic(path, picture(charts, "What training changed"))
     return path

@@ -119,7 +119,7 @@ def test_a_long_prompt_is_folded_in_the_terminal():
 def test_the_picture_is_an_svg_with_both_curves(tmp_path):
     fill_run(tmp_path)
     picture = write_curves_svg(tmp_path, tmp_path / "curves.svg").read_text()
-    assert picture.count("<polyline") == 2 and "Searches a question" in picture
+    assert picture.count("<polyline") == 2 and "Searches per question" in picture
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
