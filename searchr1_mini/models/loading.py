@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ from searchr1_mini.models.prompting import eos_ids, prompt_ids
 from searchr1_mini.models.rollout_weights import faster
 from searchr1_mini.models.stacked import can_stack
 from searchr1_mini.models.weights import adapter_folder, find_adapter
+
+KERNELS_KEPT = 64  # making one anew takes milliseconds
 
 
 def pick_device(name: str) -> torch.device:
@@ -68,6 +71,14 @@ def cpu_has_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
+def keep_few_kernels() -> None:
+    """Has oneDNN keep `KERNELS_KEPT` of the kernels that it makes for each new shape of a 16-bit product on a CPU.
+
+    It would keep 1,024, which take over a GB in a run of a real model: hardly two micro-batches have the same shape.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))  # read at the first product
+
+
 def load_policy(
     source: str,
     *,
@@ -103,6 +114,7 @@ def load_policy(
             would not compute it alike, see `Probe`, or there is no decode step to compile.
     """
     day = day or date.today()
+    keep_few_kernels()
     tokenizer = check_source(source, day)
     if weights:
         check_files(str(weights)) if lora_rank == 0 else adapter_folder(find_adapter(weights), may_search=True)

@@ -19,6 +19,7 @@ FLOAT32 = 4
 NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 LOGITS_BYTES, LOGITS_TOKENS = 2**26, 1024  # most that a chunk of logits takes, as in logprobs.py
 LOGITS_COPIES = 5  # logits, scaled, softmax, their product, gradient
+KERNELS = 0.2 * GB  # of oneDNN for 16-bit products on a CPU, as many as loading.py lets it keep; measured
 CHUNK_TOKENS = 8192  # of a prefill, as in core/decoder.py
 TEMPLATE_TOKENS = {"paper": 200, "short": 16}  # and a chat template
 BYTES_A_TOKEN = 4  # of English text
@@ -75,6 +76,10 @@ def predict(
     if has_logprobs(config, width):
         phases["log-probs"] = kept | logprob_terms(config, shape, width)
     phases["update"] = kept | update_terms(config, shape, width, on_gpu)
+    if width < FLOAT32 and not on_gpu:
+        beside = {"rollout": KERNELS, "log-probs": KERNELS, "update": KERNELS + 2 * chunk_bytes(shape)}
+        for phase in phases.keys() & beside.keys():
+            phases[phase] |= {"oneDNN": beside[phase]}  # kernels, and in an update 16-bit logits of a chunk and sums
     return Preflight(phases, held)
 
 
@@ -229,7 +234,12 @@ def longest_context(config: TrainConfig, prompt: int) -> int:
 
 def logits_bytes(shape: Shape) -> float:
     """Copies of one chunk of logits, in float32."""
-    return LOGITS_COPIES * min(LOGITS_BYTES, LOGITS_TOKENS * shape.vocabulary * FLOAT32)
+    return LOGITS_COPIES * chunk_bytes(shape)
+
+
+def chunk_bytes(shape: Shape) -> float:
+    """Returns the bytes of one chunk of logits in float32."""
+    return min(LOGITS_BYTES, LOGITS_TOKENS * shape.vocabulary * FLOAT32)
 
 
 def micro_batch_tokens(config: TrainConfig, rows: int) -> int:

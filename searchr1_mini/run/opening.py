@@ -100,6 +100,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         seed=config.optimization.seed,
         day=day,
     )
+    preflight.give_back_free_memory()
     if init and not saved:
         policy.freeze_reference()
     check_questions(train.examples + held_out.examples, policy, config)

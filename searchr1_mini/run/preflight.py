@@ -190,7 +190,8 @@ def give_back_large_blocks() -> None:
 
 
 def give_back_free_memory() -> None:
-    """Has glibc's malloc give back what is free between two phases of a step, whose blocks are of other sizes."""
+    """Has glibc's malloc give back what is free, after loading and between two phases of a step: their blocks are of
+    other sizes."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):

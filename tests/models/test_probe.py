@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from helpers.families import save_family
@@ -18,7 +20,7 @@ from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.evaluation import cells
-from searchr1_mini.models import probe
+from searchr1_mini.models import loading, probe
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
@@ -239,3 +241,14 @@ def test_an_evaluation_unpacks_a_4_bit_base_where_there_is_room(room, is_unpacke
     )
     policy = cells.load(EvalConfig(device="cpu"), settings, str(random_qwen2), None)
     assert policy.dequantize == is_unpacked
+
+
+def test_loading_lets_onednn_keep_few_kernels_unless_the_user_says_how_many(random_qwen2, monkeypatch):
+    """By itself it keeps 1,024: 20 MB for every new shape of a micro-batch of SmolLM2-135M in 16 bits."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    for asked, kept in ((None, str(loading.KERNELS_KEPT)), ("5", "5")):
+        monkeypatch.delenv(name, raising=False)
+        if asked:
+            monkeypatch.setenv(name, asked)
+        load(random_qwen2)
+        assert os.environ[name] == kept

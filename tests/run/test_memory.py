@@ -215,3 +215,11 @@ def test_a_4_bit_base_is_unpacked_for_rollouts_if_there_is_room(tmp_path):
 def test_the_formulas_count_with_the_bounds_of_the_code():
     assert memory.LOGITS_BYTES == logprobs.LOGITS_BYTES
     assert inspect.signature(Decoder).parameters["chunk_tokens"].default == memory.CHUNK_TOKENS
+
+
+@given(configs)
+def test_16_bits_on_a_cpu_count_what_onednn_holds(config):
+    cpu, gpu = (memory.predict(config, SHAPE, 2, on_gpu).phases for on_gpu in (False, True))
+    assert {phase for phase in cpu if "oneDNN" in cpu[phase]} == cpu.keys() - {"weights"}
+    assert not any("oneDNN" in terms for terms in gpu.values())
+    assert not any("oneDNN" in terms for terms in memory.predict(config, SHAPE, 4, on_gpu=False).phases.values())
