@@ -48,6 +48,7 @@ def train(
         run = open_run(config, scratch)
         if not config.run.resume:
             on_main(lambda: hold(config, held))
+        status.now("training")  # shown between phases
         with run.tracker, first_signal():
             try:
                 all_phases(run, reward)
