@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
                 ending = f"diverged: {told}" if isinstance(told, str) else f"held-out EM {told:.3f}"
                 print(f"[{done}/{len(configs)}] {arm}, seed {seed}: {ending}", flush=True)
         except BaseException:
+            for run in active_children():  # each saves and leaves
+                run.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return diverged
@@ -94,6 +96,8 @@ def train_one(config: TrainConfig, keeps_divergence: bool = False) -> float | st
         keeps_divergence: a run that diverges returns why, and notes it in its folder.
     """
     end_with_parent()
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # so that Ctrl-C reaches it once, through the study: a second signal would leave at once
     folder = Path(config.run.output_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log").open("a")

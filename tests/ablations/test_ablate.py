@@ -89,6 +89,22 @@ def test_runs_end_with_a_study_that_is_killed(tmp_path):
         assert "step 2/2" not in reader.read()
 
 
+def test_runs_save_and_leave_when_a_study_is_told_to(tmp_path):
+    """A signal to the study alone, as a scheduler sends it: nobody waits for its runs to end."""
+    log = tmp_path / "4" / "seed-0.log"
+    log.parent.mkdir()
+    os.mkfifo(log)
+    flags = ["max-turns", "--jobs", "1", "--seeds", "1", "--output-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "searchr1_mini.ablate", *flags]
+    study = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with log.open() as reader:
+        next(line for line in reader if line.startswith("step 1/"))
+        study.terminate()
+        said = reader.read()
+    assert study.wait() == 130 and "Traceback" not in study.stderr.read()
+    assert "saved step" in said and "step 40/40" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"), [(["masks"], "did you mean mask?"), (["mask", "--seeds", "0"], "at least 1")]
 )
