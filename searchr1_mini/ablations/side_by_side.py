@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,8 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
     jobs = min(jobs or (1 if torch.cuda.is_available() else cores), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(max(cores // jobs, 1))
     done = len(configs) - len(waiting)
-    with (
-        status.phase(f"training, {jobs} run{'s' * (jobs > 1)} at a time"),
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
-    ):
-        futures = {pool.submit(train_one, configs[key], goes_on): key for key in waiting}
+    with status.phase(f"training, {jobs} run{'s' * (jobs > 1)} at a time"), ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(in_a_process, configs[key], goes_on): key for key in waiting}
         try:
             for future in as_completed(futures):
                 (arm, seed), told = futures[future], future.result()
@@ -72,11 +70,28 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
                 ending = f"diverged: {told}" if isinstance(told, str) else f"held-out EM {told:.3f}"
                 print(f"[{done}/{len(configs)}] {arm}, seed {seed}: {ending}", flush=True)
         except BaseException:
-            for run in active_children():  # each saves and leaves
-                run.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_runs(futures)
             raise
     return diverged
+
+
+def in_a_process(config: TrainConfig, keeps_divergence: bool) -> float | str:
+    """Has `train_one` run in a process of its own; one pool for all would begin another run after Ctrl-C."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        return alone.submit(train_one, config, keeps_divergence).result()
+
+
+def end_runs(futures: Collection[Future]) -> None:
+    """Tells each run to save and leave, once, since a second signal would have it leave at once; and waits."""
+    print("\nstopping; runs that have begun save and leave", file=sys.stderr, flush=True)
+    told: set[int] = set()
+    while left := [future for future in futures if not future.done()]:
+        wait(left, timeout=0.1)
+        for run in active_children():
+            if run.pid not in told:
+                told.add(run.pid)
+                run.terminate()
 
 
 def end_with_parent() -> None:

@@ -101,7 +101,10 @@ def test_runs_save_and_leave_when_a_study_is_told_to(tmp_path):
         next(line for line in reader if line.startswith("step 1/"))
         study.terminate()
         said = reader.read()
-    assert study.wait() == 130 and "Traceback" not in study.stderr.read()
+    errors = study.stderr.read()
+    assert (
+        study.wait() == 130 and "stopping; runs that have begun save and leave" in errors and "Traceback" not in errors
+    )
     assert "saved step" in said and "step 40/40" not in said
 
 
