@@ -115,7 +115,8 @@ def line_chart(
     for (name, line), label, label_y in zip(series.items(), labels, heights, strict=True):
         style = styles[name]
         out.append(f'<g class="s{style % len(COLOURS)}" color="{COLOURS[style % len(COLOURS)]}">')
-        dash = f'stroke="currentColor" stroke-width="2" stroke-dasharray="{DASHES[style % len(DASHES)]}"'
+        dashes = DASHES[(style + style // len(COLOURS)) % len(DASHES)]  # other ones when the colours come round again
+        dash = f'stroke="currentColor" stroke-width="2" stroke-dasharray="{dashes}"'
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line)
         out.append(f'<polyline points="{path}" fill="none" {dash} stroke-linejoin="round"/>')
         if band := bands.get(name):
