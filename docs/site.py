@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-KINDS = (".md", ".ipynb", ".py", ".svg", ".png", ".toml", ".txt", ".lock", ".html")
+KINDS = (".md", ".ipynb", ".py", ".svg", ".png", ".toml", ".txt", ".lock", ".html", ".json")
 LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BEGIN = "first_steps laptop_llm recipes faq troubleshooting".split()
 LOOK_UP = "README cli data retrieval models evaluation report chat export memory performance tiny_base trust".split()
