@@ -43,13 +43,12 @@ def train(
     with processes(config.run.device) as scratch, ExitStack() as held:
         held.push(end_log)
         held.callback(status.say_left, None)
-        held.callback(status.now, None)
         if config.run.resume:  # before anything is read that another process may be writing
             on_main(lambda: hold(config, held))
         run = open_run(config, scratch)
         if not config.run.resume:
             on_main(lambda: hold(config, held))
-        status.now("training")  # shown between phases
+        held.enter_context(status.meanwhile("training"))  # shown between phases
         with run.tracker, first_signal():
             try:
                 all_phases(run, reward)

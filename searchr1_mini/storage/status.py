@@ -136,6 +136,17 @@ def now(doing: str | None) -> None:
 
 
 @contextmanager
+def meanwhile(doing: str) -> Iterator[None]:
+    """Says what the command as a whole is doing inside; then what it was doing before."""
+    before = _status.base
+    now(doing)
+    try:
+        yield
+    finally:
+        now(before and before.name)
+
+
+@contextmanager
 def phase(name: str) -> Iterator[None]:
     """Shows `name` as what is going on inside."""
     with _status.lock:
