@@ -164,7 +164,7 @@ def test_overlong_drop_leaves_out_only_what_the_context_cut(run, monkeypatch):
     """One that used up its turns has failed by itself, and learns it."""
     run.config = with_options(run.config, overlong="drop", drop_zero_variance=False)
     reasons = ["length", "turns", "eos", "answer"]
-    play(monkeypatch, lambda number, example: played(run, example, reason=reasons[number]))
+    play(monkeypatch, lambda number, example: played(run, example, reason=reasons[number], is_right=number == 3))
     assert learnt_from(run) == [False, True, True, True]
 
 
