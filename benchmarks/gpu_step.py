@@ -83,21 +83,21 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=150, help="tokens per turn")
     parser.add_argument("--observation", type=int, default=500, help="tokens per observation, at most the preset's")
     args, flags = parser.parse_known_args()
+    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    missing = [args.part] if args.part else [part for part in PARTS if part not in results]
     with tempfile.TemporaryDirectory() as folder:
         args.model = args.model or Path(folder) / "model"
-        if not args.model.exists():
+        if missing and not args.model.exists():
             save_random(args.model, *SHAPES[args.shape])
-        results = json.loads(args.results.read_text()) if args.results.is_file() else {}
         if args.part:
             results[args.part] = measure(args, flags)
             args.results.write_text(json.dumps(results, indent=1))
-        for part in () if args.part else PARTS:
-            if part not in results:
-                own = ["--part", part, "--model", str(args.model)]
-                subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], check=True)
-    if not args.part:
-        results = json.loads(args.results.read_text())
-    print_table(results if not args.part else {args.part: results[args.part]})
+            return print_table({args.part: results[args.part]})
+        for part in missing:
+            own = ["--part", part, "--model", str(args.model)]
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], check=True)
+    print(f"all of {args.results}:")
+    print_table(json.loads(args.results.read_text()))
 
 
 def measure(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
@@ -247,8 +247,7 @@ def phase(phases: dict[str, tuple[float, float]], name: str, work: Callable) -> 
 
 
 def roll(run: Run, args: argparse.Namespace, is_small: bool = False) -> Rollouts:
-    """Rollouts that fill their contexts, turn and observation by turns, every other one paid; a small one: two turns
-    of two rows."""
+    """Rolls out conversations that fill their contexts, every other one paid; or, as a small one, 2 rows of 2 turns."""
     words = "the city of Oslo has a mayor named Ada Brook who works for Amber Works " * 60
 
     class Same:

@@ -93,9 +93,10 @@ class _Engine:
 
     def watch(self, on_token: Callable[[str], None]) -> None:
         """Lets the decoder tell each turn's text as it grows, less a character that has only begun."""
+        live = self.live  # not the engine, which holds the decoder: the cycle would keep the KV cache
 
         def tell(key: int, written: bytes) -> None:
-            is_aside = self.live[key].mark is not None
+            is_aside = live[key].mark is not None
             on_token("" if is_aside else codecs.getincrementaldecoder("utf-8")("replace").decode(written))
 
         self.decoder.on_token = tell

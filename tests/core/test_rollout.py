@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -82,6 +84,27 @@ def finish_turn(decoder, max_new_tokens):
     while not (done := decoder.step()):
         pass
     return done[0][1]
+
+
+@pytest.mark.parametrize("watched", [{}, {"on_token": lambda text: None}])
+def test_the_cache_of_a_rollout_goes_with_it(tiny_policy, monkeypatch, watched):
+    """A chat watches every token; a cycle of references would keep one cache after the other on a GPU."""
+    held, made = [], Decoder.__init__
+
+    def noted(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        held.extend(map(weakref.ref, (self, self.cache)))
+
+    monkeypatch.setattr(Decoder, "__init__", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        make = make_method("search-r1", template="short", max_turns=1, max_new_tokens=8, topk=1)
+        ask = [Example("q", "Who?", ("x",), "s")]
+        rollout(ask, make, tiny_policy, EmptyRetriever(), LIMITS, temperature=0, seed=0, **watched)
+        assert len(held) == 2 and not any(each() is not None for each in held)
+    finally:
+        gc.enable()
 
 
 def test_a_trajectory_is_what_the_model_saw(tokenizer):
