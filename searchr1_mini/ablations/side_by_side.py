@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,21 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
 
 def in_a_process(config: TrainConfig, keeps_divergence: bool) -> float | str:
     """Has `train_one` run in a process of its own; one pool for all would begin another run after Ctrl-C."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+    with ProcessPoolExecutor(1, mp_context=processes()) as alone:
         return alone.submit(train_one, config, keeps_divergence).result()
+
+
+def processes() -> BaseContext:
+    """Returns how runs get their processes: on Linux without CUDA as forks of one that has loaded what a run loads.
+
+    Loading torch, transformers and peft takes a run ten seconds; a fork cannot use a GPU that its parent has touched.
+    """
+    import torch
+
+    context = get_context("spawn" if sys.platform != "linux" or torch.cuda.is_available() else "forkserver")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["searchr1_mini.run.training"])
+    return context
 
 
 def end_runs(futures: Collection[Future]) -> None:

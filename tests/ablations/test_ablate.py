@@ -18,9 +18,18 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, get
 from searchr1_mini.storage.files import read_metrics
 
+# a study on fewer questions
+SHORT = """
+from searchr1_mini.ablations import studies
+studies.SMALL_STEP |= {"eval_questions": 8, "questions_per_step": 2, "group_size": 4}
+from searchr1_mini import ablate
+from searchr1_mini.options.outcome import run_command
+run_command(ablate.main)
+"""
+
 
 def ablate(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "searchr1_mini.ablate", *map(str, arguments)]
+    command = [sys.executable, "-c", SHORT, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 

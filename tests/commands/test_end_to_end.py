@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.models import save_random_qwen2
 from helpers.paths import ROOT
+from helpers.programs import run_program
 
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
@@ -24,13 +25,8 @@ from searchr1_mini.storage.files import read_jsonl, read_metrics
 SMALL = "--questions-per-step 4 --group-size 4 --eval-questions 8 --mini-batches 2 --no-tensorboard".split()
 
 
-def run(script: str, *arguments: object, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
-
-
 def train(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    return run("train.py", "--output-dir", folder, *SMALL, *arguments)
+    return run_program("train.py", "--output-dir", folder, *SMALL, *arguments)
 
 
 def losses(folder: Path) -> list[tuple]:
@@ -105,15 +101,17 @@ def test_ctrl_c_and_sigterm_save_and_tell_how_to_go_on(tmp_path, number):
     assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")][-1] == last
     (told,) = [line for line in out.splitlines() if line.startswith("continue with: python ")]
     command = told.removeprefix("continue with: python ").split()
-    refused = run(*command, "--learning-rate", 0.5)
+    refused = run_program(*command, "--learning-rate", 0.5)
     assert refused.returncode == 2 and "has learning_rate 0.003, not 0.5" in refused.stderr
-    went_on = run(*command, "--steps", last + 1)
+    went_on = run_program(*command, "--steps", last + 1)
     assert went_on.returncode == 0, went_on.stderr
     assert len(read_jsonl(folder / "rollouts" / f"step-{last + 1:06d}.jsonl")) == 16, "not with the run's own options"
 
 
 def test_a_finished_run_is_evaluated_on_a_fresh_world(whole_run, tmp_path):
-    result = run("eval.py", "--run", whole_run, "--limit", 6, "--world-seed", 77, "--output-dir", tmp_path / "eval")
+    result = run_program(
+        "eval.py", "--run", whole_run, "--limit", 6, "--world-seed", 77, "--output-dir", tmp_path / "eval"
+    )
     assert result.returncode == 0, result.stderr
     assert "3 of world-1hop (subset " in result.stdout
     saved = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]["search-r1"]
@@ -128,18 +126,18 @@ def test_the_adapter_is_what_is_evaluated(whole_run, tmp_path):
     base = ["--model", "tiny", "--methods", "search-r1", "--no-train"]
     for number, arguments in enumerate((["--run", whole_run], ["--run", whole_run, "--checkpoint", 2], base)):
         out = tmp_path / str(number)
-        result = run("eval.py", *arguments, "--limit", 4, "--output-dir", out)
+        result = run_program("eval.py", *arguments, "--limit", 4, "--output-dir", out)
         assert result.returncode == 0, result.stderr
         rows = [row for path in (out / "cells").glob("*.jsonl") for row in read_jsonl(path)]
         found.append([s["logprobs"] for row in rows for s in row["segments"] if s["kind"] == "policy"])
         assert found[-1]
     assert found[0] != found[1] != found[2] != found[0]
-    missing = run("eval.py", "--run", whole_run, "--checkpoint", 3)
+    missing = run_program("eval.py", "--run", whole_run, "--checkpoint", 3)
     assert missing.returncode == 2 and "it has [2, 4]" in missing.stderr
 
 
 def test_live_trajectories_are_coloured_by_writer(whole_run):
-    result = run("eval.py", "--run", whole_run, "--ask", "Who is Ada Abbott?", "--colour", "always")
+    result = run_program("eval.py", "--run", whole_run, "--ask", "Who is Ada Abbott?", "--colour", "always")
     assert "\x1b[1;94m" in result.stdout and "\x1b[2m" in result.stdout
 
 
@@ -152,7 +150,7 @@ def test_live_trajectories_are_coloured_by_writer(whole_run):
     ],
 )
 def test_what_cannot_be_evaluated_is_told(arguments, told):
-    result = run("eval.py", *arguments)
+    result = run_program("eval.py", *arguments)
     assert result.returncode == 2 and told in result.stderr and "Traceback" not in result.stderr
 
 
@@ -180,7 +178,7 @@ def test_ppo_killed_and_resumed_ends_as_if_nothing_had_happened(tmp_path):
     flags = "--algorithm ppo --questions-per-step 8 --group-size 1 --epochs 2 --steps 3 --save-every 2".split()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = ["train.py", "--eval-questions", 4, "--no-tensorboard", *flags, "--output-dir"]
-    assert run(*command, whole).returncode == 0
+    assert run_program(*command, whole).returncode == 0
     process = subprocess.Popen(
         [sys.executable, *map(str, command), str(killed)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -189,7 +187,7 @@ def test_ppo_killed_and_resumed_ends_as_if_nothing_had_happened(tmp_path):
             process.send_signal(signal.SIGINT)
             break
     process.communicate()
-    resumed = run(*command, killed, "--resume")  # after step 3 where the signal came too late in it to leave it
+    resumed = run_program(*command, killed, "--resume")  # after step 3 where the signal came too late in it to leave it
     assert resumed.returncode == 0 and re.search(r"resumed after step [23]\b", resumed.stdout), resumed.stderr
     keys = ("loss", "value_loss", "explained_variance", "critic_grad_norm", "kl", "reward")
     rows = [[[row[key] for key in keys] for row in read_metrics(f / "metrics.jsonl")] for f in (whole, killed)]
@@ -219,9 +217,9 @@ def test_every_relative_of_grpo_trains(tmp_path):
 
 
 def test_an_offline_hub_is_told():
-    result = run(
-        "train.py", "--model", "Qwen2.5-3B", "--output-dir", "unused", env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    command = [sys.executable, "train.py", "--model", "Qwen2.5-3B", "--output-dir", "unused"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline)
     assert result.returncode == 2 and "name a local folder" in result.stderr and "Traceback" not in result.stderr
 
 
@@ -251,15 +249,15 @@ def test_lora_on_nf4_trains_and_evaluates_with_a_real_tokenizer(shared, qwen_tok
     model = save_random_qwen2(tmp_path / "qwen", qwen_tokenizer, hidden=128)
     data = shared / "data" / "hotpotqa_distractor_100.json"
     budget = "--max-new-tokens 12 --max-total-tokens 420 --max-observation-tokens 60 --max-turns 2 --steps 2".split()
+    budget += "--questions-per-step 2 --group-size 2 --eval-questions 3 --mini-batches 1 --no-tensorboard".split()
     budget += ["--weight-decay", "0.01"]  # all rewards of a random model are 0: else nothing would be updated
-    result = train(
-        tmp_path / "run", "--model", model, "--dataset", "hotpotqa", "--data-path", data, "--load-in-4bit", *budget
-    )
+    flags = ["--model", model, "--dataset", "hotpotqa", "--data-path", data, "--load-in-4bit"]
+    result = run_program("train.py", "--output-dir", tmp_path / "run", *flags, *budget)
     assert result.returncode == 0, result.stderr
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert len(metrics) == 2 and all(row["fed_ratio"] <= 1 for row in metrics)
     assert all(row["grad_norm"] is not None and row["logprob_diff_max"] < 0.05 for row in metrics)
-    scored = run("eval.py", "--run", tmp_path / "run", "--limit", 3, "--output-dir", tmp_path / "eval")
+    scored = run_program("eval.py", "--run", tmp_path / "run", "--limit", 3, "--output-dir", tmp_path / "eval")
     assert scored.returncode == 0 and "3 of hotpotqa" in scored.stdout, scored.stderr
 
 

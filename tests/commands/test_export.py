@@ -14,6 +14,7 @@ import datasets
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.programs import run_program
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,16 +40,12 @@ SMALL = "--steps 2 --save-every 1 --questions-per-step 4 --eval-questions 4 --no
 IDS = torch.arange(3, 43)[None]
 
 
-def run(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT)
-
-
 @pytest.fixture(scope="module")
 def grpo(tmp_path_factory) -> Path:
     """LoRA on float32; two steps without warm-up move the logits by far more than rounding does."""
     flags = "--group-size 4 --no-drop-zero-variance --learning-rate 0.003 --reward f1 --warmup-steps 0"
     folder = tmp_path_factory.mktemp("export") / "grpo"
-    result = run("train.py", "--output-dir", folder, *SMALL, *flags.split())
+    result = run_program("train.py", "--output-dir", folder, *SMALL, *flags.split())
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -56,7 +53,7 @@ def grpo(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(grpo, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "of-grpo"
-    result = run("-m", "searchr1_mini.export", grpo, "--output-dir", out, "--dtype", "float32")
+    result = run_program("-m", "searchr1_mini.export", grpo, "--output-dir", out, "--dtype", "float32")
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(f"written to {out}: adapter, merged, questions\n")
     return out
@@ -298,6 +295,7 @@ def test_an_export_that_fails_leaves_nothing(grpo, tmp_path):
 
 
 def test_help_loads_no_torch():
-    shown = run("-X", "importtime", "-m", "searchr1_mini.export", "--help")
+    command = [sys.executable, "-X", "importtime", "-m", "searchr1_mini.export", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0 and "--output-dir" in shown.stdout
     assert "| torch\n" not in shown.stderr and "| numpy\n" not in shown.stderr

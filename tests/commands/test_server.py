@@ -15,6 +15,7 @@ import pytest
 import schemathesis
 from helpers.encoders import save_word_vectors
 from helpers.paths import ROOT
+from helpers.programs import run_program
 from helpers.serving import PASSAGES, ROWS, ask, start
 from hypothesis import settings
 
@@ -198,13 +199,13 @@ def test_a_server_stops_on_sigterm_and_an_evaluation_says_so(corpus, tmp_path):
     process, port = start(corpus)
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(json.dumps({"question": f"{n}?", "answer": "x"}) + "\n" for n in range(3)))
-    command = [sys.executable, "eval.py", "--model", "tiny", "--methods", "rag", "--datasets", str(questions)]
+    command = ["eval.py", "--model", "tiny", "--methods", "rag", "--datasets", str(questions)]
     command += ["--retriever", "http", "--retriever-url", f"http://127.0.0.1:{port}"]
-    served = subprocess.run([*command, "--output-dir", str(tmp_path / "a")], cwd=ROOT, capture_output=True, text=True)
+    served = run_program(*command, "--output-dir", tmp_path / "a")
     assert served.returncode == 0 and f"the server at http://127.0.0.1:{port}" in served.stdout, served.stderr
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=30)
-    dead = subprocess.run([*command, "--output-dir", str(tmp_path / "b")], cwd=ROOT, capture_output=True, text=True)
+    dead = run_program(*command, "--output-dir", tmp_path / "b")
     assert dead.returncode == 2 and "does not answer" in dead.stderr and "Traceback" not in dead.stderr
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
-from helpers.paths import ROOT
+from helpers.programs import run_program
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.world import Difficulty, make_questions, make_world, split_of, world_examples
@@ -84,10 +82,7 @@ def test_every_question_can_be_asked_but_one_more_is_refused(world, hops):
     "command", ["train.py --eval-questions 2066", "eval.py --model tiny --methods direct --no-train --limit 3000"]
 )
 def test_more_questions_than_the_world_has_are_bad_input(command, tmp_path):
-    result = subprocess.run(
-        [sys.executable, *command.split(), "--output-dir", str(tmp_path / "out")],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+    result = run_program(*command.split(), "--output-dir", tmp_path / "out")
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     assert "take 2064 at most" in result.stderr
 

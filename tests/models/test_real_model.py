@@ -62,7 +62,7 @@ def policy(source) -> Policy:
 
 
 def rollouts(policy: Policy, examples, temperature: float):
-    make = make_method("search-r1", template="short", max_turns=1, max_new_tokens=16, topk=1)
+    make = make_method("search-r1", template="short", max_turns=1, max_new_tokens=10, topk=1)
     limits = RolloutLimits(20, 400, 64)
     return rollout(examples, make, policy, RankBM25(PASSAGES), limits, temperature=temperature, seed=0)[0]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.programs import run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,17 +28,13 @@ from searchr1_mini.race import RaceConfig
 from searchr1_mini.storage.files import write_json_atomic
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-
 def parsed(*arguments: str) -> TrainConfig:
     return parse(TrainConfig, "train.py", "", arguments)
 
 
 @pytest.mark.parametrize(("script", "config"), [("train.py", TrainConfig), ("eval.py", EvalConfig)])
 def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
-    shown = run(script, "--help")
+    shown = run_program(script, "--help")
     assert shown.returncode == 0
     for name, option in options_of(config).items():
         section = section_of(config).get(name) or option.metadata["group"]
@@ -112,14 +109,14 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(arguments, told):
-    result = run("train.py", *arguments)
+    result = run_program("train.py", *arguments)
     assert result.returncode == 2
     assert told in result.stderr
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
 
 
 def test_no_gpu_is_told():
-    result = run("train.py", "--device", "mps" if sys.platform != "darwin" else "cuda")
+    result = run_program("train.py", "--device", "mps" if sys.platform != "darwin" else "cuda")
     assert result.returncode == 2 and "--device auto" in result.stderr and "Traceback" not in result.stderr
 
 
@@ -172,7 +169,7 @@ def test_yaml_values_take_the_type_of_their_option(tmp_path):
 def test_a_yaml_value_of_the_wrong_type_is_refused(line, told, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(line)
-    result = run("train.py", "--config", str(file))
+    result = run_program("train.py", "--config", str(file))
     assert result.returncode == 2 and told in result.stderr and str(file) in result.stderr
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 from helpers.models import CPU, QWEN_3B, SHAPE, save_random_qwen2
-from helpers.paths import ROOT
+from helpers.programs import run_program
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2Config
@@ -168,8 +167,7 @@ def test_the_command_names_flags_that_it_then_accepts(monkeypatch, capsys):
 
 
 def test_train_refuses_before_it_loads_or_writes(tmp_path):
-    command = [sys.executable, "train.py", "--memory-limit", "0.01", "--output-dir", str(tmp_path / "run")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    result = run_program("train.py", "--memory-limit", 0.01, "--output-dir", tmp_path / "run")
     assert result.returncode == 2
     assert "memory: weights" in result.stdout
     assert "--no-memory-check" in result.stderr and "Traceback" not in result.stderr

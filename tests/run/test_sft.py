@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
-from helpers.paths import ROOT
+from helpers.programs import run_program
 
 from searchr1_mini.core.experience import policy_logprobs
 from searchr1_mini.core.trajectory import Trajectory
@@ -26,8 +25,7 @@ SMALL = "--steps 3 --demonstration-questions 130 --eval-questions 4 --questions-
 
 
 def train(folder: Path, *flags: object) -> str:
-    command = [sys.executable, "train.py", "--output-dir", folder, *SMALL, *flags]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    result = run_program("train.py", "--output-dir", folder, *SMALL, *flags)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
