@@ -24,7 +24,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.run.training import reward_of
+from searchr1_mini.run.training import configured_reward
 from searchr1_mini.storage.files import read_metrics
 
 BAR = 1.0  # MB per 100 steps
@@ -49,7 +49,7 @@ def main() -> None:
         steps, found = run.steps, []
         run.steps = lambda: watched(steps(), found)
         with run.tracker, redirect_stdout(Path(os.devnull).open("w")):
-            train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward_of(config))
+            train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, configured_reward(config))
         rows = read_metrics(run.folder / "metrics.jsonl")
     memory, seconds = np.array(found), np.array([row["seconds"] for row in rows])
     tokens = seconds * np.array([row["tokens_per_second"] for row in rows])

@@ -17,7 +17,7 @@ import torch
 
 from searchr1_mini.core.algorithms import zero_variance
 from searchr1_mini.core.batch import micro_batches
-from searchr1_mini.core.experience import rows_of_updates
+from searchr1_mini.core.experience import update_rows
 from searchr1_mini.core.training import Rollouts, rows_to_train_on
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, options_of
@@ -80,7 +80,7 @@ def of_run(run: Path, budget: int | None) -> Iterator[tuple[int, int, list[list[
         lengths = [sum(len(segment["token_ids"]) for segment in rows[index]["segments"]) for index in kept]
         updates: list[list[int]] = []
         if kept:
-            passes = rows_of_updates([group_ids[index] for index in kept], config.optimization, n_updates)
+            passes = update_rows([group_ids[index] for index in kept], config.optimization, n_updates)
             updates = [[lengths[row] for row in mini] for minis in passes for mini in minis]
             n_updates += len(updates)
         yield int(path.stem.removeprefix("step-")), budget or config.optimization.tokens_per_micro_batch, updates

@@ -91,7 +91,7 @@ def measure(algorithm: str, model: str) -> float:
 def train_steps(run: Run, n: int) -> None:
     """The first steps of a run, without the evaluations and checkpoints between them."""
     from searchr1_mini.core.training import train_policy
-    from searchr1_mini.run.training import reward_of
+    from searchr1_mini.run.training import configured_reward
 
     def steps() -> Iterator[int]:
         for step in range(1, n + 1):
@@ -99,7 +99,7 @@ def train_steps(run: Run, n: int) -> None:
             yield step
 
     run.steps = steps
-    train_policy(run.policy, run.critic, run.environment, run.optimizer, run.config, run, reward_of(run.config))
+    train_policy(run.policy, run.critic, run.environment, run.optimizer, run.config, run, configured_reward(run.config))
 
 
 def reset_peak() -> None:

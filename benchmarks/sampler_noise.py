@@ -29,10 +29,10 @@ def measure(config: TrainConfig) -> None:
     from searchr1_mini.core.experience import all_logprobs
     from searchr1_mini.core.training import collect
     from searchr1_mini.run.opening import open_run
-    from searchr1_mini.run.training import reward_of
+    from searchr1_mini.run.training import configured_reward
 
     run = open_run(config)
-    rollouts = collect(run.policy, run.environment, config, 1, reward_of(config))
+    rollouts = collect(run.policy, run.environment, config, 1, configured_reward(config))
     batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
     batch = batch.to(run.policy.device)
     with run.policy.training():

@@ -19,7 +19,7 @@ from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.charts import COLOURS, html_text, line_chart, svg
 from searchr1_mini.run.memory import GB, predict
-from searchr1_mini.run.shape import shape_of
+from searchr1_mini.run.shape import model_shape
 
 STYLE = (
     "text{fill:#1f2430;font-size:12px}.grid{stroke:#dfe3e8}.name{font-weight:600}.title{font-weight:600;font-size:14px}"
@@ -168,7 +168,7 @@ def credit() -> str:
 
 def memory() -> str:
     """Session 6: predicted peak memory of each phase for Qwen2.5-3B, by preset."""
-    shape = shape_of(QWEN_3B)
+    shape = model_shape(QWEN_3B)
     parts = [text(20, 28, "Predicted peak of each phase, Qwen2.5-3B in NF4 with LoRA, GRPO", "start", "title")]
     y = 48
     for preset in ("24gb", "16gb", "12gb"):

@@ -22,7 +22,7 @@ from searchr1_mini.data.world import make_world, world_examples
 # ## A world that nobody can know
 #
 # `data/world.py:make_world` draws people, cities, companies and countries, and facts between them. Training and
-# evaluation never share a name (`data/world.py:split_of`), so no fact learned in training helps in evaluation. An answer
+# evaluation never share a name (`data/world.py:assign_split`), so no fact learned in training helps in evaluation. An answer
 # can only come from a passage.
 
 # %%
@@ -49,12 +49,14 @@ for source in ("world-1hop", "world-2hop"):
 
 # %%
 from searchr1_mini.core.scores import evaluate
-from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=48)
 task = load_task(config, "eval")
-summary, trajectories = evaluate(task.examples, method_of(config), policy, task.retriever, limits_of(config))
+summary, trajectories = evaluate(
+    task.examples, configured_method(config), policy, task.retriever, rollout_limits(config)
+)
 draw_trajectory(trajectories[1], policy.tokenizer, "the base, greedily")
 print("gold answer:", task.examples[1].golden_answers[0])
 print(f"exact match {summary['em']:.3f}, searches per question {summary['searches']:.2f}")
@@ -82,9 +84,9 @@ def by_engine(policy, temperature):
     results = {}
     for name, retriever in ENGINES.items():
         settings = with_options(config, retriever=retriever)
-        task = load_task(settings, "eval")
+        task, limits = load_task(settings, "eval"), rollout_limits(settings)
         results[name] = evaluate(
-            task.examples, method_of(settings), policy, task.retriever, limits_of(settings), temperature=temperature
+            task.examples, configured_method(settings), policy, task.retriever, limits, temperature=temperature
         )
     return results
 

@@ -11,7 +11,7 @@ import torch
 from exercises import check, check_code
 from lesson import BLUE, ORANGE, WRITERS, draw_tokens, draw_trajectory, load_tiny, pieces_of
 
-from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=64)
@@ -87,7 +87,7 @@ from searchr1_mini.core.play import play, sampler
 print(inspect.getsource(play))
 
 # %%
-method, limits, example = method_of(config), limits_of(config), task.examples[0]
+method, limits, example = configured_method(config), rollout_limits(config), task.examples[0]
 slow = play(example, method, policy, task.retriever, limits, sampler(policy, temperature=1.0, seed=0, key=0))
 draw_trajectory(slow, tokenizer, f"{len(slow.queries)} searches, finished by {slow.finish_reason!r}")
 
@@ -100,7 +100,7 @@ draw_trajectory(slow, tokenizer, f"{len(slow.queries)} searches, finished by {sl
 
 # %%
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.core.rollout_stats import tokens_of_usual_loop
+from searchr1_mini.core.rollout_stats import usual_loop_tokens
 
 group = [example for example in task.examples[:16] for _ in range(8)]
 trajectories, stats = rollout(group, method, policy, task.retriever, limits, temperature=1.0, seed=0)
@@ -121,7 +121,7 @@ for segment in longest.segments:
 # `core/kv_cache.py:RowCache`) continues where a row ends. A prompt that a group shares is fed once for all of its rows.
 
 # %%
-usual = sum(map(tokens_of_usual_loop, trajectories))
+usual = sum(map(usual_loop_tokens, trajectories))
 print(f"tokens of all trajectories       {stats.tokens_total}")
 print(f"fed, with the cache              {stats.tokens_fed}  (ratio {stats.fed_ratio:.2f}, at most 1)")
 print(f"fed, with the whole context      {usual}")
@@ -285,7 +285,7 @@ for name in ("square", "calculater"):
 #
 # **3.1** A trajectory has a prompt of 100 tokens, a turn of 20, an observation of 150, and a turn of 20. A loop begins
 # every turn with the whole context. How many tokens does it feed, counted up to the end of each turn, as
-# `tokens_of_usual_loop` does?
+# `usual_loop_tokens` does?
 
 # %%
 answer = ...  # a number

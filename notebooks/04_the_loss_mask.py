@@ -13,13 +13,15 @@ from exercises import check, check_code
 from lesson import BLUE, WRITERS, draw_tokens, load_tiny, pieces_of
 
 from searchr1_mini.core.rollout import rollout
-from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(eval_questions=64)
 tokenizer, task = policy.tokenizer, load_task(config, "eval")
 group = [example for example in task.examples[:16] for _ in range(8)]
-trajectories, _ = rollout(group, method_of(config), policy, task.retriever, limits_of(config), temperature=1.0, seed=0)
+trajectories, _ = rollout(
+    group, configured_method(config), policy, task.retriever, rollout_limits(config), temperature=1.0, seed=0
+)
 searched = [trajectory for trajectory in trajectories if trajectory.queries][:4]
 print(f"{len(searched)} trajectories with a search, {[len(t.token_ids) for t in searched]} tokens")
 

@@ -101,14 +101,16 @@ for trajectory, gold in ((silent, ["Beijing"]), (reader, ["Oak Bay"])):
 # %%
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.run.museum import whole_text_reward
-from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.task import load_task
 
 config, policy = load_tiny(world_hops="1", eval_questions=24)
 task = load_task(config, "eval")
 G = config.optimization.group_size
 group = [example for example in task.examples for _ in range(G)]
-trajectories, _ = rollout(group, method_of(config), policy, task.retriever, limits_of(config), temperature=1.0, seed=0)
+trajectories, _ = rollout(
+    group, configured_method(config), policy, task.retriever, rollout_limits(config), temperature=1.0, seed=0
+)
 paid = [reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]
 leaky = [whole_text_reward(t, e.golden_answers) for t, e in zip(trajectories, group, strict=True)]
 unearned = sum(one < other for one, other in zip(paid, leaky, strict=True))

@@ -18,14 +18,14 @@ from lesson import BLUE, GREEN, ORANGE, one_step
 
 from searchr1_mini.core.algorithms import clipped_surrogate, group_advantages, kl_penalty, loss_weights, policy_loss
 from searchr1_mini.core.batch import build_batch
-from searchr1_mini.core.experience import all_logprobs, policy_logprobs, prepare_grpo, rows_of_updates
-from searchr1_mini.core.training import collect, loss_of_policy, train_policy, weighted
+from searchr1_mini.core.experience import all_logprobs, policy_logprobs, prepare_grpo, update_rows
+from searchr1_mini.core.training import collect, micro_batch_loss, train_policy, weighted
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measured
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.run.training import reward_of
+from searchr1_mini.run.training import configured_reward
 
 # %% [markdown]
 # ## One batch
@@ -46,7 +46,7 @@ config = resolve(
 with capture_output():
     run = open_run(config)
     before, _ = measured(run)
-rollouts = collect(run.policy, run.environment, config, step=1, reward=reward_of(config))
+rollouts = collect(run.policy, run.environment, config, step=1, reward=configured_reward(config))
 rewards, group_ids = torch.tensor(rollouts.rewards), torch.tensor(rollouts.group_ids)
 print(f"{len(rewards)} rollouts, {int(rewards.sum())} right")
 
@@ -94,7 +94,7 @@ assert torch.allclose(torch.tensor(by_hand), advantages[group_ids == mixed], ato
 # %%
 batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
 objective, how = config.objective, (config.rollout.temperature, run.optimizer.micro_batches)
-passes = rows_of_updates(batch.group_ids.tolist(), config.optimization, run.optimizer.updates)
+passes = update_rows(batch.group_ids.tolist(), config.optimization, run.optimizer.updates)
 of_tokens = advantages[:, None] * batch.loss_mask  # the same number at every policy token of a rollout
 experience = prepare_grpo(run.policy, batch, of_tokens, objective, *how, passes, needs_old=True)
 batch, mask = experience.batch, experience.batch.loss_mask
@@ -105,14 +105,14 @@ assert (ratio_before - 1).abs().max() < 1e-3
 
 # %% [markdown]
 # Now we take the step. `core/optimizer.py:Optimizer.step` asks for the loss of each micro-batch and back-propagates it;
-# `core/training.py:loss_of_policy` computes that loss, whose parts come below. A second forward shows how far each token
+# `core/training.py:micro_batch_loss` computes that loss, whose parts come below. A second forward shows how far each token
 # moved.
 
 
 # %%
 def loss_of(part):
     logprobs, entropy = policy_logprobs(run.policy, part.batch, config.rollout.temperature)
-    yield loss_of_policy(logprobs, entropy, part, objective)
+    yield micro_batch_loss(logprobs, entropy, part, objective)
 
 
 ((rows,),) = passes  # one pass, one optimizer step

@@ -16,14 +16,14 @@ from lesson import BLUE, GREEN, ORANGE, one_step
 
 from searchr1_mini.core.algorithms import explained_variance, gae, token_rewards, value_loss
 from searchr1_mini.core.batch import build_batch
-from searchr1_mini.core.experience import all_values, prepare_ppo, rows_of_updates
+from searchr1_mini.core.experience import all_values, prepare_ppo, update_rows
 from searchr1_mini.core.training import collect
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.evaluations import measured
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.run.training import reward_of
+from searchr1_mini.run.training import configured_reward
 
 # %% [markdown]
 # ## A trajectory with an observation in its middle
@@ -154,11 +154,11 @@ config = resolve(
 with capture_output():
     run = open_run(config)
     before, _ = measured(run)
-rollouts = collect(run.policy, run.environment, config, step=1, reward=reward_of(config))
+rollouts = collect(run.policy, run.environment, config, step=1, reward=configured_reward(config))
 pad = run.policy.tokenizer.pad_token_id
 first = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, pad)
 how = config.rollout.temperature, run.optimizer.micro_batches
-passes = rows_of_updates(first.group_ids.tolist(), config.optimization, run.optimizer.updates)
+passes = update_rows(first.group_ids.tolist(), config.optimization, run.optimizer.updates)
 experience = prepare_ppo(run.policy, run.critic, first, config.ppo, config.objective, *how, passes)
 assert experience.values.abs().max() == 0
 n_policy, n_critic = (sum(p.numel() for p in part) for part in (run.policy.trainable(), run.critic.parameters()))
@@ -204,7 +204,7 @@ assert log[-1]["reward"] > log[0]["reward"]
 # learn from.
 
 # %%
-rollouts = collect(run.policy, run.environment, config, config.optimization.steps + 1, reward_of(config))
+rollouts = collect(run.policy, run.environment, config, config.optimization.steps + 1, configured_reward(config))
 batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, pad).to(run.policy.device)
 values = all_values(run.critic, batch, run.optimizer.micro_batches).cpu()
 row = next(i for i, t in enumerate(rollouts.trajectories) if t.queries and rollouts.rewards[i] > 0)

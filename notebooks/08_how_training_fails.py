@@ -24,7 +24,7 @@ from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import museum
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.run.training import reward_of
+from searchr1_mini.run.training import configured_reward
 from searchr1_mini.run.watch import SIGNS, Watch
 
 # %% [markdown]
@@ -107,7 +107,7 @@ assert last["sound"] > max(last["no mask"], last["no KL, rate x 7"])
 
 # %%
 run = opened(world_hops="1,2", questions_per_step=12)
-rollouts = collect(run.policy, run.environment, run.config, step=1, reward=reward_of(run.config))
+rollouts = collect(run.policy, run.environment, run.config, step=1, reward=configured_reward(run.config))
 rows = list(zip(rollouts.trajectories, rollouts.examples, rollouts.rewards, strict=True))
 paid = [museum.whole_text_reward(t, e.golden_answers) for t, e, _ in rows]
 n_hacked = sum(p > r for p, (_, _, r) in zip(paid, rows, strict=True))

@@ -24,7 +24,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.memory import GB, NF4, predict
-from searchr1_mini.run.shape import shape_of
+from searchr1_mini.run.shape import model_shape
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_summary
 
@@ -34,7 +34,7 @@ COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0
 # %% [markdown]
 # ## Four shapes
 #
-# These are the numbers from Qwen2.5's `config.json`. `run/shape.py:shape_of` builds the model on torch's meta device,
+# These are the numbers from Qwen2.5's `config.json`. `run/shape.py:model_shape` builds the model on torch's meta device,
 # which takes no memory, and counts its parameters.
 
 # %%
@@ -46,7 +46,7 @@ QWEN = {
     "7B": (3584, 28, 28, 4, 18_944, 152_064),
 }
 shapes = {
-    size: shape_of(Qwen2Config(**dict(zip(NAMES, numbers, strict=True)), tie_word_embeddings=size != "7B"))
+    size: model_shape(Qwen2Config(**dict(zip(NAMES, numbers, strict=True)), tie_word_embeddings=size != "7B"))
     for size, numbers in QWEN.items()
 }
 for size, shape in shapes.items():

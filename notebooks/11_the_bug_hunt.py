@@ -240,7 +240,7 @@ def numbered(examples, group_size, first):
 
 
 def with_groups(run):
-    with patch.object(training, "numbers_of_groups", numbered):
+    with patch.object(training, "number_groups", numbered):
         return one_step(run, 1)
 
 

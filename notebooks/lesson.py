@@ -25,10 +25,10 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run.museum import bug_of, planted
+from searchr1_mini.run.museum import active_bug, planted
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
-from searchr1_mini.run.training import reward_of, train
+from searchr1_mini.run.training import configured_reward, train
 from searchr1_mini.storage.files import read_jsonl
 
 # Okabe and Ito's colors, told apart by every eye; those of writers are light enough for dark text
@@ -106,7 +106,7 @@ def one_step(run: Run, step: int, reward: Reward | None = None) -> dict[str, flo
         reward: what a rollout earns, instead of what the run's options say.
     """
     one, config = OneStep(run, step), run.config
-    reward = reward or reward_of(config)
+    reward = reward or configured_reward(config)
     train_policy(run.policy, run.critic, run.environment, run.optimizer, config, one, reward)
     return one.metrics
 
@@ -124,7 +124,7 @@ def first_step(take: Callable[[Run], dict[str, float]], **options) -> list[float
     config = resolve(make(TrainConfig, output_dir=f"{tempfile.mkdtemp()}/run", tensorboard=False, **options))
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         run = open_run(config)
-        with planted(bug_of(config.run), run.policy.tokenizer):
+        with planted(active_bug(config.run), run.policy.tokenizer):
             row = take(run) or {}
     return [row[name] for name in sorted(row) if "second" not in name]
 

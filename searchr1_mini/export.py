@@ -241,10 +241,10 @@ def write_questions(settings: TrainConfig, folder: Path) -> None:
     """Writes train.parquet and test.parquet: all training questions, and the held-out ones of the run."""
     import datasets
 
-    from searchr1_mini.run.opening import method_of
+    from searchr1_mini.run.opening import configured_method
     from searchr1_mini.run.task import load_task
 
-    make_method = method_of(settings)
+    make_method = configured_method(settings)
     settings = with_options(settings, retriever="empty", retriever_url=None)  # no index is needed
     for split, ours in (("train", "train"), ("test", "selection")):
         examples = load_task(settings, ours).examples

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{path} is there already; move it, or name another file with --out")
 
     from searchr1_mini.data.datasets import load_corpus
-    from searchr1_mini.retrievers.engines import build_retriever, engine_of
+    from searchr1_mini.retrievers.engines import build_retriever, configured_engine
     from searchr1_mini.storage import status
     from searchr1_mini.storage.files import append_jsonl
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         passages = load_corpus(config.corpus, "jsonl", None)
         picked = random.Random(config.seed).sample(range(len(passages)), min(config.limit, len(passages)))
         chosen = [passages[index] for index in sorted(picked)]
-        retriever = build_retriever(engine_of(TrainConfig().retrieval), passages)
+        retriever = build_retriever(configured_engine(TrainConfig().retrieval), passages)
     reasons: Counter[str | None] = Counter()
     seen: set[str] = set()
     for batch, drafts in drafts_of(config, chosen):  # written batch by batch: Ctrl-C loses the one at hand

@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{config.run} is no bug hunt; train one with --mystery N")
     status.now("looking it up")
 
-    from searchr1_mini.run.museum import BUGS, bug_of
+    from searchr1_mini.run.museum import BUGS, active_bug
 
     if config.guess not in BUGS:
         raise UserError(f"there is no fault {config.guess!r}{suggest(config.guess, BUGS)}; known: {', '.join(BUGS)}")
-    is_right = bug_of(RunConfig(mystery=saved["mystery"])) == config.guess
+    is_right = active_bug(RunConfig(mystery=saved["mystery"])) == config.guess
     print(f"{'right' if is_right else 'no'}: mystery {saved['mystery']} is {'' if is_right else 'not '}{config.guess}")
     if not is_right:
         raise SystemExit(1)

@@ -26,7 +26,7 @@ from searchr1_mini.options.changes import changes
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import check_ranges
-from searchr1_mini.options.nested import flag_of, grouped, options_of
+from searchr1_mini.options.nested import flag_name, grouped, options_of
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.words import take
@@ -79,9 +79,9 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
     own = [word for word in words[:end] if word in ("--help", "-h")]
     before = [word for word in words[:end] if word not in own]
     for name in options_of(RaceConfig):
-        for flag in (flag_of(name), f"--{name}"):
+        for flag in (flag_name(name), f"--{name}"):
             before, value = take(before, flag)
-            own += [] if value is None else [flag_of(name), value]
+            own += [] if value is None else [flag_name(name), value]
     return own, before + words[end + 1 :]
 
 

@@ -30,7 +30,7 @@ from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import name_file
 from searchr1_mini.options.retrieval_config import MetricsConfig
-from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
+from searchr1_mini.retrievers.engines import build_retriever, configured_engine, described
 from searchr1_mini.retrievers.names import ENGINES, MOST_TOPK
 from searchr1_mini.retrievers.terms import Terms
 
@@ -77,7 +77,7 @@ def main() -> None:
         raise UserError("--corpus does nothing with --retriever http, whose server has its own; leave it out")
     passages = load_corpus(config.corpus, config.dataset, config.data_path, terms) if is_here else []
     rows = {}
-    for engine in (engine_of(config, name) for name in names):
+    for engine in (configured_engine(config, name) for name in names):
         rows[described(engine)] = measure(build_retriever(engine, passages).retriever, asked, topks)
     held = f"{len(passages)} passages" if is_here else config.retriever_url
     if has_titles:

@@ -31,7 +31,7 @@ from searchr1_mini.options.cli import parse
 from searchr1_mini.options.needs import check_ranges, refuse_idle
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.retrieval_config import SERVER_NEEDS, ServerConfig
-from searchr1_mini.retrievers.engines import build_retriever, engine_of
+from searchr1_mini.retrievers.engines import build_retriever, configured_engine
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol
 from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
 from searchr1_mini.storage import status
@@ -52,7 +52,7 @@ def main() -> None:
     listener = listen(config.host, config.port)  # before an hour of indexing
     import uvicorn
 
-    engine = engine_of(config)
+    engine = configured_engine(config)
     passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)
     retriever = build_retriever(engine, passages)

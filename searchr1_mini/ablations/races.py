@@ -15,7 +15,7 @@ from typing import Any
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import spelled
-from searchr1_mini.options.nested import default_of, get, with_options
+from searchr1_mini.options.nested import default_value, get, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.storage.files import joined_by_step, read_jsonl, read_summary
 
@@ -78,7 +78,7 @@ def check_rules(setting: TrainConfig) -> None:
         raise UserError(f"--algorithm {setting.run.algorithm} imitates; the race is of grpo and ppo (docs/race.md)")
     for why, names in RULES.items():
         for name in names:
-            if (value := get(setting, name)) != default_of(TrainConfig, name):
+            if (value := get(setting, name)) != default_value(TrainConfig, name):
                 raise UserError(f"{spelled(name, value)} is against the rules: {why}; leave it out (docs/race.md)")
 
 

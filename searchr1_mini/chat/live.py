@@ -17,11 +17,11 @@ from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read,
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import flag_of, with_options
-from searchr1_mini.retrievers.engines import build_retriever, described, engine_of
+from searchr1_mini.options.nested import flag_name, with_options
+from searchr1_mini.retrievers.engines import build_retriever, configured_engine, described
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
-from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage import status
 
@@ -40,12 +40,12 @@ def check_live(config: EvalConfig, flag: str | None) -> None:
         if config.colour != EvalConfig.colour:
             raise UserError("--colour is about trajectories in the terminal; add --ask or --chat, or leave it out")
         return
-    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_of(name) != flag]
+    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_name(name) != flag]
     of_tables = ("train", "shots", "limit", "compare", "against", "output_dir")
     unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
     for option_ in fields(config):
         if option_.name in unread and getattr(config, option_.name) != option_.default:
-            raise UserError(f"{flag_of(option_.name)} does nothing with {flag}; leave it out")
+            raise UserError(f"{flag_name(option_.name)} does nothing with {flag}; leave it out")
     if config.host in ("0.0.0.0", "::", "*", ""):
         raise UserError(
             f"--host {config.host}: the page answers under one name only; give the address that browsers will use, or "
@@ -67,7 +67,7 @@ def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
     if is_own:
         for name in ("data_path", *OF_THE_WORLD, "world_seed"):
             if getattr(config, name) is not None:
-                raise UserError(f"{flag_of(name)} does nothing with passages of your own; leave it out")
+                raise UserError(f"{flag_name(name)} does nothing with passages of your own; leave it out")
     plan = plan_evaluation(replace(config, train=False, corpus=None if is_own else config.corpus))
     if len(plan.rows) > 1 or len(plan.columns) > 1:
         raise UserError(f"{flag} answers with one method, one run and one corpus; name one of each")
@@ -101,7 +101,7 @@ def live_retriever(row: Row, settings: TrainConfig, column: Column) -> tuple[Ret
     if settings.data.dataset == "world":
         task = load_task(with_options(settings, eval_questions=N_EXAMPLES), column.split)
         return task.retriever, tuple(example.question for example in task.examples)
-    engine = engine_of(settings.retrieval)
+    engine = configured_engine(settings.retrieval)
     if engine.retriever == "http":
         return build_retriever(engine, []), ()
     passages = load_corpus(settings.data.corpus, settings.data.dataset, settings.data.data_path, engine.terms)
@@ -128,10 +128,10 @@ def answer_live(config: EvalConfig) -> None:
     policy = load(config, settings, settings.run.model, row.weights)
     about = f"{row.label} of {config.run or config.adapter or settings.run.model}"
     if row.method in SEARCHING:
-        about += f", {described(engine_of(settings.retrieval))} on {column.name}"
+        about += f", {described(configured_engine(settings.retrieval))} on {column.name}"
     if settings.run.model == "tiny":
         about += "; this model of one million parameters knows the words of its made-up world and no others"
-    how = method_of(settings), limits_of(settings), config.temperature, config.seed
+    how = configured_method(settings), rollout_limits(settings), config.temperature, config.seed
     chat = Chat(policy, retriever, *how, about, examples)
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
     status.now("answering" if config.ask else None)

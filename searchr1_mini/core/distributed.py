@@ -53,7 +53,7 @@ def gather(values: Sequence[T]) -> list[T]:
     return list(chain.from_iterable(parts))
 
 
-def any_of(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Tells whether it holds in some process."""
     return any(gather([flag]))
 

@@ -192,7 +192,7 @@ def old_and_sampled(
     return batch, batch.old_logprobs, sampled
 
 
-def rows_of_updates(group_ids: Sequence[int], config: OptimizationConfig, updates: int) -> list[list[list[int]]]:
+def update_rows(group_ids: Sequence[int], config: OptimizationConfig, updates: int) -> list[list[list[int]]]:
     """Draws, for each pass over the rollouts, the rows of its optimizer steps, by the seed and the updates before it.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from searchr1_mini.core import interrupt, progress
 from searchr1_mini.core.batch import Batch, micro_batches
-from searchr1_mini.core.distributed import any_of, n_processes, rank, sum_over_processes
+from searchr1_mini.core.distributed import any_process, n_processes, rank, sum_over_processes
 from searchr1_mini.core.errors import UserError, is_out_of_memory
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class MicroBatches:
         while True:
             results, failure = [], None
             try:
-                parts = micro_batches(lengths, self.share_of(lengths))[rank() :: n_processes()]
+                parts = micro_batches(lengths, self.local_tokens(lengths))[rank() :: n_processes()]
                 for rows in parts:
                     interrupt.check()
                     progress.tell("micro-batches", len(results), len(parts))
@@ -52,7 +52,7 @@ class MicroBatches:
                 if not is_out_of_memory(error):
                     raise
                 failure = error.with_traceback(None)  # which holds what the forward had saved
-            if not any_of(failure is not None):
+            if not any_process(failure is not None):
                 return results
             undo()
             if torch.cuda.is_available():
@@ -71,13 +71,13 @@ class MicroBatches:
             out[rows, : values.shape[1]] = values
         return sum_over_processes(out)
 
-    def share_of(self, lengths: Sequence[int]) -> int:
+    def local_tokens(self, lengths: Sequence[int]) -> int:
         """Returns the tokens of a micro-batch, of which each of several processes shall have one."""
         return self.tokens if n_processes() == 1 else min(self.tokens, sum(lengths) // n_processes())
 
     def halve(self, lengths: Sequence[int], failure: RuntimeError | None) -> None:
         """Halves the tokens from here on; raises where each trajectory stands alone already, see `over`."""
-        tokens = min(self.share_of(lengths), max(lengths) * len(lengths))
+        tokens = min(self.local_tokens(lengths), max(lengths) * len(lengths))
         if all(len(rows) == 1 for rows in micro_batches(lengths, tokens)):
             if interrupt.is_held():
                 raise failure or RuntimeError("another process is out of memory")

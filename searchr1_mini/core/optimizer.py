@@ -56,7 +56,7 @@ class Optimizer:
         """Takes one optimizer step; the losses of each micro-batch are back-propagated where they are yielded.
 
         Each comes with numbers for the log: sums over the micro-batches, but for `ratio_max`, and for `change`, a
-        tensor of differences of log-probs, see `told_of_changes`.
+        tensor of differences of log-probs, see `change_metrics`.
         """
 
         def backward(rows: list[int]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Optimizer:
         if "ratio_max" in totals:
             totals["ratio_max"] = max(part["ratio_max"] for part in parts)
         if "change" in parts[0]:
-            totals |= told_of_changes(torch.cat([part["change"] for part in parts]), self.is_first_update)
+            totals |= change_metrics(torch.cat([part["change"] for part in parts]), self.is_first_update)
         self.logs.append(totals | self.apply_gradients(totals["loss"]))
 
     def learning_rates(self) -> list[float]:
@@ -153,7 +153,7 @@ class Optimizer:
             self.micro_batches.tokens = state["micro_batch_tokens"]
 
 
-def told_of_changes(change: Tensor, is_first_update: bool) -> dict[str, float]:
+def change_metrics(change: Tensor, is_first_update: bool) -> dict[str, float]:
     """Returns what the log says of differences (n,) of log-probs.
 
     On the first update the weights are still those that sampled, so the difference between the sampled log-probs and
@@ -165,8 +165,8 @@ def told_of_changes(change: Tensor, is_first_update: bool) -> dict[str, float]:
     return {"correct_loglik_change": change.mean().item()} if len(change) else {}
 
 
-def changes_of(logprobs: Tensor, part: Experience, is_first_update: bool) -> Tensor:
-    """Returns the differences (n,) that `told_of_changes` tells of, of one micro-batch."""
+def logprob_changes(logprobs: Tensor, part: Experience, is_first_update: bool) -> Tensor:
+    """Returns the differences (n,) that `change_metrics` tells of, of one micro-batch."""
     before, wanted = part.sampled_logprobs, part.batch.loss_mask
     if not is_first_update:
         before, wanted = part.batch.old_logprobs, wanted & (part.batch.rewards[:, None] > 0)

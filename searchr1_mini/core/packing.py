@@ -19,7 +19,7 @@ def rows_by_prompt(batch: Batch) -> dict[tuple[int, ...], list[int]]:
     return rows
 
 
-def width_of(packs: dict[tuple[int, ...], list[int]], lengths: list[int]) -> int:
+def packed_width(packs: dict[tuple[int, ...], list[int]], lengths: list[int]) -> int:
     """Returns the number of tokens of the longest packed row."""
     return max(len(prompt) + sum(lengths[row] - len(prompt) for row in rows) for prompt, rows in packs.items())
 
@@ -29,7 +29,7 @@ def is_shorter(packs: dict[tuple[int, ...], list[int]], batch: Batch, hidden_siz
 
     A token costs about 24 H^2 operations in a layer, and a pair of tokens 4 H.
     """
-    (n, width), packed = batch.input_ids.shape, width_of(packs, batch.lengths.tolist())
+    (n, width), packed = batch.input_ids.shape, packed_width(packs, batch.lengths.tolist())
     return len(packs) * packed * (6 * hidden_size + packed) < n * width * (6 * hidden_size + width)
 
 
@@ -48,7 +48,7 @@ def pack(packs: dict[tuple[int, ...], list[int]], batch: Batch) -> tuple[dict[st
     A token sees its prompt, and what came before it in its own row.
     """
     lengths, device = batch.lengths.tolist(), batch.input_ids.device
-    width = width_of(packs, lengths)
+    width = packed_width(packs, lengths)
     ids, positions, owners = torch.zeros(3, len(packs), width, dtype=torch.long, device=device)
     places = torch.zeros_like(batch.input_ids)
     for pack_, (prompt, rows) in enumerate(packs.items()):

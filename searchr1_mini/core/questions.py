@@ -30,7 +30,7 @@ class Example:
     supporting: tuple[tuple[str, str], ...] = ()
 
 
-def slice_of_step(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0, part: str = "") -> list[T]:
+def step_slice(examples: Sequence[T], step: int, n: int, seed: int, round_: int = 0, part: str = "") -> list[T]:
     """Returns the `n` questions (or demonstrations) of a step: consecutive slices of a fresh permutation each epoch.
 
     Each round of dynamic sampling, and each part of the examples, has its own order.
@@ -59,14 +59,14 @@ def stratified_slice(examples: Sequence[Example], step: int, n: int, seed: int, 
     chosen: list[Example] = []
     for name, positions in zip(names, shares, strict=True):
         n_before = sum(position < (step - 1) * n for position in positions)
-        drawn = slice_of_step(sources[name], 1, len(positions), seed, round_, name)
+        drawn = step_slice(sources[name], 1, len(positions), seed, round_, name)
         chosen += drawn[n_before:]
     return chosen
 
 
-def questions_of_step(
+def step_questions(
     examples: Sequence[Example], step: int, config: OptimizationConfig, round_: int = 0
 ) -> list[Example]:
     """Returns the questions of a step, or of a round of it, in equal shares of their sources if so configured."""
-    draw = stratified_slice if config.stratify else slice_of_step
+    draw = stratified_slice if config.stratify else step_slice
     return draw(examples, step, config.questions_per_step, config.seed, round_)

@@ -19,7 +19,7 @@ from searchr1_mini.core.errors import UserError, is_out_of_memory
 from searchr1_mini.core.prompts import INVALID_ACTION, Form
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage, Retriever
-from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats, tokens_of_usual_loop
+from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats, usual_loop_tokens
 from searchr1_mini.core.trajectory import Segment, Trajectory
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def rollout(
     trajectories = [conversation.trajectory for conversation in conversations]
     total = sum(len(t.token_ids) + sum(len(aside.token_ids) for aside in t.asides) for t in trajectories)
     sampled = sum(trajectory.n_policy_tokens for trajectory in trajectories)
-    saved = sum(map(tokens_of_usual_loop, trajectories)) - decoder.tokens_fed
+    saved = sum(map(usual_loop_tokens, trajectories)) - decoder.tokens_fed
     trajectories = gather(trajectories)
     stats = sum_stats(gather([RolloutStats(decoder.tokens_fed, total, sampled, saved, 0.0)]))
     return trajectories, replace(stats, seconds=time.perf_counter() - began)

@@ -32,7 +32,7 @@ class RolloutStats:
         return self.tokens_fed / max(self.tokens_total, 1)
 
 
-def tokens_of_usual_loop(trajectory: Trajectory) -> int:
+def usual_loop_tokens(trajectory: Trajectory) -> int:
     """Counts what a loop feeds that begins every turn with the whole context: for each turn, all up to its end."""
     ends = accumulate(len(segment.token_ids) for segment in trajectory.segments)
     return sum(end for end, segment in zip(ends, trajectory.segments, strict=True) if segment.kind == "policy")

@@ -24,11 +24,11 @@ from searchr1_mini.core.algorithms import (
 from searchr1_mini.core.batch import Batch, build_batch
 from searchr1_mini.core.config import ObjectiveConfig, OptimizationConfig, PPOConfig, RewardConfig, RolloutConfig
 from searchr1_mini.core.critic import Critic
-from searchr1_mini.core.experience import Experience, policy_logprobs, prepare_grpo, prepare_ppo, rows_of_updates
+from searchr1_mini.core.experience import Experience, policy_logprobs, prepare_grpo, prepare_ppo, update_rows
 from searchr1_mini.core.methods import MakeMethod
-from searchr1_mini.core.optimizer import Optimizer, changes_of
+from searchr1_mini.core.optimizer import Optimizer, logprob_changes
 from searchr1_mini.core.policy import Policy
-from searchr1_mini.core.questions import Example, questions_of_step
+from searchr1_mini.core.questions import Example, step_questions
 from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.core.rollout_stats import RolloutStats
@@ -155,7 +155,7 @@ def train_policy(
         experience, passes = None, []
         if rollouts.kept:
             batch = batch.select(rollouts.kept)
-            passes = rows_of_updates(batch.group_ids.tolist(), settings.optimization, optimizer.updates)
+            passes = update_rows(batch.group_ids.tolist(), settings.optimization, optimizer.updates)
             how = objective, temperature, optimizer.micro_batches, passes, run.wants_ratios
             if critic:
                 experience = prepare_ppo(policy, critic, batch, settings.ppo, *how)
@@ -165,8 +165,8 @@ def train_policy(
         # 5. The losses of a micro-batch, each back-propagated where it is yielded.
         def losses(part: Experience) -> Iterator[tuple[Tensor, dict[str, Any]]]:
             logprobs, entropy = policy_logprobs(policy, part.batch, temperature, objective.entropy_coef > 0)
-            loss, stats = loss_of_policy(logprobs, entropy, part, objective, variant)
-            yield loss, stats | {"change": changes_of(logprobs, part, optimizer.is_first_update)}
+            loss, stats = micro_batch_loss(logprobs, entropy, part, objective, variant)
+            yield loss, stats | {"change": logprob_changes(logprobs, part, optimizer.is_first_update)}
             if critic:
                 with critic.active():  # forward and backward under the critic's adapter
                     values = critic.values(part.batch.input_ids, part.batch.position_ids)
@@ -188,7 +188,7 @@ def collect(
     """Rolls out a step's questions; with dynamic sampling, rounds until enough groups differ in reward (DAPO)."""
     config, rollouts = settings.optimization, Rollouts()
     for round_ in range(settings.objective.dynamic_sampling):
-        questions = questions_of_step(environment.examples, step, config, round_)
+        questions = step_questions(environment.examples, step, config, round_)
         group = [question for question in questions for _ in range(config.group_size)]
         trajectories, stats = (variant.roll_out or rollout)(
             group, environment.make_method, policy, environment.retriever, environment.limits,
@@ -197,14 +197,14 @@ def collect(
         rollouts.trajectories += trajectories
         rollouts.examples += group
         rollouts.rewards += [reward(t, e) for t, e in zip(trajectories, group, strict=True)]
-        rollouts.group_ids += numbers_of_groups(group, config.group_size, round_ * config.questions_per_step)
+        rollouts.group_ids += number_groups(group, config.group_size, round_ * config.questions_per_step)
         rollouts.stats.append(stats)
         if len(rollouts.groups_with_signal()) >= config.questions_per_step:
             break
     return rollouts
 
 
-def numbers_of_groups(examples: Sequence[Example], group_size: int, first: int) -> list[int]:
+def number_groups(examples: Sequence[Example], group_size: int, first: int) -> list[int]:
     """Numbers the rollouts of a round, equally within a group, from `first` on."""
     return [first + index // group_size for index in range(len(examples))]
 
@@ -261,7 +261,7 @@ def weighted(experience: Experience, settings: Settings, variant: Variant = PAPE
     return experience
 
 
-def loss_of_policy(
+def micro_batch_loss(
     logprobs: Tensor, entropy: Tensor, part: Experience, objective: ObjectiveConfig, variant: Variant = PAPER
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Computes the policy's loss on a micro-batch, and what it logs; where pi_old is nan, this forward is pi_old."""

@@ -11,7 +11,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.notes import NOTES, Unread, note_files, note_rows
 from searchr1_mini.data.rows import is_text, is_whole, table_rows
-from searchr1_mini.data.squad import is_squad, paragraph_of
+from searchr1_mini.data.squad import is_squad, row_paragraph
 from searchr1_mini.retrievers.passages import split_contents
 from searchr1_mini.storage.printable import one_line
 
@@ -139,7 +139,7 @@ def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Pas
     """
     for row, where in rows:
         if is_squad(row):
-            yield paragraph_of(row, where)
+            yield row_paragraph(row, where)
             continue
         context = row.get("context")
         try:

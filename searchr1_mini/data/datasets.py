@@ -22,7 +22,7 @@ from searchr1_mini.data.corpus import context_passages, corpus_files, distinct, 
 from searchr1_mini.data.names import BRING_PASSAGES
 from searchr1_mini.data.notes import tell
 from searchr1_mini.data.rows import QUESTION_FIELDS, is_text, question_files
-from searchr1_mini.data.squad import is_squad, support_of
+from searchr1_mini.data.squad import is_squad, row_support
 from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
 from searchr1_mini.storage.cache import cache_dir, kept_at
@@ -213,7 +213,7 @@ def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     """Supporting titles, from HotpotQA's `supporting_facts` in either form or MuSiQue's `paragraphs`; FlashRAG keeps
     both under `metadata`. Empty where there are none."""
     if is_squad(row):
-        return support_of(row)
+        return row_support(row)
     holders = [part for part in (row, row.get("metadata")) if isinstance(part, dict)]
     facts = next((part["supporting_facts"] for part in holders if part.get("supporting_facts")), None)
     paragraphs = next((part["paragraphs"] for part in holders if part.get("paragraphs")), [])

@@ -46,14 +46,14 @@ def is_whole(text: str) -> bool:
     return text.isascii() or not _HALF_A_PAIR.search(text)
 
 
-def form_of(path: Path) -> str:
+def file_format(path: Path) -> str:
     """Returns a file's form, `.jsonl` for `a.jsonl.gz` and `B.JSONL`."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def is_question_file(name: str) -> bool:
     """Tells whether a name, as of `--dataset`, is that of a file of questions, by its ending."""
-    return form_of(Path(name)) in FORMS
+    return file_format(Path(name)) in FORMS
 
 
 def question_files(path: Path) -> list[Path]:
@@ -65,7 +65,7 @@ def question_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     visible = [file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)) and file.is_file()]
-    files = next((found for form in FORMS if (found := [file for file in visible if form_of(file) == form])), [])
+    files = next((found for form in FORMS if (found := [file for file in visible if file_format(file) == form])), [])
     if not files:
         raise UserError(f"the folder {path} holds no file of questions; {ACCEPTED}")
     parts = {"train": re.compile("train"), "evaluation": re.compile("test|dev|valid|eval")}
@@ -88,7 +88,7 @@ def table_rows(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         UserError: it is of another form, damaged, or a line is longer than `MOST_ROW`.
     """
-    form = form_of(path)
+    form = file_format(path)
     if form == ".parquet":
         yield from _parquet(path)
     elif form in (".csv", ".tsv"):

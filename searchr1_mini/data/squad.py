@@ -16,18 +16,18 @@ def is_squad(row: dict[str, Any]) -> bool:
     return isinstance(row.get("context"), str)
 
 
-def title_of(row: dict[str, Any]) -> str:
+def row_title(row: dict[str, Any]) -> str:
     """Turns `University_of_Notre_Dame` into `University of Notre Dame`."""
     title = row.get("title")
     return title.replace("_", " ").strip() if isinstance(title, str) else ""
 
 
-def support_of(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+def row_support(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Returns the paragraph that a question is about, as `Example.supporting`."""
-    return ((title_of(row), row["context"].strip()[:LEAD]),)
+    return ((row_title(row), row["context"].strip()[:LEAD]),)
 
 
-def paragraph_of(row: dict[str, Any], where: str) -> Passage:
+def row_paragraph(row: dict[str, Any], where: str) -> Passage:
     """Returns the paragraph of a row.
 
     Raises:
@@ -35,4 +35,4 @@ def paragraph_of(row: dict[str, Any], where: str) -> Passage:
     """
     if not is_text(row["context"]):
         raise UserError(f'{where}: "context" is blank or broken Unicode; fix it, or name the passages with --corpus')
-    return Passage("", title_of(row), row["context"].strip())
+    return Passage("", row_title(row), row["context"].strip())

@@ -69,7 +69,7 @@ class World:
     passages: list[Passage]
 
 
-def split_of(name: str) -> Split:
+def assign_split(name: str) -> Split:
     """Returns the split that a full name belongs to, whatever the seed: three quarters train, one quarter eval."""
     return "eval" if zlib.crc32(name.encode()) % 4 == 0 else "train"
 
@@ -79,12 +79,14 @@ def make_world(seed: int, split: Split, difficulty: Difficulty = WORLD_DIFFICULT
 
     Args:
         seed: the draw of entities, facts and sentence forms.
-        split: which names may occur; see `split_of`.
+        split: which names may occur; see `assign_split`.
         difficulty: how passages are written; see the head of this file.
         noise_words: made-up words after the text of every passage, which nothing can predict.
     """
     rng = random.Random(f"{seed}/{split}/{difficulty}")
-    entities = {kind: rng.sample([n for n in all_names(kind) if split_of(n) == split], k) for kind, k in COUNTS.items()}
+    entities = {
+        kind: rng.sample([n for n in all_names(kind) if assign_split(n) == split], k) for kind, k in COUNTS.items()
+    }
     facts = _draw_facts(entities, rng)
     passages = _write_passages(entities, facts, difficulty, rng)
     if noise_words:

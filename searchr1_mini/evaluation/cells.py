@@ -40,16 +40,16 @@ from searchr1_mini.evaluation.shots import draw_shots, write_shots
 from searchr1_mini.evaluation.tables import Results
 from searchr1_mini.models.bases import check_model, check_source
 from searchr1_mini.models.chat_template import parse_day, refuse_day, writes_day
-from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
+from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import get, with_options
 from searchr1_mini.options.resolve import resolve_model
-from searchr1_mini.retrievers.engines import engine_of
+from searchr1_mini.retrievers.engines import configured_engine
 from searchr1_mini.run.held_out import chosen_by
 from searchr1_mini.run.log import trajectory_row
-from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.preflight import unpacked_fits
 from searchr1_mini.run.task import Library, Task, load_task
 from searchr1_mini.storage import checkpoint, status
@@ -145,7 +145,7 @@ def task_of(
     settings = cell_settings(config, row, column)
     if row.method not in SEARCHING:
         settings = with_options(settings, retriever="empty", retriever_url=None)
-    key = (column.name, engine_of(settings.retrieval))
+    key = (column.name, configured_engine(settings.retrieval))
     if key not in tasks:
         tasks[key] = load_task(with_options(settings, method="search-r1"), column.split, library, without)
     return tasks[key]
@@ -155,7 +155,7 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
     """Returns a hash of all that a cell's result depends on."""
     names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
     unread = ("rollout_batch_size", "date")  # the date only where prompts show it
-    day = day_of_prompts(settings.run.model, settings.data.date)
+    day = prompt_date(settings.run.model, settings.data.date)
     parts = {
         "version": __version__,
         "settings": {name: get(settings, name) for name in names if name not in unread},
@@ -172,7 +172,7 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
 
 
 @lru_cache(maxsize=16)
-def day_of_prompts(model: str, date: str) -> str | None:
+def prompt_date(model: str, date: str) -> str | None:
     """Returns the date that prompts of a model show; None where its chat template writes none.
 
     Raises:
@@ -187,8 +187,8 @@ def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
     Raises:
         UserError: names the model.
     """
-    tell_of_no_gpu(config.device, pick_device(config.device), any(row.weights.load_in_4bit for row in rows))
-    days = [day_of_prompts(row.run.model, row.data.date) for row in rows]
+    report_no_gpu(config.device, pick_device(config.device), any(row.weights.load_in_4bit for row in rows))
+    days = [prompt_date(row.run.model, row.data.date) for row in rows]
     if config.date and not any(days):
         raise refuse_day(rows[0].run.model)
 
@@ -213,7 +213,7 @@ def run_cell(
     for start in range(len(written), len(task.examples), CHUNK):
         examples = task.examples[start : start + CHUNK]
         trajectories, _ = rollout(
-            examples, method_of(settings, shots), policy, task.retriever, limits_of(settings),
+            examples, configured_method(settings, shots), policy, task.retriever, rollout_limits(settings),
             temperature=config.temperature, seed=config.seed + start,
         )  # fmt: skip
         append_jsonl(part, (cell_row(*pair) for pair in zip(trajectories, examples, strict=True)))

@@ -13,7 +13,7 @@ from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import flag_of, flat, make
+from searchr1_mini.options.nested import flag_name, flat, make
 from searchr1_mini.options.resolve import name_file, resolve
 from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
 from searchr1_mini.storage.files import listed_paths
@@ -75,7 +75,7 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
         raise UserError(
             "--data-path is the file of one data set; name that alone with --datasets, or the files themselves"
         )
-    given = [flag_of(name) for name in (*OF_THE_WORLD, "world_seed") if getattr(config, name) is not None]
+    given = [flag_name(name) for name in (*OF_THE_WORLD, "world_seed") if getattr(config, name) is not None]
     if given and "world" not in names:
         raise UserError(f"{', '.join(given)}: the synthetic world is not among --datasets; add world, or leave it out")
     if config.corpus and names == ["world"]:

@@ -15,7 +15,7 @@ from searchr1_mini.options.checks import LEAST_TEMPERATURE, check_retriever, ref
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import default_of, flag_of, get, make, options_of, with_options
+from searchr1_mini.options.nested import default_value, flag_name, get, make, options_of, with_options
 from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.report import write_report
@@ -71,7 +71,7 @@ def plan_evaluation(config: EvalConfig) -> Plan:
     """
     for name in ("run", "methods", "retriever"):
         if getattr(config, name) is not None and not listed(getattr(config, name)):
-            raise UserError(f"{flag_of(name)} {getattr(config, name)!r} names nothing; give a name, or leave it out")
+            raise UserError(f"{flag_name(name)} {getattr(config, name)!r} names nothing; give a name, or leave it out")
     if config.run and (config.model or config.adapter):
         raise UserError("--run brings its own model and adapter; leave out --model and --adapter")
     if 0 < config.temperature < LEAST_TEMPERATURE:
@@ -117,7 +117,7 @@ def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig
     values |= {name: value for name, value in given.items() if value is not None}
     settings = resolve(make(TrainConfig, **values), unasked=values)
     engine = saved["retriever"] if saved and saved["retriever"] not in PROBES else "auto"
-    of_engine = {name: (saved or {}).get(name, default_of(TrainConfig, name)) for name in OF_AN_ENGINE}
+    of_engine = {name: (saved or {}).get(name, default_value(TrainConfig, name)) for name in OF_AN_ENGINE}
     of_engine |= {name: value for name in OF_AN_ENGINE if (value := getattr(config, name)) is not None}
     return with_options(settings, retriever=engine, date=settings.data.date or today().isoformat(), **of_engine)
 
@@ -138,7 +138,7 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
         of_method = {folder: saved for folder, saved in runs.items() if run_method(saved) == method}
         settings = with_options(base, method=GENERATORS.get(method, method))
         if of_method:
-            rows += rows_of_runs(config, method, of_method)
+            rows += run_rows(config, method, of_method)
         elif method in PROMPTED:
             rows.append(Row(method, method, settings, shots=config.shots))
         elif method == "search-r1" and config.adapter:
@@ -149,7 +149,7 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
         elif method == "search-r1" and not runs:
             rows.append(Row("search-r1, untrained", method, settings, shots=config.shots))
         else:
-            flags = "".join(f"{flag_of(name)} {value} " for name, value in TRAIN_AS.get(method, {}).items())
+            flags = "".join(f"{flag_name(name)} {value} " for name, value in TRAIN_AS.get(method, {}).items())
             notes.append(
                 f"{method} is left out: train it with `python train.py --model {base.run.model} {flags}--output-dir "
                 "DIR` and name it with --run DIR, or add --train."
@@ -175,7 +175,7 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
     return rows, notes
 
 
-def rows_of_runs(config: EvalConfig, method: str, runs: dict[Path, dict]) -> list[Row]:
+def run_rows(config: EvalConfig, method: str, runs: dict[Path, dict]) -> list[Row]:
     """Runs of one method, at the checkpoint that was asked for; several are told apart by folder."""
     names = [folder.name for folder in runs]
     rows = []
@@ -245,7 +245,7 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
         UserError: names the flag, the remedy, and what was left out.
     """
     of_search = ("corpus", "retriever", *OF_A_SEARCH, "max_observation_tokens", "observation")
-    given = [flag_of(name) for name in of_search if getattr(config, name) is not None]
+    given = [flag_name(name) for name in of_search if getattr(config, name) is not None]
     if given and not config.shots and not any(row.method in SEARCHING for row in rows):
         methods = ", ".join(dict.fromkeys(row.method for row in rows))
         told = f"no row searches ({methods}); leave out {', '.join(given)}, or add a method with a search"
@@ -254,7 +254,7 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
     for name, idle in (("corpus", {"none", "empty", "http"}), ("topk", {"none", "empty"})):
         if getattr(config, name) is not None and searching and searching <= idle:
             raise UserError(
-                f"{flag_of(name)} does nothing with --retriever {', '.join(sorted(searching))}; leave it out"
+                f"{flag_name(name)} does nothing with --retriever {', '.join(sorted(searching))}; leave it out"
             )
     if config.train and not any(row.must_train for row in rows):
         raise UserError("--train: no row is left to train; leave it out, or add one of " + ", ".join(TRAINED))
@@ -263,7 +263,7 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
 def only_what_is_read(settings: TrainConfig) -> TrainConfig:
     """Returns the settings with options that their retriever does not read at their defaults."""
     unread = [name for name, readers in READ_BY.items() if settings.retrieval.retriever not in readers]
-    return with_options(settings, **{name: default_of(TrainConfig, name) for name in unread})
+    return with_options(settings, **{name: default_value(TrainConfig, name) for name in unread})
 
 
 def cell_settings(config: EvalConfig, row: Row, column: Column) -> TrainConfig:
@@ -314,7 +314,7 @@ def folder_for(wanted: TrainConfig, first: Path) -> Path:
     number, folder = 1, first
     while (folder / "config.json").exists():
         saved = saved_config(folder)
-        if all(saved.get(name, default_of(TrainConfig, name)) == get(wanted, name) for name in names):
+        if all(saved.get(name, default_value(TrainConfig, name)) == get(wanted, name) for name in names):
             break
         number, folder = number + 1, first.with_name(f"{first.name}-{number + 1}")
     return folder

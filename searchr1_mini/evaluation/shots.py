@@ -16,7 +16,7 @@ from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.task import Library, load_task
-from searchr1_mini.run.templates import opening_of, render_note, template_of
+from searchr1_mini.run.templates import render_note, template_of, template_opening
 
 Shot = tuple[Example, list[Hop]]
 
@@ -77,7 +77,7 @@ def write_shots(method: str, shots: Sequence[Shot], find: Find, kind: str, seed:
         form: of observations, see `render_observation`.
     """
     rng = random.Random(f"{seed}/words")
-    opening = opening_of(template_of(method, kind))
+    opening = template_opening(template_of(method, kind))
     parts = []
     for example, hops in shots:
         answer = example.golden_answers[0]

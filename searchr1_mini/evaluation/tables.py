@@ -18,7 +18,7 @@ from searchr1_mini.evaluation.plan import Row
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.nested import flat
-from searchr1_mini.retrievers.engines import described, engine_of
+from searchr1_mini.retrievers.engines import configured_engine, described
 from searchr1_mini.storage.files import write_json_atomic, write_text_atomic
 from searchr1_mini.storage.printable import markdown_text, one_line, plain
 
@@ -54,7 +54,7 @@ class Results:
         if row.method in SEARCHING:
             self.corpora[corpus_name(settings)] = None  # of the cell, whose retriever may be another than the row's
             self.retrievers[
-                f"{described(engine_of(settings.retrieval))}, {settings.retrieval.topk} passages per search"
+                f"{described(configured_engine(settings.retrieval))}, {settings.retrieval.topk} passages per search"
             ] = None
         for line in sorted(lines, key=lambda line: line["source"]):
             source = line["source"]

@@ -37,7 +37,7 @@ def check_adapter(path: Path) -> dict[str, Any]:
     if not (targets is None or isinstance(targets, str) or is_list_of_names(targets)):
         raise UserError(f"{path} is damaged: target_modules is {str(targets)[:60]}, not a list of names")
     for name in ("rank_pattern", "alpha_pattern"):
-        for pattern, value in dict_of(saved, name, path).items():
+        for pattern, value in expect_dict(saved, name, path).items():
             if not (NAMES.fullmatch(pattern) and is_number(value, int | float)):
                 raise UserError(
                     f"{path}: {name} has {pattern[:60]!r}: {str(value)[:20]}, and only names of modules with a number "
@@ -58,7 +58,7 @@ def check_adapter(path: Path) -> dict[str, Any]:
     return saved
 
 
-def dict_of(saved: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+def expect_dict(saved: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     """Returns a field that is an object, or nothing.
 
     Raises:

@@ -73,12 +73,12 @@ def model_without_weights(config: Any) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever the code of an architecture makes of odd sizes
         raise unsupported(config, f"its config.json builds no model ({' '.join(str(error).split())[:150]})") from error
-    if model.get_output_embeddings() is None or not matrices_of(model):
+    if model.get_output_embeddings() is None or not weight_matrices(model):
         raise unsupported(config, "it has no linear layers, or no head, that transformers names")
     return model
 
 
-def matrices_of(model: PreTrainedModel) -> list[nn.Module]:
+def weight_matrices(model: PreTrainedModel) -> list[nn.Module]:
     """Returns the linear layers that NF4 and LoRA take: all but the head."""
     head = model.get_output_embeddings()
     return [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]

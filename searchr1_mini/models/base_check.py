@@ -29,7 +29,7 @@ def check_files(source: str) -> None:
     Raises:
         UserError: names the file and the remedy.
     """
-    config = file_of(source, "config.json")
+    config = find_file(source, "config.json")
     try:
         values = read_json(config) if config else {}
     except UserError as error:
@@ -43,12 +43,12 @@ def check_files(source: str) -> None:
     ):
         raise UserError(f"config.json of {source} has its weights in {str(named)[:80]!r}, which is no safetensors file "
                         "of its folder; take transformers_weights out")  # fmt: skip
-    index = None if Path(source).is_dir() else file_of(source, INDEX)  # a folder's is looked into as it is loaded
+    index = None if Path(source).is_dir() else find_file(source, INDEX)  # a folder's is looked into as it is loaded
     if index:
         refuse_odd_index(index, f"cannot load {source!r}")
 
 
-def file_of(source: str, name: str) -> Path | None:
+def find_file(source: str, name: str) -> Path | None:
     """Returns a file of a folder or hub id, or None."""
     if Path(source).exists():
         return Path(source, name) if Path(source, name).is_file() else None

@@ -57,7 +57,7 @@ def check_source(source: str, day: date, is_first_look: bool = False) -> PreTrai
     return tokenizer
 
 
-def day_of_run(source: str, name: str, given: str | None, began_on: Path | None) -> date:
+def run_date(source: str, name: str, given: str | None, began_on: Path | None) -> date:
     """Returns the day that chat templates get in a run: as given, or when it began, or today; checks its base.
 
     Args:

@@ -127,7 +127,7 @@ def rendered(template: str, tokenizer: Any, content: str, day: date) -> str:
         raise UserError(f"the model's chat template cannot be rendered ({_first_line(error)}); {REMEDY}") from error
 
 
-def end_of_answer(template: str, tokenizer: Any) -> str:
+def answer_end(template: str, tokenizer: Any) -> str:
     """Returns what a template writes after an assistant's answer; nothing where it takes no answers."""
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:

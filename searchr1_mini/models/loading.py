@@ -46,7 +46,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, local_rank()) if name == "cuda" else torch.device(name)
 
 
-def tell_of_no_gpu(name: str, device: torch.device, load_in_4bit: bool) -> None:
+def report_no_gpu(name: str, device: torch.device, load_in_4bit: bool) -> None:
     """Says before anything is fetched or read that a model meant for a GPU will be computed without one."""
     if name == "auto" and device.type == "cpu" and load_in_4bit:
         print("there is no GPU here that torch can use: a model in 4 bits runs on the CPU, very slowly", flush=True)

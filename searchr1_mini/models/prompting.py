@@ -8,7 +8,7 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.encoding import break_added_tokens, foreign_ids
-from searchr1_mini.models.chat_template import end_of_answer, rendered, template_of
+from searchr1_mini.models.chat_template import answer_end, rendered, template_of
 
 
 def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, day: date) -> list[int]:
@@ -54,6 +54,6 @@ def _end_of_chat_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     template = template_of(tokenizer, "the model")
     if template is None:
         return None
-    after = end_of_answer(template, tokenizer)
+    after = answer_end(template, tokenizer)
     ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None

@@ -101,7 +101,7 @@ def stack(projections: Sequence[nn.Module]) -> Stacked:
         if any(base.bias is not None for base in bases):
             biases = [torch.zeros(len(b.weight)).to(weight) if b.bias is None else b.bias for b in bases]
             bias = torch.cat([own.to(weight.dtype) for own in biases])
-    a, b = adapters_of(projections, bases)
+    a, b = stacked_adapters(projections, bases)
     return Stacked(bases, weight, bias, a, b)
 
 
@@ -123,7 +123,9 @@ def in_one_piece(weights: Sequence[nn.Parameter]) -> Tensor:
     return whole
 
 
-def adapters_of(projections: Sequence[nn.Module], bases: Sequence[nn.Linear]) -> tuple[Tensor | None, Tensor | None]:
+def stacked_adapters(
+    projections: Sequence[nn.Module], bases: Sequence[nn.Linear]
+) -> tuple[Tensor | None, Tensor | None]:
     """Returns A (R, in) and B * scaling (R, out) of the active adapters on projections of one input, or None."""
     downs, ups = [], []
     for projection, base in zip(projections, bases, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.needs import NEEDS, idle, spelled, without
-from searchr1_mini.options.nested import default_of, flag_of, flat, get
+from searchr1_mini.options.nested import default_value, flag_name, flat, get
 from searchr1_mini.options.resolve import filled
 
 UNTOLD = (  # what decides neither what is learnt nor how it is measured
@@ -37,10 +37,10 @@ def changes(config: TrainConfig) -> list[str]:
 
 
 def _word(name: str, value: Any) -> str:
-    return f"{flag_of(name)} None" if value is None else spelled(name, value)
+    return f"{flag_name(name)} None" if value is None else spelled(name, value)
 
 
 def _follows(name: str, config: TrainConfig) -> bool:
     """Whether the other options alone give one its value."""
     value = get(config, name)
-    return value == default_of(TrainConfig, name) or get(filled(without(config, [name])), name) == value
+    return value == default_value(TrainConfig, name) or get(filled(without(config, [name])), name) == value

@@ -10,7 +10,7 @@ from searchr1_mini.data.names import BRING_PASSAGES, DATASETS
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.options.config import RetrievalConfig, TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import default_of, flag_of, get, options_of
+from searchr1_mini.options.nested import default_value, flag_name, get, options_of
 from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.retrievers.limits import MAX_TOPK
@@ -60,9 +60,9 @@ def refuse_unread(config: TrainConfig | EvalConfig | ServerConfig | MetricsConfi
         UserError: names the flag and the remedy.
     """
     for option_, readers in READ_BY.items():
-        is_given = get(config, option_) not in (None, default_of(TrainConfig, option_))
+        is_given = get(config, option_) not in (None, default_value(TrainConfig, option_))
         if is_given and not set(names) & set(readers):
-            told = f"{flag_of(option_)} does nothing with --retriever {', '.join(names) or 'none'}"
+            told = f"{flag_name(option_)} does nothing with --retriever {', '.join(names) or 'none'}"
             raise UserError(f"{told}; it needs --retriever {' or '.join(readers)}")
     if get(config, "retriever_url") and set(READ_BY["retriever_url"]) <= set(names):
         raise UserError("--retriever-url is the address of one server, http or milvus; leave the other out")
@@ -85,7 +85,7 @@ def check_given(config: TrainConfig, unasked: Collection[str]) -> None:
     has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
     of_search = [*options_of(RetrievalConfig), "corpus"]
     asked = [name for name in of_search if name not in unasked]
-    given = [flag_of(name) for name in asked if get(config, name) != default_of(TrainConfig, name)]
+    given = [flag_name(name) for name in asked if get(config, name) != default_value(TrainConfig, name)]
     if not has_search and given:
         name = "--algorithm sft" if config.run.algorithm == "sft" else f"--method {config.run.method}"
         raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
@@ -129,7 +129,7 @@ def check_own_parts(config: TrainConfig) -> None:
             own_part(option_, value)
     for name in ("retrieval_bonus", "search_cost", "action_penalty") if is_own(config.reward.reward) else ():
         if get(config, name):
-            raise UserError(f"{flag_of(name)} does nothing with a --reward of your own; leave one of them out")
+            raise UserError(f"{flag_name(name)} does nothing with a --reward of your own; leave one of them out")
 
 
 def check_resolved(config: TrainConfig) -> None:

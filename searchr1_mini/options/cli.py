@@ -8,7 +8,7 @@ from dataclasses import Field, field, make_dataclass
 from typing import Annotated, Any, TypeVar
 
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
-from searchr1_mini.options.nested import hints_of, make, options_of, section_of
+from searchr1_mini.options.nested import make, option_sections, options_of, type_hints
 from searchr1_mini.options.option_files import preset_values, yaml_values
 from searchr1_mini.options.paths import at_home, latest_run
 from searchr1_mini.options.words import check_words, spell_out_switches, take
@@ -48,13 +48,13 @@ def parse_asked(
 
     argv, preset = take(list(sys.argv[1:] if argv is None else argv), "--preset")
     argv, file = take(argv, "--config")
-    known, hints = options_of(config_class), hints_of(config_class)
+    known, hints = options_of(config_class), type_hints(config_class)
     argv = spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
     flags = check_words(argv, hints)
     unasked = dict(base or {}) | preset_values(preset, known)
     of_file = yaml_values(file, hints)
     defaults = unasked | of_file
-    sections = section_of(config_class) or {name: option.metadata["group"] for name, option in known.items()}
+    sections = option_sections(config_class) or {name: option.metadata["group"] for name, option in known.items()}
     grouped_class = _grouped_class(known, sections, hints, defaults, tyro)
     epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
     parsed = tyro.cli(

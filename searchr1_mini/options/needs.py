@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.options.nested import default_of, flag_of, get, hints_of, options_of, with_options
+from searchr1_mini.options.nested import default_value, flag_name, get, options_of, type_hints, with_options
 from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.retrievers.names import ENGINES
 
@@ -73,7 +73,7 @@ def check_ranges(config: Any) -> None:
     """
     for name, option in options_of(type(config)).items():
         if fault := fault_of(name, get(config, name), option.metadata):
-            raise UserError(f"{flag_of(name)} {shown(get(config, name))}: it must be {fault}")
+            raise UserError(f"{flag_name(name)} {shown(get(config, name))}: it must be {fault}")
 
 
 def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
@@ -155,7 +155,7 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
     Raises:
         UserError: the file is damaged; names the option and its value.
     """
-    hints = hints_of(config_class)
+    hints = type_hints(config_class)
     for option in options_of(config_class).values():
         if option.name not in saved:
             continue
@@ -186,7 +186,7 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
                 is_met, need = value in wanted or is_own(value), spelled(other, wanted[0])
                 need += "".join(f" or {each}" for each in wanted[1:] if wanted[0] is not None)
             else:
-                is_met, need = (value or 0) > wanted, f"{flag_of(other)} above {wanted}"
+                is_met, need = (value or 0) > wanted, f"{flag_name(other)} above {wanted}"
             if not is_met:
                 found[name] = spelled(other, value), need
                 break
@@ -196,8 +196,8 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
 def spelled(name: str, value: Any) -> str:
     """Spells an option as it is written on a command line: `--no-memory-check`, `--lora-rank 0`."""
     if value is None or value is False:
-        return "--no-" + name.replace("_", "-") if value is False else f"no {flag_of(name)}"
-    return flag_of(name) if value is True else f"{flag_of(name)} {shown(value)}"
+        return "--no-" + name.replace("_", "-") if value is False else f"no {flag_name(name)}"
+    return flag_name(name) if value is True else f"{flag_name(name)} {shown(value)}"
 
 
 def refuse_idle(
@@ -215,10 +215,10 @@ def refuse_idle(
         UserError: names the flag, what stands in its way, and the remedy.
     """
     for name, (obstacle, need) in idle(resolved, needs).items():
-        if name not in unasked and get(given, name) not in (default_of(type(given), name), get(bare, name)):
-            raise UserError(f"{flag_of(name)} does nothing with {obstacle}; it needs {need}; otherwise leave it out")
+        if name not in unasked and get(given, name) not in (default_value(type(given), name), get(bare, name)):
+            raise UserError(f"{flag_name(name)} does nothing with {obstacle}; it needs {need}; otherwise leave it out")
 
 
 def without(config: Any, names: Collection[str]) -> Any:
     """Returns the config with some options at their defaults."""
-    return with_options(config, **{name: default_of(type(config), name) for name in names})
+    return with_options(config, **{name: default_value(type(config), name) for name in names})

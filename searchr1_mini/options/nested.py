@@ -27,24 +27,24 @@ def options_of(config_class: type) -> Mapping[str, Field]:
 
 
 @lru_cache(maxsize=16)
-def section_of(config_class: type) -> Mapping[str, str]:
+def option_sections(config_class: type) -> Mapping[str, str]:
     """Maps the name of an option to the attribute of its concern; empty for a config that is flat."""
     return {option.name: name for name, part in sections_of(config_class).items() for option in fields(part)}
 
 
 @lru_cache(maxsize=16)
-def hints_of(config_class: type) -> Mapping[str, Any]:
+def type_hints(config_class: type) -> Mapping[str, Any]:
     """Maps the name of an option to its type."""
     parts = sections_of(config_class).values() or (config_class,)
     return {name: hint for part in parts for name, hint in get_type_hints(part).items()}
 
 
-def flag_of(name: str) -> str:
+def flag_name(name: str) -> str:
     """Turns `max_turns` into `--max-turns`."""
     return "--" + name.replace("_", "-")
 
 
-def default_of(config_class: type, name: str) -> Any:
+def default_value(config_class: type, name: str) -> Any:
     """Returns the default of an option."""
     return options_of(config_class)[name].default
 
@@ -68,7 +68,7 @@ def shared(group: str, config_class: type, name: str, default: Any = None, note:
 
 def get(config: Any, name: str) -> Any:
     """Returns the value of an option by its name."""
-    section = section_of(type(config)).get(name)
+    section = option_sections(type(config)).get(name)
     return getattr(getattr(config, section) if section else config, name)
 
 
@@ -92,7 +92,7 @@ def with_options(config: Config, **values: Any) -> Config:
     Raises:
         TypeError: there is no such option.
     """
-    sections = section_of(type(config))
+    sections = option_sections(type(config))
     if not sections:
         return replace(config, **values)
     parts: dict[str, dict[str, Any]] = {}

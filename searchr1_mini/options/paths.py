@@ -9,7 +9,7 @@ from typing import Any
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.needs import shown
-from searchr1_mini.options.nested import flag_of
+from searchr1_mini.options.nested import flag_name
 
 
 def at_home(name: str, value: Any) -> Any:
@@ -22,9 +22,8 @@ def at_home(name: str, value: Any) -> Any:
         return value
     path = os.path.expanduser(value)
     if path.startswith("~"):
-        raise UserError(
-            f"{flag_of(name)} {shown(value)}: {value.split('/')[0]} is no known home; write ./~ for a name of that form"
-        )
+        told = f"{flag_name(name)} {shown(value)}: {value.split('/')[0]} is no known home"
+        raise UserError(f"{told}; write ./~ for a name of that form")
     return path
 
 

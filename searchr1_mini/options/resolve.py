@@ -27,7 +27,7 @@ from searchr1_mini.options.defaults import (
     TINY,
 )
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
-from searchr1_mini.options.nested import flag_of, flat, get, with_options
+from searchr1_mini.options.nested import flag_name, flat, get, with_options
 from searchr1_mini.storage.files import read_json
 
 
@@ -108,7 +108,7 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     check_ranges(config)
     given = name_file(config)
     check_given(given, unasked)
-    given = with_options(given, **values_of_init(given)) if given.run.init else given
+    given = with_options(given, **init_values(given)) if given.run.init else given
     config = filled(given)
     check_resolved(config)
     check_own_parts(config)
@@ -150,7 +150,7 @@ def filled(config: TrainConfig) -> TrainConfig:
     return with_options(config, **values)
 
 
-def values_of_init(config: TrainConfig) -> dict[str, Any]:
+def init_values(config: TrainConfig) -> dict[str, Any]:
     """Returns rank and alpha of what `--init` names.
 
     Raises:
@@ -168,7 +168,7 @@ def values_of_init(config: TrainConfig) -> dict[str, Any]:
     values = init_settings(folder)
     for name, value in values.items():
         if get(config, name) not in (None, value):
-            told = f"{flag_of(name)} {get(config, name)}: --init {config.run.init} has {value:g}"
+            told = f"{flag_name(name)} {get(config, name)}: --init {config.run.init} has {value:g}"
             raise UserError(f"{told}; leave the flag out, or name the merged weights as --model instead")
     return values
 

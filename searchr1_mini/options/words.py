@@ -7,7 +7,7 @@ from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.needs import SHOWN, convert, shown
-from searchr1_mini.options.nested import flag_of
+from searchr1_mini.options.nested import flag_name
 
 RENAMED = {  # flags of older versions
     f"--bug-{old}": f"--bug {old.replace('retokenise', 'retokenize')}"
@@ -20,8 +20,8 @@ RENAMED = {  # flags of older versions
 
 def spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     """Writes `--no-load-in-4bit` as `--load-in-4bit False`, since tyro wants a value; one that is given stays."""
-    values = {flag_of(name): (flag_of(name), "True") for name in names}
-    values |= {"--no-" + name.replace("_", "-"): (flag_of(name), "False") for name in names}
+    values = {flag_name(name): (flag_name(name), "True") for name in names}
+    values |= {"--no-" + name.replace("_", "-"): (flag_name(name), "False") for name in names}
     spelled: list[str] = []
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         is_bare = following not in ("True", "False", "None")
@@ -35,7 +35,7 @@ def check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
     Returns:
         The names of the options that are given.
     """
-    flags = {flag_of(name): hint for name, hint in hints.items()}
+    flags = {flag_name(name): hint for name, hint in hints.items()}
     switches = {"--no-" + name.replace("_", "-"): bool for name, hint in hints.items() if hint is bool}
     names = [*flags, *switches, "--preset", "--config", "--help"]
     words, given = iter(argv), set()

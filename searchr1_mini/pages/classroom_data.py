@@ -109,7 +109,7 @@ def entry_of(run: Path, who: str) -> Entry:
         return Entry(who, faults=[str(error)])
     after, emptied = summary["after"], summary.get("after_without_retriever")
     config, faults = settings_of(run, summary)
-    faults += faults_of_figures(summary) + (faults_of_settings(config) if config else [])
+    faults += figure_faults(summary) + (setting_faults(config) if config else [])
     return Entry(
         who,
         em=after["em"],
@@ -131,7 +131,7 @@ def unfinished(run: Path, who: str) -> Entry:
     config = config_of(saved_config(run))
     done = max((row["step"] for row in read_metrics(run / METRICS)), default=0)
     told = f"unfinished: {done} of {config.optimization.steps} steps, and no {SUMMARY}"
-    return Entry(who, changed=changes(config), faults=[told, *faults_of_settings(config)])
+    return Entry(who, changed=changes(config), faults=[told, *setting_faults(config)])
 
 
 def config_of(saved: dict[str, Any]) -> TrainConfig:
@@ -188,7 +188,7 @@ def _strange_sources(config: TrainConfig, sources: Iterable[str]) -> list[str]:
     return [source for source in sources if source not in asked]
 
 
-def faults_of_figures(summary: dict[str, Any]) -> list[str]:
+def figure_faults(summary: dict[str, Any]) -> list[str]:
     """What the figures of a summary say against it, whatever the run's settings were."""
     after, emptied, faults = summary["after"], summary.get("after_without_retriever"), []
     parts = list(after["by_source"].values())
@@ -210,7 +210,7 @@ def faults_of_figures(summary: dict[str, Any]) -> list[str]:
     return faults
 
 
-def faults_of_settings(config: TrainConfig) -> list[str]:
+def setting_faults(config: TrainConfig) -> list[str]:
     """What a run's settings say against comparing it with the default run."""
     run, data, faults = config.run, config.data, []
     if run.bug is not None:

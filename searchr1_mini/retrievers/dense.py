@@ -45,7 +45,7 @@ class DenseRetriever:
         self.faiss = require("faiss", "dense")
         self.passages = passages
         self.encoder = load_model("SentenceTransformer", model, "--dense-model")
-        self.query_prompt, passage_prompt = prompts_of(self.encoder, model)
+        self.query_prompt, passage_prompt = encoder_prompts(self.encoder, model)
         texts = f"{fingerprint(passages)} {passage_prompt} {model_fingerprint(self.encoder)}"
         folder = cache_dir() / "dense" / hashlib.sha256(texts.encode()).hexdigest()[:24]
         path = folder / "vectors.npy"
@@ -111,7 +111,7 @@ def passage_text(passage: Passage) -> str:
     return f"{passage.title}\n{passage.text}"
 
 
-def prompts_of(encoder: Any, model: str) -> tuple[str, str]:
+def encoder_prompts(encoder: Any, model: str) -> tuple[str, str]:
     """Returns what goes before queries and passages: the model's own prompts, E5's if it brings none, or nothing."""
     own = encoder.prompts
     passage = next((own[name] for name in ("document", "passage", "corpus") if own.get(name)), "")

@@ -37,7 +37,7 @@ class Engine:
         return Terms(self.stemming, self.stop_words)
 
 
-def engine_of(config: Any, retriever: str | None = None) -> Engine:
+def configured_engine(config: Any, retriever: str | None = None) -> Engine:
     """Returns the engine that a config describes; options that its retriever does not read stay at their defaults.
 
     Args:

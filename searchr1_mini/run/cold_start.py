@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from searchr1_mini.core import interrupt
-from searchr1_mini.core.distributed import any_of, is_main
+from searchr1_mini.core.distributed import any_process, is_main
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.optimizer import Optimizer
@@ -67,7 +67,7 @@ def cold_start(run: Run) -> None:
         episodes = on_main(lambda: kept_episodes(run, folder / EPISODES))
     size = run.config.imitation.cold_start_batch_size
     n_updates = -(-len(episodes) // size)
-    cold = phase_of(run, folder, n_updates)
+    cold = cold_start_phase(run, folder, n_updates)
     if newest:
         cold.restore(newest)
         run.clock.earlier_seconds = cold.clock.earlier_seconds
@@ -83,9 +83,9 @@ def cold_start(run: Run) -> None:
             append_jsonl(folder / "metrics.jsonl", [{"step": update, **metrics}])
             told = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"
             print(f"cold start {update}/{n_updates}: {told}", flush=True)
-        if update % SAVE_EVERY == 0 or update == n_updates or any_of(interrupt.is_asked()):
+        if update % SAVE_EVERY == 0 or update == n_updates or any_process(interrupt.is_asked()):
             cold.save(update)
-        if any_of(interrupt.is_asked()):
+        if any_process(interrupt.is_asked()):
             raise Stopped
     run.clock.cold_start_seconds = cold.clock.train_seconds
     run.optimizer.micro_batches.tokens = cold.optimizer.micro_batches.tokens
@@ -96,7 +96,7 @@ def cold_start(run: Run) -> None:
     run.save(0)
 
 
-def phase_of(run: Run, folder: Path, n_updates: int) -> Run:
+def cold_start_phase(run: Run, folder: Path, n_updates: int) -> Run:
     """Returns the run as a run of imitation, with a folder, an optimizer and a clock of its own."""
     config = with_options(
         run.config, algorithm="sft", mini_batches=1, epochs=1, steps=n_updates, weight_decay=0.0,

@@ -18,19 +18,19 @@ from searchr1_mini.core import interrupt
 from searchr1_mini.core.algorithms import loss_weights
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.config import OptimizationConfig
-from searchr1_mini.core.distributed import any_of
+from searchr1_mini.core.distributed import any_process
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.experience import Experience, policy_logprobs, rows_of_updates
+from searchr1_mini.core.experience import Experience, policy_logprobs, update_rows
 from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
-from searchr1_mini.core.questions import Example, slice_of_step
+from searchr1_mini.core.questions import Example, step_slice
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.trajectory import Segment, Trajectory, opened_by
 from searchr1_mini.data.datasets import subset
 from searchr1_mini.run.invariants import check_batch
 from searchr1_mini.run.processes import on_main
-from searchr1_mini.run.templates import opening_of
+from searchr1_mini.run.templates import template_opening
 from searchr1_mini.storage.files import append_jsonl, read_jsonl
 from searchr1_mini.storage.forms import DEMONSTRATIONS
 
@@ -60,7 +60,7 @@ def demonstrations(run: Run) -> list[Trajectory]:
     for row in sample_chunks(run, examples[len(rows) * CHUNK :], len(rows)):
         append_jsonl(path, [row])
         rows.append(row)
-        if any_of(interrupt.is_asked()):
+        if any_process(interrupt.is_asked()):
             raise interrupt.Stopped
     kept = [Trajectory.from_json(trajectory) for row in rows for trajectory in row["right"]]
     n_sampled = sum(row["sampled"] for row in rows)
@@ -77,7 +77,7 @@ def gold_demonstration(run: Run, example: Example) -> Trajectory:
     """Returns the method's prompt, then the first gold answer in its tags as if the policy had written it."""
     text = run.make_method(example.question).send(None).text
     prompt = run.policy.encode_prompt(text)
-    answer = f"<answer> {example.golden_answers[0]} </answer>".removeprefix(opening_of(text))
+    answer = f"<answer> {example.golden_answers[0]} </answer>".removeprefix(template_opening(text))
     if opened_by(run.policy.tokenizer.decode(prompt)).strip() == "<think>":  # by the chat template
         answer = "</think>\n" + answer
     ids = run.policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -103,7 +103,7 @@ def imitate(run: Run, demonstrations: Sequence[Trajectory]) -> None:
     """Takes every step of a run of imitation: a batch of demonstrations, drawn by the run's seed."""
     config = run.config.optimization
     for step in run.steps():
-        chosen = slice_of_step(demonstrations, step, config.questions_per_step, config.seed)
+        chosen = step_slice(demonstrations, step, config.questions_per_step, config.seed)
         run.log_step(imitation_step(run.policy, run.optimizer, chosen, step, config))
 
 
@@ -124,7 +124,7 @@ def imitation_step(
         loss = -(logprobs * part.weights).sum()
         yield loss, {"loss": loss.detach(), "entropy": (entropy * part.weights).sum().detach()}
 
-    passes = rows_of_updates(range(len(chosen)), config, optimizer.updates)
+    passes = update_rows(range(len(chosen)), config, optimizer.updates)
     optimizer.begin(step, sum(map(len, passes)))
     for rows in chain.from_iterable(passes):
         part = batch.select(rows)

@@ -13,9 +13,9 @@ from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.run.templates import (
     REASON_IN_DOCUMENTS,
     SEARCH_O1_TEMPLATE,
-    opening_of,
     render_note,
     template_of,
+    template_opening,
     with_shots,
 )
 
@@ -39,7 +39,7 @@ def search_o1(question: str, *, template: str, max_new_tokens: int = 500, **sett
 def reason(question: str, *, template: str, max_new_tokens: int = 500) -> Method:
     """Takes one turn without a search engine that ends in an answer: direct, chain of thought and R1, by prompt."""
     yield Prompt(template.format(question=normalize_question(question)))
-    yield from last_words(opening_of(template), max_new_tokens)
+    yield from last_words(template_opening(template), max_new_tokens)
 
 
 def last_words(opening: str, max_new_tokens: int) -> Method:

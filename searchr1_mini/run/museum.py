@@ -29,7 +29,7 @@ BUGS = (
 )
 
 
-def bug_of(config: RunConfig) -> str | None:
+def active_bug(config: RunConfig) -> str | None:
     """Returns the fault that a run has, named by `--bug` or hidden behind the number of `--mystery`."""
     return config.bug if config.mystery is None else Random(f"mystery {config.mystery}").choice(BUGS)
 
@@ -43,7 +43,7 @@ def planted(bug: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[Non
             "build_batch",
             lambda trajectories, *rest: build([retokenized(t, tokenizer) for t in trajectories], *rest),
         ),
-        "colliding-groups": ("numbers_of_groups", lambda examples, *_: colliding_group_ids(examples)),
+        "colliding-groups": ("number_groups", lambda examples, *_: colliding_group_ids(examples)),
         "masked-in-denominator": ("loss_weights", lambda mask, *_: weights_over_all_tokens(mask)),
         "tool-tokens-in-length": ("loss_weights", lambda mask, *_: weights_by_whole_length(mask)),
     }

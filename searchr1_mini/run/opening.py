@@ -18,9 +18,9 @@ from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.rollout import RolloutLimits
-from searchr1_mini.models.bases import check_model, day_of_run
+from searchr1_mini.models.bases import check_model, run_date
 from searchr1_mini.models.initial import keep_init, open_init, origin
-from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, tell_of_no_gpu
+from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.models.saving import load_critic
 from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.entry import keep_log
@@ -32,7 +32,7 @@ from searchr1_mini.run.data_identity import check_data, data_identity
 from searchr1_mini.run.held_out import HELD_OUT, keep_held_out
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
 from searchr1_mini.run.methods import make_method
-from searchr1_mini.run.museum import bug_of
+from searchr1_mini.run.museum import active_bug
 from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
@@ -52,11 +52,11 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     folder = on_main(lambda: Path(config.run.output_dir))  # one name, though each process made up one by its clock
     training_state.seed_rng(config.optimization.seed)
     device = pick_device(config.run.device)
-    tell_of_no_gpu(config.run.device, device, config.weights.load_in_4bit)
+    report_no_gpu(config.run.device, device, config.weights.load_in_4bit)
     dtype = pick_dtype(config.weights.dtype, device)
     source = resolve_model(config.run.model)
     began_on = folder / "config.json" if config.run.resume else None
-    day = on_main(lambda: day_of_run(source, config.run.model, config.data.date, began_on))
+    day = on_main(lambda: run_date(source, config.run.model, config.data.date, began_on))
     config = with_options(config, date=day.isoformat())
     init = open_init(config.run.init, source, folder if config.run.resume else None) if config.run.init else None
     check_model(source, config.rollout.max_total_tokens)
@@ -110,7 +110,9 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         if newest:
             load_critic(critic, newest / "critic")
     optimizer = Optimizer(policy, critic, config.optimization, config.ppo)
-    run = Run(config, folder, policy, critic, optimizer, train, held_out, method_of(config), limits_of(config))
+    run = Run(
+        config, folder, policy, critic, optimizer, train, held_out, configured_method(config), rollout_limits(config)
+    )
     run.clock.began = began
     if newest:
         run.restore(newest)
@@ -124,7 +126,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     return run
 
 
-def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
+def configured_method(config: TrainConfig, shots: str = "") -> MakeMethod:
     """Makes the method that the config names, with its settings, and worked examples in its prompt if wanted."""
     if is_own(config.run.method):
         return own_method(
@@ -140,12 +142,12 @@ def method_of(config: TrainConfig, shots: str = "") -> MakeMethod:
         max_new_tokens=config.rollout.max_new_tokens,
         topk=config.retrieval.topk,
         serves_search=config.retrieval.retriever != "none",
-        last_turn=bug_of(config.run) != "no-last-turn",
+        last_turn=active_bug(config.run) != "no-last-turn",
         shots=shots,
     )
 
 
-def limits_of(config: TrainConfig) -> RolloutLimits:
+def rollout_limits(config: TrainConfig) -> RolloutLimits:
     """Returns the bounds of a rollout that the config names."""
     return RolloutLimits(
         config.rollout.rollout_batch_size,
@@ -162,7 +164,7 @@ def check_questions(examples, policy: Policy, config: TrainConfig) -> None:
     Raises:
         UserError: names the question.
     """
-    make = method_of(config)
+    make = configured_method(config)
     for example in examples:
         if len(example.question.encode()) < config.rollout.max_total_tokens // 2:  # a token is at least a byte
             continue

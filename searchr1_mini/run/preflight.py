@@ -18,9 +18,9 @@ from typing import Any
 from searchr1_mini.core.distributed import n_processes
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import flag_of, get, with_options
+from searchr1_mini.options.nested import flag_name, get, with_options
 from searchr1_mini.run.memory import GB, TEMPLATE_TOKENS, Preflight, predict
-from searchr1_mini.run.shape import Shape, shape_of
+from searchr1_mini.run.shape import Shape, model_shape
 
 MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back; below WORTH_IT the page faults cost more
 WORTH_IT = 0.5 * GB
@@ -101,7 +101,7 @@ def refuse_beyond(room: float, config: TrainConfig, predicted: Callable[[TrainCo
 
 def as_flag(name: str, value: Any) -> str:
     """Spells a change as a flag: `--gradient-checkpointing`, `--max-total-tokens 1024`."""
-    return flag_of(name) if value is True else f"{flag_of(name)} {value}"
+    return flag_name(name) if value is True else f"{flag_name(name)} {value}"
 
 
 def ways_to_save(config: TrainConfig) -> Iterator[tuple[str, list]]:
@@ -167,7 +167,7 @@ def load_shape(source: str) -> Shape:
     """
     from searchr1_mini.models.bases import load_config
 
-    return shape_of(load_config(source))
+    return model_shape(load_config(source))
 
 
 def resident_bytes() -> float:

@@ -15,7 +15,7 @@ import torch
 from searchr1_mini.core import interrupt
 from searchr1_mini.core.batch import Batch
 from searchr1_mini.core.critic import Critic
-from searchr1_mini.core.distributed import any_of, is_main, n_processes
+from searchr1_mini.core.distributed import any_process, is_main, n_processes
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.experience import Experience
 from searchr1_mini.core.interrupt import Stopped
@@ -32,7 +32,7 @@ from searchr1_mini.run.evaluations import WITHOUT_SEARCH, Evaluations
 from searchr1_mini.run.invariants import check_step
 from searchr1_mini.run.log import Tracker, truncate_metrics, write_rollouts
 from searchr1_mini.run.metrics import eval_metrics, rollout_metrics
-from searchr1_mini.run.museum import bug_of
+from searchr1_mini.run.museum import active_bug
 from searchr1_mini.run.preflight import give_back_free_memory
 from searchr1_mini.run.processes import on_main
 from searchr1_mini.run.task import Task
@@ -145,7 +145,7 @@ class Run:
         if self.step == 1 and is_main():
             is_instructed = bool(self.policy.tokenizer.chat_template)
             tell(self.folder, diagnose(rollouts.trajectories, self.config, is_instructed, rollouts.rewards))
-        if bug_of(self.config.run) is None:
+        if active_bug(self.config.run) is None:
             check_step(self, batch, rollouts)
 
     def log(self, step: int, rollouts: Rollouts, experience: Experience | None, metrics: dict[str, float]) -> None:
@@ -202,7 +202,7 @@ class Run:
             self.tracker.log(step, scores)
             self.tracker.show_scores(step, scores)
             self.evaluations.at_step = step
-        is_stopping = any_of(interrupt.is_asked())
+        is_stopping = any_process(interrupt.is_asked())
         if step % self.config.logging.save_every == 0 or step == last or is_stopping:
             self.save(step)
         if is_stopping and step < last:

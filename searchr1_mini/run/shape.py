@@ -36,7 +36,7 @@ class Shape:
         return self.linear + self.other
 
 
-def shape_of(config: Any) -> Shape:
+def model_shape(config: Any) -> Shape:
     """Reads the shape of the model that a transformers config describes, on the meta device, without memory.
 
     Where a config has no name for a width, the widest matrix stands for it.
@@ -44,10 +44,10 @@ def shape_of(config: Any) -> Shape:
     Raises:
         UserError: there is no causal language model of that family, or one that a run cannot compute.
     """
-    from searchr1_mini.models.architecture import matrices_of, model_without_weights
+    from searchr1_mini.models.architecture import model_without_weights, weight_matrices
 
     model = model_without_weights(config)
-    config, matrices = config.get_text_config(), [matrix.weight.shape for matrix in matrices_of(model)]
+    config, matrices = config.get_text_config(), [matrix.weight.shape for matrix in weight_matrices(model)]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     linear, widest = sum(map(math.prod, matrices)), max(map(max, matrices))

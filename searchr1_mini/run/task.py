@@ -13,7 +13,7 @@ from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.retrievers.bm25 import fingerprint
-from searchr1_mini.retrievers.engines import build_retriever, engine_of
+from searchr1_mini.retrievers.engines import build_retriever, configured_engine
 from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 
 
@@ -67,7 +67,7 @@ def load_task(
 
 def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> tuple[Retriever, str]:
     """The engine that the config names, or one of the probes on its corpus; and the hash of what it searches."""
-    name, engine = config.retrieval.retriever, engine_of(config.retrieval)
+    name, engine = config.retrieval.retriever, configured_engine(config.retrieval)
     if name in ("none", "empty") or config.run.method in ("r1", "direct", "cot"):
         return EmptyRetriever(), ""
     if name == "http":

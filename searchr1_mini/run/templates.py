@@ -69,7 +69,7 @@ def with_shots(template: str, shots: str) -> str:
     return f"{before}{lead}{shots.replace('{', '{{').replace('}', '}}')}{mark}{after}"
 
 
-def opening_of(template: str) -> str:
+def template_opening(template: str) -> str:
     """Returns the tag that the template has already opened for the policy, or nothing."""
     return next((tag for tag in ("<answer>", "<think>") if template.endswith(tag)), "")
 

@@ -10,7 +10,7 @@ import torch
 from searchr1_mini.core.experience import Experience, all_logprobs
 from searchr1_mini.core.training import Rollouts
 from searchr1_mini.run.log import trajectory_row
-from searchr1_mini.run.museum import bug_of
+from searchr1_mini.run.museum import active_bug
 
 if TYPE_CHECKING:
     from searchr1_mini.run.run import Run
@@ -22,10 +22,10 @@ def rollout_rows(run: Run, rollouts: Rollouts, experience: Experience | None) ->
     """Makes a line for each rollout of a step, after its update; see `token_values` for the numbers of the tokens."""
     values = token_values(run, experience) if experience else []
     of_tokens = dict(zip(rollouts.kept, values, strict=True))
-    return list(lines_of(rollouts, of_tokens))
+    return list(rollout_lines(rollouts, of_tokens))
 
 
-def lines_of(rollouts: Rollouts, of_tokens: dict[int, TokenValues]) -> Iterator[dict]:
+def rollout_lines(rollouts: Rollouts, of_tokens: dict[int, TokenValues]) -> Iterator[dict]:
     """Yields the lines of some rollouts; `of_tokens` has the rows that were learned from."""
     n, advantages = len(rollouts.rewards), rollouts.advantages
     values = [None] * n if advantages is None else advantages.tolist()
@@ -47,7 +47,7 @@ def token_values(run: Run, experience: Experience) -> list[TokenValues]:
         `ratios`, pi(token) after the step's updates / pi_old(token), which costs a forward over all of them.
     """
     batch = experience.batch
-    if bug_of(run.config.run) == "retokenize":  # the tokens that were trained on are not those that were sampled
+    if active_bug(run.config.run) == "retokenize":  # the tokens that were trained on are not those that were sampled
         return [{}] * len(batch.lengths)
     is_of_tokens = run.critic or run.config.variant.turn_coef
     columns = {"advantages": experience.advantages} if is_of_tokens else {}

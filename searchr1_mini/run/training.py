@@ -14,13 +14,13 @@ from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.evaluations import finish
 from searchr1_mini.run.imitation import demonstrations, imitate, imitates
-from searchr1_mini.run.museum import bug_of, planted, whole_text_reward
+from searchr1_mini.run.museum import active_bug, planted, whole_text_reward
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.processes import on_main, processes
 from searchr1_mini.run.rewards import outcome_reward
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.signals import first_signal
-from searchr1_mini.run.variant import variant_of
+from searchr1_mini.run.variant import configured_variant
 from searchr1_mini.storage import status
 from searchr1_mini.storage.lock import only_one
 
@@ -82,14 +82,16 @@ def all_phases(run: Run, reward: Reward | None = None) -> None:
         with run.saved_if_broken_off():
             imitate(run, shown)
         return
-    reward = reward or reward_of(config)
-    with run.saved_if_broken_off(), planted(bug_of(config.run), run.policy.tokenizer):
-        train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, reward, variant_of(config))
+    reward = reward or configured_reward(config)
+    with run.saved_if_broken_off(), planted(active_bug(config.run), run.policy.tokenizer):
+        train_policy(
+            run.policy, run.critic, run.environment, run.optimizer, config, run, reward, configured_variant(config)
+        )
 
 
-def reward_of(config: TrainConfig) -> Reward:
+def configured_reward(config: TrainConfig) -> Reward:
     """Returns what the options say that a trajectory earns."""
-    if bug_of(config.run) == "reward-from-whole-text":
+    if active_bug(config.run) == "reward-from-whole-text":
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
     own = own_part("reward", config.reward.reward) if is_own(config.reward.reward) else None
     return outcome_reward(config.reward, config.rollout.max_total_tokens, own, config.variant.action_penalty)

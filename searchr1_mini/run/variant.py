@@ -17,7 +17,7 @@ from searchr1_mini.variants.tree import add_tree_advantages, tree_rollout
 from searchr1_mini.variants.turns import add_turn_advantages
 
 
-def variant_of(config: TrainConfig) -> Variant:
+def configured_variant(config: TrainConfig) -> Variant:
     """Puts together what the loop is to do in another way; nothing by default."""
     variant, objective = config.variant, config.objective
     leaves, penalties, added = 1 + variant.tree_branches, {}, []

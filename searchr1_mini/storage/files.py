@@ -23,7 +23,7 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
     with path.open("ab", buffering=0) as file:
-        whole = end_of_last_line(path)
+        whole = last_line_end(path)
         file.truncate(whole)
         try:
             while text:  # a disk that is nearly full takes a part
@@ -33,7 +33,7 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             raise
 
 
-def end_of_last_line(path: Path) -> int:
+def last_line_end(path: Path) -> int:
     """Returns the bytes up to the end of the last line that is whole."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -16,7 +16,7 @@ from searchr1_mini.core.micro_batches import MicroBatches
 from searchr1_mini.core.training import weighted
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.run.variant import variant_of
+from searchr1_mini.run.variant import configured_variant
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_running_out_of_memory_does_not_change_the_gradient(tmp_path, algorithm,
 
     def step(losses) -> dict[str, float]:
         optimizer.begin(1, n_updates=1)
-        optimizer.step(weighted(experience, run.config, variant_of(run.config)), losses)
+        optimizer.step(weighted(experience, run.config, configured_variant(run.config)), losses)
         return optimizer.logs[-1]
 
     monkeypatch.setattr(optimizer, "apply_gradients", keep)
@@ -129,7 +129,7 @@ def test_a_row_that_changes_its_process_is_counted_once(tmp_path, monkeypatch):
     for process in (0, 1):
         tries = iter([True, False])
         monkeypatch.setattr(micro_batches, "rank", lambda process=process: process)
-        monkeypatch.setattr(micro_batches, "any_of", lambda failed, tries=tries: next(tries))
+        monkeypatch.setattr(micro_batches, "any_process", lambda failed, tries=tries: next(tries))
         run.optimizer.micro_batches.tokens = 10**9
         total += run.optimizer.micro_batches.whole(batch, lambda part: torch.ones_like(part.old_logprobs))
     for row, length in enumerate(batch.lengths.tolist()):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from searchr1_mini.core.questions import Example, slice_of_step, stratified_slice
+from searchr1_mini.core.questions import Example, step_slice, stratified_slice
 
 
 @pytest.mark.parametrize("n", [4, 5])
 def test_every_epoch_asks_each_question_once_in_a_new_order(n):
     questions = list(range(20))
-    asked = [question for step in range(1, 60 // n + 1) for question in slice_of_step(questions, step, n, seed=7)]
+    asked = [question for step in range(1, 60 // n + 1) for question in step_slice(questions, step, n, seed=7)]
     epochs = [asked[first : first + 20] for first in (0, 20, 40)]
     assert all(sorted(epoch) == questions for epoch in epochs)
     assert questions not in epochs and len({tuple(epoch) for epoch in epochs}) == 3
-    assert slice_of_step(questions, 1, 20, seed=8) != epochs[0]
-    rounds = [slice_of_step(questions, 1, 20, seed=7, round_=round_) for round_ in range(3)]
+    assert step_slice(questions, 1, 20, seed=8) != epochs[0]
+    rounds = [step_slice(questions, 1, 20, seed=7, round_=round_) for round_ in range(3)]
     assert rounds[0] == epochs[0] and len({tuple(order) for order in rounds}) == 3
 
 

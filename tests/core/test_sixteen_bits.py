@@ -20,7 +20,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory
 from searchr1_mini.run.invariants import check_agreement
-from searchr1_mini.run.variant import variant_of
+from searchr1_mini.run.variant import configured_variant
 from searchr1_mini.storage.files import read_jsonl
 from searchr1_mini.variants.ratios import importance_weights
 
@@ -66,7 +66,7 @@ def test_before_a_weight_moves_no_trajectory_is_clipped(run, step, monkeypatch):
     monkeypatch.setattr(optimizer, "learning_rates", lambda: [0.0])
     optimizer.begin(1, len(passed))
     for rows in passed:
-        optimizer.step(weighted(experience.select(rows), run.config, variant_of(run.config)), losses)
+        optimizer.step(weighted(experience.select(rows), run.config, configured_variant(run.config)), losses)
     assert len(optimizer.logs) == 2
     for logged in optimizer.logs:
         assert (logged["ratio_max"], logged["clip_fraction"], logged["approx_kl"]) == (1, 0, 0)

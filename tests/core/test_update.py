@@ -25,7 +25,7 @@ from searchr1_mini.core.training import weighted
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.run import Run
-from searchr1_mini.run.variant import variant_of
+from searchr1_mini.run.variant import configured_variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
 CLIPS = {"clip_eps": 0.1, "clip_eps_high": 0.3}
@@ -266,7 +266,7 @@ def optimizer_step(case: Case, losses: Losses, is_first: bool = True) -> dict[st
     optimizer = case.run.optimizer
     optimizer.begin(1, n_updates=1)
     optimizer.logs = [] if is_first else [{}]
-    optimizer.step(weighted(case.experience, case.run.config, variant_of(case.run.config)), losses)
+    optimizer.step(weighted(case.experience, case.run.config, configured_variant(case.run.config)), losses)
     return optimizer.logs[-1]
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.programs import run_program
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.data.world import Difficulty, make_questions, make_world, split_of, world_examples
+from searchr1_mini.data.world import Difficulty, assign_split, make_questions, make_world, world_examples
 from searchr1_mini.data.world_text import RELATIONS, all_names
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny.traces import BASE, RIGHT, agent_trace, copy_drill, page_trace, reading_trace
@@ -32,7 +32,7 @@ def test_no_entity_is_ever_in_both_splits():
         for split in ("train", "eval")
     }
     assert not names["train"] & names["eval"]
-    assert {split_of(name) for name in names["eval"]} == {"eval"}
+    assert {assign_split(name) for name in names["eval"]} == {"eval"}
 
 
 def test_the_world_is_closed(world):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from searchr1_mini.run.shape import shape_of
+from searchr1_mini.run.shape import model_shape
 
 CPU = torch.device("cpu")
 
@@ -53,4 +53,4 @@ QWEN_3B = Qwen2Config(
 )  # fmt: skip
 
 
-SHAPE = shape_of(QWEN_3B)
+SHAPE = model_shape(QWEN_3B)

@@ -7,7 +7,7 @@ from pathlib import Path
 from searchr1_mini.core import training
 from searchr1_mini.core.algorithms import group_advantages
 from searchr1_mini.core.batch import Batch, build_batch
-from searchr1_mini.core.experience import Experience, prepare_grpo, prepare_ppo, rows_of_updates
+from searchr1_mini.core.experience import Experience, prepare_grpo, prepare_ppo, update_rows
 from searchr1_mini.core.optimizer import Losses
 from searchr1_mini.core.training import Rollouts
 from searchr1_mini.options.config import TrainConfig
@@ -16,8 +16,8 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.museum import planted
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
-from searchr1_mini.run.training import reward_of
-from searchr1_mini.run.variant import variant_of
+from searchr1_mini.run.training import configured_reward
+from searchr1_mini.run.variant import configured_variant
 
 SMALL = {
     "questions_per_step": 4, "group_size": 4, "eval_questions": 2, "tensorboard": False, "memory_check": False,
@@ -35,13 +35,13 @@ def session_of(folder: Path, **settings) -> Run:
 def collect(run: Run, step: int) -> Rollouts:
     """The rollouts of a step."""
     return training.collect(
-        run.policy, run.environment, run.config, step, reward_of(run.config), variant_of(run.config)
+        run.policy, run.environment, run.config, step, configured_reward(run.config), configured_variant(run.config)
     )
 
 
 def passes_of(run: Run, batch: Batch) -> list[list[list[int]]]:
     """The rows of each optimizer step of a batch."""
-    return rows_of_updates(batch.group_ids.tolist(), run.config.optimization, run.optimizer.updates)
+    return update_rows(batch.group_ids.tolist(), run.config.optimization, run.optimizer.updates)
 
 
 def prepare(run: Run, batch: Batch, needs_old: bool = True) -> Experience:
@@ -53,7 +53,7 @@ def prepare(run: Run, batch: Batch, needs_old: bool = True) -> Experience:
     else:
         advantages = group_advantages(batch.rewards, batch.group_ids)
         experience = prepare_grpo(run.policy, batch, advantages[:, None] * batch.loss_mask, *how)
-    if weigh := variant_of(config).importance:
+    if weigh := configured_variant(config).importance:
         experience.importance = weigh(experience.batch.old_logprobs, experience.sampled_logprobs)
     return experience
 
@@ -86,8 +86,8 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     one = OneStep(run, step)
     with planted(run.config.run.bug, run.policy.tokenizer):
         training.train_policy(
-            run.policy, run.critic, run.environment, run.optimizer, run.config, one, reward_of(run.config),
-            variant_of(run.config),
+            run.policy, run.critic, run.environment, run.optimizer, run.config, one, configured_reward(run.config),
+            configured_variant(run.config),
         )  # fmt: skip
     return one.metrics
 

@@ -20,7 +20,7 @@ from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, make, with_options
 from searchr1_mini.options.resolve import resolve, saved_config
-from searchr1_mini.run.opening import limits_of
+from searchr1_mini.run.opening import rollout_limits
 
 DAY = date(2026, 1, 1)
 
@@ -74,7 +74,7 @@ def test_wiki_18_is_shown_with_the_bytes_of_the_public_code(qwen_tokenizer, tmp_
 def test_the_form_of_observations_depends_on_the_model(tmp_path):
     """Real models read them as the public code shows them, the tiny base as it was taught."""
     real = make(TrainConfig, model="Qwen2.5-3B", retriever="http", retriever_url="http://h:1")
-    forms = [limits_of(resolve(c)).form for c in (real, with_options(real, observation="plain"), TrainConfig())]
+    forms = [rollout_limits(resolve(c)).form for c in (real, with_options(real, observation="plain"), TrainConfig())]
     assert forms == ["paper", "plain", "plain"]
     old = {name: value for name, value in flat(resolve(real)).items() if name != "observation"}
     (tmp_path / "config.json").write_text(json.dumps(old))  # of a version that knew one form

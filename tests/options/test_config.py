@@ -20,7 +20,7 @@ from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import flat, hints_of, make, options_of, section_of, with_options
+from searchr1_mini.options.nested import flat, make, option_sections, options_of, type_hints, with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
@@ -37,7 +37,7 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
     shown = run_program(script, "--help")
     assert shown.returncode == 0
     for name, option in options_of(config).items():
-        section = section_of(config).get(name) or option.metadata["group"]
+        section = option_sections(config).get(name) or option.metadata["group"]
         assert "--" + name.replace("_", "-") in shown.stdout
         assert f"{section.replace('_', '-')} options" in shown.stdout
     imported = subprocess.run(
@@ -232,7 +232,7 @@ def test_the_manual_names_every_option_and_preset():
     for preset, values in PRESETS.items():
         row = next(line for line in manual.splitlines() if line.startswith(f"| `{preset}` |"))
         for name, value in values.items():
-            bare = {False: f"`--no-{name}`", True: f"`--{name}`"} if hints_of(TrainConfig)[name] is bool else {}
+            bare = {False: f"`--no-{name}`", True: f"`--{name}`"} if type_hints(TrainConfig)[name] is bool else {}
             told = bare.get(value) or (f"`--no-{name}`" if value is False else f"`--{name} {value}`")
             assert told.replace("_", "-") in row, (preset, name)
 

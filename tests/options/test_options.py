@@ -18,13 +18,13 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import NEEDS, check_ranges, convert, kinds_of
 from searchr1_mini.options.nested import (
-    default_of,
+    default_value,
     flat,
     get,
-    hints_of,
     make,
     options_of,
     sections_of,
+    type_hints,
     with_options,
 )
 from searchr1_mini.options.option_files import MOST_BYTES
@@ -40,7 +40,7 @@ CONFIGS = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, R
 NUMBERS = [
     (config, name, kind)
     for config in CONFIGS
-    for name, hint in hints_of(config).items()
+    for name, hint in type_hints(config).items()
     if (kind := kinds_of(hint)[0]) in (int, float)
 ]
 HUGE = ("18446744073709551615", "1e26", "1e308", "1e400", "9" * 5000, "-1e308", "1" + "0" * 400)
@@ -79,7 +79,7 @@ def test_every_number_has_bounds_and_takes_only_numbers_in_them(config, name, ki
 @pytest.mark.parametrize("name", [name for config, name, _ in NUMBERS if config is TrainConfig])
 def test_the_largest_value_of_each_option_resolves_or_is_refused(name):
     option = options_of(TrainConfig)[name]
-    kind = kinds_of(hints_of(TrainConfig)[name])[0]
+    kind = kinds_of(type_hints(TrainConfig)[name])[0]
     for value in map(kind, (option.metadata["most"], option.metadata["least"] or (1e-300 if kind is float else 0))):
         try:
             config = resolve(make(TrainConfig, **{name: value}))
@@ -215,11 +215,11 @@ SITUATIONS = {
 
 def other_values(name: str, value) -> list:
     """Values of the option's type that are neither this one nor the default."""
-    kind = kinds_of(hints_of(TrainConfig)[name])[0]
+    kind = kinds_of(type_hints(TrainConfig)[name])[0]
     tried = [True, False] if kind is bool else [*get_args(kind)]
     if kind in (int, float):
         tried = [kind(3), kind(17)] if kind is int else [0.125, 0.75]
-    return [each for each in tried if each not in (value, default_of(TrainConfig, name))]
+    return [each for each in tried if each not in (value, default_value(TrainConfig, name))]
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
@@ -244,9 +244,9 @@ def needy(name: str) -> TrainConfig:
     """A config in which everything that an option needs is there."""
     values: dict = {"group_size": 4} if "group_size" in NEEDS[name] else {}
     for other, wanted in NEEDS[name].items():
-        if isinstance(wanted, tuple) and default_of(TrainConfig, other) not in wanted:
+        if isinstance(wanted, tuple) and default_value(TrainConfig, other) not in wanted:
             values[other] = wanted[0]
-        elif isinstance(wanted, int) and default_of(TrainConfig, other) in (wanted, None) and other not in values:
+        elif isinstance(wanted, int) and default_value(TrainConfig, other) in (wanted, None) and other not in values:
             values[other] = wanted + 1
     if NEEDS[name].get("load_in_4bit"):
         values["model"] = "Qwen2.5-3B"
@@ -265,7 +265,7 @@ def test_an_option_is_taken_where_its_needs_are_met(name):
         except UserError as error:
             assert "does nothing" not in str(error), str(error)
     for other, wanted in NEEDS[name].items():
-        kinds = get_args(kinds_of(hints_of(TrainConfig)[other])[0]) or (True, False)
+        kinds = get_args(kinds_of(type_hints(TrainConfig)[other])[0]) or (True, False)
         unmet = [wanted] if isinstance(wanted, int) else [each for each in kinds if each not in wanted]
         for value in unmet if other != "dataset" else ["nq"]:
             asked = [{other: value, name: each} for each in other_values(name, None) or ["1"]]

@@ -25,7 +25,7 @@ from searchr1_mini.pages.report import write_report
 from searchr1_mini.pages.report_data import as_json, texts_of, thousandths
 from searchr1_mini.report import main
 from searchr1_mini.run.log import trajectory_row, write_rollouts
-from searchr1_mini.run.token_values import lines_of, token_values
+from searchr1_mini.run.token_values import rollout_lines, token_values
 from searchr1_mini.storage.files import read_jsonl
 
 
@@ -124,8 +124,8 @@ def test_rows_hold_what_the_update_made_of_each_token(tmp_path, algorithm):
     assert (by_hand[is_ours] - 1).abs().max() > 1e-3
     assert ("advantages" in values[0]) == (algorithm == "ppo")
     assert without_ratios[0].keys() == values[0].keys() - {"ratios"}
-    assert [line["in_update"] for line in lines_of(rollouts, {1: values[1]})][:3] == [False, True, False]
-    assert [line["group"] for line in lines_of(rollouts, {})] == rollouts.group_ids
+    assert [line["in_update"] for line in rollout_lines(rollouts, {1: values[1]})][:3] == [False, True, False]
+    assert [line["group"] for line in rollout_lines(rollouts, {})] == rollouts.group_ids
     for n, (trajectory, example) in enumerate(zip(rollouts.trajectories, rollouts.examples, strict=True)):
         segments = trajectory_row(trajectory, example, 0.0, None, values[n])["segments"]
         for name, expected in (("ratios", by_hand), ("advantages", experience.advantages)):

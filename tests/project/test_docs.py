@@ -18,7 +18,7 @@ from searchr1_mini import race
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import flag_of, options_of, with_options
+from searchr1_mini.options.nested import flag_name, options_of, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model
 
 PACKAGE = ROOT / "searchr1_mini"
@@ -184,7 +184,7 @@ def run_parser(script: str, words: list[str]) -> None:
 
 
 def flags_of(config_class: type) -> set[str]:
-    names = map(flag_of, options_of(config_class))
+    names = map(flag_name, options_of(config_class))
     return {form for name in names for form in (name, name.replace("--", "--no-", 1))} | OF_ALL_COMMANDS
 
 

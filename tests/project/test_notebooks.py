@@ -25,7 +25,7 @@ import course_pictures
 from exercises import check, check_code, digest
 
 from searchr1_mini.options.config import RunConfig
-from searchr1_mini.run.museum import bug_of
+from searchr1_mini.run.museum import active_bug
 
 SOURCES = build.sources()
 each_notebook = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -150,7 +150,7 @@ def test_the_bug_hunt_names_its_faults_in_solutions_alone():
     published = nbformat.read(FOLDER / "11_the_bug_hunt.ipynb", as_version=4)
     code = "\n".join(cell.source for cell in code_cells(published))
     numbers = [int(n) for n in re.findall(r"(?:NUMBER, STEPS = |repaired\(answer, )(\d+)", code)]
-    faults = {bug_of(RunConfig(mystery=number)) for number in numbers}
+    faults = {active_bug(RunConfig(mystery=number)) for number in numbers}
     assert len(numbers) == len(faults) == 2
     texts = [SOLUTION.sub("", cell.source) for cell in published.cells if cell.cell_type == "markdown"]
     for fault in faults:

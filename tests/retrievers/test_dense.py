@@ -20,7 +20,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers import dense
 from searchr1_mini.retrievers.bm25 import RankBM25
-from searchr1_mini.retrievers.dense import DenseRetriever, encode, encode_corpus, load_model, prompts_of
+from searchr1_mini.retrievers.dense import DenseRetriever, encode, encode_corpus, encoder_prompts, load_model
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.run.task import Library, load_task
 
@@ -67,8 +67,8 @@ def test_scores_are_cosines_of_mean_pooled_vectors(bert):
 
 def test_a_models_own_prompts_go_before_e5s_and_others_have_none(tmp_path, words):
     own = save_bert(tmp_path / "other-e5", READ, prompts={"query": "ask: ", "passage": "told: "})
-    assert prompts_of(load_model("SentenceTransformer", own, "--dense-model"), own) == ("ask: ", "told: ")
-    assert prompts_of(load_model("SentenceTransformer", words, "--dense-model"), words) == ("", "")
+    assert encoder_prompts(load_model("SentenceTransformer", own, "--dense-model"), own) == ("ask: ", "told: ")
+    assert encoder_prompts(load_model("SentenceTransformer", words, "--dense-model"), words) == ("", "")
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])

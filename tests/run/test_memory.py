@@ -26,9 +26,9 @@ from searchr1_mini.options.nested import get, make, with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run import memory, preflight
-from searchr1_mini.run.shape import Shape, shape_of
+from searchr1_mini.run.shape import Shape, model_shape
 
-DEEPER = shape_of(Qwen2Config(**QWEN_3B.to_dict() | {"num_hidden_layers": 40, "layer_types": None}))
+DEEPER = model_shape(Qwen2Config(**QWEN_3B.to_dict() | {"num_hidden_layers": 40, "layer_types": None}))
 WAYS = [
     {},
     {"gradient_checkpointing": False},

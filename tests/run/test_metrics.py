@@ -8,7 +8,7 @@ import pytest
 from helpers.sessions import session_of
 
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats, tokens_of_usual_loop
+from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats, usual_loop_tokens
 from searchr1_mini.core.scores import summarize
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.run import evaluations
@@ -60,7 +60,7 @@ def test_what_rollouts_cost_adds_up():
     parts = [RolloutStats(1, 2, 3, 4, 5.0), RolloutStats(10, 20, 30, 40, 50.0)]
     assert sum_stats(parts) == RolloutStats(11, 22, 33, 44, 55.0)
     assert sum_stats(parts).fed_ratio == 0.5
-    assert tokens_of_usual_loop(ROLLOUTS[0]) == 9 + 4 + 9 + 4 + 5 + 2  # for each turn all that is before it, and itself
+    assert usual_loop_tokens(ROLLOUTS[0]) == 9 + 4 + 9 + 4 + 5 + 2  # for each turn all that is before it, and itself
 
 
 def test_a_run_ends_with_its_last_results_beside_the_first(tmp_path, monkeypatch, capsys):

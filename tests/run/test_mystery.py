@@ -11,7 +11,7 @@ from searchr1_mini.options.config import RunConfig, TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run.museum import BUGS, bug_of
+from searchr1_mini.run.museum import BUGS, active_bug
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl
 
@@ -20,13 +20,13 @@ SMALL = {"steps": 2, "questions_per_step": 4, "group_size": 4, "eval_questions":
 
 
 def number_of(bug: str) -> int:
-    return next(n for n in range(1000) if bug_of(RunConfig(mystery=n)) == bug)
+    return next(n for n in range(1000) if active_bug(RunConfig(mystery=n)) == bug)
 
 
 def test_every_fault_hides_behind_some_number_and_a_number_hides_one():
-    assert {bug_of(RunConfig(mystery=n)) for n in range(60)} == set(BUGS)
-    assert bug_of(RunConfig(mystery=7)) == bug_of(RunConfig(mystery=7))
-    assert bug_of(RunConfig()) is None and bug_of(RunConfig(bug="no-last-turn")) == "no-last-turn"
+    assert {active_bug(RunConfig(mystery=n)) for n in range(60)} == set(BUGS)
+    assert active_bug(RunConfig(mystery=7)) == active_bug(RunConfig(mystery=7))
+    assert active_bug(RunConfig()) is None and active_bug(RunConfig(bug="no-last-turn")) == "no-last-turn"
 
 
 @pytest.mark.parametrize("bug", BUGS)

@@ -20,7 +20,7 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run import evaluations, imitation
-from searchr1_mini.run.opening import limits_of, method_of
+from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.run import Run
 from searchr1_mini.storage.files import read_jsonl
 
@@ -261,11 +261,11 @@ def test_the_options_of_a_rollout_reach_it():
     """Each is another than its default."""
     settings = {"max_turns": 3, "max_new_tokens": 21, "topk": 5, "template": "paper", "max_total_tokens": 700}
     config = resolve(make(TrainConfig, **settings, max_observation_tokens=90, rollout_batch_size=7))
-    assert limits_of(config) == RolloutLimits(7, 700, 90, overlap_search=False)
-    assert limits_of(with_options(config, retriever="http")).overlap_search
+    assert rollout_limits(config) == RolloutLimits(7, 700, 90, overlap_search=False)
+    assert rollout_limits(with_options(config, retriever="http")).overlap_search
 
     def asked(config: TrainConfig, replies: list) -> list:
-        method = method_of(config)("Who")
+        method = configured_method(config)("Who")
         return [method.send(None), *(method.send(reply) for reply in replies)]
 
     search = ["<search> a </search>", [], None]
