@@ -90,6 +90,7 @@ def begin(is_child: bool = False) -> None:
     sys.argv[1:] = [word for word in sys.argv[1:] if word != "--verbose"]
     if not is_verbose:
         _quiet_libraries()
+    _wait_briefly()
     if not is_child and os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first
         _show_status()
 
@@ -98,6 +99,12 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _wait_briefly() -> None:
+    """Has threads that wait for each other sleep soon; else a program beside this one slows it down several times."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # iterations; read as torch is loaded, see docs/performance.md
 
 
 def _show_status() -> None:

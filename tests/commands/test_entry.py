@@ -192,3 +192,19 @@ def test_a_stream_that_broke_is_quiet_from_then_on():
     assert stream.write(b"x") == 1 and stream.error.errno == errno.EPIPE
     assert stream.write(b"more") == 4
     stream.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ids=["nothing", "another count", "a policy"],
+)
+def test_threads_wait_as_long_as_the_user_asks(asked, found):
+    """The OpenMP runtime reads it as torch is loaded, so it is set before."""
+    code = (
+        "import os, sys; from searchr1_mini.options.entry import begin; begin();"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=kept | asked)
+    assert done.stdout == f"{found} False\n", done.stderr
