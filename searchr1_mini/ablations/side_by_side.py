@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Collection, Mapping
@@ -59,9 +60,9 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
     cores = os.cpu_count() or 1
     jobs = min(jobs or (1 if torch.cuda.is_available() else cores), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(max(cores // jobs, 1))
-    done = len(configs) - len(waiting)
+    done, context = len(configs) - len(waiting), process_context()
     with status.phase(f"training, {jobs} run{'s' * (jobs > 1)} at a time"), ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(in_a_process, configs[key], goes_on): key for key in waiting}
+        futures = {pool.submit(in_a_process, configs[key], goes_on, context): key for key in waiting}
         try:
             for future in as_completed(futures):
                 (arm, seed), told = futures[future], future.result()
@@ -77,22 +78,28 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
     return diverged
 
 
-def in_a_process(config: TrainConfig, keeps_divergence: bool) -> float | str:
+def in_a_process(config: TrainConfig, keeps_divergence: bool, context: BaseContext) -> float | str:
     """Has `train_one` run in a process of its own; one pool for all would begin another run after Ctrl-C."""
-    with ProcessPoolExecutor(1, mp_context=processes()) as alone:
+    with ProcessPoolExecutor(1, mp_context=context) as alone:
         return alone.submit(train_one, config, keeps_divergence).result()
 
 
-def processes() -> BaseContext:
+def process_context() -> BaseContext:
     """Returns how runs get their processes: on Linux without CUDA as forks of one that has loaded what a run loads.
 
-    Loading torch, transformers and peft takes a run ten seconds; a fork cannot use a GPU that its parent has touched.
+    Loading torch, transformers and peft takes a run about ten seconds; a fork cannot use a GPU that its parent touched.
     """
     import torch
 
-    context = get_context("spawn" if sys.platform != "linux" or torch.cuda.is_available() else "forkserver")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["searchr1_mini.run.training"])
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return get_context("spawn")
+    from multiprocessing.forkserver import ensure_running
+
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["searchr1_mini.run.training"])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited: a study tells its runs of Ctrl-C
+    ensure_running()
+    signal.signal(signal.SIGINT, handler)
     return context
 
 

@@ -98,6 +98,27 @@ def test_runs_end_with_a_study_that_is_killed(tmp_path):
         assert "step 2/2" not in reader.read()
 
 
+# Ctrl-C, which reaches every process of a terminal, as the one that the runs are forked from loads its libraries
+WHILE_LOADING = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "peft" and "forkserver" in sys.orig_argv[-1]:
+            os.killpg(os.getpgrp(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs are forks on Linux alone")
+def test_ctrl_c_while_libraries_are_loaded_is_one_line(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WHILE_LOADING)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "searchr1_mini.ablate", "max-turns", "--output-dir", str(tmp_path / "study")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, start_new_session=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.endswith("interrupted\n")
+
+
 def test_runs_save_and_leave_when_a_study_is_told_to(tmp_path):
     """A signal to the study alone, as a scheduler sends it: nobody waits for its runs to end."""
     log = tmp_path / "4" / "seed-0.log"
