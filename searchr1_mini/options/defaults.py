@@ -63,10 +63,10 @@ LAPTOP_LLM = {
     "model": "SmolLM2-135M-Instruct", "dataset": "world", "template": "short", "observation": "plain", "topk": 2,
     "max_turns": 3, "max_new_tokens": 48, "max_total_tokens": 640, "max_observation_tokens": 160,
     "load_in_4bit": False, "gradient_checkpointing": False, "dtype": "fast", "tokens_per_micro_batch": 2048,
-    "rollout_batch_size": 128, "cold_start": 176, "cold_start_multi_hop": 0.6, "steps": 54, "questions_per_step": 8,
-    "stratify": True, "group_size": 6, "temperature": 0.6, "mini_batches": 1, "learning_rate": 5e-5,
-    "warmup_steps": 2, "decay_steps": 10, "kl_coef": 0.0, "drop_zero_variance": True, "retrieval_bonus": 0.3,
-    "search_cost": 0.1, "eval_questions": 400, "eval_every": 27, "save_every": 4,
+    "rollout_batch_size": 128, "cold_start": 176, "cold_start_multi_hop": 0.6, "steps": 27, "questions_per_step": 16,
+    "stratify": True, "group_size": 6, "temperature": 0.6, "mini_batches": 1, "learning_rate": 7.5e-5,
+    "warmup_steps": 2, "decay_steps": 14, "kl_coef": 0.0, "drop_zero_variance": True, "retrieval_bonus": 0.3,
+    "search_cost": 0.1, "eval_questions": 400, "eval_every": 27, "save_every": 2,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop-llm": LAPTOP_LLM,
