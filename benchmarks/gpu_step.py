@@ -115,7 +115,7 @@ def measure(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags)
         run = open_run(resolve(with_options(config, model=str(args.model), output_dir=f"{folder}/run")))
-        work = {"decode": of_decode, "generate": of_generate}.get(args.part, of_preset)
+        work = {"decode": measure_decode, "generate": measure_generate}.get(args.part, measure_preset)
         card = torch.cuda.get_device_name() if run.policy.device.type == "cuda" else "CPU"
         return {"card": card, "shape": args.shape, "rows": work(run, args)}
 
@@ -136,7 +136,7 @@ def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, voc
     AutoTokenizer.from_pretrained(resolve_model("tiny")).save_pretrained(folder)
 
 
-def of_decode(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_decode(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Decode steps against the memory's limit, by rows and forward."""
     policy, bandwidth, rows = run.policy, copy_bandwidth(run.policy.device), []
     for n_rows in ROWS:
@@ -175,7 +175,7 @@ def prompt_of(key: int) -> list[int]:
     return [5 + key % 100] + [7] * (LENGTH - STEPS)
 
 
-def of_generate(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_generate(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Prompts and so many new tokens, prefill included, by transformers' `generate` and by ours."""
     policy, rows = run.policy, []
     for n_rows in ROWS:
@@ -211,7 +211,7 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * 4 / min(times)
 
 
-def of_preset(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_preset(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rollout, log-probs and update of one step, after a small one that warms up and gives AdamW its moments."""
     steps: list[dict[str, tuple[float, float]]] = []
 

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for one in configs.values():
         take_over(one, out)
     train_all(configs, config.jobs)
-    runs = {arm: [folder_of(out, arm, seed) for seed in seeds] for arm in study.arms}
+    runs = {arm: [run_folder(out, arm, seed) for seed in seeds] for arm in study.arms}
     text = write_study(study, config.study, out, runs, steps, model)
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
 
@@ -116,7 +116,7 @@ def parse_study(argv: Sequence[str] | None) -> AblateConfig:
     return config
 
 
-def folder_of(out: Path, arm: str, seed: int) -> Path:
+def run_folder(out: Path, arm: str, seed: int) -> Path:
     """Returns a run's folder, OUT/masked-noise/seed-0."""
     return out / re.sub(r"[^a-z0-9.]+", "-", arm.lower()).strip("-") / f"seed-{seed}"
 
@@ -129,7 +129,7 @@ def config_of(study: Study, arm: str, seed: int, out: Path, steps: int | None, m
     if arm in study.warm:
         tiny = TINY | {"learning_rate": LEARNING_RATES["tiny", "lora"]} if model == "tiny" else {}
         values = tiny | values | {"model": str(out / "warm_base")}
-    values |= {"seed": seed, "output_dir": str(folder_of(out, arm, seed)), "tensorboard": False}
+    values |= {"seed": seed, "output_dir": str(run_folder(out, arm, seed)), "tensorboard": False}
     return resolve(make(TrainConfig, **values))
 
 

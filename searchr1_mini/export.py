@@ -80,7 +80,7 @@ def export_run(config: ExportConfig) -> Path:
     Raises:
         UserError: no run or checkpoint, a part that the run does not have, a folder in use, a full disk.
     """
-    from searchr1_mini.evaluation.plan import checkpoint_of
+    from searchr1_mini.evaluation.plan import chosen_checkpoint
     from searchr1_mini.pages.model_card import model_card
     from searchr1_mini.storage.checkpoint import checkpoint_step
 
@@ -90,11 +90,11 @@ def export_run(config: ExportConfig) -> Path:
     saved = saved_config(run)
     settings = make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig) if name in saved})
     told = with_options(settings, model=public_name(settings.run.model))
-    parts = parts_of(config, settings)
+    parts = requested_parts(config, settings)
     out = Path(config.output_dir or run / "export")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not empty; name another --output-dir, or remove it first")
-    weights = checkpoint_of(EvalConfig(checkpoint=config.checkpoint), run) if parts != ["questions"] else None
+    weights = chosen_checkpoint(EvalConfig(checkpoint=config.checkpoint), run) if parts != ["questions"] else None
     with whole(out) as aside:
         if "questions" in parts:
             write_questions(settings, aside / "questions")
@@ -104,7 +104,7 @@ def export_run(config: ExportConfig) -> Path:
                 write_adapter(settings, weights / "model", aside / part)
             else:
                 merge = write_merged(
-                    settings, weights / "model", aside / part, config.dtype or "float32", probe_of(run, settings)
+                    settings, weights / "model", aside / part, config.dtype or "float32", probe_texts(run, settings)
                 )
             card = model_card(
                 told, run, checkpoint_step(weights), part == "adapter", merge, config.checkpoint == "best"
@@ -113,7 +113,7 @@ def export_run(config: ExportConfig) -> Path:
     return out
 
 
-def parts_of(config: ExportConfig, settings: TrainConfig) -> list[str]:
+def requested_parts(config: ExportConfig, settings: TrainConfig) -> list[str]:
     """Returns the parts that are asked for; `all` leaves out the adapter of a run that has none.
 
     Raises:
@@ -168,7 +168,7 @@ def public_name(model: str) -> str:
     return gguf.name if gguf else base_name(model)
 
 
-def probe_of(run: Path, settings: TrainConfig) -> list[str]:
+def probe_texts(run: Path, settings: TrainConfig) -> list[str]:
     """Returns texts that the run wrote: prompts, turns and passages of its last rollouts; without any, its prompt."""
     from searchr1_mini.storage.files import read_jsonl
 

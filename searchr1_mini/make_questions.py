@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         retriever = build_retriever(configured_engine(TrainConfig().retrieval), passages)
     reasons: Counter[str | None] = Counter()
     seen: set[str] = set()
-    for batch, drafts in drafts_of(config, chosen):  # written batch by batch: Ctrl-C loses the one at hand
+    for batch, drafts in draft_questions(config, chosen):  # written batch by batch: Ctrl-C loses the one at hand
         for passage, text in zip(batch, drafts, strict=True):
             question, answer = parsed(text)
             reason = fault_of(question, answer, passage, retriever, config.topk, seen)
@@ -129,7 +129,7 @@ def tell(reasons: Counter[str | None], out: Path, rejected: Path, config: Questi
         print(f"look through them, then train: python train.py {command}")
 
 
-def drafts_of(config: QuestionsConfig, passages: Sequence[Passage]) -> Iterator[tuple[Sequence[Passage], list[str]]]:
+def draft_questions(config: QuestionsConfig, passages: Sequence[Passage]) -> Iterator[tuple[Sequence, list[str]]]:
     """Yields passages, `rows` at a time, with what the model writes after `Question:` for each."""
     from searchr1_mini.core.methods import Finish, Generate, Method, Prompt
     from searchr1_mini.core.questions import Example

@@ -61,9 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"racing {named}: {steps} steps on each of the seeds {', '.join(map(str, races.SEEDS))}, in {out}", flush=True
     )
     diverged = train_all(configs, config.jobs, goes_on=True)
-    finishes = [races.finish_of(Path(each.run.output_dir), key[1], diverged.get(key)) for key, each in configs.items()]
+    folders = {key: Path(each.run.output_dir) for key, each in configs.items()}
+    finishes = [races.read_finish(folder, key[1], diverged.get(key)) for key, folder in folders.items()]
     row = write_race(out, flags, shlex.join(words), config.jobs, finishes)
-    print("\n".join([*map(races.told_of, finishes), "", races.HEADER, races.RULE, row, ""]))
+    print("\n".join([*map(races.describe_finish, finishes), "", races.HEADER, races.RULE, row, ""]))
     if not all(finish.counts for finish in finishes):
         print(f"it does not count: every seed must get there, with {races.MOST_EMPTIED} emptied at most")
     print(f"written to {out / 'race.json'}", flush=True)

@@ -118,7 +118,7 @@ def measure(retriever: Retriever, examples: Sequence[Example], topks: Sequence[i
         began = time.perf_counter()
         (hits,) = retriever.search([example.question], topks[-1])
         times.append(1000 * (time.perf_counter() - began))
-        ranks.append(ranks_of(example, [hit.passage for hit in hits]))
+        ranks.append(support_ranks(example, [hit.passage for hit in hits]))
     first, last = np.array([min(r) for r in ranks]), np.array([max(r) for r in ranks])  # (Q,) each
     return Metrics(
         any_recall={k: float(np.mean(first <= k)) for k in topks},
@@ -129,7 +129,7 @@ def measure(retriever: Retriever, examples: Sequence[Example], topks: Sequence[i
     )
 
 
-def ranks_of(example: Example, found: Sequence[Passage]) -> list[float]:
+def support_ranks(example: Example, found: Sequence[Passage]) -> list[float]:
     """Returns the rank of each supporting title, or of the first passage with a gold answer; inf if there is none."""
     titles = [passage.title for passage in found]
     wanted = {title for title, _ in example.supporting}

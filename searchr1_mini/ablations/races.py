@@ -92,7 +92,7 @@ def config_of(setting: TrainConfig, unasked: set[str], seed: int, out: Path) -> 
     return resolve(with_options(setting, **own), unasked)
 
 
-def finish_of(folder: Path, seed: int, diverged: str | None = None) -> Finish:
+def read_finish(folder: Path, seed: int, diverged: str | None = None) -> Finish:
     """What a seed's run comes to, by its metrics and its summary.
 
     Raises:
@@ -124,7 +124,7 @@ def finish_of(folder: Path, seed: int, diverged: str | None = None) -> Finish:
     return Finish(seed, **got_there, em=ems, after=summary["after"]["em"], emptied=emptied["em"])
 
 
-def told_of(finish: Finish) -> str:
+def describe_finish(finish: Finish) -> str:
     """One seed in a sentence."""
     ems = ", ".join(f"{em:.3f} on {source[6]} hop{'s' * (source[6] != '1')}" for source, em in finish.em.items())
     if finish.diverged is not None:

@@ -154,9 +154,9 @@ def chat_in_terminal(chat: Chat, colour: bool) -> None:
     """
     screen = Screen(chat, colour)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        print(f"{one_line(chat.about)}\n{list_of(chat.examples)}\n/help lists what else can be typed.")
+        print(f"{one_line(chat.about)}\n{numbered_list(chat.examples)}\n/help lists what else can be typed.")
         with line_editing(), CtrlC() as ctrl_c:
-            for question in questions_of(ctrl_c.typed_lines(), chat):
+            for question in read_questions(ctrl_c.typed_lines(), chat):
                 try:
                     with ctrl_c.answering() as is_stopped:
                         screen.answer(question, is_stopped)
@@ -167,7 +167,7 @@ def chat_in_terminal(chat: Chat, colour: bool) -> None:
         return
     sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is told, and the next one is read
     n_failed = 0
-    for question in questions_of(sys.stdin, chat):
+    for question in read_questions(sys.stdin, chat):
         try:
             print(f"   question | {one_line(question)}", flush=True)
             screen.answer(question)
@@ -180,14 +180,15 @@ def chat_in_terminal(chat: Chat, colour: bool) -> None:
         raise UserError(f"{n_failed} of the questions could not be answered; fix what is told above, and ask again")
 
 
-def list_of(examples: Sequence[str]) -> str:
+def numbered_list(examples: Sequence[str]) -> str:
     """The examples, each with its number."""
     return "\n".join(f"  {number}  {one_line(question)}" for number, question in enumerate(examples, start=1))
 
 
-def questions_of(lines: Iterator[str], chat: Chat) -> Iterator[str]:
+def read_questions(lines: Iterator[str], chat: Chat) -> Iterator[str]:
     """The lines that ask something, up to /quit; an example's number stands for it, a word with a slash commands."""
-    told = {"/help": HELP, "/examples": list_of(chat.examples) or "there are none", "/corpus": one_line(chat.about)}
+    examples = numbered_list(chat.examples) or "there are none"
+    told = {"/help": HELP, "/examples": examples, "/corpus": one_line(chat.about)}
     for line in lines:
         line = line.strip()
         if line == "/quit":

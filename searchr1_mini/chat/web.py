@@ -94,7 +94,8 @@ def make_chat_app(chat: Chat, hosts: Sequence[str] = LOOPBACK) -> Any:
 
     @app.get("/")
     async def show_page() -> Response:
-        return Response(page, headers=HEADERS | {"Content-Security-Policy": policy_of(page)}, media_type="text/html")
+        headers = HEADERS | {"Content-Security-Policy": content_policy(page)}
+        return Response(page, headers=headers, media_type="text/html")
 
     @app.get("/about")
     async def show_about() -> Response:
@@ -145,14 +146,14 @@ def answer(chat: Chat, question: str, tell: Tell, stop: threading.Event) -> None
         tell("end", "")
 
 
-def policy_of(page: str) -> str:
+def content_policy(page: str) -> str:
     """A content security policy: this page's one script and one style by their hashes, answers from here, no more."""
 
-    def hash_of(tag: str) -> str:
+    def source_hash(tag: str) -> str:
         content = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
         return "'sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() + "'"
 
     return (
-        f"default-src 'none'; script-src {hash_of('script')}; style-src {hash_of('style')}; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {source_hash('script')}; style-src {source_hash('style')}; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

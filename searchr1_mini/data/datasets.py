@@ -121,7 +121,7 @@ def load_corpus(
     _check_known(dataset)
     name = corpus or (dataset if not data_path else None)
     if name in BRING_PASSAGES:
-        passages = _corpus_of(name)
+        passages = _hub_corpus(name)
     elif corpus:
         folder = Path(corpus) if Path(corpus).is_dir() else None
         files, skipped = corpus_files(Path(corpus))
@@ -261,7 +261,7 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split != "train")]
 
 
-def _corpus_of(dataset: str) -> list[Passage]:
+def _hub_corpus(dataset: str) -> list[Passage]:
     """The paragraphs of both splits of a data set on the hub without repeats, built once and kept in the cache."""
     hub_id = {"hotpotqa": HOTPOTQA_ID, "squad": SQUAD_ID}[dataset]
     recipe = f"{hub_id} {REVISIONS[hub_id]} {'distractor ' if dataset == 'hotpotqa' else ''}{CORPUS_RECIPE}"

@@ -98,21 +98,21 @@ def note_rows(path: Path, name: str) -> Iterator[dict[str, str]]:
         title, lines = html_lines(path)
     else:
         lines = pdf_lines(path) if form in PDF else text_lines(path)
-    for number, text in enumerate(passages_of(lines), start=1):
+    for number, text in enumerate(cut_passages(lines), start=1):
         yield {"id": f"{name}#{number}", "title": title or path.stem, "text": text}
 
 
 def text_passages(path: Path) -> Iterator[str]:
-    """Cuts a text into passages, see `passages_of`.
+    """Cuts a text into passages, see `cut_passages`.
 
     Raises:
         UserError: the file holds JSON lines.
         UnicodeDecodeError: it is no UTF-8, nor UTF-16 or UTF-32 with a byte order mark.
     """
-    return passages_of(text_lines(path))
+    return cut_passages(text_lines(path))
 
 
-def passages_of(lines: Iterable[str]) -> Iterator[str]:
+def cut_passages(lines: Iterable[str]) -> Iterator[str]:
     """Yields passages of 50 to 150 words: short paragraphs are joined, longer ones cut; the last may have fewer.
 
     Of scripts without blanks between words two characters count as a word, and a cut falls behind a sentence where one

@@ -86,7 +86,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
         )
     status.now("reading questions and passages")
     for column in plan.columns:  # what cannot be read is told before any work
-        tasks |= {(row.label, column.name): task_of(config, row, column, library, tasks, chose) for row in plan.rows}
+        tasks |= {(row.label, column.name): make_task(config, row, column, library, tasks, chose) for row in plan.rows}
         if config.shots:
             tell_shots(config, plan, column, library, tasks, prompts)
     rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
@@ -133,7 +133,7 @@ def tell_shots(
             )
 
 
-def task_of(
+def make_task(
     config: EvalConfig,
     row: Row,
     column: Column,
@@ -159,8 +159,8 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
     parts = {
         "version": __version__,
         "settings": {name: get(settings, name) for name in names if name not in unread},
-        "base": state_of(Path(resolve_model(settings.run.model))),
-        "weights": state_of(row.weights) if row.weights else None,
+        "base": weights_state(Path(resolve_model(settings.run.model))),
+        "weights": weights_state(row.weights) if row.weights else None,
         "dtype": str(pick_dtype(config.dtype, pick_device(config.device))),  # auto is another on another device
         "temperature": [config.temperature, config.seed if config.temperature else 0],
         "questions": [asdict(example) for example in task.examples],
@@ -193,7 +193,7 @@ def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
         raise refuse_day(rows[0].run.model)
 
 
-def state_of(folder: Path) -> list:
+def weights_state(folder: Path) -> list:
     """Returns what tells whether weights have changed: a checkpoint's checksums, else sizes and times of files."""
     manifest = folder.parent / checkpoint.MANIFEST
     if manifest.is_file():

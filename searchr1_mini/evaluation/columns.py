@@ -82,10 +82,10 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
         raise UserError("--corpus does not go with the synthetic world, which brings its own passages")
     paths = {Path(saved["data_path"]).resolve() for saved in runs if saved["data_path"]}
     hashes = {(saved.get("data_hashes") or {}).get(TRAINING_QUESTIONS) for saved in runs} - {None}
-    return [column_of(config, own, name, paths, hashes) for name in names]
+    return [make_column(config, own, name, paths, hashes) for name in names]
 
 
-def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Path], hashes: set[str]) -> Column:
+def make_column(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Path], hashes: set[str]) -> Column:
     """Builds one column: the run's own data as trained on, any other from its defaults; flags given now override.
 
     Args:
@@ -103,13 +103,13 @@ def column_of(config: EvalConfig, own: dict[str, Any], name: str, paths: set[Pat
         data |= {name: value for name in OF_THE_WORLD if (value := getattr(config, name)) is not None}
         world_hops_list(make(TrainConfig, world_hops=data["world_hops"]))
     else:
-        data |= {"corpus": corpus_of(config, data), "world_noise": 0}
+        data |= {"corpus": corpus_source(config, data), "world_noise": 0}
     data["seed"] = own["seed"] if config.world_seed is None else config.world_seed
     is_held_out = not data["data_path"] or was_trained_on(data, paths, hashes)
     return Column(name, data, "eval" if is_held_out else "all")
 
 
-def corpus_of(config: EvalConfig, data: dict[str, Any]) -> str | None:
+def corpus_source(config: EvalConfig, data: dict[str, Any]) -> str | None:
     """Names what a data set is answered from: --corpus, the run's, or HotpotQA's paragraphs; None is its own."""
     brings_passages = data["data_path"] or data["dataset"] in ("world", *BRING_PASSAGES)
     given = config.corpus if data["dataset"] != "world" else None

@@ -32,15 +32,15 @@ RESULTS: dict[str, dict[str, dict[str, str]]] = {
 }  # fmt: skip
 
 
-def size_of(model: str) -> str:
+def paper_size(model: str) -> str:
     """Picks the size to compare with by the number before B (not in 4bit) in a model's name: 7B from 5 on, else 3B."""
     sizes = re.findall(r"(\d+(?:\.\d+)?)B(?![A-Z])", Path(model).name.upper())
     return "7B" if sizes and float(sizes[-1]) >= 5 else "3B"
 
 
-def rows_of(method: str, model: str) -> dict[str, dict[str, float]]:
+def paper_rows(method: str, model: str) -> dict[str, dict[str, float]]:
     """Returns the paper's rows for a method, as `name, size` -> data set -> exact match."""
-    size = size_of(model)
+    size = paper_size(model)
     return {
         f"paper: {name}, {size}": dict(zip(DATASETS, map(float, sizes[size].split()), strict=True))
         for name, sizes in RESULTS.get(method, {}).items()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column, chosen, corpus_of, listed, own_data, plan_columns
+from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column, chosen, corpus_source, listed, own_data, plan_columns
 from searchr1_mini.models.chat_template import today
 from searchr1_mini.models.weights import adapter_settings
 from searchr1_mini.options.checks import LEAST_TEMPERATURE, check_retriever, refuse_unread
@@ -184,11 +184,11 @@ def run_rows(config: EvalConfig, method: str, runs: dict[Path, dict]) -> list[Ro
         label = method if len(runs) == 1 and method in TRAINED else f"{method} ({name})"
         generator = saved["method"] if is_own(saved["method"]) else GENERATORS.get(method, method)
         settings = with_options(settings_of(config, saved), method=generator)
-        rows.append(Row(label, method, settings, checkpoint_of(config, folder) / "model"))
+        rows.append(Row(label, method, settings, chosen_checkpoint(config, folder) / "model"))
     return rows
 
 
-def checkpoint_of(config: EvalConfig, folder: Path) -> Path:
+def chosen_checkpoint(config: EvalConfig, folder: Path) -> Path:
     """Returns the checkpoint that was asked for, or the newest whole one.
 
     Raises:
@@ -294,7 +294,7 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
             engine = with_options(engine, retriever="auto")
         engine = only_what_is_read(engine)
         values |= {name: get(engine, name) for name in ("retriever", *OF_AN_ENGINE, *OF_A_SEARCH)}
-        values["corpus"] = corpus_of(config, own)
+        values["corpus"] = corpus_source(config, own)
     wanted = resolve(make(TrainConfig, **values), unasked=values)
     folder = folder_for(wanted, out / "runs" / row.method)
     if not (folder / "summary.json").exists():
@@ -304,7 +304,7 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
             write_report,
         )
     settings = with_options(row.settings, date=saved_config(folder)["date"] or row.settings.data.date)
-    weights = checkpoint_of(replace(config, checkpoint=None), folder) / "model"
+    weights = chosen_checkpoint(replace(config, checkpoint=None), folder) / "model"
     return replace(row, settings=settings, weights=weights, must_train=False)
 
 

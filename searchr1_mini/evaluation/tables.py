@@ -111,7 +111,8 @@ def main_grid(results: Results, compare: bool, reference: str) -> Grid:
         tested = [difference(results, label, reference)] if several else []
         shares = [_share(fmean(cell) if cell else None) for cell in values]
         rows.append([label, *shares, _share(results.mean(label)), *tested])
-        new = {name: of for name, of in paper.rows_of(row.method, row.settings.run.model).items() if name not in theirs}
+        published = paper.paper_rows(row.method, row.settings.run.model)
+        new = {name: figures for name, figures in published.items() if name not in theirs}
         theirs |= new
         for name, figures in new.items() if compare else ():
             both = [figures[source] for source in results.sources if source in figures]
@@ -209,7 +210,7 @@ def corpus_name(settings: TrainConfig) -> str:
 
 def differences(results: Results) -> list[str]:
     """Tells what differs between our rows and the paper's, so that nobody mistakes one for the other."""
-    sizes = sorted({paper.size_of(row.settings.run.model) for row in results.rows.values()})
+    sizes = sorted({paper.paper_size(row.settings.run.model) for row in results.rows.values()})
     return [
         f"The paper's rows are Qwen2.5-{' and '.join(sizes)} (its Table 2): 16 bits, full fine-tuning, 500 steps of "
         "512 prompts, E5 over 21 million passages of Wikipedia 2018, the whole test or development sets. Ours have "

@@ -86,7 +86,7 @@ def searches_for_modules(saved: dict[str, Any]) -> bool:
     return narrowed or not isinstance(saved.get("target_modules"), list)
 
 
-def modules_of(tensors: Iterable[str]) -> list[str]:
+def module_names(tensors: Iterable[str]) -> list[str]:
     """Returns the full names of the modules that an adapter's tensors belong to.
 
     Args:

@@ -11,7 +11,7 @@ from torch import nn
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.names import ADAPTER
-from searchr1_mini.models.adapter_check import modules_of, searches_for_modules
+from searchr1_mini.models.adapter_check import module_names, searches_for_modules
 from searchr1_mini.models.weights import ADAPTER_CONFIG, ADAPTER_FILE, adapter_folder
 from searchr1_mini.storage.files import read_json
 
@@ -28,7 +28,7 @@ def load_adapter(base: nn.Module, folder: Path, source: str) -> PeftModel:
             config = LoraConfig.from_pretrained(folder)
             config.lora_dropout = 0.0  # rollout and update see the same distribution
             if searches_for_modules(read_json(folder / ADAPTER_CONFIG)):  # a pattern of strangers may search for ever
-                config.target_modules, config.exclude_modules = set(modules_of(file.keys())), None
+                config.target_modules, config.exclude_modules = set(module_names(file.keys())), None
                 config.layers_to_transform = config.layers_pattern = None
             model = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
             own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)

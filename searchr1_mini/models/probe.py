@@ -77,7 +77,7 @@ class Probe:
             with torch.no_grad(), policy.reference():
                 inputs, places = pack(rows_by_prompt(self.text), self.text)
                 hidden = runs("a packed row", lambda: policy.hidden(**inputs).flatten(0, 1)[places])
-                packed = logprobs_of(policy, hidden, self.text)
+                packed = target_logprobs(policy, hidden, self.text)
             agree("packed rows and base", packed, self.untouched, seen(self.text), policy.dtype)
         except Failed as failed:
             policy.packs = False
@@ -152,10 +152,10 @@ def own_logprobs(policy: Any, batch: Batch) -> Tensor:
 
 def run_logprobs(policy: Any, batch: Batch) -> Tensor:
     """Computes log-probs (B, T-1) of all targets as update and reference compute them, 0 in the padding."""
-    return logprobs_of(policy, policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids), batch)
+    return target_logprobs(policy, policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids), batch)
 
 
-def logprobs_of(policy: Any, hidden: Tensor, batch: Batch) -> Tensor:
+def target_logprobs(policy: Any, hidden: Tensor, batch: Batch) -> Tensor:
     """Computes log-probs (B, T-1) of all targets from hidden states (B, T, H), 0 in the padding."""
     return token_logprobs(hidden[:, :-1], policy.lm_head, batch.targets, seen(batch), temperature=1.0)[0]
 

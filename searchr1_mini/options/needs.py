@@ -112,7 +112,7 @@ def convert(name: str, value: Any, hint: Any) -> Any:
     Raises:
         UserError: it is of another type, or no known choice.
     """
-    kinds = kinds_of(hint)
+    kinds = split_union(hint)
     if value in (None, "None") and type(None) in kinds:
         return None
     if value in (None, ""):
@@ -134,7 +134,7 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{name} {shown(value)}: it must be {WANTED[kinds[0]]}") from None
 
 
-def kinds_of(hint: Any) -> tuple:
+def split_union(hint: Any) -> tuple:
     """Splits a hint, `int | None` -> (int, NoneType); a Literal stays whole."""
     return (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
 
@@ -159,7 +159,7 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
     for option in options_of(config_class).values():
         if option.name not in saved:
             continue
-        value, kinds = saved[option.name], kinds_of(hints[option.name])
+        value, kinds = saved[option.name], split_union(hints[option.name])
         if value is None and type(None) in kinds:
             continue
         kind = kinds[0]

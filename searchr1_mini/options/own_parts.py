@@ -33,9 +33,9 @@ def own_part(option: str, value: str) -> Callable:
         UserError: there is no such file, module or name, it cannot be imported, or it does not fit.
     """
     where, _, name = value.rpartition(":")
-    part = getattr(module_of(option, where), name, None)
+    part = getattr(load_module(option, where), name, None)
     if part is None:
-        known = [known for known in vars(module_of(option, where)) if not known.startswith("_")]
+        known = [known for known in vars(load_module(option, where)) if not known.startswith("_")]
         raise UserError(f"--{option} {value}: {where} has no {name}{suggest(name, known)}")
     given, wanted = FITS[option]
     is_fit = callable(part) and takes(part, given)
@@ -50,7 +50,7 @@ def own_part(option: str, value: str) -> Callable:
 
 
 @lru_cache(maxsize=16)
-def module_of(option: str, where: str) -> Any:
+def load_module(option: str, where: str) -> Any:
     """Imports the module of a file or a dotted name.
 
     Raises:

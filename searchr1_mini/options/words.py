@@ -52,7 +52,7 @@ def check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
             raise UserError(f"{flag} is now {RENAMED[flag]}")
         if flag not in flags and flag not in switches:
             raise UserError(f"unknown option {shown(flag)}{suggest(flag[:SHOWN], names)}; see --help")
-        given.add(_name_of(flag, switches))
+        given.add(_option_name(flag, switches))
         hint = flags.get(flag, bool)
         if hint is bool and equals:
             raise UserError(f"{flag} is a switch and takes no value; leave out {word[len(flag) :]}")
@@ -64,7 +64,7 @@ def check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
     return given
 
 
-def _name_of(flag: str, switches: Collection[str]) -> str:
+def _option_name(flag: str, switches: Collection[str]) -> str:
     return flag.removeprefix("--no-" if flag in switches else "--").replace("-", "_")
 
 

@@ -83,7 +83,7 @@ def line_chart(
     highest = max(y for _, y in points)
     ys = decades(min(y for _, y in points), highest) if is_log else ticks(min(0.0, *(y for _, y in points)), highest)
 
-    labels = [label_of(name, line[-1][1], int((width / 2 - SAMPLE - 8) / LETTER)) for name, line in series.items()]
+    labels = [line_label(name, line[-1][1], int((width / 2 - SAMPLE - 8) / LETTER)) for name, line in series.items()]
     left = 26 + DIGIT * max(len(f"{y:.4g}") for y in ys)
     right = width - SAMPLE - 8 - LETTER * max(map(len, labels))
     bottom = height - MARGIN_BOTTOM
@@ -136,7 +136,7 @@ def line_chart(
     return "\n".join([*out, "</g>"])
 
 
-def label_of(name: str, value: float, most: int) -> str:
+def line_label(name: str, value: float, most: int) -> str:
     """A line's name and last value in so many characters; of a name that is too long, the start."""
     shown, name = f"{value:.3g}", one_line(name)
     room = most - len(shown) - 1

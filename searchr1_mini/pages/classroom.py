@@ -82,7 +82,7 @@ def write_classroom(entries: Sequence[Entry], path: Path) -> Path:
     """Writes the page: no script, no request."""
     style = STYLE.read_text(encoding="utf-8") + (PAGE / "board.css").read_text(encoding="utf-8")
     by_column = columns(entries)
-    header = [f'<th role="columnheader" scope="col"{_class_of(name)}>{html_text(name)}</th>' for name in by_column]
+    header = [f'<th role="columnheader" scope="col"{_cell_class(name)}>{html_text(name)}</th>' for name in by_column]
     cells = zip(*by_column.values(), strict=True)
     rows = [_row(entry, dict(zip(by_column, row, strict=True))) for entry, row in zip(entries, cells, strict=True)]
     parts = {
@@ -104,11 +104,11 @@ def _row(entry: Entry, cells: dict[str, str]) -> str:
             shown += _faults(entry.faults)
         if name.startswith("EM") and text != UNKNOWN:
             shown += _bar(float(text))
-        held += f'<td role="cell" data-label="{html_text(name)}"{_class_of(name)}>{shown}</td>'
+        held += f'<td role="cell" data-label="{html_text(name)}"{_cell_class(name)}>{shown}</td>'
     return f'<tr role="row"{" class=without" if entry.faults else ""}>{held}</tr>'
 
 
-def _class_of(name: str) -> str:
+def _cell_class(name: str) -> str:
     return f' class="{name if name in ("who", "changed") else "number"}"'
 
 

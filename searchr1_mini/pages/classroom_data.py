@@ -65,7 +65,7 @@ def board(folders: Sequence[Path]) -> list[Entry]:
         raise UserError(f"there is no run below {named} (no {SUMMARY}); name a folder that holds folders of runs")
     entries = []
     for number, ((_, run), who) in enumerate(zip(runs, names(runs), strict=True), start=1):
-        entries.append(entry_of(run, who))
+        entries.append(read_entry(run, who))
         progress.tell("runs", number, len(runs))
     return sorted(entries, key=lambda entry: (entry.em is None, -(entry.em or 0), entry.who))
 
@@ -79,7 +79,7 @@ def runs_below(base: Path) -> list[Path]:
     if not base.is_dir():
         raise UserError(f"there is no folder {base}; name one that holds folders of runs")
     found = []
-    for folder, inside, files in os.walk(base, onerror=_tell_of):
+    for folder, inside, files in os.walk(base, onerror=_warn_unreadable):
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         if SUMMARY in files or {CONFIG, METRICS} <= set(files):
             found.append(Path(folder))
@@ -87,7 +87,7 @@ def runs_below(base: Path) -> list[Path]:
     return found
 
 
-def _tell_of(error: OSError) -> None:
+def _warn_unreadable(error: OSError) -> None:
     told = one_line(f"{error.filename} cannot be read ({error.strerror})")
     print(f"warning: {told}; what is in it is left out", file=sys.stderr)
 
@@ -99,7 +99,7 @@ def names(runs: Sequence[tuple[Path, Path]]) -> list[str]:
     return [name if times[name] == 1 else str(run) for name, (_, run) in zip(short, runs, strict=True)]
 
 
-def entry_of(run: Path, who: str) -> Entry:
+def read_entry(run: Path, who: str) -> Entry:
     """What a run's folder holds, whatever is damaged or missing in it."""
     try:
         if not (run / SUMMARY).is_file():

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from searchr1_mini.pages.charts import Chart, Series, html_text, line_chart, picture, svg
-from searchr1_mini.pages.report_data import as_json, config_of, name_of, report_data
+from searchr1_mini.pages.report_data import as_json, config_of, folder_name, report_data
 from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
@@ -55,7 +55,7 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: a file of a run is damaged.
     """
-    names = [name_of(run_dir) for run_dir in run_dirs]
+    names = [folder_name(run_dir) for run_dir in run_dirs]
     path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
     data = report_data(run_dirs)
     style, *scripts = (
@@ -85,7 +85,7 @@ def _before(run_dirs: Sequence[Path]) -> str:
     summaries = [_summary(run_dir) for run_dir in run_dirs]
     letters = _letters(run_dirs)
     heads = [_head(*each) for each in zip(letters, run_dirs, summaries, strict=True)]
-    title = html_text(" and ".join(map(name_of, run_dirs)))
+    title = html_text(" and ".join(map(folder_name, run_dirs)))
     tables = [_table(letter, summary) for letter, summary in zip(letters, summaries, strict=True) if summary]
     held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
     diagnoses = [_diagnosis(run_dir) for run_dir in run_dirs]
@@ -108,7 +108,7 @@ def _summary(run_dir: Path) -> dict[str, Any] | None:
 
 def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
     config = config_of(run_dir)
-    told = [f"{letter}: {name_of(run_dir)}"] if letter else []
+    told = [f"{letter}: {folder_name(run_dir)}"] if letter else []
     told += [
         f"{key} {config[key]}"
         for key in ("model", "method", "algorithm", "dataset", "seed")
@@ -182,7 +182,7 @@ def _sample(data: dict[str, Any]) -> str:
     )
 
 
-def series_of(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def metric_series(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     """The line of a metric; steps without a value are left out."""
     return [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
 
@@ -196,7 +196,7 @@ def eval_series(metrics: list[dict[str, Any]], summary: dict[str, Any] | None, k
     before = start_of_rl.get("by_source", {})
     series = {}
     for name in filter(None, names):
-        line = series_of(metrics, start + name + end)
+        line = metric_series(metrics, start + name + end)
         series[name] = ([(0, before[name][key])] if name in before else []) + line
     return {name: line for name, line in series.items() if line}
 
@@ -213,7 +213,7 @@ def _cold_start(runs: dict[str, list[dict[str, Any]]]) -> str:
     }
     figures = []
     for key, words in charts.items():
-        lines = {letter: series_of(metrics, key) for letter, metrics in runs.items()}
+        lines = {letter: metric_series(metrics, key) for letter, metrics in runs.items()}
         figures.append(_figure({letter: line for letter, line in lines.items() if line}, *words, over="update"))
     charts_html = "\n".join(filter(None, figures))
     return f'<h2>Cold start</h2>\n<div class="charts">{charts_html}</div>' if charts_html else ""
@@ -230,7 +230,7 @@ def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]])
         lines = {(letter, name): line for letter, run in runs.items() for name, line in eval_series(*run, key).items()}
         figures.append(_figure({" ".join(filter(None, names)): line for names, line in lines.items()}, *words))
     for key, words in METRICS.items():
-        lines = {letter: series_of(metrics, key) for letter, (metrics, _) in runs.items()}
+        lines = {letter: metric_series(metrics, key) for letter, (metrics, _) in runs.items()}
         figures.append(_figure({letter: line for letter, line in lines.items() if line}, *words))
     figures = list(filter(None, figures))
     rest = "\n".join(figures[N_CHARTS:])

@@ -45,22 +45,22 @@ class Vocabulary:
 
 
 def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
-    """The page's data: `vocabulary`; of each run its name and mask, its steps (`steps_of`), what is `watched_of` it."""
+    """The page's data: `vocabulary`; of each run its name and mask, its `kept_steps`, and what it watched."""
     vocabulary, runs = Vocabulary(), []
     for run_dir in run_dirs:
         config = config_of(run_dir)
         runs.append(
             {
-                "name": short(name_of(run_dir)),
+                "name": short(folder_name(run_dir)),
                 "masks_observations": config.get("mask_observations", True),
-                "steps": steps_of(run_dir, BUDGET // len(run_dirs), vocabulary, pieces_of(run_dir, config)),
-                "watched": watched_of(run_dir),
+                "steps": kept_steps(run_dir, BUDGET // len(run_dirs), vocabulary, pieces_of(run_dir, config)),
+                "watched": read_watched(run_dir),
             }
         )
     return {"vocabulary": vocabulary.as_json(), "runs": runs}
 
 
-def name_of(run_dir: Path) -> str:
+def folder_name(run_dir: Path) -> str:
     """The name of the folder, also where it is given as `.`."""
     return run_dir.absolute().name
 
@@ -75,7 +75,7 @@ def config_of(run_dir: Path) -> dict[str, Any]:
     return read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
 
 
-def steps_of(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces) -> list[dict[str, Any]]:
+def kept_steps(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces) -> list[dict[str, Any]]:
     """Of every step the first groups, whole, as many as its share of `budget` bytes holds, and one at least.
 
     Where not even one a step fits, every second, 5th, 10th, .. step is kept, and the first and the last.
@@ -105,7 +105,7 @@ def steps_of(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces)
     return [steps[i] for i in numbers]
 
 
-def watched_of(run_dir: Path) -> list[dict[str, Any]]:
+def read_watched(run_dir: Path) -> list[dict[str, Any]]:
     """The same held-out questions at one evaluation after the other, from the base on; of many, some evenly spread."""
     files = sorted((run_dir / WATCHED).glob("*.jsonl"))  # base.jsonl comes first
     every = -(-len(files) // MOST_WATCHED) or 1

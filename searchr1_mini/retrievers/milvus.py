@@ -103,7 +103,7 @@ class MilvusRetriever:
             ) as bar:
                 for start in range(0, len(self.passages), BATCH):
                     rows = range(start, min(start + BATCH, len(self.passages)))
-                    self.client.insert(aside, [{"row": row} | self._texts_of(row) for row in rows])
+                    self.client.insert(aside, [{"row": row} | self._stored_texts(row) for row in rows])
                     bar.update(len(rows))
             self.client.flush(aside)
             try:
@@ -137,7 +137,7 @@ class MilvusRetriever:
             index.add_index(f"{field}_bm25", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25", params=params)
         client.create_collection(name, schema=schema, index_params=index, consistency_level="Session")
 
-    def _texts_of(self, row: int) -> dict[str, str]:
+    def _stored_texts(self, row: int) -> dict[str, str]:
         words = index_terms(self.passages[row], ALL_WORDS)
         return {"terms": _joined(reduced(words, self.terms)), "all_words": _joined(words)}
 

@@ -51,7 +51,7 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
     if not config.weights.memory_check:
         return config
     predicted = predictor(source, device, dtype, questions)
-    room = min(room_of(device), (config.weights.memory_limit or math.inf) * GB)
+    room = min(available_bytes(device), (config.weights.memory_limit or math.inf) * GB)
     unpacked = with_options(config, rollout_weights="dequantised")
     if (
         config.weights.load_in_4bit
@@ -74,7 +74,7 @@ def unpacked_fits(config: TrainConfig, source: str, device: Any, dtype: Any) -> 
         UserError: there is no such model.
     """
     unpacked = with_options(config, rollout_weights="dequantised")
-    return predictor(source, device, dtype, ())(unpacked).total("rollout") <= COPY_ROOM * room_of(device)
+    return predictor(source, device, dtype, ())(unpacked).total("rollout") <= COPY_ROOM * available_bytes(device)
 
 
 def refuse_beyond(room: float, config: TrainConfig, predicted: Callable[[TrainConfig], Preflight]) -> None:
@@ -198,7 +198,7 @@ def give_back_free_memory() -> None:
             libc.malloc_trim(0)
 
 
-def room_of(device: Any) -> float:
+def available_bytes(device: Any) -> float:
     """Returns the bytes that this process may hold on a device, those that it has already included."""
     import psutil
     import torch

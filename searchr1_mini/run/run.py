@@ -288,7 +288,7 @@ class Run:
         load_reference(self.policy, folder / "model")
         progress = checkpoint.read_progress(folder / "progress.json")
         tensors = training_state.read_tensors(folder / "state.pt")
-        with training_state.of_this_version(folder):
+        with training_state.own_format(folder):
             for owner in self.owners:
                 owner.load_state_dict(progress | tensors)
             training_state.restore_rng(tensors["rng"])

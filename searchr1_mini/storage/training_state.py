@@ -57,12 +57,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         UserError: another version of this program, or of torch, wrote it in another form.
     """
-    with of_this_version(path):
+    with own_format(path):
         return torch.load(path, weights_only=True, map_location="cpu")
 
 
 @contextmanager
-def of_this_version(path: Path) -> Iterator[None]:
+def own_format(path: Path) -> Iterator[None]:
     """Turns what fails inside into an error on a form that this version does not write.
 
     Raises:

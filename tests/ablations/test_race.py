@@ -15,7 +15,7 @@ from helpers.report_runs import SUMMARY
 
 from searchr1_mini import race
 from searchr1_mini.ablations import races
-from searchr1_mini.ablations.races import Finish, check_rules, config_of, finish_of, middle, row, told_of
+from searchr1_mini.ablations.races import Finish, check_rules, config_of, describe_finish, middle, read_finish, row
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
@@ -94,39 +94,40 @@ def test_what_a_seed_needed_is_summed_up_to_the_first_evaluation_that_reached_ev
     """At the second step 2 hops are there and 1 hop is not, at the fourth both; what comes then is not counted."""
     steps = [(10, 2, 1.0, None), (20, 2, 2.0, (0.89, 0.95)), (0, 0, 0.5, None), (40, 1, 4.0, (0.90, 0.85)),
              (80, 2, 8.0, (0.99, 0.99))]  # fmt: skip
-    finish = finish_of(write_seed(tmp_path / "s", steps, emptied=0.02), 7001)
+    finish = read_finish(write_seed(tmp_path / "s", steps, emptied=0.02), 7001)
     assert (finish.step, finish.trained_tokens, finish.updates, finish.seconds) == (4, 70, 5, 7.5)
     assert finish.em == {"world-1hop": 0.90, "world-2hop": 0.85} and finish.after == 0.5 and finish.counts
-    assert told_of(finish).startswith(
+    assert describe_finish(finish).startswith(
         "seed 7001 got there after step 4 (0.900 on 1 hop, 0.850 on 2 hops): 70 tokens, 5 "
     )
 
 
 def test_a_seed_that_never_gets_there_is_told_with_the_nearest_it_came(tmp_path):
     steps = [(10, 2, 1.0, (0.95, 0.80)), (10, 2, 1.0, (0.88, 0.84)), (10, 2, 1.0, (0.80, 0.99))]
-    finish = finish_of(write_seed(tmp_path / "s", steps), 7003)
+    finish = read_finish(write_seed(tmp_path / "s", steps), 7003)
     assert finish.step is None and not finish.counts and finish.em == {"world-1hop": 0.88, "world-2hop": 0.84}
-    assert told_of(finish) == "seed 7003 never got there; nearest 0.880 on 1 hop, 0.840 on 2 hops; 0.000 emptied"
+    told = "seed 7003 never got there; nearest 0.880 on 1 hop, 0.840 on 2 hops; 0.000 emptied"
+    assert describe_finish(finish) == told
 
 
 @pytest.mark.parametrize(("emptied", "told"), [(0.03, "; 0.030 emptied, which is above 0.02"), (None, "s")])
 def test_a_seed_that_answers_without_searching_does_not_count(tmp_path, emptied, told):
-    finish = finish_of(write_seed(tmp_path / "s", [(10, 2, 1.0, (1.0, 1.0))], emptied), 7001)
-    assert finish.step == 1 and not finish.counts and told_of(finish).endswith(told)
+    finish = read_finish(write_seed(tmp_path / "s", [(10, 2, 1.0, (1.0, 1.0))], emptied), 7001)
+    assert finish.step == 1 and not finish.counts and describe_finish(finish).endswith(told)
 
 
 def test_a_seed_that_diverged_is_told_by_what_it_logged(tmp_path):
     folder = write_seed(tmp_path / "s", [(10, 2, 1.0, (0.5, 0.5))])
     (folder / "summary.json").unlink()
-    finish = finish_of(folder, 7002, "the last 10 updates were thrown away")
-    assert told_of(finish) == "seed 7002 diverged: the last 10 updates were thrown away" and not finish.counts
+    finish = read_finish(folder, 7002, "the last 10 updates were thrown away")
+    assert describe_finish(finish) == "seed 7002 diverged: the last 10 updates were thrown away" and not finish.counts
 
 
 def test_metrics_without_what_is_counted_are_told(tmp_path):
     folder = write_seed(tmp_path / "s", [(10, 2, 1.0, (1.0, 1.0))])
     write_lines(folder / "metrics.jsonl", [{"step": 1, "seconds": 1.0}])
     with pytest.raises(UserError, match="holds no trained_tokens of step 1; race the setting anew"):
-        finish_of(folder, 7001)
+        read_finish(folder, 7001)
 
 
 def finished(seed: int, tokens: float | None) -> Finish:

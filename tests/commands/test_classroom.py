@@ -20,7 +20,7 @@ from searchr1_mini import classroom
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.pages import classroom as page
 from searchr1_mini.pages.classroom import terminal
-from searchr1_mini.pages.classroom_data import Entry, board, entry_of
+from searchr1_mini.pages.classroom_data import Entry, board, read_entry
 
 
 def said(*words: object) -> subprocess.CompletedProcess:
@@ -75,7 +75,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("flags", "figures", "told"), FAULTS)
 def test_what_cannot_be_compared_is_named_with_its_reason(tmp_path, flags, figures, told):
-    (fault,) = entry_of(hand_in(tmp_path / "run", 0.9, 0.9, flags, **figures), "run").faults
+    (fault,) = read_entry(hand_in(tmp_path / "run", 0.9, 0.9, flags, **figures), "run").faults
     assert told in fault
 
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_compared_is_named_with_its_reason(tmp_path, flags, figur
      ("--cold-start 20", 200)],
 )  # fmt: skip
 def test_whatever_else_a_run_does_can_be_compared(tmp_path, flags, n):
-    entry = entry_of(hand_in(tmp_path / "run", 0.9, 0.9, flags, emptied=0.02, n=n), "run")
+    entry = read_entry(hand_in(tmp_path / "run", 0.9, 0.9, flags, emptied=0.02, n=n), "run")
     assert entry.faults == [] and " ".join(entry.changed) == flags
 
 
@@ -95,7 +95,7 @@ def test_another_data_set_is_named(tmp_path):
         held = json.loads((run / name).read_text())
         held.get("settings", held)["dataset"] = "hotpotqa"
         (run / name).write_text(json.dumps(held))
-    faults = entry_of(run, "run").faults
+    faults = read_entry(run, "run").faults
     assert faults[0] == "summary.json was measured on world-1hop, which its settings do not ask for"
     assert faults[1] == "measured on another data set than the default run: hotpotqa"
 
@@ -105,34 +105,34 @@ def test_a_summary_that_is_not_of_its_config_is_named(tmp_path):
     run = hand_in(tmp_path / "a", 0.9, 0.9)
     (run / "summary.json").write_bytes((hand_in(tmp_path / "b", 1, 1, "--kl-coef 0.1") / "summary.json").read_bytes())
     told = "summary.json and config.json are of different runs: "
-    assert entry_of(run, "a").faults == [f"{told}--kl-coef 0.1 and --kl-coef 0.001"]
+    assert read_entry(run, "a").faults == [f"{told}--kl-coef 0.1 and --kl-coef 0.001"]
     broken = hand_in(tmp_path / "c", 0.9, 0.9, "--bug no-last-turn")
     change(broken / "config.json", bug=None)
-    faults = entry_of(broken, "c").faults
+    faults = read_entry(broken, "c").faults
     assert faults[0] == f"{told}--bug no-last-turn and no --bug" and "broken on purpose" in faults[1]
 
 
 def test_figures_that_do_not_fit_each_other_are_named(tmp_path):
     run = hand_in(tmp_path / "run", 0.9, 0.9)
     change(run / "summary.json", after=measured(0.9, 0.9) | {"em": 0.99})
-    assert entry_of(run, "run").faults == ["its exact match is 0.990, but by hops it comes to 0.900"]
+    assert read_entry(run, "run").faults == ["its exact match is 0.990, but by hops it comes to 0.900"]
     change(run / "summary.json", after=measured(7.0, 7.0))
-    assert entry_of(run, "run").faults == ["summary.json holds figures that no evaluation gives"]
+    assert read_entry(run, "run").faults == ["summary.json holds figures that no evaluation gives"]
     change(run / "summary.json", after=measured(0.9, 0.9, n=600), steps=20)
-    faults = entry_of(run, "run").faults
+    faults = read_entry(run, "run").faults
     assert faults == [
         "summary.json is of 20 steps, and its settings of 40",
         "summary.json is of 600 held-out questions, and its settings of 200",
     ]
     change(run / "summary.json", after=measured(0.9, 0.9), steps=40, after_without_retriever=None)
-    assert entry_of(run, "run").faults == ["never measured with the retriever emptied"]
+    assert read_entry(run, "run").faults == ["never measured with the retriever emptied"]
 
 
 def test_a_run_that_was_resumed_for_more_steps_is_one_run(tmp_path):
     """config.json stays as the run began."""
     run = hand_in(tmp_path / "run", 0.9, 0.9, "--steps 60 --decay-steps 20")
     change(run / "config.json", steps=40)
-    entry = entry_of(run, "run")
+    entry = read_entry(run, "run")
     assert entry.faults == [] and entry.changed == ["--steps 60"] and entry.steps == 60
 
 
@@ -141,23 +141,23 @@ def test_a_summary_of_an_older_version_is_read_by_its_config(tmp_path):
     run = hand_in(tmp_path / "run", 0.9, 0.9, "--kl-coef 0.01")
     change(run / "summary.json", settings=..., cold_start_seconds=...)
     change(run / "config.json", search_cost=..., stratify=...)
-    entry = entry_of(run, "run")
+    entry = read_entry(run, "run")
     assert entry.faults == [] and entry.changed == ["--kl-coef 0.01"] and entry.seconds == 120.4
     change(run / "config.json", steps=20)  # it was resumed for more
-    assert entry_of(run, "run").faults == [] and entry_of(run, "run").steps == 40
+    assert read_entry(run, "run").faults == [] and read_entry(run, "run").steps == 40
     change(run / "config.json", steps=60)
-    assert entry_of(run, "run").faults == ["summary.json is of 40 steps, and its settings of 60"]
+    assert read_entry(run, "run").faults == ["summary.json is of 40 steps, and its settings of 60"]
     change(run / "config.json", steps=40, method="evil")
-    assert "config.json is damaged: method is 'evil'" in entry_of(run, "run").faults[0]
+    assert "config.json is damaged: method is 'evil'" in read_entry(run, "run").faults[0]
     (run / "config.json").unlink()
-    entry = entry_of(run, "run")
+    entry = read_entry(run, "run")
     assert entry.em == 0.9 and entry.changed is None and "nobody can tell how it was trained" in entry.faults[0]
 
 
 def test_a_summary_alone_tells_its_settings(tmp_path):
     run = hand_in(tmp_path / "run", 0.9, 0.9, "--kl-coef 0.01")
     (run / "config.json").unlink()
-    assert entry_of(run, "run").changed == ["--kl-coef 0.01"] and entry_of(run, "run").faults == []
+    assert read_entry(run, "run").changed == ["--kl-coef 0.01"] and read_entry(run, "run").faults == []
 
 
 def test_runs_are_found_once_and_called_by_their_folders(tmp_path):

@@ -57,7 +57,7 @@ DRAFTS = {
 def drafted(monkeypatch, write) -> None:
     """Has drafts written by a function of a passage's text, one passage at a time."""
     monkeypatch.setattr(
-        make_questions, "drafts_of", lambda config, passages: (([p], [write(p.text)]) for p in passages)
+        make_questions, "draft_questions", lambda config, passages: (([p], [write(p.text)]) for p in passages)
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data import datasets, notes
 from searchr1_mini.data.datasets import load_corpus
-from searchr1_mini.data.notes import MOST_WORDS, passages_of
+from searchr1_mini.data.notes import MOST_WORDS, cut_passages
 
 PAGE = """<!DOCTYPE html><html><head><title>Oslo &amp; around</title><style>p {color: red}</style>
 <script>var hidden = "</p>";</script></head><body><nav>Home</nav><h1>Oslo</h1>
@@ -136,6 +136,6 @@ def test_a_chinese_text_is_cut_behind_its_sentences(tmp_path):
 @given(st.lists(st.text("ab 一二三。！ ก\n", max_size=400), max_size=4))
 def test_no_character_is_lost_whatever_the_script(paragraphs):
     text = "\n\n".join(paragraphs)
-    passages = list(passages_of(text.splitlines(keepends=True)))
+    passages = list(cut_passages(text.splitlines(keepends=True)))
     assert "".join("".join(passages).split()) == "".join(text.split())
     assert all(passage.strip() and len(passage.split()) <= MOST_WORDS for passage in passages)

@@ -213,7 +213,7 @@ def test_a_source_in_two_data_sets_has_two_columns():
     ],
 )
 def test_a_model_is_compared_with_the_nearer_size(model, size):
-    assert paper.size_of(model) == size
+    assert paper.paper_size(model) == size
 
 
 def test_a_wide_table_is_shown_whole():

@@ -12,7 +12,7 @@ import torch
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_examples
-from searchr1_mini.evaluation.cells import fingerprint, task_of
+from searchr1_mini.evaluation.cells import fingerprint, make_task
 from searchr1_mini.evaluation.plan import cell_settings, folder_for, plan_evaluation, train_row
 from searchr1_mini.evaluation.tables import Results, setup
 from searchr1_mini.options.config import TrainConfig
@@ -271,7 +271,7 @@ def test_an_adapters_rank_is_its_own(tmp_path):
 def mark(config: EvalConfig, planned: EvalConfig | None = None) -> str:
     plan = plan_evaluation(planned or config)
     row, column = plan.rows[0], plan.columns[0]
-    task = task_of(config, row, column, Library(), {})
+    task = make_task(config, row, column, Library(), {})
     return fingerprint(config, row, cell_settings(config, row, column), task)
 
 

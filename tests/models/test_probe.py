@@ -235,7 +235,7 @@ def test_check_sees_what_is_random_in_the_updates_mode_only(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("room", "is_unpacked"), [(1e12, True), (1e6, False)])
 def test_an_evaluation_unpacks_a_4_bit_base_where_there_is_room(room, is_unpacked, random_qwen2, monkeypatch):
-    monkeypatch.setattr(preflight, "room_of", lambda device: room)
+    monkeypatch.setattr(preflight, "available_bytes", lambda device: room)
     settings = resolve(
         make(TrainConfig, model=str(random_qwen2), load_in_4bit=True, max_total_tokens=640, date="2026-01-01")
     )

@@ -16,7 +16,7 @@ from searchr1_mini.export import ExportConfig
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.needs import NEEDS, check_ranges, convert, kinds_of
+from searchr1_mini.options.needs import NEEDS, check_ranges, convert, split_union
 from searchr1_mini.options.nested import (
     default_value,
     flat,
@@ -41,7 +41,7 @@ NUMBERS = [
     (config, name, kind)
     for config in CONFIGS
     for name, hint in type_hints(config).items()
-    if (kind := kinds_of(hint)[0]) in (int, float)
+    if (kind := split_union(hint)[0]) in (int, float)
 ]
 HUGE = ("18446744073709551615", "1e26", "1e308", "1e400", "9" * 5000, "-1e308", "1" + "0" * 400)
 NO_NUMBERS = (
@@ -79,7 +79,7 @@ def test_every_number_has_bounds_and_takes_only_numbers_in_them(config, name, ki
 @pytest.mark.parametrize("name", [name for config, name, _ in NUMBERS if config is TrainConfig])
 def test_the_largest_value_of_each_option_resolves_or_is_refused(name):
     option = options_of(TrainConfig)[name]
-    kind = kinds_of(type_hints(TrainConfig)[name])[0]
+    kind = split_union(type_hints(TrainConfig)[name])[0]
     for value in map(kind, (option.metadata["most"], option.metadata["least"] or (1e-300 if kind is float else 0))):
         try:
             config = resolve(make(TrainConfig, **{name: value}))
@@ -215,7 +215,7 @@ SITUATIONS = {
 
 def other_values(name: str, value) -> list:
     """Values of the option's type that are neither this one nor the default."""
-    kind = kinds_of(type_hints(TrainConfig)[name])[0]
+    kind = split_union(type_hints(TrainConfig)[name])[0]
     tried = [True, False] if kind is bool else [*get_args(kind)]
     if kind in (int, float):
         tried = [kind(3), kind(17)] if kind is int else [0.125, 0.75]
@@ -265,7 +265,7 @@ def test_an_option_is_taken_where_its_needs_are_met(name):
         except UserError as error:
             assert "does nothing" not in str(error), str(error)
     for other, wanted in NEEDS[name].items():
-        kinds = get_args(kinds_of(type_hints(TrainConfig)[other])[0]) or (True, False)
+        kinds = get_args(split_union(type_hints(TrainConfig)[other])[0]) or (True, False)
         unmet = [wanted] if isinstance(wanted, int) else [each for each in kinds if each not in wanted]
         for value in unmet if other != "dataset" else ["nq"]:
             asked = [{other: value, name: each} for each in other_values(name, None) or ["1"]]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.trajectory import Segment, Trajectory
-from searchr1_mini.pages.charts import COLOURS, DASHES, Chart, decades, label_of, picture, spread, ticks
+from searchr1_mini.pages.charts import COLOURS, DASHES, Chart, decades, line_label, picture, spread, ticks
 from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
 from searchr1_mini.run.log import (
     Tracker,
@@ -191,9 +191,9 @@ def test_decades_cover_the_top_and_nine_powers_below_it(low, factor):
 
 
 def test_a_name_that_is_too_long_is_cut_and_its_value_is_not():
-    assert label_of("world-2hop", 0.8765, 20) == "world-2hop 0.876"
-    assert label_of("a data set with a long name", 0.8765, 21) == "a data set wi.. 0.876"
-    assert label_of("", 0.5, 20) == "0.5"
+    assert line_label("world-2hop", 0.8765, 20) == "world-2hop 0.876"
+    assert line_label("a data set with a long name", 0.8765, 21) == "a data set wi.. 0.876"
+    assert line_label("", 0.5, 20) == "0.5"
 
 
 def test_as_many_lines_as_the_largest_study_has_look_different():

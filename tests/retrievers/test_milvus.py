@@ -85,7 +85,7 @@ def test_what_breaks_off_while_filling_leaves_no_collection(tmp_path, monkeypatc
         return {"terms": "x", "all_words": "x"}
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(MilvusRetriever, "_texts_of", interrupted)
+        patched.setattr(MilvusRetriever, "_stored_texts", interrupted)
         MilvusRetriever(passages, url)
     retriever = MilvusRetriever(passages, url)
     assert calls == list(range(11)) and retriever.client.list_collections() == [retriever.name]

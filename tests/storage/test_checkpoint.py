@@ -16,7 +16,7 @@ from helpers.sessions import session_of
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.trajectory import Segment, Trajectory
-from searchr1_mini.evaluation.plan import checkpoint_of
+from searchr1_mini.evaluation.plan import chosen_checkpoint
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.opening import open_run
@@ -64,9 +64,9 @@ def test_the_best_checkpoint_stays_and_is_found(tmp_path):
     prune_checkpoints(tmp_path, keep=2)
     assert steps(tmp_path) == [10, 20, 25]
     assert checkpoint_step(best_checkpoint(tmp_path)) == 10
-    assert checkpoint_of(EvalConfig(checkpoint="best"), tmp_path) == best_checkpoint(tmp_path)
+    assert chosen_checkpoint(EvalConfig(checkpoint="best"), tmp_path) == best_checkpoint(tmp_path)
     with pytest.raises(UserError, match="give the number of a step, or best"):
-        checkpoint_of(EvalConfig(checkpoint="last"), tmp_path)
+        chosen_checkpoint(EvalConfig(checkpoint="last"), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
