@@ -11,8 +11,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -39,7 +40,7 @@ from searchr1_mini.evaluation.plan import (
 from searchr1_mini.evaluation.shots import draw_shots, write_shots
 from searchr1_mini.evaluation.tables import Results
 from searchr1_mini.models.bases import check_model, check_source
-from searchr1_mini.models.chat_template import parse_day, refuse_day, writes_day
+from searchr1_mini.models.chat_template import parse_day, refuse_day, takes_turns, writes_day
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
@@ -52,6 +53,7 @@ from searchr1_mini.run.log import trajectory_row
 from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.preflight import unpacked_fits
 from searchr1_mini.run.task import Library, Task, load_task
+from searchr1_mini.run.templates import Worked, as_turns, template_of
 from searchr1_mini.storage import checkpoint, status
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
 from searchr1_mini.storage.forms import CELL, misfit
@@ -96,7 +98,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
             for column in plan.columns:
                 task, settings = tasks[row.label, column.name], cell_settings(config, row, column)
                 done, began = done + 1, time.perf_counter()
-                worked = prompts.get((row.label, column.name), "")
+                worked = prompts.get((row.label, column.name), ())
                 name = f"{slug(row.label)}--{slug(column.name)}-{fingerprint(config, row, settings, task, worked)}"
                 path = out / "cells" / f"{name}.jsonl"
                 found = kept_lines(path, task)
@@ -151,7 +153,7 @@ def make_task(
     return tasks[key]
 
 
-def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task, shots: str = "") -> str:
+def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task, shots: Sequence[Worked] = ()) -> str:
     """Returns a hash of all that a cell's result depends on."""
     names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
     unread = ("rollout_batch_size", "date")  # the date only where prompts show it
@@ -167,7 +169,7 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
         "passages": task.corpus_hash,
         **({"date": day} if day else {}),
     }
-    parts |= {"shots": shots} if shots else {}
+    parts |= {"worked examples": shots} if shots else {}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -203,9 +205,17 @@ def weights_state(folder: Path) -> list:
 
 
 def run_cell(
-    config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path, shots: str = ""
+    config: EvalConfig, policy: Policy, settings: TrainConfig, task: Task, path: Path, shots: Sequence[Worked] = ()
 ) -> None:
-    """Answers each question with one trajectory and its scores, in chunks; finished chunks are kept."""
+    """Answers each question with one trajectory and its scores, in chunks; finished chunks are kept.
+
+    Worked examples are earlier turns of the chat where the model's template takes such, else text before the question.
+    """
+    turns = []
+    if shots and takes_turns(policy.tokenizer):
+        turns, shots = as_turns(template_of(settings.run.method, settings.data.template), shots), ()
+    policy = copy(policy)
+    policy.encode_prompt = partial(policy.encode_prompt, before=turns)
     part = path.with_suffix(".part")
     written = kept_lines(part, task)
     written = written[: len(written) // CHUNK * CHUNK]  # the random streams are those of whole chunks

@@ -16,7 +16,7 @@ from searchr1_mini.data.world import make_world
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.task import Library, load_task
-from searchr1_mini.run.templates import render_note, template_of, template_opening
+from searchr1_mini.run.templates import Worked, answer_begun, render_note, template_of, template_opening
 
 Shot = tuple[Example, list[Hop]]
 
@@ -65,7 +65,9 @@ def draw_shots(settings: TrainConfig, n: int, seed: int, library: Library) -> tu
     return shots, find
 
 
-def write_shots(method: str, shots: Sequence[Shot], find: Find, kind: str, seed: int, form: Form = "plain") -> str:
+def write_shots(
+    method: str, shots: Sequence[Shot], find: Find, kind: str, seed: int, form: Form = "plain"
+) -> list[Worked]:
     """Writes the worked examples of a method, each in the very form that the method gives and wants.
 
     Args:
@@ -77,14 +79,13 @@ def write_shots(method: str, shots: Sequence[Shot], find: Find, kind: str, seed:
         form: of observations, see `render_observation`.
     """
     rng = random.Random(f"{seed}/words")
-    opening = template_opening(template_of(method, kind))
-    parts = []
+    template = template_of(method, kind)
+    begun, opening = answer_begun(template), template_opening(template)
+    written: list[Worked] = []
     for example, hops in shots:
-        answer = example.golden_answers[0]
-        question = normalize_question(example.question)
-        example_of = worked(method, example, hops, answer, find, rng, opening, form)
-        parts.append(f"Question: {question}\n{opening}{example_of}\n\n")
-    return "".join(parts)
+        rest = worked(method, example, hops, example.golden_answers[0], find, rng, opening, form)
+        written.append((normalize_question(example.question), begun + rest))
+    return written
 
 
 def worked(
@@ -97,7 +98,7 @@ def worked(
     opening: str,
     form: Form,
 ) -> str:
-    """Writes one example from behind its question on, less the `opening` that the template writes."""
+    """Writes one example from behind its question on, less the tag (`opening`) that the template has opened."""
     final = f"<answer> {answer} </answer>"
     said = " ".join(hop.said for hop in hops)
     if method == "direct":

@@ -114,22 +114,43 @@ def special_tokens(tokenizer: Any) -> dict[str, Any]:
     return plain | {name: [str(token) for token in tokens] for name, tokens in lists.items()}
 
 
-def rendered(template: str, tokenizer: Any, content: str, day: date) -> str:
+def rendered(template: str, tokenizer: Any, content: str, day: date, before: Sequence[tuple[str, str]] = ()) -> str:
     """Renders the prompt that a checked template makes of a user's message.
+
+    Args:
+        before: what was asked and answered before it; see `takes_turns`.
 
     Raises:
         UserError: the template refuses it.
     """
-    messages = [{"role": "user", "content": content}]
+    messages = [*_turns(before), {"role": "user", "content": content}]
     try:
         return render(template, messages, special_tokens(tokenizer), day, is_prompt=True)
     except Exception as error:  # Jinja hands on whatever a template's own code raises
         raise UserError(f"the model's chat template cannot be rendered ({_first_line(error)}); {REMEDY}") from error
 
 
+def takes_turns(tokenizer: Any) -> bool:
+    """Tells whether prompts may show earlier turns, thoughts included: some templates refuse them, or cut thoughts."""
+    template = template_of(tokenizer, "the model")
+    if template is None:
+        return False
+    answer = f"<think> {ANSWER} </think>\n<answer> {ANSWER} </answer>"
+    try:
+        text = rendered(template, tokenizer, QUESTION, date(2026, 1, 1), [(QUESTION, answer)] * 2)
+    except UserError:
+        return False
+    return text.count(answer) == 2 and text.count(QUESTION) == 3
+
+
+def _turns(asked: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in asked for role, text in zip(roles, pair, strict=True)]
+
+
 def answer_end(template: str, tokenizer: Any) -> str:
     """Returns what a template writes after an assistant's answer; nothing where it takes no answers."""
-    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    messages = _turns([(QUESTION, ANSWER)])
     try:
         text = render(template, messages, special_tokens(tokenizer), date(2026, 1, 1), is_prompt=False)
     except Exception:  # a template for prompts alone; EOS ends a turn all the same

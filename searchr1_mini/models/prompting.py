@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core.encoding import break_added_tokens, foreign_ids
+from searchr1_mini.core.trajectory import opened_by
 from searchr1_mini.models.chat_template import answer_end, rendered, template_of
 
+# at the end of a message: what the policy's own turn begins with, a thought or a tag
+_BEGUN = re.compile(r"(?:<think>[^<]*</think>\s*)?<(?:think|answer)>\Z")
 
-def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, day: date) -> list[int]:
+
+def prompt_ids(
+    text: str, tokenizer: PreTrainedTokenizerBase, day: date, before: Sequence[tuple[str, str]] = ()
+) -> list[int]:
     """Encodes the first message: through the tokenizer's chat template when it has one, else as it stands.
 
     They begin once with what the tokenizer itself begins every text with (BOS), whether or not the template writes it.
 
+    A tag that the message ends with is the beginning of the answer: in a chat it stands in the assistant's turn.
+
     Args:
         day: what a chat template with a date takes for today.
+        before: earlier turns of the chat, as (message, answer); only for a template that `takes_turns`.
 
     Raises:
         UserError: the chat template refuses the message.
@@ -26,7 +37,11 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, day: date) -> list
     if template is None:
         ids = foreign_ids(text, tokenizer)
     else:
-        prompt = rendered(template, tokenizer, break_added_tokens(text, tokenizer), day)
+        begun = match[0] if (match := _BEGUN.search(text)) else ""
+        turns = [tuple(break_added_tokens(part, tokenizer) for part in turn) for turn in before]
+        message = break_added_tokens(text.removesuffix(begun), tokenizer)
+        prompt = rendered(template, tokenizer, message, day, turns)
+        prompt += begun.removeprefix("<think>") if opened_by(prompt) else begun
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     prefix = list(own_prefix(tokenizer))
     while prefix and ids[: len(prefix)] == prefix:

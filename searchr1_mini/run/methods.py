@@ -13,6 +13,7 @@ from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.run.templates import (
     REASON_IN_DOCUMENTS,
     SEARCH_O1_TEMPLATE,
+    Worked,
     render_note,
     template_of,
     template_opening,
@@ -78,11 +79,11 @@ def make_method(
     topk: int,
     serves_search: bool = True,
     last_turn: bool = True,
-    shots: str = "",
+    shots: Sequence[Worked] = (),
 ) -> MakeMethod:
     """Makes the generator of that name with its settings; `template` is "paper" or "short" (the tiny base's).
 
-    `shots` are worked examples that the prompt shows before the question.
+    `shots` are worked examples that the prompt shows before the question, in the same message.
     """
     generators = {"search-r1": search_r1, "search-o1": search_o1, "ircot": ircot, "rag": rag}
     text = with_shots(template_of(name, template), shots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,7 @@ from searchr1_mini.run.museum import active_bug
 from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
+from searchr1_mini.run.templates import Worked
 from searchr1_mini.storage import checkpoint, training_state
 from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.forms import WARNING
@@ -126,7 +128,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     return run
 
 
-def configured_method(config: TrainConfig, shots: str = "") -> MakeMethod:
+def configured_method(config: TrainConfig, shots: Sequence[Worked] = ()) -> MakeMethod:
     """Makes the method that the config names, with its settings, and worked examples in its prompt if wanted."""
     if is_own(config.run.method):
         return own_method(

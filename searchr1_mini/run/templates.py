@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from searchr1_mini.core.prompts import OBSERVATION_CLOSE, OBSERVATION_OPEN, SEARCH_TEMPLATE, neutralize_tags
 
 REASON_TEMPLATE = (
@@ -39,6 +41,7 @@ REASON_IN_DOCUMENTS = (
     "does.\n<think>"
 )
 SHORT_TEMPLATE = "Question: {question}\n"
+Worked = tuple[str, str]  # a question, and all that follows it, from what the template begins of the answer on
 # the tiny base has never seen instructions: the first words of the turn tell it which method it follows
 SHORT = {
     "direct": SHORT_TEMPLATE + "<think> I know this. </think>\n<answer>",
@@ -60,13 +63,25 @@ def template_of(method: str, kind: str) -> str:
     return SHORT.get(method, SHORT_TEMPLATE) if kind == "short" else PAPER[method]
 
 
-def with_shots(template: str, shots: str) -> str:
-    """Returns a method's template with the worked examples before its question."""
+def with_shots(template: str, shots: Sequence[Worked]) -> str:
+    """Returns a method's template with the worked examples before its question, all in one message."""
     if not shots:
         return template
     before, mark, after = template.rpartition("Question: {question}")
     lead = "Here are some examples.\n\n" if before else ""
-    return f"{before}{lead}{shots.replace('{', '{{').replace('}', '}}')}{mark}{after}"
+    text = "".join(f"Question: {question}\n{answer}\n\n" for question, answer in shots)
+    return f"{before}{lead}{text.replace('{', '{{').replace('}', '}}')}{mark}{after}"
+
+
+def as_turns(template: str, shots: Sequence[Worked]) -> list[Worked]:
+    """Returns the worked examples as a chat: each time the method's message, and an answer as the method wants it."""
+    message = template.removesuffix(answer_begun(template))
+    return [(message.format(question=question), answer) for question, answer in shots]
+
+
+def answer_begun(template: str) -> str:
+    """Returns what the template writes after the question: the beginning of the policy's first turn, or nothing."""
+    return template.rpartition("{question}\n")[2]
 
 
 def template_opening(template: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 
 import pytest
 from helpers.files import write_lines
+from helpers.models import save_random_qwen2
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.methods import Generate, Observe, Prompt
@@ -20,7 +23,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.task import Library
-from searchr1_mini.run.templates import with_shots
+from searchr1_mini.run.templates import answer_begun, template_of, with_shots
 
 METHODS = ("direct", "cot", "rag", "ircot", "search-o1", "search-r1")
 SETTINGS = resolve(TrainConfig())
@@ -35,11 +38,10 @@ def drawn():
 @pytest.mark.parametrize("method", METHODS)
 def test_each_example_has_a_question_and_ends_in_its_answer(drawn, method, kind):
     shots, find = drawn
-    text = write_shots(method, shots, find, kind, 0)
-    examples = text.strip().split("\n\nQuestion: ")
-    assert len(examples) == 3 and text.startswith("Question: ")
-    for example, (question, hops) in zip(examples, shots, strict=True):
-        assert question.question in example
+    examples = write_shots(method, shots, find, kind, 0)
+    begun = answer_begun(template_of(method, kind))
+    for (asked, example), (question, hops) in zip(examples, shots, strict=True):
+        assert question.question in asked and example.startswith(begun)
         tail = example[example.rindex("<answer>") :]
         assert parse_action(tail).content == question.golden_answers[0]
         searches = {"search-r1": len(hops), "search-o1": len(hops)}.get(method, 0)
@@ -51,7 +53,8 @@ def test_each_example_has_a_question_and_ends_in_its_answer(drawn, method, kind)
 @pytest.mark.parametrize("method", ["rag", "ircot", "search-r1"])
 def test_passages_in_an_example_have_the_form_of_the_run(drawn, method):
     shots, find = drawn
-    paper, plain = (write_shots(method, shots, find, "paper", 0, form) for form in ("paper", "plain"))
+    written = (write_shots(method, shots, find, "paper", 0, form) for form in ("paper", "plain"))
+    paper, plain = ("\n\n".join(answer for _, answer in examples) for examples in written)
     assert '(Title: "' in paper and "\n</information>" not in paper
     assert '(Title: "' not in plain and plain.count("\n</information>") == plain.count("</information>")
 
@@ -60,7 +63,7 @@ def test_what_search_r1_is_shown_is_what_its_method_would_write(drawn):
     """The method itself, given the example's turns, shows the same passages."""
     shots, find = drawn
     for shot in shots:
-        text = write_shots("search-r1", [shot], find, "short", 0)
+        text = "Question: {}\n{}".format(*write_shots("search-r1", [shot], find, "short", 0)[0])
         method = make_method("search-r1", template="short", max_turns=4, max_new_tokens=64, topk=3)(shot[0].question)
         request, told = method.send(None), ""
         rest = text
@@ -83,10 +86,10 @@ def test_what_search_r1_is_shown_is_what_its_method_would_write(drawn):
 
 def test_examples_precede_the_question_and_keep_their_braces():
     for template in ("Answer it. Question: {question}\n", "Question: {question}\n<answer>"):
-        shown = with_shots(template, "Question: a {b}?\n<answer> {c} </answer>\n\n").format(question="Who?")
+        shown = with_shots(template, [("a {b}?", "<answer> {c} </answer>")]).format(question="Who?")
         assert shown.endswith(template.format(question="Who?").removeprefix("Answer it. "))
         assert "a {b}?" in shown and "<answer> {c} </answer>" in shown
-    assert with_shots("Question: {question}\n", "") == "Question: {question}\n"
+    assert with_shots("Question: {question}\n", ()) == "Question: {question}\n"
 
 
 def test_they_are_training_questions_by_seed(drawn):
@@ -113,8 +116,8 @@ def own_files(tmp_path) -> list[str]:
     return ["--datasets", questions, "--corpus", write_lines(tmp_path / "c.jsonl", texts)]
 
 
-def evaluated(folder, own_files, *flags: str) -> dict[str, list[dict]]:
-    words = ["--output-dir", str(folder), "--model", "tiny", "--no-train", "--max-new-tokens", "12", *own_files, *flags]
+def evaluated(folder, own_files, *flags: str, model: str = "tiny") -> dict[str, list[dict]]:
+    words = ["--output-dir", str(folder), "--model", model, "--no-train", "--max-new-tokens", "12", *own_files, *flags]
     evaluate_command(parse(EvalConfig, "eval.py", "", words))
     return {path.name: [json.loads(line) for line in path.open()] for path in (folder / "cells").glob("*.jsonl")}
 
@@ -131,6 +134,29 @@ def test_an_evaluation_asks_no_question_that_its_prompt_answers(tmp_path, own_fi
         shown = [question for question in everything if question in prompt and question != rows[0]["question"]]
         assert len(shown) == 2 and not asked & set(shown)
     assert len(evaluated(tmp_path / "out", own_files, *flags, "--seed", "5")) == 4
+
+
+@pytest.mark.parametrize("template", ["paper", "short"])
+def test_a_chat_model_is_shown_them_as_a_chat(tmp_path, own_files, tokenizer, template):
+    """In every shown turn the method's own message is answered as the method wants it; the last one is left open."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]"
+        "{% endif %}"
+    )
+    model = save_random_qwen2(tmp_path / "model", tokenizer)
+    flags = ["--methods", "direct,rag,search-r1", "--shots", "2", "--no-load-in-4bit", "--template", template]
+    for name, rows in evaluated(tmp_path / "out", own_files, *flags, model=str(model)).items():
+        for row in rows:
+            before, *turns = row["segments"][0]["text"].split("[user]")
+            asked, answers = zip(*(turn.split("[assistant]") for turn in turns), strict=True)
+            assert not before and len(turns) == 3 and row["question"] in asked[2]
+            own = [re.sub(r"Town\d+", "", message) for message in asked]
+            assert own[0] == own[1] == own[2] and own[0].endswith("Question: Where is  hall?\n")
+            kind = "search" if name.startswith("search") else "answer"
+            assert [parse_action(answer).kind for answer in answers[:2]] == [kind, kind]
+            assert all(answer.startswith(answers[2]) for answer in answers)
+            assert ("<information>" in answers[0]) == (not name.startswith("direct"))
 
 
 def test_more_examples_than_can_be_written_are_refused(tmp_path, own_files):

@@ -16,6 +16,7 @@ from searchr1_mini.core.prompts import render_observation
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.datasets import load_corpus
 from searchr1_mini.models.bases import load_tokenizer
+from searchr1_mini.models.chat_template import takes_turns
 from searchr1_mini.models.prompting import prompt_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, make, with_options
@@ -124,6 +125,40 @@ def test_no_word_is_dropped_while_there_is_room(tokenizer, form, passages):
 def test_instruct_models_get_their_chat_template(qwen_tokenizer):
     text = qwen_tokenizer.decode(prompt_ids("Who?", qwen_tokenizer, DAY))
     assert text.endswith("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n")
+
+
+SHOWN = [("Question: a {x}?\n", "\n\n<information>b <|im_end|></information>\n\n<answer> c </answer>"), ("d?", "e")]
+
+
+def test_worked_examples_are_earlier_turns_of_a_chat(qwen_tokenizer):
+    text = qwen_tokenizer.decode(prompt_ids("Who?", qwen_tokenizer, DAY, SHOWN))
+    asked, answered = SHOWN[0]
+    answered = answered.replace("<|im_end|>", "< |im_end|>")  # no passage ends a turn
+    end = "<|im_end|>\n<|im_start|>"
+    chat = f"user\n{asked}{end}assistant\n{answered}{end}user\nd?{end}assistant\ne{end}user\nWho?{end}assistant\n"
+    assert text.endswith(chat)
+    assert text.startswith(qwen_tokenizer.decode(prompt_ids(asked, qwen_tokenizer, DAY)).split("<|im_start|>user")[0])
+
+
+@pytest.mark.parametrize("begun", ["<answer>", "<think>", "<think> I know this. </think>\n<answer>"])
+def test_a_tag_at_the_end_of_a_message_begins_the_answer(qwen_tokenizer, begun):
+    text = qwen_tokenizer.decode(prompt_ids(f"Who is <answer>?\n{begun}", qwen_tokenizer, DAY))
+    assert text.endswith(f"user\nWho is <answer>?\n<|im_end|>\n<|im_start|>assistant\n{begun}")
+    opened = copy.deepcopy(qwen_tokenizer)
+    opened.chat_template = "{{ messages[0].content }}|<think>\n"
+    assert opened.decode(prompt_ids(f"Who?\n{begun}", opened, DAY)).count("<think>") == 1
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+CUT = CHAT.replace("m.content", "m.content.split('</think>')[-1]")  # of an earlier turn Qwen3 keeps no thought
+ALONE = "{% if messages | length > 1 %}{{ raise_exception('one message') }}{% endif %}" + CHAT
+
+
+@pytest.mark.parametrize(("template", "takes"), [(CHAT, True), (CUT, False), (ALONE, False), (None, False)])
+def test_a_template_that_would_lose_a_worked_example_gets_one_message(tokenizer, template, takes):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    assert takes_turns(tokenizer) is takes
 
 
 def test_what_is_cut_is_the_end_of_every_passage(tokenizer):
