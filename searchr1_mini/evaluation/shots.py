@@ -106,11 +106,11 @@ def worked(
     if method in ("cot", "r1"):
         return f"<think> {said} </think>\n{final}".removeprefix(opening)
     if method == "rag":
-        return render_observation(find(example.question), form).strip() + "\n" + final
+        return render_observation(find(example.question), form) + final
     if method == "ircot":
         queries = [example.question, *(hop.said for hop in hops[:-1])]
-        read = (render_observation(find(query), form).strip() for query in queries)
-        return "".join(f"{passages}\n{hop.said}\n" for passages, hop in zip(read, hops, strict=True)) + final
+        read = (render_observation(find(query), form) for query in queries)
+        return "".join(f"{passages}{hop.said}\n" for passages, hop in zip(read, hops, strict=True)) + final
     turns = write_turns(hops, answer, rng)
     if method == "search-o1":
         seen = [render_note(hop.said) for hop in hops]
