@@ -103,7 +103,10 @@ def test_a_prompt_begins_with_bos_once_wherever_it_is_made(base, tmp_path, token
     if template is None:
         wanted = [own.bos_token_id, *plain]
     else:
-        chat = own.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
+        message, begun = text[: text.index("<think>")], text[text.index("<think>") :]  # of the assistant's turn
+        asked = [{"role": "user", "content": message}]
+        chat = own.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) + begun
+        chat = own(chat, add_special_tokens=False)["input_ids"]
         wanted = [own.bos_token_id] * (chat[0] != own.bos_token_id) + chat
     assert prompt_ids(text, run.policy.tokenizer, DAY) == wanted
     sampled = collect(run, 1).trajectories[0].segments[0].token_ids
