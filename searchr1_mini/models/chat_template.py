@@ -240,8 +240,10 @@ def main() -> None:
     _limit_this_process(asked["seconds"])
     try:
         prompt = render(asked["template"], [user], special, day, is_prompt=True)
-        with suppress(Exception):  # whether it takes answers is no fault; that it ends is what is tried
-            render(asked["template"], [user, {"role": "assistant", "content": ANSWER}], special, day, is_prompt=False)
+        answered = _turns([(QUESTION, ANSWER)])
+        for messages, is_prompt in ((answered, False), ([*answered, *answered, user], True)):
+            with suppress(Exception):  # whether it takes answers is no fault; that it ends is what is tried
+                render(asked["template"], messages, special, day, is_prompt)
         if len(prompt) > MOST_CHARACTERS:
             reply = {"fault": f"gives a prompt of {len(prompt):,} characters for a message of {len(QUESTION)}"}
         else:

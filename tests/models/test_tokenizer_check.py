@@ -115,6 +115,7 @@ def test_a_prompt_begins_with_bos_once_wherever_it_is_made(base, tmp_path, token
         assert ids[0] == own.bos_token_id and ids.count(own.bos_token_id) == 1 and own.eos_token_id not in ids
 
 
+NEVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 FAULTS = {  # a template, and what is said of it
     "syntax": ("{% for", "TemplateSyntaxError"),
     "raises": ("{{ raise_exception('no such role') }}", "TemplateError: no such role"),
@@ -126,7 +127,8 @@ FAULTS = {  # a template, and what is said of it
     "drops the message": ("<|user|>Hello", "without its text"),
     "an address": ("{{ raise_exception }}" + CHAT, "does not give the same prompt twice"),
     "much": ("{{ 'a' * 10 ** 6 }}" + CHAT, "1,000,0"),
-    "never ends": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does not end"),
+    "never ends": (NEVER, "does not end"),
+    "never ends with earlier turns": (CHAT + "{% if messages | length > 2 %}" + NEVER + "{% endif %}", "does not end"),
     "never compiles": ("{{ 9 ** (9 ** 9) }}", "does not end"),
     "no text": (5, "template"),
     "names without a default": (
