@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.models import save_random_qwen2
 from helpers.paths import ROOT
-from helpers.programs import run_program
+from helpers.programs import Program, run_program
 
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
@@ -68,13 +68,10 @@ def test_kill_9_and_resume_end_as_if_nothing_had_happened(whole_run, tmp_path):
     """Killed after the first checkpoint; the resumed run logs the same losses and the same final weights."""
     folder = tmp_path / "killed"
     arguments = ["--steps", "4", "--save-every", "2", "--eval-every", "2", "--keep-checkpoints", "3"]
-    command = [sys.executable, "train.py", "--output-dir", str(folder), *SMALL, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
-    for line in process.stdout:
-        if line.startswith("step 3/"):
-            process.kill()
-            break
-    process.wait()
+    killed = Program("train.py", "--output-dir", folder, *SMALL, *arguments)
+    next(line for line in killed.stdout if line.startswith("step 3/"))
+    killed.kill()
+    assert killed.wait().returncode == -signal.SIGKILL
     resumed = train(folder, *arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed after step 2" in resumed.stdout
@@ -86,15 +83,13 @@ def test_kill_9_and_resume_end_as_if_nothing_had_happened(whole_run, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_and_tell_how_to_go_on(tmp_path, number):
     folder = tmp_path / "stopped"
-    command = [sys.executable, "train.py", "--output-dir", str(folder), *SMALL, "--steps", "50", "--save-every", "50"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    for line in process.stdout:
-        if line.startswith("step 1/"):
-            process.send_signal(number)
-            break
-    out, err = process.communicate()
-    assert process.returncode == 130
-    assert f"--resume --output-dir {folder}" in out and "Traceback" not in err
+    program = Program("train.py", "--output-dir", folder, *SMALL, "--steps", 50, "--save-every", 50)
+    next(line for line in program.stdout if line.startswith("step 1/"))
+    program.send_signal(number)
+    stopped = program.wait()
+    out = stopped.stdout
+    assert stopped.returncode == 130
+    assert f"--resume --output-dir {folder}" in out and "Traceback" not in stopped.stderr
     (saved,) = (folder / "checkpoints").iterdir()
     assert f"saved step {int(saved.name.removeprefix('step-'))}" in out
     last = int(saved.name.removeprefix("step-"))
@@ -167,8 +162,7 @@ def test_a_full_disk_ends_in_a_sentence(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); sys.argv = sys.argv[1:];"
         "runpy.run_path('train.py', run_name='__main__')"
     )
-    command = [sys.executable, "-c", code, "train.py", "--output-dir", str(tmp_path / "r"), *SMALL, "--steps", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = run_program("-c", code, "train.py", "--output-dir", tmp_path / "r", *SMALL, "--steps", 1)
     assert result.returncode == 2, result.stderr
     assert "disk is full" in result.stderr and "Traceback" not in result.stderr
 
@@ -179,14 +173,10 @@ def test_ppo_killed_and_resumed_ends_as_if_nothing_had_happened(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = ["train.py", "--eval-questions", 4, "--no-tensorboard", *flags, "--output-dir"]
     assert run_program(*command, whole).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command), str(killed)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    for line in process.stdout:
-        if line.startswith("step 2/"):
-            process.send_signal(signal.SIGINT)
-            break
-    process.communicate()
+    program = Program(*command, killed)
+    next(line for line in program.stdout if line.startswith("step 2/"))
+    program.send_signal(signal.SIGINT)
+    program.wait()
     resumed = run_program(*command, killed, "--resume")  # after step 3 where the signal came too late in it to leave it
     assert resumed.returncode == 0 and re.search(r"resumed after step [23]\b", resumed.stdout), resumed.stderr
     keys = ("loss", "value_loss", "explained_variance", "critic_grad_norm", "kl", "reward")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from helpers.models import save_random_qwen2
-from helpers.paths import ROOT
-from helpers.programs import run_program
+from helpers.programs import Program, run_program
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_corpus, load_examples
@@ -55,13 +52,10 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
     flags = ["--model", "tiny", "--methods", "direct,rag,ircot,search-o1", "--limit", 20]
     whole = evaluate(tmp_path / "whole", *flags)
     assert whole.count(" s)") == 4 and "kept" not in whole
-    command = [sys.executable, "eval.py", "--output-dir", str(tmp_path / "killed"), *map(str, flags)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
-    for line in process.stdout:
-        if line.startswith("[1/4]"):
-            process.kill()
-            break
-    process.wait()
+    killed = Program("eval.py", "--output-dir", tmp_path / "killed", *flags)
+    next(line for line in killed.stdout if line.startswith("[1/4]"))
+    killed.kill()
+    killed.wait()
     n_kept = len(list((tmp_path / "killed" / "cells").glob("*.jsonl")))
     resumed = evaluate(tmp_path / "killed", *flags)
     assert n_kept >= 1 and resumed.count("kept from before") == n_kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.programs import Program
 from safetensors.torch import load_file
 
 from searchr1_mini.options.config import TrainConfig
@@ -30,16 +32,28 @@ SMALL |= {"save_every": 1, "keep_checkpoints": 3, "eval_every": 3, "tensorboard"
 RATE_OF_CRITIC = {"grpo": (), "ppo": ("--critic-learning-rate", "1e-5")}
 
 
-def torchrun(folder: Path, *flags: str, **changes) -> subprocess.CompletedProcess:
+def words_of(folder: Path, *flags: str, **changes) -> list[str]:
+    """The command of a run in this folder, without `python`."""
     settings = {name: value for name, value in (SMALL | changes).items() if value not in (None, False)}
     values = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
     words = [word for pair in values.items() for word in pair]
-    return in_two_processes("train.py", *words, "--no-tensorboard", "--output-dir", str(folder), *flags)
+    return ["train.py", *words, "--no-tensorboard", "--output-dir", str(folder), *flags]
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 def in_two_processes(*words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    """What torchrun does, but for what it says itself: the processes have torch imported already."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [Program(*words, environment={**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    done = [rank.wait() for rank in ranks]
+    out, err = ("".join(getattr(one, name) for one in done) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(words, max(one.returncode for one in done), out, err)
 
 
 def in_one_process(folder: Path, algorithm: str, resume: bool = False) -> Path:
@@ -56,7 +70,8 @@ def runs(request, tmp_path_factory) -> tuple[Path, Path]:
     Rates are low: Adam makes steps of the size of its rate even of gradients that are all rounding.
     """
     folder = tmp_path_factory.mktemp(request.param)
-    done = torchrun(folder / "two", "--algorithm", request.param, *RATE_OF_CRITIC[request.param])
+    words = words_of(folder / "two", "--algorithm", request.param, *RATE_OF_CRITIC[request.param])
+    done = in_two_processes(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out questions") == 1  # the summary, printed once
     return in_one_process(folder / "one", request.param), folder / "two"
@@ -117,13 +132,14 @@ def test_a_run_of_two_processes_goes_on_in_one(runs, tmp_path):
 def test_a_folder_in_use_is_said_by_every_process_and_ends_them(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("mine")
-    assert_told(torchrun(tmp_path / "full"), "is not empty; add --resume")
+    assert_told(torchrun(*words_of(tmp_path / "full")), "is not empty; add --resume")
 
 
 def test_questions_that_are_not_there_are_said_by_every_process(tmp_path):
     flags = "--dataset", "hotpotqa", "--data-path", str(tmp_path / "none.json"), "--device", "cpu"
-    done = torchrun(tmp_path / "run", *flags, world_difficulty=None)
+    done = in_two_processes(*words_of(tmp_path / "run", *flags, world_difficulty=None))
     assert_told(done, "there is no file")
+    assert done.stderr.count("there is no file") == 2
 
 
 def test_an_evaluation_is_not_done_twice(tmp_path):
