@@ -50,7 +50,7 @@ def render(
     random.seed(0)
     try:
         (text,), _ = render_jinja_template(
-            [list(messages)], chat_template=_on(day) + template, add_generation_prompt=is_prompt, **told
+            [list(messages)], chat_template=_dated(template, day), add_generation_prompt=is_prompt, **told
         )
     finally:
         random.setstate(state)
@@ -79,13 +79,15 @@ def parse_day(text: str, name: str = "--date") -> date:
 
 
 @lru_cache(maxsize=8)
-def _on(day: date) -> str:
-    """A macro that stands before the template's `strftime_now`, which would ask the clock."""
+def _dated(template: str, day: date) -> str:
+    """The template, after a macro that hides `strftime_now`, which would ask the clock, where it is named."""
+    if "strftime_now" not in template:
+        return template
     at, filters = datetime(day.year, day.month, day.day), ""
     for code in [f"-{letter}" for letter in DIRECTIVES] + [*DIRECTIVES, "%"]:
         with suppress(ValueError):  # a code that this system does not know stays as it is
             filters += f" | replace({json.dumps('%' + code)}, {json.dumps(at.strftime('%' + code))})"
-    return "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}\n"
+    return "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}\n" + template
 
 
 def template_of(tokenizer: Any, source: str) -> str | None:

@@ -21,7 +21,7 @@ from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
 from searchr1_mini.storage.files import read_jsonl
 
-SMALL = "--steps 3 --demonstration-questions 130 --eval-questions 4 --questions-per-step 8 --no-tensorboard".split()
+SMALL = "--steps 3 --demonstration-questions 66 --eval-questions 4 --questions-per-step 8 --no-tensorboard".split()
 
 
 def train(folder: Path, *flags: object) -> str:
@@ -114,9 +114,9 @@ def test_only_right_rollouts_are_imitated_and_sampling_resumes(tmp_path):
     flags = ["--algorithm", "rejection-sampling"]
     out = train(tmp_path / "whole", *flags)
     rows = read_jsonl(tmp_path / "whole" / "demonstrations.jsonl")
-    assert [row["sampled"] for row in rows] == [320, 320, 10]  # 64, 64 and 2 questions, 5 rollouts each
+    assert [row["sampled"] for row in rows] == [320, 10]  # 64 and 2 questions, 5 rollouts each
     right = [trajectory for row in rows for trajectory in row["right"]]
-    assert f"{len(right)} of 650 rollouts were right" in out and right
+    assert f"{len(right)} of 330 rollouts were right" in out and right
     assert all(trajectory["finish_reason"] == "answer" for trajectory in right)
 
     train(tmp_path / "torn", *flags)
