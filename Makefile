@@ -14,7 +14,7 @@ llm: $(DEMO)  ## a real model learns to search on this machine; LLM=FILE.gguf or
 	$(BIN)/python train.py --preset laptop-llm --model $(LLM)
 
 test: $(STAMP)  ## on two cores, a file of tests at a time on each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

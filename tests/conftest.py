@@ -20,17 +20,24 @@ from searchr1_mini.core import interrupt
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.storage import status
 
 SCREENSHOTS = runpy.run_path(str(ROOT / "docs" / "screenshots.py"))
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
 
+def pytest_collection_modifyitems(items):
+    """The slowest file comes first: of two processes neither is left with it while the other has nothing to do."""
+    items.sort(key=lambda item: item.path.name != "test_real_model.py")
+
+
 @pytest.fixture(autouse=True)
 def nobody_asked():
-    """A test that leaves a step in its midst, or asks to stop, does so alone."""
+    """A test that leaves a step in its midst, asks to stop, or begins a phase, does so alone."""
     yield
     interrupt.clear()
+    status.now(None)
 
 
 @pytest.fixture(scope="module")
