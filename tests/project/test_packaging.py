@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -63,6 +67,21 @@ def test_the_tiny_base_ships_and_is_small():
     files = list((PACKAGE / "tiny_base").iterdir())
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in files}
     assert sum(file.stat().st_size for file in files) < 5_000_000
+
+
+def test_a_wheel_holds_every_file_of_the_package(tmp_path):
+    """Not only a clone: whoever installs the package without -e gets what is in the wheel and no more."""
+    pytest.importorskip("setuptools", reason="setuptools is not installed, which builds the wheel")
+    source = tmp_path / "source"
+    shutil.copytree(PACKAGE, source / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == {str(file.relative_to(source)) for file in (source / PACKAGE.name).rglob("*") if file.is_file()}
 
 
 def test_files_are_short_enough_to_read():
