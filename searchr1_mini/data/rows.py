@@ -31,7 +31,9 @@ ACCEPTED = (
     ".tsv (the first line names the columns), all of them also as .gz, and from .parquet"
 )
 MOST_ROW = 2**26  # bytes of a line
+BLOCK = 2**16  # bytes that are looked at for how a file begins
 MOST_LIST = 2**30  # bytes of a file that is one JSON list, which is read as a whole; HotpotQA's is 566 MB
+DAMAGE = (OSError, EOFError, zlib.error)  # what reading a damaged or cut file raises
 
 _HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate; no tokenizer can encode it
 
@@ -105,19 +107,24 @@ def _opened(path: Path) -> Any:
 
 
 def _starts_a_list(path: Path) -> bool:
-    """Whether the first character that is no blank opens a JSON list."""
-    with _opened(path) as file:
-        for _, line in _numbered(file, path):
-            if start := line.lstrip(b"\xef\xbb\xbf \t\r\n"):
-                return start.startswith(b"[")
+    """Whether the first character that is no blank opens a JSON list, which may be one line of any length."""
+    try:
+        with _opened(path) as file:
+            while block := file.read(BLOCK):
+                if start := block.lstrip(b"\xef\xbb\xbf \t\r\n"):
+                    return start.startswith(b"[")
+    except DAMAGE as error:
+        raise _damaged(str(path), error) from error
     return False
 
 
 def _holds_lines(path: Path) -> bool:
     """Tells whether a .json file holds one object per line, rather than one object that is all of it."""
     with _opened(path) as file:
-        lines = (line for _, line in _numbered(file, path) if line.strip())
+        lines = (line for _, line in _numbered(file, path, most=MOST_LIST) if line.strip())
         first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
+        if len(first) > MOST_ROW:
+            return False
         try:
             row = json.loads(first)
         except (ValueError, RecursionError):
@@ -127,8 +134,9 @@ def _holds_lines(path: Path) -> bool:
 
 def _list(path: Path) -> Iterator[tuple[str, Any]]:
     with _opened(path) as file:
-        content = file.read(MOST_LIST + 1)
-    if len(content) > MOST_LIST:
+        is_long = path.stat().st_size > MOST_LIST
+        content = b"" if is_long else file.read(MOST_LIST + 1)
+    if is_long or len(content) > MOST_LIST:
         raise UserError(f"{path}: more than {MOST_LIST >> 20} MB in one JSON list; write one object per line (.jsonl)")
     rows = json.loads(content.decode("utf-8-sig"))
     if isinstance(rows, dict) and _are_articles(rows.get("data")):  # SQuAD's own files
@@ -214,21 +222,24 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         ) from error
 
 
-def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+def _numbered(file: BinaryIO, path: Path, most: int | None = None) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers, from 1; what is wrong with the file itself is told by the last line before it.
 
     Raises:
-        UserError: a line is longer than `MOST_ROW`, or the file is damaged.
+        UserError: a line is longer than `most` bytes (`MOST_ROW`), or the file is damaged.
     """
-    number = 0
+    number, most = 0, most or MOST_ROW
     try:
-        while line := file.readline(MOST_ROW + 1):
+        while line := file.readline(most + 1):
             number += 1
-            if len(line) > MOST_ROW:
-                raise UserError(f"{path}, line {number}: longer than {MOST_ROW >> 20} MB; write one row per line")
+            if len(line) > most:
+                raise UserError(f"{path}, line {number}: longer than {most >> 20} MB; write one row per line")
             yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        where = f"{path}, after line {number}" if number else str(path)
-        raise UserError(
-            f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
-        ) from error
+    except DAMAGE as error:
+        raise _damaged(f"{path}, after line {number}" if number else str(path), error) from error
+
+
+def _damaged(where: str, error: Exception) -> UserError:
+    return UserError(
+        f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
+    )

@@ -174,6 +174,21 @@ def test_a_line_of_3_gb_is_not_read_whole(tmp_path, name):
         as_pairs(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["q.json", "q.jsonl", "q.json.gz", "squad.json"])
+def test_one_line_that_is_the_whole_file_may_be_longer_than_a_row(tmp_path, name, monkeypatch):
+    """HotpotQA's training file is one line of 566 MB, as `json.dump` writes a list."""
+    monkeypatch.setattr(rows, "MOST_ROW", 1000)
+    pairs = [(f"Who is {number}?", (f"number {number}",)) for number in range(100)]
+    listed = [{"id": question, "question": question, "answer": gold} for question, (gold,) in pairs]
+    if name == "squad.json":
+        asked = [{"id": q, "question": q, "answers": [{"text": gold, "answer_start": 0}]} for q, (gold,) in pairs]
+        listed = {"data": [{"title": "T", "paragraphs": [{"context": "text", "qas": asked}]}]}
+    text = json.dumps(listed).encode()
+    assert b"\n" not in text and len(text) > 1000
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert as_pairs(tmp_path / name) == pairs
+
+
 @pytest.mark.parametrize("name", ["c.jsonl", "c.json", "c.csv"])
 def test_a_line_of_passages_that_is_too_long_is_told(tmp_path, name, monkeypatch):
     monkeypatch.setattr(rows, "MOST_ROW", 1000)
