@@ -130,13 +130,15 @@ def measure(retriever: Retriever, examples: Sequence[Example], topks: Sequence[i
 
 
 def support_ranks(example: Example, found: Sequence[Passage]) -> list[float]:
-    """Returns the rank of each supporting title, or of the first passage with a gold answer; inf if there is none."""
-    titles = [passage.title for passage in found]
-    wanted = {title for title, _ in example.supporting}
-    if wanted:
-        return [titles.index(title) + 1 if title in titles else np.inf for title in wanted]
-    holds = [contains_gold(f"{passage.title} {passage.text}", example.golden_answers) for passage in found]
-    return [holds.index(True) + 1 if True in holds else np.inf]
+    """Returns the rank of each supporting passage, or of the first with a gold answer; inf if there is none.
+
+    Of passages with a title the words of the example tell the one that is meant, as a paragraph of SQuAD's articles.
+    """
+    golden = example.golden_answers
+    holds = [[passage.title == title and words in passage.text for passage in found]
+             for title, words in dict.fromkeys(example.supporting)]  # fmt: skip
+    holds = holds or [[contains_gold(f"{passage.title} {passage.text}", golden) for passage in found]]
+    return [row.index(True) + 1 if True in row else np.inf for row in holds]
 
 
 def table(rows: dict[str, Metrics], topks: Sequence[int]) -> str:

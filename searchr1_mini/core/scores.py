@@ -25,7 +25,8 @@ def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
     """Computes the figures of one trajectory; docs/evaluation.md explains each.
 
     `gold_retrieved`: a gold answer stood in some observation. `support_retrieved` and `all_support_retrieved` (where
-    supporting titles are known): some, or every one of them, was among the passages that came back.
+    supporting passages are known): some, or every one of them, came back, by its title and by the words that tell it
+    from others of that title.
     """
     golden = example.golden_answers
     figures = {
@@ -40,9 +41,10 @@ def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
         "gold_retrieved": any(contains_gold(text, golden) for text in trajectory.retrieved),
     }
     if example.supporting:
-        wanted = {title for title, _ in example.supporting}
-        found = wanted & {title for titles in trajectory.titles for title in titles}
-        figures |= {"support_retrieved": bool(found), "all_support_retrieved": found == wanted}
+        titles = {title for titles in trajectory.titles for title in titles}
+        found = [title in titles and (not words or any(words in text for text in trajectory.retrieved))
+                 for title, words in example.supporting]  # fmt: skip
+        figures |= {"support_retrieved": any(found), "all_support_retrieved": all(found)}
     why = failure(example, trajectory)
     figures |= {f"failure/{name}": name == why for name in FAILURES}
     figures |= {f"finish/{reason}": reason == trajectory.finish_reason for reason in FINISH_REASONS}

@@ -256,7 +256,8 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     if not examples:
         return []
     n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
-    keys = [_digest(e.supporting[0][0]) if by_article and e.supporting else _hash(e) for e in examples]
+    # a paragraph without a title is an article of its own
+    keys = [_digest(next(filter(None, e.supporting[0]))) if by_article and e.supporting else _hash(e) for e in examples]
     border = sorted(keys)[n_held_out - 1]
     return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split != "train")]
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.files import write_lines
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.scores import score
+from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data import datasets as sets
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import supported_hops
 from searchr1_mini.retrievers.bm25 import RankBM25
+from searchr1_mini.retrieval_metrics import support_ranks
 from searchr1_mini.retrievers.probes import OracleRetriever
 
 
@@ -48,6 +52,22 @@ def test_whole_articles_are_held_out(file):
     titles = [{example.supporting[0][0] for example in part} for part in (train, held_out)]
     assert not titles[0] & titles[1] and len(train) + len(held_out) == 60 and 3 <= len(held_out) <= 9
     assert any(set(p.supporting) & set(q.supporting) == set() for p in train for q in held_out)
+
+
+@pytest.mark.parametrize("title", ["Old_City0", None])
+def test_support_is_the_paragraph_and_not_its_article(tmp_path, title):
+    """Every paragraph has the title, or none has one, as in a table of question, context and answer."""
+    rows = [{"question": f"Who was mayor in year{k}?", "answer": f"Mayor{k}", "context": f"In year{k}: Mayor{k}."}
+            for k in range(30)]  # fmt: skip
+    path = write_lines(tmp_path / "rows.jsonl", [row | ({"title": title} if title else {}) for row in rows])
+    asked, passages = load_examples("squad", str(path), "all")[0], load_corpus(None, "squad", str(path))
+    assert support_ranks(asked, passages[1:3]) == [float("inf")] and support_ranks(asked, passages[2::-1]) == [3]
+    for passage, found in ((passages[1], 0), (passages[0], 1)):
+        made = Trajectory(asked.id, [], queries=["q"], retrieved=[passage.text], titles=[[passage.title]])
+        figures = score(asked, made)
+        assert figures["support_retrieved"] == figures["all_support_retrieved"] == found
+    held_out = load_examples("squad", str(path), "eval")
+    assert len(held_out) == (30 if title else 3), "a tenth, but of one article"
 
 
 def test_a_script_finds_the_paragraph_that_the_question_is_about(file):

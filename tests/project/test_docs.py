@@ -279,7 +279,7 @@ def test_what_is_wrong_is_found(check, good, bad):
 
 WISHES = {  # what a reader wants, and what tells how
     "own documents": "--chat --corpus notes",
-    "training on own questions": "--dataset mine.jsonl --corpus passages.jsonl.gz",
+    "training on own questions": "--dataset questions.jsonl --corpus notes",
     "chat": "--chat ",
     "resume": "--resume --output-dir runs/NAME",
     "PPO": "--algorithm ppo",
