@@ -27,7 +27,7 @@ from searchr1_mini.ablations.studies import STUDIES, Study
 from searchr1_mini.core.config import MOST_STEPS
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.cli import parse
-from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.nested import flat, grouped, make
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_warm_base(out / "warm_base")
     for one in configs.values():
         take_over(one, out)
+        check_finished(one)
     train_all(configs, config.jobs)
     runs = {arm: [run_folder(out, arm, seed) for seed in seeds] for arm in study.arms}
     text = write_study(study, config.study, out, runs, steps, model)
@@ -163,6 +164,22 @@ def take_over(config: TrainConfig, out: Path) -> None:
             shutil.copytree(path.parent, aside)
             aside.rename(folder)
             return print(f"{folder} is that of {path.parent}", flush=True)
+
+
+def check_finished(config: TrainConfig) -> None:
+    """Refuses a finished run in the study's folder that was trained with other options than the arm has today.
+
+    Raises:
+        UserError: names them.
+    """
+    folder = Path(config.run.output_dir)
+    if (folder / "summary.json").exists():
+        saved = read_json(folder / "config.json")
+        wanted = {name: value for name, value in flat(config).items() if name not in (*MAY_CHANGE, "date")}
+        if other := [name for name, value in wanted.items() if name in saved and saved[name] != value]:
+            raise UserError(
+                f"{folder} was trained with another {', '.join(other)} than the arm has now; name another --output-dir"
+            )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:

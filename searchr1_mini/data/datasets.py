@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.core.prompts import normalize_question
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data import names
@@ -64,7 +65,7 @@ def load_examples(
     its best checkpoint was not chosen.
 
     Args:
-        without: questions to leave out; with a limit, others take their places.
+        without: keys of questions to leave out (`question_key`); with a limit, others take their places.
 
     Raises:
         UserError: no such data set or file, a malformed row, no questions, or no network.
@@ -83,11 +84,11 @@ def load_examples(
             f"{data_path or dataset} holds no questions for the {split} split; the two splits together need at least "
             "two different questions"
         )
-    left = [example for example in examples if example.question not in without]
+    left = [example for example in examples if question_key(example) not in without]
     if not left:
         raise UserError(
-            f"every held-out question of {data_path or dataset} helped to choose the checkpoint; leave out "
-            "--checkpoint best, or name other questions with --datasets"
+            f"every held-out question of {data_path or dataset} helped to choose the checkpoint, or was trained on; "
+            "leave out --checkpoint best, or name other questions with --datasets"
         )
     return subset(left, limit)
 
@@ -98,6 +99,11 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
         return examples
     border = sorted((_hash(example), index) for index, example in enumerate(examples))[limit - 1]
     return [example for index, example in enumerate(examples) if (_hash(example), index) <= border]
+
+
+def question_key(example: Example) -> str:
+    """Hashes a question as a prompt shows it, whatever its case."""
+    return _digest(normalize_question(example.question).casefold())[:16]
 
 
 def _hash(example: Example) -> str:

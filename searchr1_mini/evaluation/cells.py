@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from searchr1_mini import __version__
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
@@ -41,14 +40,18 @@ from searchr1_mini.evaluation.shots import draw_shots, write_shots
 from searchr1_mini.evaluation.tables import Results
 from searchr1_mini.models.bases import check_model, check_source
 from searchr1_mini.models.chat_template import parse_day, refuse_day, takes_turns, writes_day
+from searchr1_mini.models.identity import digest
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
+from searchr1_mini.models.names import base_revision
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import get, with_options
+from searchr1_mini.options.own_parts import own_hashes
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.retrievers.engines import configured_engine
-from searchr1_mini.run.held_out import chosen_by
+from searchr1_mini.retrievers.names import READ_BY
+from searchr1_mini.run.held_out import chosen_by, trained_on
 from searchr1_mini.run.log import trajectory_row
 from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.preflight import unpacked_fits
@@ -82,13 +85,19 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     tasks, prompts = {}, {}
     check_models(config, [row.settings for row in plan.rows])
     chose = chosen_by(run_folders(config)) if config.checkpoint == "best" else []
+    trained = trained_on(run_folders(config))
     if chose:
         plan.notes.append(
             f"The best checkpoint was chosen by {len(chose)} held-out questions of its run, which no row is asked here."
         )
     status.now("reading questions and passages")
     for column in plan.columns:  # what cannot be read is told before any work
-        tasks |= {(row.label, column.name): make_task(config, row, column, library, tasks, chose) for row in plan.rows}
+        left_out = (chose, trained if column.data["data_path"] else ())
+        tasks |= {
+            (row.label, column.name): make_task(config, row, column, library, tasks, *left_out) for row in plan.rows
+        }
+        if left_out[1]:
+            plan.notes.append(f"Of {column.name} no row is asked a question that a run was trained on.")
         if config.shots:
             tell_shots(config, plan, column, library, tasks, prompts)
     rows = [train_row(config, row, out) if row.must_train else row for row in plan.rows]
@@ -128,6 +137,11 @@ def tell_shots(
     for row in plan.rows:
         key = row.label, column.name
         rest = [example for example in tasks[key].examples if example.question not in shown]
+        if not rest:
+            raise UserError(
+                f"--shots {config.shots} takes every question of {column.name}, which has none to train on; ask more "
+                "(--limit), or show fewer"
+            )
         tasks[key] = replace(tasks[key], examples=rest)
         if row.shots:
             prompts[key] = write_shots(
@@ -142,6 +156,7 @@ def make_task(
     library: Library,
     tasks: dict[tuple, Task],
     without: Sequence[Example] = (),
+    trained: Collection[str] = (),
 ) -> Task:
     """Returns the questions of a column with the retriever of a row; one that never searches needs no passages."""
     settings = cell_settings(config, row, column)
@@ -149,7 +164,7 @@ def make_task(
         settings = with_options(settings, retriever="empty", retriever_url=None)
     key = (column.name, configured_engine(settings.retrieval))
     if key not in tasks:
-        tasks[key] = load_task(with_options(settings, method="search-r1"), column.split, library, without)
+        tasks[key] = load_task(with_options(settings, method="search-r1"), column.split, library, without, trained)
     return tasks[key]
 
 
@@ -159,9 +174,15 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
     unread = ("rollout_batch_size", "date")  # the date only where prompts show it
     day = prompt_date(settings.run.model, settings.data.date)
     parts = {
-        "version": __version__,
+        "code": code_hash(),
+        "own parts": own_hashes({"method": settings.run.method, "retriever": settings.retrieval.retriever}),
         "settings": {name: get(settings, name) for name in names if name not in unread},
-        "base": weights_state(Path(resolve_model(settings.run.model))),
+        "base": model_state(resolve_model(settings.run.model)),
+        "encoders": [
+            model_state(get(settings, name))
+            for name in ("dense_model", "reranker")
+            if get(settings, name) and settings.retrieval.retriever in READ_BY[name]
+        ],
         "weights": weights_state(row.weights) if row.weights else None,
         "dtype": str(pick_dtype(config.dtype, pick_device(config.device))),  # auto is another on another device
         "temperature": [config.temperature, config.seed if config.temperature else 0],
@@ -171,6 +192,20 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
     }
     parts |= {"worked examples": shots} if shots else {}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """Hashes the modules that a cell's prompts, answers and scores come from, as they lie on the disk."""
+    package = Path(__file__).parents[1]
+    rooms = "core variants models retrievers data run evaluation".split()
+    files = sorted(path for room in rooms for path in (package / room).rglob("*.py"))
+    return digest(b"".join(path.read_bytes() for path in files))
+
+
+def model_state(source: str) -> list:
+    """Returns what tells whether a folder, or a hub id, holds another model than before: its files, or its commit."""
+    return [*weights_state(Path(source)), base_revision(source)]
 
 
 @lru_cache(maxsize=16)
@@ -198,7 +233,7 @@ def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
 def weights_state(folder: Path) -> list:
     """Returns what tells whether weights have changed: a checkpoint's checksums, else sizes and times of files."""
     manifest = folder.parent / checkpoint.MANIFEST
-    if manifest.is_file():
+    if manifest.is_file() and folder.parent.name.startswith("step-"):
         return [manifest.read_text(encoding="utf-8")]
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [str(folder)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column, chosen, corpus_source, listed, own_data, plan_columns
 from searchr1_mini.models.chat_template import today
 from searchr1_mini.models.weights import adapter_settings
@@ -20,6 +21,7 @@ from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
+from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import listed_paths
 
@@ -308,13 +310,23 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
     return replace(row, settings=settings, weights=weights, must_train=False)
 
 
+def on_same_questions(saved: dict[str, Any], wanted: TrainConfig) -> bool:
+    """Tells whether a run's file of questions is what it was when the run began."""
+    began_on = (saved.get("data_hashes") or {}).get(TRAINING_QUESTIONS)
+    if not began_on or not wanted.data.data_path:
+        return True
+    examples = load_examples(wanted.data.dataset, wanted.data.data_path, "train")
+    return data_identity(examples, "")[TRAINING_QUESTIONS] == began_on
+
+
 def folder_for(wanted: TrainConfig, first: Path) -> Path:
-    """Returns `sft`, or `sft-2`, .. where a run of other settings stands already."""
+    """Returns `sft`, or `sft-2`, .. where a run of other settings, or on a file as it was, stands already."""
     names = [name for name in options_of(TrainConfig) if name not in OF_NO_CONSEQUENCE]
     number, folder = 1, first
     while (folder / "config.json").exists():
         saved = saved_config(folder)
-        if all(saved.get(name, default_value(TrainConfig, name)) == get(wanted, name) for name in names):
+        is_same = all(saved.get(name, default_value(TrainConfig, name)) == get(wanted, name) for name in names)
+        if is_same and on_same_questions(saved, wanted):
             break
         number, folder = number + 1, first.with_name(f"{first.name}-{number + 1}")
     return folder

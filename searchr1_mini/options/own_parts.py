@@ -6,13 +6,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.core.methods import MakeMethod
+from searchr1_mini.models.identity import digest
 
 FITS = {  # option -> what it is called with, and how that reads
     "reward": (("trajectory", "example"), "a function of a trajectory and its example that returns a number"),
@@ -72,6 +73,17 @@ def load_module(option: str, where: str) -> Any:
     except Exception as error:  # whatever code of the user's own raises
         told = " ".join(str(error).split())[:200]
         raise UserError(f"--{option} {where} cannot be imported ({type(error).__name__}: {told}); fix it") from error
+
+
+def own_hashes(values: Mapping[str, str]) -> dict[str, str]:
+    """Hashes the files of the parts of the user's own among the values of some options; by file.
+
+    Raises:
+        UserError: as `own_part`.
+    """
+    places = {option: value.rpartition(":")[0] for option, value in values.items() if is_own(value)}
+    files = {place: inspect.getsourcefile(load_module(option, place)) for option, place in places.items()}
+    return {place: digest(Path(file).read_bytes()) for place, file in files.items() if file}
 
 
 def takes(function: Callable, names: tuple[str, ...]) -> bool:

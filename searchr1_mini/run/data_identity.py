@@ -1,4 +1,4 @@
-"""Which questions and passages a run rests on, told by hashes in its config.json."""
+"""Which questions, passages and parts of one's own a run rests on, told by hashes in its config.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def data_identity(examples: Sequence[Example], corpus_hash: str) -> dict[str, st
 
 
 def check_data(run_dir: Path, identity: dict[str, str]) -> None:
-    """Refuses to go on with a run on other questions or passages than it began with.
+    """Refuses to go on with a run on other questions, passages or parts of one's own than it began with.
 
     Raises:
         UserError: names which; the run's config.json is damaged.

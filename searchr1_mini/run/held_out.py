@@ -1,4 +1,4 @@
-"""The questions that a run is measured on as it trains: by them its best checkpoint is chosen, others are reported."""
+"""The questions that a run is measured on as it trains, and those it is trained on: others are reported."""
 
 from __future__ import annotations
 
@@ -8,18 +8,38 @@ from pathlib import Path
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
+from searchr1_mini.data.datasets import question_key
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, options_of, with_options
 from searchr1_mini.options.resolve import saved_config
 from searchr1_mini.run.task import load_task
-from searchr1_mini.storage.files import read_jsonl, write_jsonl_atomic
+from searchr1_mini.storage.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 HELD_OUT = "held_out.jsonl"
+TRAINED_ON = "trained_on.json"
 
 
 def keep_held_out(run: Path, examples: Sequence[Example]) -> None:
     """Writes the questions into the run's folder, one a line."""
     write_jsonl_atomic(run / HELD_OUT, map(asdict, examples))
+
+
+def keep_trained_on(run: Path, examples: Iterable[Example]) -> None:
+    """Writes the hashes of the training questions into the run's folder, by which an evaluation leaves them out."""
+    write_json_atomic(run / TRAINED_ON, {"questions": sorted({question_key(example) for example in examples})})
+
+
+def trained_on(runs: Iterable[Path]) -> set[str]:
+    """Returns the hashes of the questions that some runs were trained on; of older runs, which kept none, nothing.
+
+    Raises:
+        UserError: the file of them is damaged.
+    """
+    found: set[str] = set()
+    for path in [run / TRAINED_ON for run in runs]:
+        if path.is_file():
+            found.update(read_json(path, {"questions": [str]})["questions"])
+    return found
 
 
 def chosen_by(runs: Iterable[Path]) -> list[Example]:

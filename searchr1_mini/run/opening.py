@@ -26,11 +26,11 @@ from searchr1_mini.models.saving import load_critic
 from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.entry import keep_log
 from searchr1_mini.options.nested import flat, options_of, with_options
-from searchr1_mini.options.own_parts import is_own, own_method
+from searchr1_mini.options.own_parts import is_own, own_hashes, own_method
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run import preflight
 from searchr1_mini.run.data_identity import check_data, data_identity
-from searchr1_mini.run.held_out import HELD_OUT, keep_held_out
+from searchr1_mini.run.held_out import HELD_OUT, keep_held_out, keep_trained_on
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
 from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.museum import active_bug
@@ -72,11 +72,15 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
     data_hashes = data_identity(train.examples, train.corpus_hash if config.retrieval.retriever != "http" else "")
+    own = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
+    data_hashes |= {f"contents of {place}": value for place, value in own_hashes(own).items()}
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
     about |= {"started_from": origin(config.run.init, init)} if init else {}
     must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match))
     on_main(lambda: None if config.run.resume else keep_held_out(folder, held_out.examples))
+    if config.data.dataset != "world":
+        on_main(lambda: None if config.run.resume else keep_trained_on(folder, train.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
     init = init and on_main(lambda: keep_init(init, folder))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import CachedRetriever, Passage, Retriever
-from searchr1_mini.data.datasets import Split, load_corpus, load_examples
+from searchr1_mini.data.datasets import Split, load_corpus, load_examples, question_key
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
@@ -35,7 +35,11 @@ class Library:
 
 
 def load_task(
-    config: TrainConfig, split: Split, library: Library | None = None, without: Sequence[Example] = ()
+    config: TrainConfig,
+    split: Split,
+    library: Library | None = None,
+    without: Sequence[Example] = (),
+    trained: Collection[str] = (),
 ) -> Task:
     """Loads questions of one split and their retriever: training questions in full, else `eval_questions` at most.
 
@@ -43,6 +47,7 @@ def load_task(
 
     Args:
         without: questions to leave out, whatever words they are in; others take their places.
+        trained: keys of others to leave out of a data set (`question_key`).
 
     Raises:
         UserError: a file, data set or server that is not there or not as it should be.
@@ -58,9 +63,8 @@ def load_task(
         )
         library.corpora[key] = world.passages, fingerprint(world.passages)
     else:
-        examples = load_examples(
-            config.data.dataset, config.data.data_path, split, limit, {e.question for e in without}
-        )
+        left_out = {question_key(example) for example in without}.union(trained)
+        examples = load_examples(config.data.dataset, config.data.data_path, split, limit, left_out)
         key = (config.data.corpus or config.data.dataset, None if config.data.corpus else config.data.data_path)
     return Task(examples, *_retriever(config, key, examples, library))
 

@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.files import write_lines
 from helpers.paths import ROOT
 
-from searchr1_mini.ablate import config_of, curves_svg, finding, interval, main, table, write_study
+from searchr1_mini.ablate import check_finished, config_of, curves_svg, finding, interval, main, table, write_study
 from searchr1_mini.ablations import studies
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.core.errors import UserError
@@ -136,6 +137,20 @@ def test_runs_save_and_leave_when_a_study_is_told_to(tmp_path):
         study.wait() == 130 and "stopping; runs that have begun save and leave" in errors and "Traceback" not in errors
     )
     assert "saved step" in said and "step 40/40" not in said
+
+
+def test_a_finished_run_of_other_options_is_no_arm_of_the_study(tmp_path):
+    """An arm that was edited since would else be reported with the figures of what it was."""
+    config = config_of(STUDIES["topk"], "5", 0, tmp_path, None, "tiny")
+    folder = Path(config.run.output_dir)
+    check_finished(config)
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps(flat(config) | {"output_dir": "elsewhere", "save_every": 7}))
+    check_finished(config)
+    (folder / "config.json").write_text(json.dumps(flat(config) | {"topk": 4}))
+    with pytest.raises(UserError, match="was trained with another topk than the arm has now"):
+        check_finished(config)
 
 
 @pytest.mark.parametrize(

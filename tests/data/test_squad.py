@@ -13,8 +13,8 @@ from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data import datasets as sets
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import supported_hops
-from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.retrieval_metrics import support_ranks
+from searchr1_mini.retrievers.bm25 import RankBM25
 from searchr1_mini.retrievers.probes import OracleRetriever
 
 

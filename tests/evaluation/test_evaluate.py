@@ -15,6 +15,7 @@ from helpers.programs import Program, run_program
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.evaluation.cells import weights_state
 from searchr1_mini.options import defaults
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.retrievers.bm25 import index_terms
@@ -183,6 +184,37 @@ def test_what_cannot_be_evaluated_is_told_in_one_sentence(tmp_path, flags, told)
     assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()[-1]) < 400
 
 
+def test_a_cell_is_answered_again_once_the_program_has_changed(tmp_path, capsys, monkeypatch):
+    file = write_jsonl(tmp_path / "q.jsonl", QUESTIONS)
+    config = EvalConfig(model="tiny", methods="direct", datasets=str(file), output_dir=str(tmp_path / "out"))
+    for is_other, n_kept in ((False, 0), (False, 1), (True, 0)):
+        if is_other:
+            monkeypatch.setattr("searchr1_mini.evaluation.cells.code_hash", lambda: "of other prompts")
+        evaluate_command(config)
+        assert capsys.readouterr().out.count("kept from before") == n_kept
+
+
+def test_examples_that_take_every_question_are_refused(tmp_path, monkeypatch):
+    file = write_jsonl(tmp_path / "q.jsonl", QUESTIONS)
+    asked = [(example, []) for example in load_examples("jsonl", str(file), "all")]
+    monkeypatch.setattr("searchr1_mini.evaluation.cells.draw_shots", lambda *_: (asked, None))
+    config = EvalConfig(model="tiny", methods="direct", datasets=str(file), shots=4, output_dir=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="--shots 4 takes every question of"):
+        evaluate_command(config)
+
+
+def test_a_manifest_beside_a_base_is_no_checkpoints(tmp_path):
+    """Only a checkpoint's own tells of its weights: one in a folder of models says nothing about them."""
+    for folder, is_checkpoint in (("models", False), ("step-000002", True)):
+        base = tmp_path / folder / "model"
+        base.mkdir(parents=True)
+        (tmp_path / folder / "manifest.json").write_text("{}")
+        (base / "model.safetensors").write_bytes(b"1")
+        before = weights_state(base)
+        (base / "model.safetensors").write_bytes(b"12")
+        assert (weights_state(base) == before) is is_checkpoint
+
+
 def test_leaving_out_an_untrained_baseline_says_how_to_train_it(tmp_path):
     out = evaluate(tmp_path, "--model", "tiny", "--methods", "direct,sft", "--limit", 4, "--no-train")
     assert "sft is left out: train it with `python train.py --model tiny --algorithm sft --output-dir DIR`" in out
@@ -193,21 +225,20 @@ def test_every_method_on_the_hotpotqa_sample_with_a_random_model(shared, qwen_to
     """Real questions, the real tokenizer: each method runs to its end, and RAG finds what BM25's formula finds."""
     model = save_random_qwen2(tmp_path / "model", qwen_tokenizer)
     data = shared / "data" / "hotpotqa_distractor_100.json"
+    all_rows = json.loads(data.read_text())
+    (first := tmp_path / "first.json").write_text(json.dumps(all_rows[:60]))
     small = ["--model", model, "--no-load-in-4bit", "--max-new-tokens", 4, "--max-total-tokens", 1200]
     budget = ["--steps", 1, "--eval-questions", 2, "--questions-per-step", 2, "--mini-batches", 1, "--no-tensorboard"]
     runs = {"sft": ["--algorithm", "sft"], "r1": ["--method", "r1"], "search-r1": []}
     for name, flags in runs.items():
-        result = run_program("train.py", *small, *budget, *flags, "--dataset", data, "--output-dir", tmp_path / name)
+        result = run_program("train.py", *small, *budget, *flags, "--dataset", first, "--output-dir", tmp_path / name)
         assert result.returncode == 0, result.stderr
-    result = run_program("train.py", *small, *budget, "--algorithm", "rejection-sampling", "--dataset", data,
+    result = run_program("train.py", *small, *budget, "--algorithm", "rejection-sampling", "--dataset", first,
                  "--demonstration-questions", 4, "--output-dir", tmp_path / "rs")  # fmt: skip
     assert result.returncode == 2 and "so there is nothing to imitate" in result.stderr
-    other = json.loads(data.read_text())[::-1]  # of the file that they were trained on a tenth would be held out
-    (again := tmp_path / "again.json").write_text(json.dumps(other))
-    trained, methods = (
-        ",".join(str(tmp_path / name) for name in runs),
-        "direct,cot,ircot,search-o1,rag,sft,r1,search-r1",
-    )
+    (again := tmp_path / "again.json").write_text(json.dumps(all_rows[::-1]))  # another file, with theirs among others
+    methods = "direct,cot,ircot,search-o1,rag,sft,r1,search-r1"
+    trained = ",".join(str(tmp_path / name) for name in runs)
     out, n = tmp_path / "out", 30
     evaluate(out, "--run", trained, "--methods", methods, "--limit", n, "--datasets", again, "--max-turns", 1)
     rows = {label: row["by_source"]["again"] for label, row in rows_of(out).items()}
@@ -216,6 +247,8 @@ def test_every_method_on_the_hotpotqa_sample_with_a_random_model(shared, qwen_to
         assert sum(row[f"finish/{reason}"] for reason in ("answer", "eos", "turns", "length")) == pytest.approx(1)
     (cell,) = (out / "cells").glob("rag*")
     asked = {row["example_id"].rpartition("/")[2] for row in read_jsonl(cell)}
+    learnt = {example.id.rpartition("/")[2] for example in load_examples("hotpotqa", str(first), "train")}
+    assert len(asked) == n and not asked & learnt and len(learnt) == 54
     find = titles_by_formula(again)
     examples = [e for e in load_examples("hotpotqa", str(again), "all") if e.id.rpartition("/")[2] in asked]
     found = [(find(example.question, 3), {title for title, _ in example.supporting}) for example in examples]

@@ -173,6 +173,17 @@ def test_a_baseline_of_other_settings_is_trained_anew(tmp_path):
     assert folder_for(with_options(wanted, seed=1), tmp_path / "sft") == tmp_path / "sft-2"
 
 
+def test_a_baseline_of_a_file_that_has_changed_is_trained_anew(tmp_path, file):
+    wanted = resolve(make(TrainConfig, dataset=file, algorithm="sft"))
+    run = Path(save_run(tmp_path / "sft", dataset=file, algorithm="sft"))
+    saved = json.loads((run / "config.json").read_text())
+    hashes = data_identity(load_examples("jsonl", file, "train"), "")
+    (run / "config.json").write_text(json.dumps(saved | {"data_hashes": hashes}))
+    assert folder_for(wanted, run) == run
+    write_rows(Path(file), *map(question, range(50, 90)))
+    assert folder_for(wanted, run) == tmp_path / "sft-2"
+
+
 def test_a_file_is_held_out_from_whatever_was_trained_on_it(tmp_path, file, corpus, monkeypatch):
     run = save_run(tmp_path / "a", dataset=file, corpus=corpus)
     plan = plan_evaluation(EvalConfig(run=run, methods="rag,search-r1"))

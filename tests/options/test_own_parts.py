@@ -16,7 +16,7 @@ from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
-from searchr1_mini.options.own_parts import own_part
+from searchr1_mini.options.own_parts import load_module, own_part
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl, read_metrics
@@ -92,6 +92,19 @@ def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys):
         train(resolve(make(TrainConfig, **values)), reward=breaks)
     assert "step 2 is saved; continue with: python train.py --resume" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_run_does_not_go_on_with_a_reward_that_was_edited(parts, tmp_path):
+    run = trained(tmp_path / "run", reward=f"{parts}:brevity")
+    values = SHORT | {"steps": 2, "reward": f"{parts}:brevity", "output_dir": str(run), "resume": True}
+    config = resolve(make(TrainConfig, **values))
+    load_module.cache_clear()
+    parts.write_text(PARTS.replace("return 1 / (1 + trajectory.n_policy_tokens)", "return 0.0"))
+    with pytest.raises(UserError, match=f"the contents of {re.escape(str(parts))} are not those that the run in"):
+        train(config)
+    load_module.cache_clear()
+    parts.write_text(PARTS)
+    assert [row["step"] for row in read_metrics(train(config) / "metrics.jsonl")] == [1, 2]
 
 
 def test_runs_and_evaluations_use_a_custom_engine_and_method(parts, tmp_path):
