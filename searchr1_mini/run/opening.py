@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,7 +92,8 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     saved = newest
     if config.run.resume and config.imitation.cold_start and newest is None:
         saved = on_main(lambda: checkpoint.latest_checkpoint(Path(config.run.output_dir) / COLD_START))
-    policy = load_policy(
+    load = partial(
+        load_policy,
         source,
         lora_rank=config.weights.lora_rank,
         lora_alpha=config.weights.lora_alpha,
@@ -102,10 +104,10 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         gradient_checkpointing=config.weights.gradient_checkpointing,
         fused_kernels=config.weights.fused_kernels,
         compile_decode=config.weights.compile_decode,
-        weights=saved / "model" if saved else init,
         seed=config.optimization.seed,
         day=day,
     )
+    policy = load(weights=saved / "model" if saved else init)
     preflight.give_back_free_memory()
     if init and not saved:
         policy.freeze_reference()
@@ -115,6 +117,8 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         critic = Critic(policy, config.optimization.seed)
         if newest:
             load_critic(critic, newest / "critic")
+        elif saved and critic.copy is not None:  # a critic begins as the policy did before its cold start
+            critic.copy.load_state_dict(load(weights=init).model.state_dict())
     optimizer = Optimizer(policy, critic, config.optimization, config.ppo)
     run = Run(
         config, folder, policy, critic, optimizer, train, held_out, configured_method(config), rollout_limits(config)

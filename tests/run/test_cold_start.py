@@ -239,6 +239,15 @@ def test_interrupting_the_cold_start_changes_no_result(whole, tmp_path, monkeypa
     assert [row["loss"] for row in cold[0]] == [row["loss"] for row in cold[1]]
 
 
+def test_a_critic_of_whole_weights_begins_before_the_cold_start_however_often_it_stops(tmp_path, monkeypatch):
+    settings = {"algorithm": "ppo", "lora_rank": 0, "group_size": 1, "questions_per_step": 8, "cold_start": 16}
+    for name, stop_at in (("whole", None), ("stopped", ((module, "imitation_step"), 2))):
+        trained(tmp_path / name, stop_at, monkeypatch, **settings)
+    whole, stopped = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "stopped"))
+    for name in ("loss", "value_loss", "critic_grad_norm"):
+        assert [row[name] for row in stopped] == [row[name] for row in whole], name
+
+
 def test_an_update_that_cannot_move_a_weight_is_not_made():
     flat, config = torch.zeros(4), resolve(TrainConfig())
     assert not teaches(config.objective, 0.0, flat, updates=0)  # the KL to itself has no gradient
