@@ -113,8 +113,8 @@ def _starts_a_list(path: Path) -> bool:
             while block := file.read(BLOCK):
                 if start := block.lstrip(b"\xef\xbb\xbf \t\r\n"):
                     return start.startswith(b"[")
-    except DAMAGE as error:
-        raise _damaged(str(path), error) from error
+    except DAMAGE:  # told with its line by the reading of lines that follows
+        return False
     return False
 
 
@@ -236,10 +236,7 @@ def _numbered(file: BinaryIO, path: Path, most: int | None = None) -> Iterator[t
                 raise UserError(f"{path}, line {number}: longer than {most >> 20} MB; write one row per line")
             yield number, line
     except DAMAGE as error:
-        raise _damaged(f"{path}, after line {number}" if number else str(path), error) from error
-
-
-def _damaged(where: str, error: Exception) -> UserError:
-    return UserError(
-        f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
-    )
+        where = f"{path}, after line {number}" if number else str(path)
+        raise UserError(
+            f"{where}: cannot be read: {one_line(str(error))[:200]}; it is damaged or cut short: download it again"
+        ) from error
