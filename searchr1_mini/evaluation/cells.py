@@ -92,11 +92,10 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
         )
     status.now("reading questions and passages")
     for column in plan.columns:  # what cannot be read is told before any work
-        left_out = (chose, trained if column.data["data_path"] else ())
-        tasks |= {
-            (row.label, column.name): make_task(config, row, column, library, tasks, *left_out) for row in plan.rows
-        }
-        if left_out[1]:
+        learnt = trained if column.data["data_path"] else ()
+        for row in plan.rows:
+            tasks[row.label, column.name] = make_task(config, row, column, library, tasks, chose, learnt)
+        if learnt:
             plan.notes.append(f"Of {column.name} no row is asked a question that a run was trained on.")
         if config.shots:
             tell_shots(config, plan, column, library, tasks, prompts)
@@ -195,9 +194,8 @@ def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task,
 
 
 @lru_cache(maxsize=1)
-def code_hash() -> str:
+def code_hash(package: Path = Path(__file__).parents[1]) -> str:
     """Hashes the modules that a cell's prompts, answers and scores come from, as they lie on the disk."""
-    package = Path(__file__).parents[1]
     rooms = "core variants models retrievers data run evaluation".split()
     files = sorted(path for room in rooms for path in (package / room).rglob("*.py"))
     return digest(b"".join(path.read_bytes() for path in files))

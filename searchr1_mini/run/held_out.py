@@ -24,9 +24,16 @@ def keep_held_out(run: Path, examples: Sequence[Example]) -> None:
     write_jsonl_atomic(run / HELD_OUT, map(asdict, examples))
 
 
-def keep_trained_on(run: Path, examples: Iterable[Example]) -> None:
-    """Writes the hashes of the training questions into the run's folder, by which an evaluation leaves them out."""
-    write_json_atomic(run / TRAINED_ON, {"questions": sorted({question_key(example) for example in examples})})
+def keep_trained_on(run: Path, examples: Iterable[Example], init: str | None = None) -> None:
+    """Writes the hashes of the training questions into the run's folder, once; an evaluation leaves them out.
+
+    Args:
+        init: what the run starts from; the questions of a run that this lies in are trained on too.
+    """
+    if not (run / TRAINED_ON).is_file():
+        start = Path(init).expanduser().resolve() if init else run
+        before = trained_on([start, *start.parents])
+        write_json_atomic(run / TRAINED_ON, {"questions": sorted(before.union(map(question_key, examples)))})
 
 
 def trained_on(runs: Iterable[Path]) -> set[str]:

@@ -21,6 +21,7 @@ from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.models.bases import check_model, run_date
+from searchr1_mini.models.identity import digest
 from searchr1_mini.models.initial import keep_init, open_init, origin
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.models.saving import load_critic
@@ -73,16 +74,14 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
     data_hashes = data_identity(train.examples, train.corpus_hash if config.retrieval.retriever != "http" else "")
-    own = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
-    data_hashes |= {f"contents of {place}": value for place, value in own_hashes(own).items()}
+    data_hashes |= {f"contents of {place}": value for place, value in files_of_ones_own(config).items()}
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
     about |= {"started_from": origin(config.run.init, init)} if init else {}
     must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match))
     on_main(lambda: None if config.run.resume else keep_held_out(folder, held_out.examples))
-    if config.data.dataset != "world":
-        on_main(lambda: None if config.run.resume else keep_trained_on(folder, train.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
+    on_main(lambda: keep_trained_on(folder, train.examples, config.run.init))
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
     init = init and on_main(lambda: keep_init(init, folder))
     folder = scratch or folder
@@ -134,6 +133,13 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         config.logging.wandb and is_main(), flat(config), folder.name,
     )  # fmt: skip
     return run
+
+
+def files_of_ones_own(config: TrainConfig) -> dict[str, str]:
+    """Hashes the files that a run reads code or demonstrations from, by their names."""
+    named = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
+    shown = Path(config.imitation.demonstrations or "")
+    return own_hashes(named) | ({str(shown): digest(shown.read_bytes())} if shown.is_file() else {})
 
 
 def configured_method(config: TrainConfig, shots: Sequence[Worked] = ()) -> MakeMethod:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from helpers.models import save_random_qwen2
+from helpers.paths import ROOT
 from helpers.programs import Program, run_program
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.evaluation.cells import weights_state
+from searchr1_mini.evaluation.cells import code_hash, weights_state
 from searchr1_mini.options import defaults
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.retrievers.bm25 import index_terms
@@ -192,6 +193,18 @@ def test_a_cell_is_answered_again_once_the_program_has_changed(tmp_path, capsys,
             monkeypatch.setattr("searchr1_mini.evaluation.cells.code_hash", lambda: "of other prompts")
         evaluate_command(config)
         assert capsys.readouterr().out.count("kept from before") == n_kept
+
+
+@pytest.mark.parametrize(("module", "is_read"), [("core/prompts.py", True), ("run/templates.py", True),
+                                                 ("pages/report.py", False)])  # fmt: skip
+def test_the_program_is_another_where_prompts_and_scores_come_from(tmp_path, module, is_read):
+    package = tmp_path / "package"
+    shutil.copytree(ROOT / "searchr1_mini", package, ignore=shutil.ignore_patterns("__pycache__", "tiny_base"))
+    before = code_hash(package)
+    code_hash.cache_clear()
+    with (package / module).open("a") as file:
+        file.write("# edited\n")
+    assert (code_hash(package) != before) is is_read
 
 
 def test_examples_that_take_every_question_are_refused(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.own_parts import load_module, own_part
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.opening import files_of_ones_own
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl, read_metrics
 
@@ -105,6 +106,17 @@ def test_a_run_does_not_go_on_with_a_reward_that_was_edited(parts, tmp_path):
     load_module.cache_clear()
     parts.write_text(PARTS)
     assert [row["step"] for row in read_metrics(train(config) / "metrics.jsonl")] == [1, 2]
+
+
+def test_demonstrations_are_a_file_of_ones_own_too(parts, tmp_path):
+    shown = tmp_path / "shown.jsonl"
+    found = []
+    for text in ("one", "another"):
+        shown.write_text(text)
+        values = {"reward": f"{parts}:brevity", "cold_start": 4, "demonstrations": str(shown)}
+        found.append(files_of_ones_own(resolve(make(TrainConfig, **SHORT | values))))
+    assert [*found[0]] == [str(parts), str(shown)] and found[0][str(parts)] == found[1][str(parts)]
+    assert found[0][str(shown)] != found[1][str(shown)]
 
 
 def test_runs_and_evaluations_use_a_custom_engine_and_method(parts, tmp_path):

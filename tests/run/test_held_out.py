@@ -10,6 +10,7 @@ from helpers.faults import sentence_of
 from helpers.files import write_lines
 from helpers.sessions import SMALL, session_of
 
+from searchr1_mini.core.questions import Example
 from searchr1_mini.data import datasets
 from searchr1_mini.data.datasets import load_examples, question_key
 from searchr1_mini.evaluate import evaluate_command
@@ -17,7 +18,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.held_out import HELD_OUT, chosen_by
+from searchr1_mini.run.held_out import HELD_OUT, chosen_by, keep_trained_on, trained_on
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage.files import read_jsonl
@@ -121,6 +122,18 @@ def test_a_run_of_an_older_version_keeps_what_it_is_measured_on(of_a_file, tmp_p
     resumed = open_run(resolve(make(TrainConfig, **SMALL | SHORT | values, output_dir=str(run), resume=True)))
     resumed.tracker.__exit__()
     assert len(resumed.held_out.examples) == 6 and not (run / HELD_OUT).exists()
+
+
+def test_what_a_run_starts_from_was_trained_on_too(tmp_path):
+    """Also where a checkpoint of it is named; once written the list stays, as when the other run is gone."""
+    first, second = ([Example(f"q/{n}", f"Where is {n}?", ("x",), "q") for n in part] for part in ((1, 2), (2, 3)))
+    old, run = tmp_path / "old", tmp_path / "run"
+    for folder, examples, init in ((old, first, None), (run, second, str(old / "checkpoints" / "step-000005"))):
+        folder.mkdir()
+        keep_trained_on(folder, examples, init)
+    keep_trained_on(run, [])
+    assert trained_on([run]) == {question_key(example) for example in first + second}
+    assert trained_on([old]) == {question_key(example) for example in first} and trained_on([tmp_path]) == set()
 
 
 def test_of_the_hub_others_take_the_places_of_those_that_chose(monkeypatch):
