@@ -35,19 +35,20 @@ class Program:
     Args:
         words: a script, a module after -m or code after -c, and its flags.
         environment: what it gets besides today's variables.
+        folder: where it runs; the project's if none is named.
 
     Attributes:
         stdout: what it prints, line by line as it comes.
         send_signal, kill: as of a `subprocess.Popen`.
     """
 
-    def __init__(self, *words: object, environment: Mapping[str, str] | None = None):
+    def __init__(self, *words: object, environment: Mapping[str, str] | None = None, folder: str | Path = ROOT):
         self.words = list(map(str, words))
         self._folder = tempfile.TemporaryDirectory()
         self._errors = os.path.join(self._folder.name, "stderr")
         reader, writer = _FORKING.Pipe(duplex=False)
         all_of_it = {**os.environ, **(environment or {})}
-        self._process = _FORKING.Process(target=_be_program, args=(self.words, all_of_it, writer, self._errors))
+        self._process = _FORKING.Process(target=_be_program, args=(self.words, all_of_it, folder, writer, self._errors))
         self._process.start()
         writer.close()
         self.stdout = open(os.dup(reader.fileno()), encoding="utf-8")  # noqa: SIM115
@@ -87,7 +88,7 @@ def run_program(*words: object, timeout: float = 300) -> subprocess.CompletedPro
     return Program(*words).wait(timeout)
 
 
-def _be_program(words: list[str], environment: dict[str, str], out: Connection, errors: str) -> None:
+def _be_program(words: list[str], environment: dict[str, str], folder: Path, out: Connection, errors: str) -> None:
     """Turns a fork of the server into what `python WORDS` would be."""
     os.dup2(out.fileno(), 1)
     out.close()
@@ -97,7 +98,7 @@ def _be_program(words: list[str], environment: dict[str, str], out: Connection, 
     sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
+    os.chdir(folder)
     sys.path.insert(0, str(ROOT))
     try:
         if words[0] == "-m":
