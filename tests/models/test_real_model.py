@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from copy import deepcopy
 from datetime import date
 from pathlib import Path
 
@@ -70,15 +71,19 @@ def rollouts(policy: Policy, examples, temperature: float):
 def test_greedy_turns_are_those_of_transformers(policy):
     """Twenty questions; a turn that is no action gets an observation, and another turn follows it."""
     trajectories = rollouts(policy, QUESTIONS, temperature=0.0)
+    prompts = [trajectory.segments[0].token_ids for trajectory in trajectories]
+    n_shared = next(n for n, ids in enumerate(zip(*prompts, strict=False)) if len(set(ids)) > 1)
+    with torch.no_grad():  # what all prompts begin with, once
+        shared = policy.causal_lm(torch.tensor([prompts[0][:n_shared]]), use_cache=True).past_key_values
     n_turns = 0
     for trajectory in trajectories:
-        before: list[int] = []
+        before, cache = [], deepcopy(shared)
         for segment in trajectory.segments:
             if segment.kind == "policy":
                 ids = torch.tensor([before])
                 wanted = policy.causal_lm.generate(
                     ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=len(segment.token_ids),
-                    pad_token_id=policy.tokenizer.pad_token_id,
+                    pad_token_id=policy.tokenizer.pad_token_id, past_key_values=cache,
                 )  # fmt: skip
                 assert wanted[0, len(before) :].tolist() == segment.token_ids, trajectory.example_id
                 n_turns += 1
