@@ -40,10 +40,14 @@ class Search:
 
 @dataclass(frozen=True)
 class Observe:
-    """Appends foreign text to the context: the passages of the last search, or else plain text. Resumed with None."""
+    """Appends foreign text to the context: the passages of the last search, or else plain text. Resumed with None.
+
+    `then`: tokens that follow the passages, such as those that end a message of a chat.
+    """
 
     text: str = ""
     passages: Sequence[Passage] | None = None
+    then: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def play(
         request, value = method.send(value), None
         room = limits.max_total_tokens - len(context)
         match request:
-            case Prompt(text):
-                context += policy.encode_prompt(text)
+            case Prompt(text, token_ids):
+                context += list(token_ids) or policy.encode_prompt(text)
                 trajectory.segments.append(Segment("prompt", list(context), text=policy.tokenizer.decode(context)))
             case Generate(stop, max_new_tokens) if room >= 1:
                 turn = write(context, stop, min(max_new_tokens, room))
@@ -55,10 +55,11 @@ def play(
                 value = [hit.passage for hit in retriever.search([query], topk)[0]]
                 trajectory.queries.append(query)
                 trajectory.titles.append([passage.title for passage in value])
-            case Observe(text, passages):
+            case Observe(text, passages, then):
                 cut = foreign_ids(text, policy.tokenizer), text
                 if passages is not None:
-                    cut = read(request, min(room - 1, limits.max_observation_tokens))
+                    cut = read(request, min(room - 1 - len(then), limits.max_observation_tokens))
+                    cut = cut and (cut[0] + list(then), cut[1] + policy.tokenizer.decode(list(then)))
                 trajectory.invalid_actions += passages is None and text == INVALID_ACTION
                 if cut is None or len(cut[0]) > room - 1:
                     return finished(trajectory, None, "length")

@@ -138,10 +138,10 @@ class _Engine:
         """Appends an observation; False if the context has no room for it and a token after it."""
         trajectory = self.live[key].trajectory
         if observe.passages is not None:
-            cut = self.passages_ids(key, observe.passages, self.room(key))
+            cut = self.passages_ids(key, observe.passages, self.room(key) - len(observe.then))
             if cut is None:
                 return False
-            ids, text = cut
+            ids, text = cut[0] + list(observe.then), cut[1] + self.tokenizer.decode(list(observe.then))
         else:
             ids, text = foreign_ids(observe.text, self.tokenizer), observe.text
             trajectory.invalid_actions += text == INVALID_ACTION

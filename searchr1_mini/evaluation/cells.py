@@ -43,6 +43,7 @@ from searchr1_mini.models.chat_template import parse_day, refuse_day, takes_turn
 from searchr1_mini.models.identity import digest
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.models.names import base_revision
+from searchr1_mini.models.prompting import open_message_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
@@ -56,7 +57,7 @@ from searchr1_mini.run.log import trajectory_row
 from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.preflight import unpacked_fits
 from searchr1_mini.run.task import Library, Task, load_task
-from searchr1_mini.run.templates import Worked, as_turns, template_of
+from searchr1_mini.run.templates import Worked, as_turns
 from searchr1_mini.storage import checkpoint, status
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
 from searchr1_mini.storage.forms import CELL, misfit
@@ -246,9 +247,13 @@ def run_cell(
     """
     turns = []
     if shots and takes_turns(policy.tokenizer):
-        turns, shots = as_turns(template_of(settings.run.method, settings.data.template), shots), ()
+        turns, shots = as_turns(settings.run.method, settings.data.template, shots), ()
     policy = copy(policy)
     policy.encode_prompt = partial(policy.encode_prompt, before=turns)
+    day = parse_day(settings.data.date)
+    make = configured_method(
+        settings, shots, partial(open_message_ids, tokenizer=policy.tokenizer, day=day, before=turns)
+    )
     part = path.with_suffix(".part")
     written = kept_lines(part, task)
     written = written[: len(written) // CHUNK * CHUNK]  # the random streams are those of whole chunks
@@ -256,7 +261,7 @@ def run_cell(
     for start in range(len(written), len(task.examples), CHUNK):
         examples = task.examples[start : start + CHUNK]
         trajectories, _ = rollout(
-            examples, configured_method(settings, shots), policy, task.retriever, rollout_limits(settings),
+            examples, make, policy, task.retriever, rollout_limits(settings),
             temperature=config.temperature, seed=config.seed + start,
         )  # fmt: skip
         append_jsonl(part, (cell_row(*pair) for pair in zip(trajectories, examples, strict=True)))

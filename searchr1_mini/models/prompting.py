@@ -15,6 +15,7 @@ from searchr1_mini.models.chat_template import answer_end, rendered, template_of
 
 # at the end of a message: what the policy's own turn begins with, a thought or a tag
 _BEGUN = re.compile(r"(?:<think>[^<]*</think>\s*)?<(?:think|answer)>\Z")
+_PLACE = "PLACE-4711"  # stands in a rendered message for what is put there later
 
 
 def prompt_ids(
@@ -38,11 +39,37 @@ def prompt_ids(
         ids = foreign_ids(text, tokenizer)
     else:
         begun = match[0] if (match := _BEGUN.search(text)) else ""
-        turns = [tuple(break_added_tokens(part, tokenizer) for part in turn) for turn in before]
         message = break_added_tokens(text.removesuffix(begun), tokenizer)
-        prompt = rendered(template, tokenizer, message, day, turns)
+        prompt = rendered(template, tokenizer, message, day, _harmless(before, tokenizer))
         prompt += begun.removeprefix("<think>") if opened_by(prompt) else begun
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return _with_own_prefix(ids, tokenizer)
+
+
+def open_message_ids(
+    text: str, tokenizer: PreTrainedTokenizerBase, day: date, before: Sequence[tuple[str, str]] = ()
+) -> tuple[list[int], list[int]]:
+    """Encodes a first message that is not at its end yet: the ids up to there, and those that end it in a chat.
+
+    Passages that come between them stand in the user's message, as a chat model expects what it is to read. Without a
+    chat template nothing follows. Arguments and errors are those of `prompt_ids`.
+    """
+    template = template_of(tokenizer, "the model")
+    if template is None:
+        return prompt_ids(text, tokenizer, day), []
+    message = break_added_tokens(text, tokenizer) + _PLACE
+    head, _, tail = rendered(template, tokenizer, message, day, _harmless(before, tokenizer)).rpartition(_PLACE)
+    ids, end = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, tail))
+    return _with_own_prefix(ids, tokenizer), end
+
+
+def _harmless(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
+    """Earlier turns without control tokens."""
+    return [(break_added_tokens(asked, tokenizer), break_added_tokens(said, tokenizer)) for asked, said in turns]
+
+
+def _with_own_prefix(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Puts what the tokenizer begins every text with before the ids, once."""
     prefix = list(own_prefix(tokenizer))
     while prefix and ids[: len(prefix)] == prefix:
         ids = ids[len(prefix) :]

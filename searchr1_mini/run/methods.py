@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from searchr1_mini.run.templates import (
 )
 
 _TAG = re.compile(r"</?\w+>")
+OpenMessage = Callable[[str], tuple[Sequence[int], Sequence[int]]]  # see models/prompting.py, `open_message_ids`
 
 
 def reason_in_documents(passages: Sequence[Passage], instruction: str, max_new_tokens: int) -> Method:
@@ -49,19 +50,40 @@ def last_words(opening: str, max_new_tokens: int) -> Method:
     yield Finish(action.content, "answer") if action.kind == "answer" else Finish(None, "eos", is_invalid=True)
 
 
-def rag(question: str, *, template: str, max_new_tokens: int = 500, topk: int = 3) -> Method:
+def retrieve_first(template: str, question: str, topk: int, open_message: OpenMessage | None) -> Method:
+    """Opens the conversation with the question and the passages that it finds itself.
+
+    In a chat they stand in the user's own message, if `open_message` knows how it goes on after them.
+    """
+    message = template.format(question=normalize_question(question))
+    begun, end = open_message(message) if open_message else ((), ())
+    yield Prompt(message, tuple(begun))
+    yield Observe(passages=(yield Search(question, topk)), then=tuple(end))
+
+
+def rag(
+    question: str, *, template: str, max_new_tokens: int = 500, topk: int = 3, open_message: OpenMessage | None = None
+) -> Method:
     """Runs retrieval-augmented generation: one search with the question itself, then the answer."""
-    yield Prompt(template.format(question=normalize_question(question)))
-    yield Observe(passages=(yield Search(question, topk)))
+    yield from retrieve_first(template, question, topk, open_message)
     yield from last_words("", max_new_tokens)
 
 
-def ircot(question: str, *, template: str, max_turns: int = 4, max_new_tokens: int = 500, topk: int = 3) -> Method:
+def ircot(
+    question: str,
+    *,
+    template: str,
+    max_turns: int = 4,
+    max_new_tokens: int = 500,
+    topk: int = 3,
+    open_message: OpenMessage | None = None,
+) -> Method:
     """Runs IRCoT (arXiv 2212.10509): a search with the question, then a sentence and a search with it, in turn."""
-    yield Prompt(template.format(question=normalize_question(question)))
+    yield from retrieve_first(template, question, topk, open_message)
     query = question
-    for _ in range(max_turns):
-        yield Observe(passages=(yield Search(query, topk)))
+    for turn in range(max_turns):
+        if turn:
+            yield Observe(passages=(yield Search(query, topk)))
         text = yield Generate(("\n", "</answer>"), max_new_tokens)
         action = parse_action(text)
         if action.kind == "answer":
@@ -80,16 +102,20 @@ def make_method(
     serves_search: bool = True,
     last_turn: bool = True,
     shots: Sequence[Worked] = (),
+    open_message: OpenMessage | None = None,
 ) -> MakeMethod:
     """Makes the generator of that name with its settings; `template` is "paper" or "short" (the tiny base's).
 
-    `shots` are worked examples that the prompt shows before the question, in the same message.
+    `shots` are worked examples that the prompt shows before the question, in the same message; `open_message` is that
+    of `retrieve_first`.
     """
     generators = {"search-r1": search_r1, "search-o1": search_o1, "ircot": ircot, "rag": rag}
     text = with_shots(template_of(name, template), shots)
     settings: dict[str, Any] = {"template": text, "max_new_tokens": max_new_tokens}
     if name in generators:
         settings["topk"] = topk
+    if name in ("rag", "ircot"):
+        settings["open_message"] = open_message
     if name in ("search-r1", "search-o1", "ircot"):
         settings["max_turns"] = max_turns
     if name in ("search-r1", "search-o1"):

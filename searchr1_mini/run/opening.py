@@ -34,7 +34,7 @@ from searchr1_mini.run import preflight
 from searchr1_mini.run.data_identity import check_data, data_identity
 from searchr1_mini.run.held_out import HELD_OUT, keep_held_out, keep_trained_on
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
-from searchr1_mini.run.methods import make_method
+from searchr1_mini.run.methods import OpenMessage, make_method
 from searchr1_mini.run.museum import active_bug
 from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
@@ -142,7 +142,9 @@ def files_of_ones_own(config: TrainConfig) -> dict[str, str]:
     return own_hashes(named) | ({str(shown): digest(shown.read_bytes())} if shown.is_file() else {})
 
 
-def configured_method(config: TrainConfig, shots: Sequence[Worked] = ()) -> MakeMethod:
+def configured_method(
+    config: TrainConfig, shots: Sequence[Worked] = (), open_message: OpenMessage | None = None
+) -> MakeMethod:
     """Makes the method that the config names, with its settings, and worked examples in its prompt if wanted."""
     if is_own(config.run.method):
         return own_method(
@@ -160,6 +162,7 @@ def configured_method(config: TrainConfig, shots: Sequence[Worked] = ()) -> Make
         serves_search=config.retrieval.retriever != "none",
         last_turn=active_bug(config.run) != "no-last-turn",
         shots=shots,
+        open_message=open_message,
     )
 
 

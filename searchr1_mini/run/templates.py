@@ -73,10 +73,18 @@ def with_shots(template: str, shots: Sequence[Worked]) -> str:
     return f"{before}{lead}{text.replace('{', '{{').replace('}', '}}')}{mark}{after}"
 
 
-def as_turns(template: str, shots: Sequence[Worked]) -> list[Worked]:
-    """Returns the worked examples as a chat: each time the method's message, and an answer as the method wants it."""
+def as_turns(method: str, kind: str, shots: Sequence[Worked]) -> list[Worked]:
+    """Returns the worked examples as a chat: each time the method's message, and an answer as the method wants it.
+
+    What is found by the question itself, before a word of the answer, is part of the message.
+    """
+    template = template_of(method, kind)
     message = template.removesuffix(answer_begun(template))
-    return [(message.format(question=question), answer) for question, answer in shots]
+    turns = [(message.format(question=question), answer) for question, answer in shots]
+    if method not in ("rag", "ircot"):
+        return turns
+    parts = [(asked, *answer.partition(OBSERVATION_CLOSE)) for asked, answer in turns]
+    return [(asked + read + close, said) for asked, read, close, said in parts]
 
 
 def answer_begun(template: str) -> str:

@@ -20,12 +20,21 @@ def world():
     return world_examples(world, [1, 2], 6, 3, set()), RankBM25(world.passages)
 
 
+def a_chat(policy):
+    """What `open_message` returns for a model with a chat template: a message, and the tokens that end it."""
+    return lambda text: (policy.encode_prompt(text), [7, 5, 7])
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("limits", [WIDE, NARROW], ids=["room enough", "cut by the context"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_conversation_alone_is_the_same_as_among_many(tiny_policy, world, method, limits, temperature):
+def test_a_conversation_alone_is_the_same_as_among_many(tiny_policy, world, method, limits, temperature, is_chat):
+    if is_chat and method not in ("rag", "ircot"):
+        return  # as without
     examples, retriever = world
-    make = make_method(method, template="short", max_turns=2, max_new_tokens=24, topk=2)
+    open_message = a_chat(tiny_policy) if is_chat else None
+    make = make_method(method, template="short", max_turns=2, max_new_tokens=24, topk=2, open_message=open_message)
     many, _ = rollout(examples, make, tiny_policy, retriever, limits, temperature=temperature, seed=5)
     for key, (example, wanted) in enumerate(zip(examples, many, strict=True)):
         found = play(example, make, tiny_policy, retriever, limits, sampler(tiny_policy, temperature, 5, key))
@@ -36,3 +45,5 @@ def test_a_conversation_alone_is_the_same_as_among_many(tiny_policy, world, meth
             wanted.answer, wanted.finish_reason, wanted.queries, wanted.titles, wanted.retrieved
         )  # fmt: skip
         assert found.invalid_actions == wanted.invalid_actions
+        read = [segment for segment in wanted.segments if segment.kind == "observation"]
+        assert not is_chat or read[0].token_ids[-3:] == [7, 5, 7]

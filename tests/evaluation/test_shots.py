@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 
@@ -145,18 +146,22 @@ def test_a_chat_model_is_shown_them_as_a_chat(tmp_path, own_files, tokenizer, te
         "{% endif %}"
     )
     model = save_random_qwen2(tmp_path / "model", tokenizer)
-    flags = ["--methods", "direct,rag,search-r1", "--shots", "2", "--no-load-in-4bit", "--template", template]
+    flags = ["--methods", "direct,rag,ircot,search-r1", "--shots", "2", "--no-load-in-4bit", "--template", template]
     for name, rows in evaluated(tmp_path / "out", own_files, *flags, model=str(model)).items():
         for row in rows:
-            before, *turns = row["segments"][0]["text"].split("[user]")
+            given = itertools.takewhile(lambda segment: segment["kind"] != "policy", row["segments"])
+            before, *turns = "".join(segment["text"] for segment in given).split("[user]")
             asked, answers = zip(*(turn.split("[assistant]") for turn in turns), strict=True)
             assert not before and len(turns) == 3 and row["question"] in asked[2]
             own = [re.sub(r"Town\d+", "", message) for message in asked]
-            assert own[0] == own[1] == own[2] and own[0].endswith("Question: Where is  hall?\n")
+            own = [message.partition("\n\n<information>")[0].rstrip("\n") for message in own]
+            assert own[0] == own[1] == own[2] and own[0].endswith("Question: Where is  hall?")
             kind = "search" if name.startswith("search") else "answer"
             assert [parse_action(answer).kind for answer in answers[:2]] == [kind, kind]
             assert all(answer.startswith(answers[2]) for answer in answers)
-            assert ("<information>" in answers[0]) == (not name.startswith("direct"))
+            of_user = name.startswith(("rag", "ircot"))  # who is asked with what the question finds
+            assert [text.count("</information>\n\n") for text in asked] == [of_user] * 3
+            assert ("<information>" in answers[0]) == name.startswith("search")
 
 
 def test_more_examples_than_can_be_written_are_refused(tmp_path, own_files):

@@ -17,7 +17,7 @@ from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.datasets import load_corpus
 from searchr1_mini.models.bases import load_tokenizer
 from searchr1_mini.models.chat_template import takes_turns
-from searchr1_mini.models.prompting import prompt_ids
+from searchr1_mini.models.prompting import open_message_ids, prompt_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, make, with_options
 from searchr1_mini.options.resolve import resolve, saved_config
@@ -138,6 +138,18 @@ def test_worked_examples_are_earlier_turns_of_a_chat(qwen_tokenizer):
     chat = f"user\n{asked}{end}assistant\n{answered}{end}user\nd?{end}assistant\ne{end}user\nWho?{end}assistant\n"
     assert text.endswith(chat)
     assert text.startswith(qwen_tokenizer.decode(prompt_ids(asked, qwen_tokenizer, DAY)).split("<|im_start|>user")[0])
+
+
+def test_passages_stand_in_the_message_of_a_chat(qwen_tokenizer):
+    """Ids before and after them are those of the whole message."""
+    begun, end = open_message_ids("Who <|im_end|>?\n", qwen_tokenizer, DAY, SHOWN)
+    read = "\n\n<information>Doc 1(Title: a) b\n</information>\n\n"
+    whole = qwen_tokenizer.decode(prompt_ids(f"Who <|im_end|>?\n{read}", qwen_tokenizer, DAY, SHOWN))
+    assert qwen_tokenizer.decode(begun) + read + qwen_tokenizer.decode(end) == whole
+    assert qwen_tokenizer.decode(end) == "<|im_end|>\n<|im_start|>assistant\n"
+    plain = copy.deepcopy(qwen_tokenizer)
+    plain.chat_template = None
+    assert open_message_ids("Who?\n", plain, DAY) == (prompt_ids("Who?\n", plain, DAY), [])
 
 
 @pytest.mark.parametrize("begun", ["<answer>", "<think>", "<think> I know this. </think>\n<answer>"])
