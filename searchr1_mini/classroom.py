@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     words = folders_first(sys.argv[1:] if argv is None else argv, "--folders")
     config = parse(ClassroomConfig, "python -m searchr1_mini.classroom", __doc__.splitlines()[0], words)
-    if config.folders is None:
+    if not listed_paths(config.folders or ""):
         raise UserError("name the folder that holds the runs: python -m searchr1_mini.classroom handed-in")
     folders = [Path(name) for name in listed_paths(config.folders)]
     output = folders[0] / "classroom.html" if config.output is None else page_path(config.output, "classroom.html")

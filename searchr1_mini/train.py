@@ -10,7 +10,7 @@ from searchr1_mini.options.checks import check_data_files, check_demonstrations
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
-from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
+from searchr1_mini.options.resolve import resolve, resolve_model, resumed_config
 from searchr1_mini.storage import status
 
 ABOUT = "Trains a language model to search: tiny on a laptop, --model Qwen2.5-3B on one GPU."
@@ -24,10 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv)
     if config.run.resume and config.run.output_dir:  # with the run's own options, where no flag says otherwise
-        config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv, saved_config(Path(config.run.output_dir)))
+        config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv, resumed_config(Path(config.run.output_dir)))
     config = resolve(config, unasked)
     resolve_model(config.run.model)
-    check_demonstrations(config.imitation.demonstrations)
+    if not config.run.resume:  # which has its episodes
+        check_demonstrations(config.imitation.demonstrations)
     check_data_files(config.data.data_path, config.data.corpus)
     if config.run.output_dir is None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.run.model).name[:80]}-{config.run.algorithm}"

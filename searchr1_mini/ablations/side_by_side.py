@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -81,7 +82,13 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
 def in_a_process(config: TrainConfig, keeps_divergence: bool, context: BaseContext) -> float | str:
     """Has `train_one` run in a process of its own; one pool for all would begin another run after Ctrl-C."""
     with ProcessPoolExecutor(1, mp_context=context) as alone:
-        return alone.submit(train_one, config, keeps_divergence).result()
+        try:
+            return alone.submit(train_one, config, keeps_divergence).result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"the process of {config.run.output_dir} was ended from outside, as a system does whose memory runs "
+                "out; run it again with fewer --jobs, and what is finished is kept"
+            ) from error
 
 
 def process_context() -> BaseContext:

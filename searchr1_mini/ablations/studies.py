@@ -53,7 +53,7 @@ STUDIES = {
             "masked, noise": NOISE,
             "unmasked, noise": NOISE | {"mask_observations": False},
         },
-        SMALL_STEP | {"steps": 104, "questions_per_step": 4, "eval_every": 26, "decay_steps": 52},
+        SMALL_STEP | {"dataset": "world", "steps": 104, "questions_per_step": 4, "eval_every": 26, "decay_steps": 52},
         seeds=3,
         against={"unmasked, noise": "masked, noise"},
     ),

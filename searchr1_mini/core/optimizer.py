@@ -147,7 +147,8 @@ class Optimizer:
             KeyError, ValueError: the state is of another form, or of other parameters.
         """
         self.adamw.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # a run that had another dtype before has none
+            self.scaler.load_state_dict(state["scaler"])
         self.updates, self.skipped_in_a_row = state["updates"], state["skipped_in_a_row"]
         if state["tokens_per_micro_batch"] == self.config.tokens_per_micro_batch:
             self.micro_batches.tokens = state["micro_batch_tokens"]

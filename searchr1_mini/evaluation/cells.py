@@ -49,7 +49,7 @@ from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import get, with_options
 from searchr1_mini.options.own_parts import own_hashes
-from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.options.resolve import resolve_model, saved_config
 from searchr1_mini.retrievers.engines import configured_engine
 from searchr1_mini.retrievers.names import READ_BY
 from searchr1_mini.run.held_out import chosen_by, trained_on
@@ -86,14 +86,15 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     tasks, prompts = {}, {}
     check_models(config, [row.settings for row in plan.rows])
     chose = chosen_by(run_folders(config)) if config.checkpoint == "best" else []
-    trained = trained_on(run_folders(config))
+    runs = run_folders(config)
+    of_files = [run for run in runs if saved_config(run).get("data_path")]  # who knows what these have of a test set
     if chose:
         plan.notes.append(
             f"The best checkpoint was chosen by {len(chose)} held-out questions of its run, which no row is asked here."
         )
     status.now("reading questions and passages")
     for column in plan.columns:  # what cannot be read is told before any work
-        learnt = trained if column.data["data_path"] else ()
+        learnt = trained_on(runs if column.data["data_path"] else of_files) if column.data["dataset"] != "world" else ()
         for row in plan.rows:
             tasks[row.label, column.name] = make_task(config, row, column, library, tasks, chose, learnt)
         if learnt:

@@ -91,6 +91,8 @@ def check_given(config: TrainConfig, unasked: Collection[str]) -> None:
         raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
     if config.run.method not in (None, "direct") and config.run.algorithm == "sft":
         raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
+    if is_own(config.run.method) and config.data.template is not None and "template" not in unasked:
+        raise UserError("--template is of the built-in methods; leave it out, and let your --method write its prompt")
     is_other = config.run.method not in (None, "search-r1") and not is_own(config.run.method)
     if is_other and config.run.algorithm == "rejection-sampling":
         raise UserError("--algorithm rejection-sampling learns from rollouts with search; leave out --method")
@@ -163,6 +165,10 @@ def check_resolved(config: TrainConfig) -> None:
          "--bug colliding-groups does nothing with --algorithm ppo; set --algorithm grpo, or leave it out"),
         (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in ("r1", "direct"),
          f"--bug {bug} does nothing with --method {config.run.method}; set --method search-r1, or leave it out"),
+        (bug == "no-last-turn" and is_own(config.run.method),
+         f"--bug {bug} does nothing with a --method of your own; set --method search-r1, or leave it out"),
+        (config.run.mystery is not None and is_own(config.run.method),
+         "--mystery plants faults in --method search-r1; leave your own method out"),
         (step.mini_batches > step.questions_per_step,
          f"--mini-batches {step.mini_batches} is more than --questions-per-step {step.questions_per_step}"),
         (objective.clip_eps >= 1, f"--clip-eps {objective.clip_eps}: it must be below 1"),

@@ -23,6 +23,7 @@ MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how lon
     "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
     "compile_decode fused_kernels max_skipped_updates retriever_url"
 ).split()
+KEPT_ON_RESUME = [name for name in MAY_CHANGE if name not in ("output_dir", "resume", "check")]
 
 
 @dataclass(frozen=True)

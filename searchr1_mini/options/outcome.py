@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -37,11 +38,13 @@ def run_command(command: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        if error.errno not in FULL_DISK + UNWRITABLE:
+        number = errno_of(error)
+        if number not in FULL_DISK + UNWRITABLE:
             raise
         what = f"the disk is full ({error}); what was saved is intact: free some space"
-        if error.errno in UNWRITABLE:
-            what = f"cannot use {error.filename or 'a file'} ({error.strerror}); what was saved is intact: fix that"
+        if number in UNWRITABLE:
+            named = f"cannot use {error.filename or 'a file'} ({os.strerror(number)})"
+            what = f"{named}; what was saved is intact: fix that"
         _leave(f"{what}, and run it again (train.py with --resume, if it had begun)", 2)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -55,6 +58,12 @@ def run_command(command: Callable[[], None]) -> None:
         if is_reader_gone(error):
             raise SystemExit(141)
         _leave(f"the output could not be written ({error.strerror}), but the work is done; send it elsewhere", 2)
+
+
+def errno_of(error: OSError) -> int | None:
+    """Returns the system's number of an error; that of a copied folder (`shutil.Error`) has it in words alone."""
+    told = re.search(r"\[Errno (\d+)\]", str(error)) if error.errno is None else None
+    return int(told[1]) if told else error.errno
 
 
 def _leave(sentence: str, code: int) -> None:

@@ -28,6 +28,7 @@ from searchr1_mini.options.defaults import (
 )
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
 from searchr1_mini.options.nested import flag_name, flat, get, with_options
+from searchr1_mini.storage.checkpoint import CHANGED, changed_since
 from searchr1_mini.storage.files import read_json
 
 
@@ -72,6 +73,16 @@ def saved_config(folder: Path) -> dict[str, Any]:
     return checked(path, read_json(path))
 
 
+def resumed_config(folder: Path) -> dict[str, Any]:
+    """Returns what a run goes on with: what it was trained with, and what an earlier `--resume` changed.
+
+    Raises:
+        UserError: as `saved_config`, of either file.
+    """
+    saved, changed = saved_config(folder), changed_since(folder)
+    return saved | (checked(folder / CHANGED, saved | changed) if changed else {})
+
+
 def checked(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
     """What a file says that a run was trained with, with the defaults of what an older version did not have.
 
@@ -108,7 +119,7 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     check_ranges(config)
     given = name_file(config)
     check_given(given, unasked)
-    given = with_options(given, **init_values(given)) if given.run.init else given
+    given = with_options(given, **init_values(given, unasked)) if given.run.init else given
     config = filled(given)
     check_resolved(config)
     check_own_parts(config)
@@ -150,8 +161,8 @@ def filled(config: TrainConfig) -> TrainConfig:
     return with_options(config, **values)
 
 
-def init_values(config: TrainConfig) -> dict[str, Any]:
-    """Returns rank and alpha of what `--init` names.
+def init_values(config: TrainConfig, unasked: Collection[str]) -> dict[str, int]:
+    """Returns rank and alpha of what `--init` names; they take the place of a preset's (`unasked`).
 
     Raises:
         UserError: there is nothing to start from, it is of another model, or a flag says another rank or alpha.
@@ -167,10 +178,12 @@ def init_values(config: TrainConfig) -> dict[str, Any]:
         raise UserError(f"--init {config.run.init} was trained on {model}, not on tiny; add --model {model}")
     values = init_settings(folder)
     for name, value in values.items():
-        if get(config, name) not in (None, value):
+        if value != int(value):
+            raise UserError(f"--init {config.run.init}: its {name} is {value:g}, and must be whole; merge it with peft")
+        if get(config, name) not in (None, value) and name not in unasked:
             told = f"{flag_name(name)} {get(config, name)}: --init {config.run.init} has {value:g}"
             raise UserError(f"{told}; leave the flag out, or name the merged weights as --model instead")
-    return values
+    return {name: int(value) for name, value in values.items()}
 
 
 def name_file(config: TrainConfig) -> TrainConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +22,7 @@ from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.data.datasets import question_key
 from searchr1_mini.data.scripts import (
     Find,
     answer_hops,
@@ -32,11 +33,12 @@ from searchr1_mini.data.scripts import (
     write_turns,
 )
 from searchr1_mini.data.world import make_world
+from searchr1_mini.options.checks import check_demonstrations
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.diagnosis import diagnose, tell
 from searchr1_mini.run.imitation import imitation_step
-from searchr1_mini.run.log import COLD_START
+from searchr1_mini.run.log import COLD_START, loggable
 from searchr1_mini.run.processes import on_main
 from searchr1_mini.run.run import Clock, Run
 from searchr1_mini.storage import status
@@ -80,13 +82,14 @@ def cold_start(run: Run) -> None:
             metrics = imitation_step(cold.policy, cold.optimizer, chosen, update, cold.config.optimization)
         cold.finish_step(update, metrics)
         if is_main():
-            append_jsonl(folder / "metrics.jsonl", [{"step": update, **metrics}])
+            append_jsonl(folder / "metrics.jsonl", [{"step": update, **loggable(metrics)}])
             told = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:.0f} tokens/s"
             print(f"cold start {update}/{n_updates}: {told}", flush=True)
         if update % SAVE_EVERY == 0 or update == n_updates or any_process(interrupt.is_asked()):
             cold.save(update)
         if any_process(interrupt.is_asked()):
             raise Stopped
+        cold.stop_if_diverged(update, "--cold-start-learning-rate")
     run.clock.cold_start_seconds = cold.clock.train_seconds
     run.optimizer.micro_batches.tokens = cold.optimizer.micro_batches.tokens
     run.policy.freeze_reference()
@@ -134,9 +137,12 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
     episodes: list[Trajectory] = []
     wanted = kinds_wanted(config.imitation.cold_start, config.imitation.cold_start_multi_hop)
     n_tried, n_before = 0, -1
+    if config.imitation.demonstrations:
+        check_demonstrations(config.imitation.demonstrations)
+    shown = demonstrated(config, run.held_out.examples)
     while n_before < len(episodes) < config.imitation.cold_start:
         n_before = len(episodes)
-        for example, turns in demonstrated(config) if config.imitation.demonstrations else scripted(run, find, rng):
+        for example, turns in shown or scripted(run, find, rng):
             n_tried += 1
             is_multi_hop = turns is not None and len(turns) > 2
             if wanted and not wanted[is_multi_hop]:
@@ -172,18 +178,28 @@ def kinds_wanted(n_episodes: int, multi_hop: float | None) -> Counter[bool] | No
     return Counter({True: n_multi_hop, False: n_episodes - n_multi_hop})
 
 
-def demonstrated(config: TrainConfig) -> list[Script]:
-    """Returns the scripts of `--demonstrations`.
+def demonstrated(config: TrainConfig, held_out: Sequence[Example]) -> list[Script]:
+    """Returns the scripts of `--demonstrations`, if the run has such a file and it is there.
+
+    Those of held-out questions are left out: a run is not shown what it is measured on.
 
     Raises:
         UserError: the file holds none.
     """
-    scripts = list(read_demonstrations(Path(config.imitation.demonstrations)))
+    path = config.imitation.demonstrations
+    if path is None or not Path(path).is_file():
+        return []
+    scripts = list(read_demonstrations(Path(path)))
     if not scripts:
+        raise UserError(f"--demonstrations {path} holds no demonstration that ends in a right answer")
+    asked = set(map(question_key, held_out))
+    kept = [(example, turns) for example, turns in scripts if question_key(example) not in asked]
+    if not kept:
         raise UserError(
-            f"--demonstrations {config.imitation.demonstrations} holds no demonstration that ends in a right answer"
+            f"--demonstrations {path}: all {len(scripts)} are of held-out questions, which the run is measured on; add "
+            "some of training questions"
         )
-    return scripts
+    return kept
 
 
 def scripted(run: Run, find: Find, rng: random.Random) -> Iterator[Script]:

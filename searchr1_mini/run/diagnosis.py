@@ -58,11 +58,12 @@ def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool) -> 
     """Returns remedies, the likeliest first, less those that the run already takes."""
     has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
     more = max(200, 2 * config.imitation.cold_start)
+    sampled_again = ", or --dynamic-sampling 3" if config.run.algorithm == "grpo" else ""
     remedies = {
         f"--cold-start {more}: imitate {more} scripted episodes before RL": has_search,
         "an -Instruct model, which follows the prompt sooner": not is_instructed,
         "--reward format: pay for a well-formed turn too": is_formless and config.reward.reward != "format",
-        f"more rollouts per question: --group-size {2 * config.optimization.group_size}, or --dynamic-sampling 3": True,
+        f"more rollouts per question: --group-size {2 * config.optimization.group_size}{sampled_again}": True,
         "easier questions, or --reward f1": not is_formless,
     }
     return [remedy for remedy, is_open in remedies.items() if is_open]

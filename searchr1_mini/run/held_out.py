@@ -24,6 +24,12 @@ def keep_held_out(run: Path, examples: Sequence[Example]) -> None:
     write_jsonl_atomic(run / HELD_OUT, map(asdict, examples))
 
 
+def keeps_held_out(run: Path) -> bool:
+    """Tells whether a run began as one that keeps its held-out questions, though it may have been killed before."""
+    path = run / "config.json"
+    return path.is_file() and read_json(path).get("held_out_split") == "selection"
+
+
 def keep_trained_on(run: Path, examples: Iterable[Example], init: str | None = None) -> None:
     """Writes the hashes of the training questions into the run's folder, once; an evaluation leaves them out.
 

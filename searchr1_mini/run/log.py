@@ -20,7 +20,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic, write_text_atomic
-from searchr1_mini.storage.forms import METRICS
+from searchr1_mini.storage.forms import METRICS, MOST
 from searchr1_mini.storage.printable import one_line, plain
 
 PROMPT_LINES = 6  # of a prompt in the terminal; a chat template with worked examples has dozens
@@ -34,6 +34,11 @@ SHOWN = {  # in a step's line: the name there, and the form
     "tokens_per_second": ("tokens/s", "{:.0f}"),
 }
 COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;94m", "observation": "\x1b[33m"}
+
+
+def loggable(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns numbers as metrics.jsonl holds them: null for one that is not finite, or beyond all measure."""
+    return {key: value if math.isfinite(value) and abs(value) <= MOST else None for key, value in metrics.items()}
 
 
 class Tracker:
@@ -82,9 +87,8 @@ class Tracker:
                 self.wandb.finish()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes one line of metrics.jsonl; a value that is not finite becomes null."""
-        row = {"step": step, **{key: value if math.isfinite(value) else None for key, value in metrics.items()}}
-        append_jsonl(self.metrics, [row])
+        """Writes one line of metrics.jsonl; see `loggable`."""
+        append_jsonl(self.metrics, [{"step": step, **loggable(metrics)}])
         with self._optional("board"):
             if self.board:
                 for key, value in metrics.items():

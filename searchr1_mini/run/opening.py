@@ -25,14 +25,15 @@ from searchr1_mini.models.identity import digest
 from searchr1_mini.models.initial import keep_init, open_init, origin
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.models.saving import load_critic
-from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
+from searchr1_mini.options.config import KEPT_ON_RESUME, MAY_CHANGE, TrainConfig
 from searchr1_mini.options.entry import keep_log
 from searchr1_mini.options.nested import flat, options_of, with_options
 from searchr1_mini.options.own_parts import is_own, own_hashes, own_method
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run import preflight
+from searchr1_mini.run.cold_start import demonstrated
 from searchr1_mini.run.data_identity import check_data, data_identity
-from searchr1_mini.run.held_out import HELD_OUT, keep_held_out, keep_trained_on
+from searchr1_mini.run.held_out import HELD_OUT, keep_held_out, keep_trained_on, keeps_held_out
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
 from searchr1_mini.run.methods import OpenMessage, make_method
 from searchr1_mini.run.museum import active_bug
@@ -52,7 +53,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
 
     A process that is not the first of its run writes into `scratch` instead of the run's folder.
     """
-    began = time.perf_counter()
+    began, asked = time.perf_counter(), config
     folder = on_main(lambda: Path(config.run.output_dir))  # one name, though each process made up one by its clock
     training_state.seed_rng(config.optimization.seed)
     device = pick_device(config.run.device)
@@ -67,7 +68,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     library = Library()
     with main_first():
         # an older run chose its held-out questions otherwise, and kept no list of them
-        is_older = config.run.resume and not (folder / HELD_OUT).is_file()
+        is_older = config.run.resume and not ((folder / HELD_OUT).is_file() or keeps_held_out(folder))
         train = load_task(config, "train", library)
         held_out = load_task(config, "eval" if is_older else "selection", library)
     questions = [example.question for example in train.examples + held_out.examples]
@@ -77,12 +78,22 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     data_hashes |= {f"contents of {place}": value for place, value in files_of_ones_own(config).items()}
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
     about |= {"started_from": origin(config.run.init, init)} if init else {}
+    about |= {"held_out_split": "eval" if is_older else "selection"}
+    shown = [example for example, _ in demonstrated(config, held_out.examples)]
     must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match))
-    on_main(lambda: None if config.run.resume else keep_held_out(folder, held_out.examples))
+    if config.run.resume:
+        on_main(lambda: checkpoint.keep_changed(folder, flat(asked), KEPT_ON_RESUME))
+    if not (is_older or (folder / HELD_OUT).is_file()):
+        on_main(lambda: keep_held_out(folder, held_out.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
-    on_main(lambda: keep_trained_on(folder, train.examples, config.run.init))
+    on_main(lambda: keep_trained_on(folder, train.examples + shown, config.run.init))
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
+    last = checkpoint.checkpoint_step(newest) if newest else 0
+    if last > config.optimization.steps:
+        raise UserError(
+            f"--steps {config.optimization.steps}: the run in {folder} has trained {last} steps; name as many, or more"
+        )
     init = init and on_main(lambda: keep_init(init, folder))
     folder = scratch or folder
     if is_main():

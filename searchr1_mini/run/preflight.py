@@ -1,6 +1,6 @@
 """Memory preflight: does a run fit the device, and if not, which flags do? Asked before any weight is loaded.
 
-    python -m searchr1_mini.run.preflight --model Qwen2.5-3B --preset 12gb --memory-limit 12
+    python -m searchr1_mini.preflight --model Qwen2.5-3B --preset 12gb --memory-limit 12
 
 `memory.py` has the formulas; `docs/memory.md` how near they come.
 """

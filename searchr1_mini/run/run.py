@@ -210,8 +210,8 @@ class Run:
             raise Stopped
         self.stop_if_diverged(step)
 
-    def stop_if_diverged(self, step: int) -> None:
-        """Saves and gives up once too many updates in a row were not finite.
+    def stop_if_diverged(self, step: int, rate: str = "--learning-rate") -> None:
+        """Saves and gives up once too many updates in a row were not finite; `rate` is the flag of their rate.
 
         Raises:
             UserError: says what to try.
@@ -221,7 +221,7 @@ class Run:
             path = self.save(step)
             raise Diverged(
                 f"the last {n_skipped} updates had a loss or gradient that was not finite and were thrown away; the "
-                f"last sound weights are in {path}. Lower --learning-rate, or take --dtype float32, in a new run"
+                f"last sound weights are in {path}. Lower {rate}, or take --dtype float32, in a new run"
             )
 
     @contextmanager

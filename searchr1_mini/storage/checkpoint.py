@@ -17,6 +17,7 @@ from searchr1_mini.storage.files import read_json, read_metrics, write_json_atom
 from searchr1_mini.storage.forms import PROGRESS
 
 MANIFEST = "manifest.json"
+CHANGED = "resumed_with.json"  # options that --resume changed
 
 
 def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None]) -> Path:
@@ -162,6 +163,24 @@ def read_progress(path: Path) -> dict[str, Any]:
     progress = read_json(path)
     is_ours = {name for name in PROGRESS if name[0] != "?"} <= progress.keys()  # else of another version
     return read_json(path, PROGRESS) if is_ours else progress
+
+
+def keep_changed(run_dir: Path, config: dict[str, Any], may_change: Sequence[str]) -> None:
+    """Keeps what `--resume` changed beside config.json, which stays as the run began, for the next `--resume`."""
+    began = read_json(run_dir / "config.json")
+    changed = {name: config[name] for name in may_change if name in began and began[name] != config[name]}
+    if changed != changed_since(run_dir):
+        write_json_atomic(run_dir / CHANGED, changed)
+
+
+def changed_since(run_dir: Path) -> dict[str, Any]:
+    """Reads what `--resume` has changed of a run's options; nothing where it changed none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run_dir / CHANGED
+    return read_json(path) if path.is_file() else {}
 
 
 def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_match: Sequence[str]) -> None:

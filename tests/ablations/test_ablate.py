@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,11 @@ from helpers.files import write_lines
 from helpers.paths import ROOT
 
 from searchr1_mini.ablate import check_finished, config_of, curves_svg, finding, interval, main, table, write_study
-from searchr1_mini.ablations import studies
+from searchr1_mini.ablations import side_by_side, studies
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import flat, get
+from searchr1_mini.options.nested import flat, get, make
 from searchr1_mini.storage.files import read_metrics
 
 
@@ -225,3 +227,19 @@ def test_one_seed_has_no_interval_and_tells_no_difference():
     told = finding(results, {})
     assert told == "a reached exact match 0.900; b -0.700 against a (one seed tells no difference from chance)."
     assert table(results).splitlines()[2:] == ["| a | 0.9 | - |", "| b | 0.2 | - |"]
+
+
+def test_the_noise_of_mask_is_the_worlds_with_any_model(tmp_path, random_qwen2):
+    study = STUDIES["mask"]
+    for arm in study.arms:
+        assert config_of(study, arm, 0, tmp_path, None, str(random_qwen2)).data.dataset == "world"
+
+
+def test_a_run_whose_process_is_killed_is_told_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "train_one", killed)
+    with pytest.raises(UserError, match="fewer --jobs"):
+        side_by_side.in_a_process(make(TrainConfig, output_dir="runs/x"), False, get_context("fork"))
+
+
+def killed(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

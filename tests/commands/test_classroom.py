@@ -213,3 +213,8 @@ def test_a_file_that_was_changed_anywhere_leaves_its_line_on_the_board(tmp_path,
 def test_bad_arguments_are_told_in_a_sentence(tmp_path, words, told):
     with pytest.raises(UserError, match=re.escape(told)):
         classroom.main([word.format(tmp_path) for word in words])
+
+
+def test_a_list_of_no_folders_is_told():
+    with pytest.raises(UserError, match="name the folder"):
+        classroom.main([","])

@@ -218,3 +218,9 @@ def test_the_calculator_of_the_recipes_computes(tmp_path):
     method.send(None)
     observed = method.send("<search> 12 * 7 </search>")
     assert observed.text == "\n\n<information>84</information>\n\n"
+
+
+@pytest.mark.parametrize("flags", [{"bug": "no-last-turn"}, {"mystery": 3}, {"template": "paper"}])
+def test_what_the_built_in_methods_alone_read_is_refused_with_ones_own(parts, flags):
+    with pytest.raises(UserError, match=f"--{next(iter(flags))}"):
+        resolve(make(TrainConfig, method=f"{parts}:calculator", **flags))

@@ -14,9 +14,11 @@ from helpers.sessions import session_of
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import teaches
+from searchr1_mini.data.datasets import question_key
 from searchr1_mini.data.scripts import (
     play_script,
     read_demonstrations,
@@ -27,8 +29,9 @@ from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import eval_series, write_report
 from searchr1_mini.run import cold_start as module
-from searchr1_mini.run.cold_start import scripted_episodes
+from searchr1_mini.run.cold_start import demonstrated, scripted_episodes
 from searchr1_mini.run.evaluations import Evaluations
+from searchr1_mini.run.held_out import trained_on
 from searchr1_mini.run.log import COLD_START
 from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.opening import open_run
@@ -258,3 +261,43 @@ def test_an_update_that_cannot_move_a_weight_is_not_made():
     assert teaches(no_kl, 0.1, flat, updates=0)
     for term in ("entropy_coef", "llds_coef"):
         assert teaches(replace(no_kl, **{term: 0.1}), 0.0, flat, updates=0)
+
+
+def test_updates_that_are_not_finite_are_logged_as_such_and_end_it(tmp_path, monkeypatch):
+    """One is skipped and harms no reader of the log; too many in a row end the run, and name the flag of their rate."""
+    real, n_skipped = module.imitation_step, 1
+
+    def skipping(policy, optimizer, *rest):
+        metrics = real(policy, optimizer, *rest)
+        optimizer.skipped_in_a_row = n_skipped
+        return metrics | {"grad_norm": float("nan")}
+
+    monkeypatch.setattr(module, "imitation_step", skipping)
+    few = {"cold_start": 4, "cold_start_batch_size": 4, "steps": 1, "eval_questions": 2, "questions_per_step": 2}
+    trained(tmp_path / "run", None, monkeypatch, **few)
+    (row,) = read_metrics(tmp_path / "run" / COLD_START / "metrics.jsonl")
+    assert row["grad_norm"] is None
+    write_report(tmp_path / "run")
+    n_skipped = 50
+    with pytest.raises(UserError, match="Lower --cold-start-learning-rate"):
+        trained(tmp_path / "other", None, monkeypatch, **few)
+
+
+def test_demonstrations_of_held_out_questions_are_not_shown(tmp_path):
+    """Nor are those that are shown asked by an evaluation afterwards."""
+    rows = [{"id": str(n), "question": f"Where is T{n}?", "answer": "yes"} for n in range(40)]
+    data = demonstration_file(tmp_path / "q.jsonl", *rows)
+    corpus = demonstration_file(tmp_path / "c.jsonl", {"id": "1", "title": "T", "text": "yes"})
+    shown = [{"question": question, "turns": [ANSWER]} for question in ("Who is new?", *(r["question"] for r in rows))]
+    about = {"dataset": "jsonl", "data_path": data, "corpus": corpus, "cold_start": 4}
+    about |= {"demonstrations": demonstration_file(tmp_path / "d.jsonl", *shown), "eval_questions": 8}
+    run = session_of(tmp_path / "run", **about)
+    asked = {question_key(example) for example in run.held_out.examples}
+    kept = {question_key(example) for example, _ in demonstrated(run.config, run.held_out.examples)}
+    everything = {question_key(Example("", row["question"], ("yes",), "")) for row in shown}
+    assert asked and kept == everything - asked
+    assert kept <= trained_on([tmp_path / "run"]) and not asked & trained_on([tmp_path / "run"])
+    held_out_alone = [{"question": example.question, "turns": [ANSWER]} for example in run.held_out.examples]
+    about["demonstrations"] = demonstration_file(tmp_path / "h.jsonl", *held_out_alone)
+    with pytest.raises(UserError, match="are of held-out questions"):
+        session_of(tmp_path / "other", **about)

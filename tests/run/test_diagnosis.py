@@ -8,7 +8,7 @@ from helpers.sessions import session_of, train_step
 from searchr1_mini.chat.terminal import verdict
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.diagnosis import DIAGNOSIS, diagnose, tell, tell_again
@@ -104,3 +104,17 @@ def test_the_watch_sees_invalid_actions_from_the_start():
     assert "invalid actions" in warned(*[0.0] * WINDOW)
     assert "invalid actions" in warned(*[0.9] * WINDOW, *[0.3] * WINDOW)
     assert not warned(*[0.9] * 20) and not warned(*[0.6] * 20)
+
+
+def test_remedies_are_flags_that_the_run_can_take():
+    assert "--dynamic-sampling" in diagnose([FORMLESS] * 20, CONFIG, False)
+    assert "--dynamic-sampling" not in diagnose([FORMLESS] * 20, resolve(make(TrainConfig, algorithm="ppo")), False)
+
+
+def test_a_run_that_imitates_is_shown_the_form_and_not_told_that_the_base_lacks_it(tmp_path, random_qwen2):
+    flags = WITHOUT_TAGS | {"model": str(random_qwen2), "eval_questions": 8}
+    for algorithm, is_told in [("sft", False), ("grpo", True)]:
+        run = session_of(tmp_path / algorithm, **flags)
+        run.config = with_options(run.config, algorithm=algorithm)
+        run.evaluations.measure_before(run)
+        assert (tmp_path / algorithm / DIAGNOSIS).is_file() == is_told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -17,21 +18,25 @@ from helpers.faults import ADAPTER, config_of, evaluation_of, sentence_of
 from helpers.paths import ROOT
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.evaluation import cells
 from searchr1_mini.export import ExportConfig, export_run
 from searchr1_mini.models.identity import BASE_FILE
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.resolve import resumed_config
 from searchr1_mini.pages import report
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run import run as run_module
+from searchr1_mini.run.held_out import HELD_OUT
 from searchr1_mini.run.log import Tracker
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, read_metrics
+from searchr1_mini.train import main as train_command
 
 
 @contextmanager
@@ -338,3 +343,52 @@ def test_damaged_results_of_an_evaluation_are_answered_again(run, capsys, monkey
         evaluate_command(config)
         assert f"{cell} is damaged or cut" in capsys.readouterr().err
         assert cell.read_bytes() == whole
+
+
+def test_what_a_resume_changes_holds_for_the_next_one(run, capsys):
+    """--steps too: without it the second would end at the steps that the run began with, below its weights."""
+    began = (run / "config.json").read_text()
+    go_on = ["--resume", "--output-dir", str(run)]
+    train_command([*go_on, "--steps", "3", "--save-every", "2"])
+    assert (run / "config.json").read_text() == began and resumed_config(run)["steps"] == 3
+    train_command(go_on)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 3
+    told = sentence_of(capsys, train_command, [*go_on, "--steps", "2"])
+    assert "has trained 3 steps" in told
+    (run / checkpoint.CHANGED).write_text('{"steps": "x"}')
+    assert f"{checkpoint.CHANGED} is damaged" in sentence_of(capsys, train_command, go_on)
+
+
+def test_a_run_goes_on_in_another_dtype(run, tiny_policy):
+    """A run in float32 has no scaler of losses, and one in float16 needs one."""
+    policy, config = copy.copy(tiny_policy), config_of(run).optimization
+    optimizer = Optimizer(policy, None, config)
+    state = optimizer.state_dict()
+    assert not state["scaler"]
+    policy.dtype = torch.float16
+    again = Optimizer(policy, None, config)
+    again.load_state_dict(state)
+    assert again.scaler.is_enabled() and again.state_dict()["scaler"]
+
+
+def test_a_full_disk_is_told_of_a_copied_folder_too(capsys):
+    """`shutil.copytree` tells the system's error in words alone."""
+
+    def copy():
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
+
+    assert "the disk is full" in sentence_of(capsys, copy)
+
+
+def test_a_run_killed_before_its_held_out_questions_were_written_keeps_them(run):
+    """It is no run of an older version, which kept none and was measured on others."""
+    kept = (run / HELD_OUT).read_text()
+    (run / HELD_OUT).unlink()
+    open_run(with_options(config_of(run), resume=True)).tracker.__exit__()
+    assert (run / HELD_OUT).read_text() == kept
+    saved = json.loads((run / "config.json").read_text())
+    del saved["held_out_split"]
+    (run / "config.json").write_text(json.dumps(saved))
+    (run / HELD_OUT).unlink()
+    open_run(with_options(config_of(run), resume=True)).tracker.__exit__()
+    assert not (run / HELD_OUT).is_file()

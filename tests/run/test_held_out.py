@@ -115,6 +115,9 @@ def test_a_run_of_an_older_version_keeps_what_it_is_measured_on(of_a_file, tmp_p
         tmp_path / "run", dataset="jsonl", data_path=path["data_path"], corpus=path["corpus"], eval_questions=200
     )
     (run / HELD_OUT).unlink()
+    saved = json.loads((run / "config.json").read_text())
+    del saved["held_out_split"]
+    (run / "config.json").write_text(json.dumps(saved))
     assert len(chosen_by([run])) == 6
     told = sentence_of(capsys, evaluate_command, EvalConfig(run=str(run), checkpoint="best", output_dir=str(tmp_path)))
     assert "every held-out question" in told
@@ -143,3 +146,16 @@ def test_of_the_hub_others_take_the_places_of_those_that_chose(monkeypatch):
     plain = {question_key(example) for example in load_examples("nq", None, "eval", 8)}
     others = {question_key(example) for example in load_examples("nq", None, "eval", 8, chose)}
     assert chose == plain and len(others) == 8 and not others & chose
+
+
+def test_of_the_hub_nothing_is_asked_that_a_file_taught(of_a_file, tmp_path, monkeypatch, capsys):
+    """A file may be a copy of a published test set."""
+    rows = [(row | {"id": str(n), "golden_answers": [row["answer"]]}, f"row {n}") for n, row in enumerate(ROWS)]
+    monkeypatch.setattr(datasets, "_hub_rows", lambda dataset, split: rows)
+    learnt = trained_on([of_a_file])
+    corpus = write_lines(tmp_path / "c.jsonl", PASSAGES)
+    found = {row["question"] for row in asked(of_a_file, tmp_path / "eval", datasets="nq", corpus=corpus, limit=99)}
+    assert found == {
+        row["question"] for row in ROWS if question_key(Example("", row["question"], (), "")) not in learnt
+    }
+    assert len(found) == 6 and "Of nq no row is asked a question that a run was trained on" in capsys.readouterr().out

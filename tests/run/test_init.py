@@ -12,6 +12,7 @@ from helpers.faults import config_of, sentence_of
 from helpers.models import save_random_qwen2
 from safetensors.torch import load_file
 
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
 from searchr1_mini.options.config import TrainConfig
@@ -240,3 +241,27 @@ def test_a_copy_that_was_broken_off_is_made_anew(warm, tmp_path):
     run = train(with_options(config, resume=True, steps=1))
     assert same(weights_of(run, 1, "reference"), weights_of(warm, 1))
     assert checkpoint.latest_checkpoint(run)
+
+
+def test_an_adapters_alpha_is_a_whole_number_however_it_is_spelled(warm, tmp_path, capsys):
+    """peft writes 16.0 too; a run keeps it as its own flag would set it."""
+    adapter = shutil.copytree(weights_folder(warm), tmp_path / "adapter")
+    saved = json.loads((adapter / "adapter_config.json").read_text())
+    for alpha in (12.0, 12.5):
+        (adapter / "adapter_config.json").write_text(json.dumps(saved | {"lora_alpha": alpha}))
+        config = make(TrainConfig, init=str(adapter))
+        if alpha == 12.0:
+            assert resolve(config).weights.lora_alpha == 12 and isinstance(resolve(config).weights.lora_alpha, int)
+        else:
+            assert "lora_alpha is 12.5" in sentence_of(capsys, resolve, config)
+
+
+def test_a_preset_gives_way_to_the_rank_of_what_a_run_starts_from(warm):
+    config = make(TrainConfig, init=str(warm), lora_rank=16, lora_alpha=32)
+    assert resolve(config, {"lora_rank", "lora_alpha"}).weights.lora_rank == LORA["lora_rank"]
+    with pytest.raises(UserError, match="--lora-rank 16: --init"):
+        resolve(config)
+
+
+def weights_folder(run: Path) -> Path:
+    return checkpoint.latest_checkpoint(run) / "model" / "policy"
