@@ -30,6 +30,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.nested import grouped, make, options_of, with_options
 from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.options.resolve import resolve_model, saved_config
 from searchr1_mini.run.templates import template_of
 
@@ -175,7 +176,8 @@ def probe_texts(run: Path, settings: TrainConfig) -> list[str]:
     newest = max((run / "rollouts").glob("step-*.jsonl"), default=None)
     by_question = {row["example_id"]: row for row in (read_jsonl(newest) if newest else [])}
     texts = ["".join(segment["text"] for segment in row["segments"]) for row in by_question.values()]
-    return texts[:PROBE_TEXTS] or [template_of(settings.run.method, settings.data.template)]
+    method = "search-r1" if is_own(settings.run.method) else settings.run.method
+    return texts[:PROBE_TEXTS] or [template_of(method, settings.data.template)]
 
 
 def write_merged(settings: TrainConfig, weights: Path, folder: Path, dtype: str, probe: Sequence[str]) -> Merge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields, replace
+from functools import partial
 
 from searchr1_mini.chat import web
 from searchr1_mini.chat.terminal import Chat, Screen, chat_in_terminal
@@ -14,6 +15,8 @@ from searchr1_mini.data.rows import is_text
 from searchr1_mini.evaluation.cells import check_models, load
 from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column
 from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read, plan_evaluation
+from searchr1_mini.models.chat_template import parse_day
+from searchr1_mini.models.prompting import open_message_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
@@ -131,7 +134,9 @@ def answer_live(config: EvalConfig) -> None:
         about += f", {described(configured_engine(settings.retrieval))} on {column.name}"
     if settings.run.model == "tiny":
         about += "; this model of one million parameters knows the words of its made-up world and no others"
-    how = configured_method(settings), rollout_limits(settings), config.temperature, config.seed
+    open_message = partial(open_message_ids, tokenizer=policy.tokenizer, day=parse_day(settings.data.date))
+    method = configured_method(settings, open_message=open_message)
+    how = method, rollout_limits(settings), config.temperature, config.seed
     chat = Chat(policy, retriever, *how, about, examples)
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
     status.now("answering" if config.ask else None)

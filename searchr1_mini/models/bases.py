@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from searchr1_mini.core.errors import UserError, is_out_of_memory
-from searchr1_mini.models.architecture import check_architecture, check_length, settle
+from searchr1_mini.models.architecture import check_architecture, check_length, settle, unsupported
 from searchr1_mini.models.base_check import check_config, check_files
 from searchr1_mini.models.chat_template import parse_day, refuse_day, today, writes_day
 from searchr1_mini.models.tokenizer_check import check_tokenizer
@@ -151,6 +151,8 @@ def load_base(auto: type, source: str, load_in_4bit: bool, dtype: torch.dtype, d
     )
     if missing := sorted(loading["missing_keys"]):  # transformers would make them up
         raise UserError(f"the weights of {source} lack {len(missing)} tensors, {missing[0]} among them; load it anew")
+    if load_in_4bit and not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+        raise unsupported(model.config, "bitsandbytes leaves its layers as they are: add --no-load-in-4bit")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # once used for a rollout, bitsandbytes' packed CPU weights pass no gradient back in the update

@@ -17,10 +17,12 @@ from pathlib import Path
 import psutil
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.models.gguf_rope import restore_angles
 from searchr1_mini.storage.lock import aside_folder
 
 SAMPLE = 2**20  # bytes in five places, the header among them, that tell a file from another
 FLOAT32 = 4
+RECIPE = 2  # of what is unpacked; one more where the same file gives another model
 
 
 def find_gguf(name: str) -> Path | None:
@@ -82,7 +84,7 @@ def cache_folder() -> Path:
 def file_hash(path: Path) -> str:
     """Hashes the file's size, header, and samples."""
     size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    digest = hashlib.sha256(f"{RECIPE}/{size}".encode())
     with path.open("rb") as file:
         for start in (0, size // 4, size // 2, size * 3 // 4, max(size - SAMPLE, 0)):
             file.seek(start)
@@ -120,7 +122,8 @@ def write_unpacked(path: Path, folder: Path) -> None:
     """Has transformers load the file, and saves what it loaded as a model that was never quantized.
 
     Raises:
-        UserError: transformers does not know the architecture, or the file lacks tensors.
+        UserError: transformers does not know the architecture, reads it otherwise than it is meant, or the file lacks
+            tensors.
     """
     import torch
     import transformers
@@ -142,6 +145,9 @@ def write_unpacked(path: Path, folder: Path) -> None:
         ) from error
     if missing := sorted(loading["missing_keys"]):  # transformers would make them up
         raise UserError(f"{path} lacks {len(missing)} tensors, {missing[0]} among them; download it again")
+    if max(tokenizer.get_vocab().values()) >= model.get_input_embeddings().num_embeddings:
+        raise UserError(f"transformers cannot make the tokenizer of {path} anew; take the model's safetensors")
+    restore_angles(path, model)
     seen: set[int] = set()
     tensors = {}
     for name, tensor in model.state_dict().items():

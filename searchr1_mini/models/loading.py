@@ -172,7 +172,7 @@ def _policy(
 ) -> Policy:
     """A policy that knows its base and its prompts; refused if saved weights belong to another base."""
     encode_prompt = partial(prompt_ids, tokenizer=tokenizer, day=day)
-    ends = eos_ids(tokenizer, model.config.get_text_config())
+    ends = eos_ids(tokenizer, model.config.get_text_config(), getattr(model, "generation_config", None))
     policy = Policy(model, tokenizer, dtype, frozen, encode_prompt, ends)
     policy.base_name, policy.base_identity = base_name(source), base_identity(source, policy.tokenizer, policy.config)
     if weights:

@@ -85,10 +85,11 @@ def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(whole[:start])
 
 
-def eos_ids(tokenizer: PreTrainedTokenizerBase, config) -> set[int]:
-    """Returns every id that ends a turn: EOS of the tokenizer and the model's config, and the template's end."""
-    from_config = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return {id_ for id_ in (tokenizer.eos_token_id, *from_config, _end_of_chat_turn(tokenizer)) if id_ is not None}
+def eos_ids(tokenizer: PreTrainedTokenizerBase, *configs) -> set[int]:
+    """Returns every id that ends a turn: EOS of the tokenizer and the model's configs, and the template's end."""
+    named = [config.eos_token_id for config in configs if config is not None]
+    from_configs = [id_ for ids in named for id_ in (ids if isinstance(ids, list) else [ids])]
+    return {id_ for id_ in (tokenizer.eos_token_id, *from_configs, _end_of_chat_turn(tokenizer)) if id_ is not None}
 
 
 def _end_of_chat_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from searchr1_mini.core.algorithms import group_advantages
 from searchr1_mini.core.batch import Batch
 from searchr1_mini.core.distributed import share
-from searchr1_mini.core.methods import Generate, MakeMethod, Method, Observe, Prompt, Search
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.methods import Aside, Generate, MakeMethod, Method, Observe, Prompt, Search
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import INVALID_ACTION
 from searchr1_mini.core.questions import Example
@@ -92,7 +93,11 @@ def resumed(method: Method, before: Trajectory, retriever: Retriever) -> Method:
             case Generate():
                 value = next(turns).text
             case Search(query, topk):
-                value = [hit.passage for hit in retriever.search([query], topk)[0]]
+                by_question = getattr(retriever, "search_for", None)  # of a probe that looks at the question itself
+                (hits,) = by_question([before.example_id], topk) if by_question else retriever.search([query], topk)
+                value = [hit.passage for hit in hits]
+            case Aside():
+                raise UserError("--tree-branches does not go with a --method that reads aside; leave it out")
             case Observe():
                 left -= 1
     yield Prompt("", tuple(before.token_ids))

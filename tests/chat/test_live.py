@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 from helpers.files import write_lines
+from helpers.models import save_random_qwen2
 
 from searchr1_mini.chat import live
 from searchr1_mini.chat.live import live_retriever, plan_live
@@ -115,3 +117,18 @@ def test_what_a_table_does_not_read_is_refused(options, told):
 def test_what_the_page_does_not_read_is_refused(options, told):
     with pytest.raises(UserError, match=told):
         plan_live(EvalConfig(model="tiny", web=True, **options), "--web")
+
+
+def test_a_chat_model_reads_in_its_message_what_rag_found_for_it(tmp_path, tokenizer, corpus, capsys):
+    """As in the table whose row it is."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}[user]{{ m.content }}{% endfor %}[assistant]"
+    model = save_random_qwen2(tmp_path / "model", tokenizer)
+    evaluate_command(
+        EvalConfig(
+            model=str(model), methods="rag", ask="Where is Oslo?", corpus=corpus, load_in_4bit=False, max_new_tokens=4,
+            template="short", colour="never",
+        )
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert shown.index("</information>") < shown.index("[assistant]")

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_examples
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.export import main
+from searchr1_mini.export import main, probe_texts
 from searchr1_mini.models.identity import BASE_FILE
 from searchr1_mini.models.merge import Kept
 from searchr1_mini.options.cli import parse
@@ -299,3 +299,10 @@ def test_help_loads_no_torch():
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0 and "--output-dir" in shown.stdout
     assert "| torch\n" not in shown.stderr and "| numpy\n" not in shown.stderr
+
+
+def test_without_rollouts_a_method_of_ones_own_is_probed_by_a_prompt(tmp_path):
+    settings = resolve(make(TrainConfig, model="tiny"))
+    for method in ("my.py:mine", "search-r1"):
+        settings = replace(settings, run=replace(settings.run, method=method))
+        assert probe_texts(tmp_path, settings)[0].strip()

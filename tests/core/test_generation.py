@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import CPU
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config
@@ -14,6 +18,7 @@ from transformers import Qwen2Config
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.stops import StopMatcher, token_bytes
+from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.prompting import eos_ids
 
 
@@ -232,3 +237,11 @@ def test_the_end_of_a_chat_turn_ends_a_turn(qwen_tokenizer):
 
 def test_without_a_chat_template_eos_alone_ends_a_turn(tokenizer):
     assert eos_ids(tokenizer, Qwen2Config(eos_token_id=None)) == {tokenizer.eos_token_id}
+
+
+def test_what_a_model_stops_at_in_generate_ends_a_turn(random_qwen2, tmp_path):
+    """Qwen2.5-Instruct names a second end in generation_config.json alone."""
+    folder = Path(shutil.copytree(random_qwen2, tmp_path / "model"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
+    policy = load_policy(str(folder), lora_rank=2, lora_alpha=4, load_in_4bit=False, dtype=torch.float32, device=CPU)
+    assert {3, 7, policy.tokenizer.eos_token_id} <= policy.eos_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -140,3 +141,11 @@ def test_ids_without_a_token_are_found_in_gaps_and_past_the_end(tokenizer):
     logits = torch.zeros(2, 6).half()
     spread = without_undefined(logits, torch.tensor([2, 4, 5])).float().softmax(-1)
     torch.testing.assert_close(spread, torch.tensor([[1.0, 1, 0, 1, 0, 0]] * 2) / 3)
+
+
+def test_4_bits_that_leave_every_layer_as_it_is_are_refused(tmp_path, tokenizer):
+    """bitsandbytes does not know Falcon's own class of linear layers, and the preflight would count half a byte."""
+    folder = str(save_family(tmp_path, "falcon", tokenizer))
+    load = partial(load_policy, folder, lora_rank=2, lora_alpha=4, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"family falcon are not supported: .* add --no-load-in-4bit"):
+        load(load_in_4bit=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from datetime import date
@@ -37,8 +38,19 @@ SIZES = {
 SHORT = {"dataset": "world", "template": "short", "max_total_tokens": 400, "max_observation_tokens": 64}
 
 
-def write_gguf(path: Path, tokenizer, architecture: str = "llama", seed: int = 0) -> Path:
-    """A random llama of two layers, with the tokenizer and a chat template in its metadata."""
+def write_gguf(
+    path: Path,
+    tokenizer,
+    architecture: str = "llama",
+    seed: int = 0,
+    base: float = 10000.0,
+    factors=None,
+    scaling: tuple[str, float] | None = None,
+) -> Path:
+    """A random llama of two layers, with the tokenizer and a chat template in its metadata.
+
+    `base`, `factors` (as llama.cpp keeps those of Llama 3) and `scaling` are of its rotary angles.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(2048)
     writer.add_embedding_length(HIDDEN)
@@ -47,7 +59,10 @@ def write_gguf(path: Path, tokenizer, architecture: str = "llama", seed: int = 0
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_freq_base(base)
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling[0]))
+        writer.add_rope_scaling_factor(scaling[1])
     writer.add_vocab_size(len(tokenizer))
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
@@ -63,6 +78,8 @@ def write_gguf(path: Path, tokenizer, architecture: str = "llama", seed: int = 0
     def add(name: str, *shape: int) -> None:
         writer.add_tensor(name, random.normal(0, 0.3, shape).astype(np.float32))
 
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.asarray(factors, np.float32))
     add("token_embd.weight", len(tokens), HIDDEN)
     for layer in range(LAYERS):
         for name, shape in SIZES.items():
@@ -161,3 +178,55 @@ def test_what_cannot_be_read_is_told_in_a_sentence(file, tmp_path, tokenizer, ca
     other = write_gguf(tmp_path / "other.gguf", tokenizer, seed=2)
     assert '".[gguf]"' in sentence_of(capsys, resolve_model, str(other))
     assert not list(gguf_base.cache_folder().glob(".unpacking-*"))
+
+
+LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def llama3_factors(base: float, width: int) -> list[float]:
+    """What llama.cpp's conversion writes of Llama 3.2: by what each angle is divided."""
+    factors = []
+    for angle in base ** -(np.arange(0, width, 2) / width):
+        length = 2 * np.pi / angle
+        smooth = (8192 / length - 1) / (4 - 1)
+        factors.append(1.0 if length < 8192 / 4 else 32.0 if length > 8192 else 1 / ((1 - smooth) / 32 + smooth))
+    return factors
+
+
+@pytest.mark.parametrize("scaled", ["llama3", "linear", "default"])
+def test_the_files_rotary_angles_are_the_models(tmp_path, tokenizer, scaled):
+    """transformers reads their base alone: a Llama 3.2 would be another model, and nobody would be told."""
+    base, width = 500_000.0, HIDDEN // HEADS
+    flags = {"llama3": {"factors": llama3_factors(base, width)}, "linear": {"scaling": ("linear", 4.0)}, "default": {}}
+    path = write_gguf(tmp_path / f"{scaled}.gguf", tokenizer, base=base, **flags[scaled])
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(str(path)))
+    plain = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    wanted = {"llama3": LLAMA3, "linear": {"factor": 4.0}, "default": {}}[scaled]
+    plain.config.rope_parameters = {"rope_type": scaled, "rope_theta": base, **wanted}
+    as_published = type(plain)(plain.config)
+    as_published.load_state_dict(plain.state_dict())
+    ids = torch.arange(5, 60)[None]
+    torch.testing.assert_close(model(ids).logits, as_published(ids).logits, atol=1e-5, rtol=1e-4)
+    assert (scaled == "default") == torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"scaling": ("yarn", 4.0)}, "scales its rotary angles by yarn"),
+        ({"factors": [1.0, 2.0, 3.0, 4.0]}, "other rotary angles than transformers makes of it"),
+        ({"factors": [1.0, 2.0]}, "other rotary angles than transformers makes of it"),
+    ],
+)
+def test_rotary_angles_that_are_not_read_right_are_told(tmp_path, tokenizer, capsys, flags, told):
+    path = write_gguf(tmp_path / "x.gguf", tokenizer, **flags)
+    assert told in sentence_of(capsys, resolve_model, str(path))
+
+
+def test_a_tokenizer_that_has_more_tokens_than_the_model_is_told(tmp_path, tokenizer, capsys, monkeypatch):
+    """As transformers makes of DeepSeek's control tokens; resizing the model, as for a folder, would not help."""
+    path = write_gguf(tmp_path / "x.gguf", tokenizer)
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["<new>"])
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: more)
+    assert "take the model's safetensors" in sentence_of(capsys, resolve_model, str(path))

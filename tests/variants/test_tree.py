@@ -8,12 +8,14 @@ from helpers.sessions import collect, session_of, train_step
 
 from searchr1_mini.core.algorithms import group_advantages
 from searchr1_mini.core.batch import build_batch
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.experience import all_logprobs
+from searchr1_mini.core.methods import Aside, Prompt
 from searchr1_mini.core.prompts import INVALID_ACTION, parse_action
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.invariants import check_texts
-from searchr1_mini.variants.tree import add_tree_advantages, forks, stem
+from searchr1_mini.variants.tree import add_tree_advantages, forks, resumed, stem
 
 LEAVES = 4
 TREE = {"tree_branches": LEAVES - 1, "group_size": 2 * LEAVES, "questions_per_step": 6, "cold_start": 96}
@@ -87,3 +89,28 @@ def test_a_tree_is_compared_with_itself_and_its_group(run, rollouts):
         wanted = group_advantages(own, torch.zeros(LEAVES))[:, None] * batch.loss_mask[start : start + LEAVES]
         torch.testing.assert_close(laid[start : start + LEAVES], wanted)
     assert "grad_norm" in train_step(run, 1)
+
+
+def test_an_engine_that_looks_at_the_question_is_asked_by_it(run, rollouts):
+    """`--retriever oracle` takes no query."""
+    chain = next(t for t in rollouts.trajectories if len(t.queries) == 1 and max(forks(t)) > 1)
+    before, asked = stem(chain, max(forks(chain))), []
+
+    class Probe:
+        def search_for(self, ids, topk):
+            asked.append((ids, topk))
+            return [[]]
+
+    method = run.make_method(chain.segments[0].text)
+    assert next(resumed(method, before, Probe())).token_ids == tuple(before.token_ids)
+    assert asked == [([chain.example_id], run.config.retrieval.topk)]
+
+
+def test_a_method_that_reads_aside_does_not_branch(run, rollouts):
+    def reads_aside(question):
+        yield Prompt(question)
+        yield Aside([], "", (), 4)
+
+    chain = next(t for t in rollouts.trajectories if max(forks(t)) > 1)
+    with pytest.raises(UserError, match="--tree-branches"):
+        next(resumed(reads_aside("Who?"), stem(chain, max(forks(chain))), None))
