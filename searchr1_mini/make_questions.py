@@ -85,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rejected = out.with_suffix(".rejected" + (out.suffix or ".jsonl"))
     if config.corpus is None:
         raise UserError("name the documents: python -m searchr1_mini.make_questions notes/")
+    if Path(config.corpus).is_dir() and out.resolve().is_relative_to(Path(config.corpus).resolve()):
+        raise UserError(
+            f"--out {out} lies among the documents of {config.corpus}, and would be read as one; name another"
+        )
     for path in (out, rejected):
         if path.exists():
             raise UserError(f"{path} is there already; move it, or name another file with --out")
@@ -178,7 +182,7 @@ def fault_of(
     """Tells why a draft is no question to train on, or None; `seen` are those kept already, in lower case."""
     from searchr1_mini.core.rewards import compared, contains_gold
 
-    if not question.endswith("?") or not answer:
+    if not question.endswith(("?", "？", "؟")) or not answer:
         return "no question with an answer"
     if len(answer.split()) > MOST_WORDS:
         return f"its answer has more than {MOST_WORDS} words"

@@ -40,10 +40,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Observe:
-    """Appends foreign text to the context: the passages of the last search, or else plain text. Resumed with None.
-
-    `then`: tokens that follow the passages, such as those that end a message of a chat.
-    """
+    """Appends foreign text: the passages of a search and the tokens `then`, or else plain text. Resumed with None."""
 
     text: str = ""
     passages: Sequence[Passage] | None = None

@@ -51,7 +51,7 @@ class Action:
 def normalize_question(question: str) -> str:
     """Strips the question and adds a missing question mark, as the public code does."""
     question = question.strip()
-    return question if question.endswith("?") else question + "?"
+    return question if question.endswith(("?", "？", "؟")) else question + "?"
 
 
 def parse_action(text: str) -> Action:

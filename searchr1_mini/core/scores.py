@@ -85,7 +85,13 @@ def means(scored: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def bootstrap_interval(values: Sequence[float], n_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Computes the 95 % percentile interval of the mean (Efron, 1979), from a fixed seed."""
+    """Computes the 95 % percentile interval of the mean (Efron, 1979), from a fixed seed.
+
+    Where all are 0, or all 1, of which it would have no width, it is Wilson's (1927).
+    """
+    if set(values) in ({0.0}, {1.0}):
+        edge = 1.96**2 / (len(values) + 1.96**2)
+        return (1 - edge, 1.0) if values[0] else (0.0, edge)
     array = np.asarray(values, dtype=float)
     draws = np.random.default_rng(seed).integers(len(array), size=(n_resamples, len(array)))
     low, high = np.quantile(array[draws].mean(axis=1), [0.025, 0.975])

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import io
-import json
 import math
 import re
-import tokenize
-import warnings
-from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
 from searchr1_mini.data.rows import ANSWER_FIELDS, is_whole
+from searchr1_mini.data.spelled import spelled
 
-MOST_LISTED = 100_000  # characters of a text that is taken for a list
 MOST_NESTED = 8  # lists and objects inside one another
 PARTS = ("text", "value", "aliases", "target", "ground_truth", "answer")  # of an answer that is an object, if there
-_ARRAY = re.compile(r"array\((\[.*\])(, dtype=\w+)?\)", re.DOTALL)  # as numpy and pandas print it
+_AN_OBJECT = re.compile(r"""\s*\[?\s*\{\s*["'](?:text|value|aliases|target|ground_truth|answer)["']\s*:""")
 
 
 def golden_answers(row: dict[str, Any]) -> tuple[str, ...]:
@@ -58,29 +52,14 @@ def texts_of(value: Any, depth: int = 0) -> list[str]:
         case str():
             if not is_whole(value):
                 raise ValueError("broken Unicode")
-            if (listed := _listed(value)) is not None:
-                return texts_of(listed, depth + 1)
+            found = spelled(value)
+            if isinstance(found, list) or (isinstance(found, dict) and set(PARTS) & set(found)):
+                return texts_of(found, depth + 1)
+            if _AN_OBJECT.match(value):
+                raise ValueError("an object that is cut short or damaged")
             return [value] if value.strip() else []
         case list() | tuple():
             return [text for part in value for text in texts_of(part, depth + 1)]
         case dict() if set(PARTS) & set(value):
             return [text for name in PARTS for text in texts_of(value.get(name), depth + 1)]
     raise ValueError(f"{type(value).__name__} is no text")
-
-
-def _listed(text: str) -> list[Any] | None:
-    """The list that a text spells in JSON or as Python or numpy print it; None if it spells none."""
-    text = text.strip()
-    if array := _ARRAY.fullmatch(text[:MOST_LISTED]):
-        text = array[1]
-    if not (text.startswith("[") and text.endswith("]") and len(text) <= MOST_LISTED):
-        return None
-    with suppress(ValueError, RecursionError):
-        return json.loads(text)
-    with suppress(ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that Python does not know
-        listed = ast.literal_eval(text)
-        strings = [t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.STRING]
-        # numpy leaves out the commas, and Python then joins what stands side by side
-        return [ast.literal_eval(s) for s in strings] if len(strings) > len(listed) else listed
-    return None

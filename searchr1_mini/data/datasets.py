@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,7 @@ REVISIONS = {  # commits on the hub: a run of today and one of next year read th
     SQUAD_ID: "7b6d24c440a36b6815f21b70d25016731768db1f",
     FLASHRAG_ID: "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c",
 }
-CORPUS_RECIPE = "union of paragraphs 1"
+CORPUS_RECIPE = "union of paragraphs 2"
 MOST_HELD_OUT = 500
 BIG_CORPUS = 64 * 2**20
 
@@ -73,7 +74,7 @@ def load_examples(
     _check_known(dataset)
     if data_path:
         name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
-        rows = [_example(name, *row) for file in question_files(Path(data_path)) for row in read_rows(file)]
+        rows = [_example(name, *row) for file in question_files(Path(data_path)) for row in answerable(read_rows(file))]
         examples = _unique(rows) if split == "all" else own_split(_unique(rows), split, dataset == "squad")
         if split == "selection":
             limit = min(limit or len(examples), -(-len(examples) // 2))
@@ -211,6 +212,20 @@ def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     return Example(f"{source}/{id_}", question, answers, source, _supporting(row, where))
 
 
+def answerable(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Leaves out what a data set marks as a question without an answer (SQuAD 2.0, MuSiQue-Full), and says how many."""
+    n_left_out = 0
+    for row, where in rows:
+        answers = row.get("answers")
+        is_empty = isinstance(answers, dict) and list(answers.get("text", [None])) == []
+        if row.get("answerable") is False or row.get("is_impossible") is True or is_empty:
+            n_left_out += 1
+            continue
+        yield row, where
+    if n_left_out:
+        print(f"{n_left_out} questions without an answer are left out", file=sys.stderr, flush=True)
+
+
 def _held(row: dict[str, Any]) -> str:
     return "; this one holds " + (one_line(", ".join(map(str, row)))[:200] or "nothing")
 
@@ -219,7 +234,7 @@ def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     """Supporting titles, from HotpotQA's `supporting_facts` in either form or MuSiQue's `paragraphs`; FlashRAG keeps
     both under `metadata`. Empty where there are none."""
     if is_squad(row):
-        return row_support(row)
+        return row_support(row) if is_text(row["context"]) else ()
     holders = [part for part in (row, row.get("metadata")) if isinstance(part, dict)]
     facts = next((part["supporting_facts"] for part in holders if part.get("supporting_facts")), None)
     paragraphs = next((part["paragraphs"] for part in holders if part.get("paragraphs")), [])
@@ -265,7 +280,12 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     # a paragraph without a title is an article of its own
     keys = [_digest(next(filter(None, e.supporting[0]))) if by_article and e.supporting else _hash(e) for e in examples]
     border = sorted(keys)[n_held_out - 1]
-    return [example for example, key in zip(examples, keys, strict=True) if (key <= border) == (split != "train")]
+    held_out = [example for example, key in zip(examples, keys, strict=True) if key <= border]
+    if split != "train":
+        return held_out
+    asked = set(map(question_key, held_out))  # in other letters or without its question mark it is the same question
+    left = [example for example, key in zip(examples, keys, strict=True) if key > border]
+    return [example for example in left if question_key(example) not in asked]
 
 
 def _hub_corpus(dataset: str) -> list[Passage]:

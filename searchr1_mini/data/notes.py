@@ -161,12 +161,19 @@ def text_lines(path: Path) -> Iterator[str]:
         UnicodeDecodeError: it is in another encoding.
     """
     with path.open(encoding=_marked_encoding(path) or "utf-8-sig") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), "")):
-            if number == 0 and line.startswith('{"'):
+        rest = ""  # of a word that a long line was cut in
+        for number, part in enumerate(iter(lambda: file.readline(MOST_LINE), "")):
+            if number == 0 and part.startswith('{"'):
                 raise UserError(f"{path} holds JSON lines, not a text; name it .jsonl")
-            if "\0" in line:
+            if "\0" in part:
                 raise Unread("holds NUL bytes, as no text does; save it in UTF-8")
+            line, rest = rest + part, ""
+            if len(part) == MOST_LINE and not part.endswith("\n"):
+                end = line.rfind(" ") + 1 or len(line)
+                line, rest = line[:end], line[end:]
             yield line
+        if rest:
+            yield rest
 
 
 def _marked_encoding(path: Path) -> str | None:
@@ -196,8 +203,11 @@ def html_lines(path: Path) -> tuple[str, list[str]]:
     except (LookupError, ValueError) as error:
         raise Unread(f"not in the encoding {encoding} ({one_line(str(error))[:80]}); save it in UTF-8") from error
     page = _Page()
-    page.feed(text)
-    page.close()
+    try:
+        page.feed(text)
+        page.close()
+    except AssertionError as error:  # Python's own of an odd marked section
+        raise Unread(f"damaged ({one_line(str(error))[:80]})") from error
     return " ".join("".join(page.title).split()), "".join(page.parts).splitlines()
 
 
@@ -209,10 +219,12 @@ class _Page(HTMLParser):
         self.parts: list[str] = []
         self.title: list[str] = []
         self.within = ""
+        self.n_titles = 0
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         """Opens a paragraph, or what is left out of the text."""
         self.within = tag if tag in ("script", "style", "title") else ""
+        self.n_titles += tag == "title"
         self.parts.append("\n\n" if tag in _BLOCKS else "\n" if tag == "br" else " " if tag in ("td", "th") else "")
 
     def handle_endtag(self, tag: str) -> None:
@@ -223,7 +235,8 @@ class _Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         """Keeps text; its line breaks mean blanks."""
         if self.within == "title":
-            self.title.append(data)
+            if self.n_titles == 1:  # others are of pictures in it
+                self.title.append(data)
         elif not self.within:
             self.parts.append(" ".join(data.splitlines()) if "\n" in data else data)
 

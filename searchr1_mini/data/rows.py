@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.data.spelled import spelled
 from searchr1_mini.storage.printable import one_line
 
 QUESTION_FIELDS = ("question", "query", "input")
@@ -21,8 +22,9 @@ ANSWER_FIELDS = (
 )
 _OTHER_FIELDS = (
     "answer_aliases id _id data_source supporting_facts metadata paragraphs context "
-    "contents title wikipedia_title text turns segments"
+    "contents title wikipedia_title text turns segments answerable is_impossible"
 )
+STRUCTURED = ("context", "supporting_facts", "paragraphs", "metadata")
 # nothing else is read of a row, and of parquet nothing else is loaded
 READ_FIELDS = frozenset([*QUESTION_FIELDS, *ANSWER_FIELDS, *_OTHER_FIELDS.split()])
 FORMS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # and, parquet aside, the same with .gz
@@ -36,6 +38,9 @@ MOST_LIST = 2**30  # bytes of a file that is one JSON list, which is read as a w
 DAMAGE = (OSError, EOFError, zlib.error)  # what reading a damaged or cut file raises
 
 _HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate; no tokenizer can encode it
+# words of a file's path that say what its questions are for
+_TRAINING = re.compile(r"(?<![a-z])train(?:set|ing)?(?![a-z])")
+_EVALUATION = re.compile(r"(?<![a-z])(?:test|dev|valid|val|validation|eval|evaluation)(?:set)?(?![a-z])")
 
 
 def is_text(value: Any) -> bool:
@@ -66,16 +71,16 @@ def question_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    visible = [file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)) and file.is_file()]
+    there = [file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)) and file.is_file()]
+    visible = [file for file in there if ".rejected." not in file.name]  # of make-questions
     files = next((found for form in FORMS if (found := [file for file in visible if file_format(file) == form])), [])
     if not files:
         raise UserError(f"the folder {path} holds no file of questions; {ACCEPTED}")
-    parts = {"train": re.compile("train"), "evaluation": re.compile("test|dev|valid|eval")}
-    held = [[file for file in files if pattern.search(file.name.lower())] for pattern in parts.values()]
-    if all(held):
+    held = [[f for f in files if part.search(str(f.relative_to(path)).lower())] for part in (_TRAINING, _EVALUATION)]
+    if all(held) and held[0] != held[1]:
         raise UserError(
-            f"the folder {path} holds questions to train on ({held[0][0].name}) and others to evaluate on "
-            f"({held[1][0].name}); name one of the files"
+            f"the folder {path} holds questions to train on ({held[0][0].relative_to(path)}) and others to "
+            f"evaluate on ({held[1][0].relative_to(path)}); name one of the files, or of the folders"
         )
     return files
 
@@ -192,11 +197,24 @@ def _delimited(path: Path, form: str) -> Iterator[tuple[str, Any]]:
                         f"{delimiter!r} in double quotes"
                     )
                 elif any(map(str.strip, cells)):
-                    yield place, {name: cell for name, cell in zip(names, cells, strict=False) if cell.strip()}
+                    yield (
+                        place,
+                        {
+                            name: _structure(name, cell)
+                            for name, cell in zip(names, cells, strict=False)
+                            if cell.strip()
+                        },
+                    )
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{place}: cannot be read: {one_line(str(error))[:200]}; save it as CSV in UTF-8") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _structure(name: str, cell: str) -> Any:
+    """What a cell spells, in a column that holds lists or objects in other forms of the same data."""
+    found = spelled(cell, MOST_ROW) if name.lower() in STRUCTURED else None
+    return cell if found is None else found
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,11 @@ PLAN = ("This takes one search.", "This takes two searches. First", "This takes 
 NEXT = ("{said} Now I need to find {want}.", "{said} Next I should look up {want}.", "{said} Now I look for {want}.")
 LAST = ("{said}", "{said} That answers the question.", "{said} So the answer is {answer}.")
 MOST_WORDS = 40  # of a quotation: thoughts are short
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(\d])")
+# no sentence ends behind an initial or one of these
+_SENTENCE = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\bSt\.)(?<!\bMt\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bJr\.)(?<!\bSr\.)"
+    r"(?<!\bvs\.)(?<!\bv\.)(?<!\bNo\.)\s+(?=[A-Z\"'(\d])"
+)
 _NAME_ADDITION = re.compile(r"\s*\(.*\)$")
 
 Find = Callable[[str], Sequence[Passage]]
@@ -124,7 +128,8 @@ def answer_hops(example: Example, find: Find) -> list[Hop] | None:
     """Returns one search with the question's own words; None where no passage that it finds holds the answer."""
     query = own_words(example.question)
     passage = next((p for p in find(query) if contains_gold(p.text, example.golden_answers)), None)
-    return None if passage is None else [Hop(query, query, quotation(passage, example.golden_answers))]
+    said = quotation(passage, example.golden_answers) if passage else ""
+    return [Hop(query, query, said)] if contains_gold(said, example.golden_answers) else None
 
 
 def is_named(title: str, text: str) -> bool:

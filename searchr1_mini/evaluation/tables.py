@@ -73,10 +73,14 @@ class Results:
         """Returns one figure of every question of a cell."""
         return [scores[name] for scores in self.scores[label].get(source, {}).values()]
 
+    @property
+    def averaged(self) -> list[str]:
+        """The columns that the mean is of, as in the paper: without the synthetic world if there are others."""
+        return [source for source, dataset in self.dataset_of.items() if dataset != "world"] or self.sources
+
     def mean(self, label: str) -> float:
-        """Averages exact match over sources, as in the paper: without the synthetic world if there are others."""
-        real = [source for source, dataset in self.dataset_of.items() if dataset != "world"] or self.sources
-        return fmean(fmean(values) for source in real if (values := self.values(label, source)))
+        """Averages exact match over sources."""
+        return fmean(fmean(values) for source in self.averaged if (values := self.values(label, source)))
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,17 @@ def main_grid(results: Results, compare: bool, reference: str) -> Grid:
 
 
 def difference(results: Results, label: str, reference: str) -> str:
-    """Renders `-0.120 (p = 0.001)`: mean paired difference from the reference, McNemar's exact test."""
+    """Renders `-0.120 (p = 0.001)`: mean difference from the reference over the questions of the sources that are
+    averaged, paired, and McNemar's exact test.
+    """
     if label == reference:
         return ""
     ours, theirs = (
-        {(source, id_): s["em"] for source, of in results.scores[name].items() for id_, s in of.items()}
+        {
+            (source, id_): s["em"]
+            for source in results.averaged
+            for id_, s in results.scores[name].get(source, {}).items()
+        }
         for name in (label, reference)
     )
     shared = [key for key in ours if key in theirs]

@@ -112,3 +112,15 @@ def test_documents_that_are_not_named_or_not_there_are_told():
         main(["/no/such/folder"])
     with pytest.raises((UserError, SystemExit)):
         main(["notes", "--dtype", "float17"])
+
+
+def test_questions_are_not_written_among_the_documents(tmp_path, monkeypatch):
+    """A corpus of one folder is read whole, and would then be the questions."""
+    monkeypatch.chdir(write_notes(tmp_path / "notes"))
+    with pytest.raises(UserError, match="lies among the documents"):
+        main(["."])
+
+
+def test_a_question_in_chinese_is_one():
+    passage = Passage("0", "北京", "中国的首都是北京。它很大。")
+    assert fault_of("中国的首都是哪里？", "北京", passage, RankBM25([passage]), 1) is None

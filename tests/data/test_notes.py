@@ -139,3 +139,17 @@ def test_no_character_is_lost_whatever_the_script(paragraphs):
     passages = list(cut_passages(text.splitlines(keepends=True)))
     assert "".join("".join(passages).split()) == "".join(text.split())
     assert all(passage.strip() and len(passage.split()) <= MOST_WORDS for passage in passages)
+
+
+def test_an_odd_marked_section_skips_the_page_and_not_the_folder(tmp_path, capsys):
+    (tmp_path / "a.html").write_text("<p>In SGML, write <![%draft;[ text ]]> </p>")
+    (tmp_path / "b.html").write_text("<title>Home</title><svg><title>Search icon</title></svg><p>Words.</p>")
+    (passage,) = load_corpus(str(tmp_path), "jsonl", None)
+    assert (passage.title, passage.text) == ("Home", "Words.") and "a.html (damaged" in capsys.readouterr().err
+
+
+def test_no_word_of_a_long_line_is_cut(tmp_path):
+    words = [f"Constantinople{n}" for n in range(3000)]
+    (tmp_path / "a.txt").write_text(" ".join(words))
+    found = " ".join(passage.text for passage in load_corpus(str(tmp_path), "jsonl", None)).split()
+    assert found == words

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.data import rows
-from searchr1_mini.data.datasets import load_corpus, load_examples
+from searchr1_mini.data.datasets import load_corpus, load_examples, question_key
+from searchr1_mini.data.rows import question_files
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import name_file
@@ -233,3 +234,99 @@ def test_what_python_writes_as_csv_is_read_back(tmp_path_factory, pairs):
 def test_passages_of_other_collections_are_read(tmp_path, name, content, found):
     (tmp_path / name).write_text(content)
     assert [(p.id, p.title, p.text) for p in load_corpus(str(tmp_path / name), "jsonl", None)] == found
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ("{'text': array(['Saint Bernadette'], dtype=object), 'answer_start': array([515])}", ["Saint Bernadette"]),
+        ('{"text": ["Paris"], "answer_start": [5]}', ["Paris"]),
+        ("[{'text': 'Paris', 'answer_start': 5}]", ["Paris"]),
+        ("['Paris', nan]", ["Paris"]),
+        ("['a' 'b']", ["a", "b"]),
+        ("{x}", ["{x}"]),
+    ],
+)
+def test_answers_printed_from_objects_are_read_from_a_table(tmp_path, cell, answers):
+    """As pandas and `datasets` write SQuAD's into a CSV."""
+    path = tmp_path / "q.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["question", "answers"], ["Who?", cell]])
+    (example,) = load_examples("jsonl", str(path), "all")
+    assert list(example.golden_answers) == answers
+
+
+def test_an_answers_object_that_is_cut_is_told(tmp_path):
+    path = tmp_path / "q.csv"
+    path.write_text("question,answer\nWho?,\"{'text': ['Par\"\n")
+    with pytest.raises(UserError, match=r"line 2.*cut short"):
+        load_examples("jsonl", str(path), "all")
+
+
+def test_hotpotqas_paragraphs_are_read_from_a_table(tmp_path):
+    """A cell of `context` spells its list."""
+    context = [["Oslo", ["It is a city.", " It is in Norway."]], ["Bern", ["Another."]]]
+    path = tmp_path / "q.csv"
+    rows = [["question", "answer", "context", "supporting_facts"], ["Where?", "Norway", context, [["Oslo", 1]]]]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    found = load_corpus(None, "jsonl", str(path))
+    assert [(passage.title, passage.text) for passage in found] == [
+        ("Oslo", "It is a city. It is in Norway."), ("Bern", "Another.")
+    ]  # fmt: skip
+    assert load_examples("jsonl", str(path), "all")[0].supporting == (("Oslo", ""),)
+
+
+def test_sentences_without_blanks_of_their_own_are_parted(tmp_path):
+    """2WikiMultihopQA's; HotpotQA's bring theirs."""
+    rows = [
+        {"question": "q?", "answer": "a", "context": [["T", ["Teutberga married Lothair II.", "She was a queen."]]]},
+        {"question": "p?", "answer": "a", "context": [["U", ["He lived.", " He died.", '" Quoted.']]]},
+    ]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    texts = [passage.text for passage in load_corpus(None, "jsonl", path)]
+    assert texts == ["Teutberga married Lothair II. She was a queen.", 'He lived. He died." Quoted.']
+
+
+@pytest.mark.parametrize(
+    ("files", "is_refused"),
+    [
+        (["train/0.jsonl", "test/0.jsonl"], True),
+        (["a/train.jsonl", "a/dev-v2.0.jsonl"], True),
+        (["retrieval_train.jsonl"], False),
+        (["train_latest.jsonl"], False),
+        (["contest.jsonl", "train.jsonl"], False),
+        (["val.jsonl", "trainset.jsonl"], True),
+        (["q.jsonl", "q.rejected.jsonl"], False),
+    ],
+)
+def test_a_folder_of_several_splits_is_told_by_words_of_its_paths(tmp_path, files, is_refused):
+    for n, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name, [{"question": f"q{n}?", "answer": "a"}])
+    if is_refused:
+        with pytest.raises(UserError, match="name one of the files"):
+            question_files(tmp_path)
+    else:
+        found = question_files(tmp_path)
+        assert len(found) == len([name for name in files if "rejected" not in name])
+
+
+def test_questions_without_an_answer_are_left_out_where_the_data_says_so(tmp_path, capsys):
+    rows = [
+        {"question": "q?", "answer": "a", "answerable": True},
+        {"question": "q?", "answer": "a", "answerable": False},
+        {"question": "p?", "answers": {"text": [], "answer_start": []}},
+    ]
+    examples = load_examples("jsonl", write_lines(tmp_path / "q.jsonl", rows), "all")
+    assert [example.question for example in examples] == ["q?"]
+    assert "2 questions without an answer are left out" in capsys.readouterr().err
+
+
+def test_the_same_question_in_other_letters_is_on_one_side(tmp_path):
+    rows = [
+        {"question": text.format(n), "answer": "a"} for n in range(50) for text in ("who wrote {}", "Who wrote {}?")
+    ]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    sides = [{question_key(e) for e in load_examples("jsonl", path, split)} for split in ("train", "eval")]
+    assert all(sides) and not sides[0] & sides[1]

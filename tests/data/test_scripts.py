@@ -109,3 +109,16 @@ def test_most_real_hotpotqa_questions_give_a_script():
     find = finder(load_corpus(None, "hotpotqa", path))
     scripts = [hops for example in examples if (hops := supported_hops(example, find))]
     assert len(scripts) >= 50 and sum(len(hops) > 1 for hops in scripts) >= 20
+
+
+def test_a_sentence_does_not_end_behind_an_initial():
+    text = "It is a dam on the river. It was opened by John F. Kennedy in St. Louis in 1962. It is high."
+    said = quotation(Passage("0", "Dam", text), ["John F. Kennedy"])
+    assert said == "It was opened by John F. Kennedy in St. Louis in 1962."
+
+
+def test_an_answer_that_no_quotation_holds_is_no_script():
+    example = Example("0", "Who opened the dam?", ("Lothair II. She",), "q")
+    passage = Passage("0", "Dam", "He was Lothair II! He was Lothair 2. It was opened by Lothair II. She came.")
+    assert answer_hops(example, lambda query: [passage]) is None
+    assert answer_hops(replace(example, golden_answers=("Lothair II",)), lambda query: [passage])

@@ -15,7 +15,16 @@ from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.evaluation import paper
 from searchr1_mini.evaluation.plan import Row
-from searchr1_mini.evaluation.tables import Grid, Results, latex, markdown, subset_name, terminal, write_tables
+from searchr1_mini.evaluation.tables import (
+    Grid,
+    Results,
+    difference,
+    latex,
+    markdown,
+    subset_name,
+    terminal,
+    write_tables,
+)
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
@@ -245,3 +254,20 @@ def test_names_from_outside_are_text_in_every_form(name):
     assert "\x1b" not in drawn and "[red]b[/b]" in drawn
     assert all(line.startswith("|") for line in markdown(grid).split("\n\n", 1)[1].split("\n"))
     assert latex(Grid("t", ["row"], [["a_b & 50% \\x"]])).count("a\\_b \\& 50\\% \\textbackslash{}x") == 1
+
+
+@pytest.mark.parametrize(("value", "n"), [(0.0, 20), (1.0, 125)])
+def test_an_interval_of_equal_answers_has_a_width(value, n):
+    """By the rule of three, the bound is near 3 / n, and a little wider by Wilson's."""
+    low, high = bootstrap_interval([value] * n)
+    assert (low, high)[int(value)] == value and 3 / n < high - low < 4 / n
+
+
+def test_a_difference_is_of_the_questions_that_the_mean_is_of():
+    results, settings = Results(), resolve(TrainConfig())
+    for label, real, made_up in (("ours", "Norway", "x"), ("theirs", "x", "Norway")):
+        row = Row(label, "rag", settings)
+        for dataset, answer in (("nq", real), ("world", made_up)):
+            example = Example(f"{dataset}/0", "?", ("Norway",), dataset)
+            results.add(row, dataset, settings, [line_of(example, trajectory(answer))])
+    assert results.mean("ours") > results.mean("theirs") and difference(results, "ours", "theirs").startswith("+1.000")

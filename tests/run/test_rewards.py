@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_mini.core.rewards import exact_match, normalize_answer
+from searchr1_mini.core.rewards import contains_gold, exact_match, normalize_answer
 from searchr1_mini.core.scores import f1_score, sub_exact_match
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.run.rewards import reward
@@ -203,3 +203,19 @@ def test_no_reward_reads_what_the_engine_wrote(kind, text):
     for segment in two.of_kind("observation"):
         segment.text = text
     assert reward(one, ["Rome"], kind) == reward(two, ["Rome"], kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "stands"),
+    [
+        ("中国的首都是北京。它很大。", "北京", True),
+        ("東京タワーは東京都にある", "東京タワー", True),
+        ("กรุงเทพมหานครเป็นเมืองหลวง", "กรุงเทพ", True),
+        ("中国的首都是北京。", "上海", False),
+        ("The Parisian", "Paris", False),
+        ("서울은 수도이다", "서울", False),
+    ],
+)
+def test_a_gold_answer_stands_in_scripts_without_blanks(text, gold, stands):
+    """Korean has blanks between words."""
+    assert contains_gold(text, [gold]) is stands
