@@ -25,7 +25,7 @@ from searchr1_mini.models.tokenizer_check import check_tokenizer
 from searchr1_mini.models.weights import refuse_pickles
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import read_json
-from searchr1_mini.storage.hub import ask_hub_first
+from searchr1_mini.storage.hub import ask_hub_first, hide_loading_bars
 
 # the status line tells of loading; the bars of downloads are the hub's own, and stay
 logging.set_tqdm_hook(lambda factory, args, settings: factory(*args, **settings | {"disable": True}))
@@ -169,6 +169,7 @@ def from_pretrained(auto_class: type, source: str, **arguments):
     """
     refuse_pickles(Path(source), f"cannot load {source!r}")
     is_here = ask_hub_first(source)
+    hide_loading_bars()
     try:
         with status.phase(f"loading {Path(source).name}"):
             return auto_class.from_pretrained(source, trust_remote_code=False, **arguments)

@@ -18,6 +18,8 @@ import psutil
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.models.gguf_rope import restore_angles
+from searchr1_mini.storage import status
+from searchr1_mini.storage.hub import hide_loading_bars
 from searchr1_mini.storage.lock import aside_folder
 
 SAMPLE = 2**20  # bytes in five places, the header among them, that tell a file from another
@@ -66,7 +68,8 @@ def unpacked(path: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"unpacking {path.name} to float32, once, into {folder}", file=sys.stderr, flush=True)
     refuse_without_room(path, folder.parent)
-    with aside_folder(folder.parent, "unpacking") as aside:
+    hide_loading_bars()
+    with status.phase(f"unpacking {path.name}"), aside_folder(folder.parent, "unpacking") as aside:
         write_unpacked(path, aside / "whole")
         try:
             (aside / "whole").rename(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from functools import lru_cache
@@ -48,3 +49,15 @@ def hub_file(model: str, name: str) -> Path | None:
         return Path(hf_hub_download(model, name, local_files_only=not hub_answers()))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):  # whoever loads the model says why
         return None
+
+
+def hide_loading_bars() -> None:
+    """Hides transformers' bars of what it loads from disk, unless `--verbose` wants them; those of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    is_quiet, shows_downloads = os.environ.get("TRANSFORMERS_VERBOSITY") == "error", not are_progress_bars_disabled()
+    if is_quiet and logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+        if shows_downloads:
+            enable_progress_bars()

@@ -74,3 +74,19 @@ def test_a_silent_hub_is_asked_once_and_its_cache_is_read(random_qwen2, tmp_path
     assert done.stdout.count("exit code") == done.stdout.count("exit code 2") == 2 and not (tmp_path / "none").exists()
     assert (tmp_path / "run" / "summary.json").exists(), done.stderr[-2000:]
     assert len(calls) == 1, done.stderr[-2000:]
+
+
+def test_bars_of_loading_are_hidden_and_those_of_downloads_are_not(monkeypatch):
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    try:
+        monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")  # as --verbose leaves it
+        hide_loading_bars()
+        assert logging.is_progress_bar_enabled()
+        monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+        hide_loading_bars()
+        assert not logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    finally:
+        logging.enable_progress_bar()
