@@ -16,6 +16,8 @@ import pytest
 from helpers.models import sharded
 from helpers.paths import ROOT
 
+from searchr1_mini.storage.hub import hide_loading_bars
+
 COMMANDS = """
 import json, os, runpy, sys
 for sys.argv in json.loads(os.environ["COMMANDS"]):
