@@ -19,6 +19,7 @@ from searchr1_mini.core.micro_batches import MicroBatches
 from searchr1_mini.core.policy import Policy
 
 Losses = Callable[[Experience], Iterator[tuple[Tensor, dict[str, Any]]]]
+PER_TOKEN = set("entropy kl approx_kl clip_fraction llds sapo".split())  # weighted sums, logged as means
 
 
 class Optimizer:
@@ -71,9 +72,9 @@ class Optimizer:
             group["lr"] = rate
         with self.policy.training():
             parts = gather(self.micro_batches.over(experience.batch, backward, undo=self.zero_grad))
-        totals = {key: sum(part[key] for part in parts) for key in parts[0] if key != "change"}
-        if "ratio_max" in totals:
-            totals["ratio_max"] = max(part["ratio_max"] for part in parts)
+        totals = {k: (max if k == "ratio_max" else sum)(part[k] for part in parts) for k in parts[0] if k != "change"}
+        share = experience.weights.sum().item() or 1.0  # not 1 where the loss is divided by a constant, or wrongly
+        totals |= {key: totals[key] / share for key in PER_TOKEN & totals.keys() if abs(share - 1) > 1e-4}
         if "change" in parts[0]:
             totals |= change_metrics(torch.cat([part["change"] for part in parts]), self.is_first_update)
         self.logs.append(totals | self.apply_gradients(totals["loss"]))
@@ -120,11 +121,11 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def metrics(self) -> dict[str, float]:
-        """Returns the mean of each number over the step's updates that logged it, and the last learning rate."""
+        """Returns the mean of each number over the step's updates, the largest ratio, and the last learning rate."""
         if not self.logs:
             return {}
         keys = dict.fromkeys(key for log in self.logs for key in log)
-        means = {key: fmean(log[key] for log in self.logs if key in log) for key in keys}
+        means = {k: (max if k == "ratio_max" else fmean)(log[k] for log in self.logs if k in log) for k in keys}
         return means | {"learning_rate": self.logs[-1]["learning_rate"]}
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def change_metrics(change: Tensor, is_first_update: bool) -> dict[str, float]:
 
     On the first update the weights are still those that sampled, so the difference between the sampled log-probs and
     this forward must be noise: `logprob_diff_max` and `logprob_diff_mean`. On later ones the difference to pi_old, on
-    right trajectories, tells what training did to their likelihood: `correct_loglik_change`.
+    trajectories paid as right ones are, tells what training did to their likelihood: `correct_loglik_change`.
     """
     if is_first_update:
         return {"logprob_diff_max": change.abs().max().item(), "logprob_diff_mean": change.abs().mean().item()}
@@ -170,5 +171,6 @@ def logprob_changes(logprobs: Tensor, part: Experience, is_first_update: bool) -
     """Returns the differences (n,) that `change_metrics` tells of, of one micro-batch."""
     before, wanted = part.sampled_logprobs, part.batch.loss_mask
     if not is_first_update:
-        before, wanted = part.batch.old_logprobs, wanted & (part.batch.rewards[:, None] > 0)
+        wanted = wanted & (part.batch.rewards[:, None] > 0.5)  # some rewards pay wrong ones 0.3
+        before = part.batch.old_logprobs
     return (logprobs.detach() - before)[wanted].cpu()

@@ -242,9 +242,9 @@ def rows_to_train_on(rollouts: Rollouts, settings: Settings) -> list[int]:
 
 
 def teaches(objective: ObjectiveConfig, weight_decay: float, advantages: Tensor, updates: int) -> bool:
-    """Tells whether an update on rows of these advantages can move a weight, so that its forward is worth its time.
+    """Tells whether an update on rows of these advantages has a gradient, so that its forward is worth its time.
 
-    With advantages of 0 only other terms can; the KL's gradient is 0 as long as the policy is its reference.
+    With advantages of 0 only other terms have one; the KL's is 0 as long as the policy is its reference.
     """
     others = objective.entropy_coef or objective.llds_coef or weight_decay or (objective.kl_coef and updates)
     return bool(others) or bool(advantages.any())

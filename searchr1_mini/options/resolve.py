@@ -137,7 +137,7 @@ def filled(config: TrainConfig) -> TrainConfig:
     if imitates:
         values |= IMITATION[size] | {"group_size": 1 if config.run.algorithm == "sft" else PAPERS_ROLLOUTS}
         del values["drop_zero_variance"]
-    if config.objective.baseline == "batch":  # a group of equal rewards is compared with the other groups
+    if config.objective.baseline in ("batch", "none") or config.variant.turn_coef:  # equal rewards teach there too
         values["drop_zero_variance"] = False
     if config.weights.lora_rank == 0:
         values["load_in_4bit"] = False

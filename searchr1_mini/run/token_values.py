@@ -43,13 +43,13 @@ def token_values(run: Run, experience: Experience) -> list[TokenValues]:
         experience: what it learned from, N trajectories.
 
     Returns:
-        N times `advantages`, of PPO and GiGPO (GRPO's are equal along a trajectory), and where the run wants them
+        N times `advantages`, of PPO, GiGPO and Tree-GRPO (GRPO's are the group's), and where the run wants them
         `ratios`, pi(token) after the step's updates / pi_old(token), which costs a forward over all of them.
     """
     batch = experience.batch
     if active_bug(run.config.run) == "retokenize":  # the tokens that were trained on are not those that were sampled
         return [{}] * len(batch.lengths)
-    is_of_tokens = run.critic or run.config.variant.turn_coef
+    is_of_tokens = run.critic or run.config.variant.turn_coef or run.config.variant.tree_branches
     columns = {"advantages": experience.advantages} if is_of_tokens else {}
     if run.wants_ratios:
         now = all_logprobs(run.policy, batch, run.config.rollout.temperature, run.optimizer.micro_batches)

@@ -11,7 +11,7 @@ from searchr1_mini.core.algorithms import group_advantages
 def batch_advantages(rewards: Tensor, group_ids: Tensor, normalize_std: bool, within_groups: bool) -> Tensor:
     """Computes (r - mean) / (std + 1e-6) over all rollouts of the step: REINFORCE++ (arXiv 2501.03262, equation 10).
 
-    The paper has the KL in the reward; here it is where `--kl-estimator` puts it.
+    The paper has the KL in the reward; here it is in the loss.
 
     Args:
         rewards: (N,).

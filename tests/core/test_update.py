@@ -231,7 +231,7 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
     config, loss = case.run.config, torch.zeros(())
     told = dict.fromkeys(("policy_loss", "approx_kl", "entropy", "clip_fraction"), 0.0)
     bounds = 1 - config.objective.clip_eps, 1 + config.objective.clip_eps_high
-    ratios, changes = [], []
+    ratios, changes, share = [], [], 0.0
     for tokens, trajectory in zip(case.rows, case.trajectories, strict=True):
         now, entropies = logprobs_of(case.run, trajectory)
         changes += [now[t.at].item() - t.sampler for t in tokens]
@@ -249,10 +249,12 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
                 if token.advantage >= 0 and fell_as_a_whole:
                     loss = loss + weight * config.objective.llds_coef * torch.relu(-change)
             told["policy_loss"] += weight * surrogate.item()
+            share += weight
             told["approx_kl"] += weight * (change.exp() - change - 1).item()
             told["entropy"] += weight * entropies[token.at].item()
             told["clip_fraction"] += weight * (clipped < free).item()
             ratios.append(ratio.item())
+    told |= {name: told[name] / share for name in ("approx_kl", "entropy", "clip_fraction")}  # means per token
     told |= {"ratio_max": max(ratios), "loss": loss.item()}
     return loss, told | {"logprob_diff_max": max(map(abs, changes)), "logprob_diff_mean": fmean(map(abs, changes))}
 
@@ -337,7 +339,7 @@ def test_later_updates_tell_what_became_of_right_trajectories(grpo, monkeypatch)
     with torch.no_grad():
         for tokens, trajectory, reward in zip(grpo.rows, grpo.trajectories, grpo.rewards, strict=True):
             now, _ = logprobs_of(grpo.run, trajectory)
-            changes += [now[t.at].item() - t.trainer for t in tokens if reward > 0]
+            changes += [now[t.at].item() - t.trainer for t in tokens if reward > 0.5]
     assert logged["correct_loglik_change"] == pytest.approx(fmean(changes), abs=1e-4)
     assert "logprob_diff_max" not in logged and len(changes) < sum(map(len, grpo.rows))
 

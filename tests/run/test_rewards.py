@@ -219,3 +219,18 @@ def test_no_reward_reads_what_the_engine_wrote(kind, text):
 def test_a_gold_answer_stands_in_scripts_without_blanks(text, gold, stands):
     """Korean has blanks between words."""
     assert contains_gold(text, [gold]) is stands
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact", "longer"), [("sub-em", "Paris", "the city Paris"), ("f1", "New York", "New York City")]
+)
+def test_no_longer_answer_earns_more_than_the_exact_one(kind, exact, longer):
+    """With a bonus for a wrong answer whose passages held the right one, and a cost of a right one's searches."""
+
+    def paid(answer, n_searches=1):
+        made = Trajectory("0", [], "answer", answer, ["q"] * n_searches, retrieved=[f"It is {exact}."])
+        return reward(made, [exact], kind, retrieval_bonus=0.3, search_cost=0.1)
+
+    assert paid(longer) <= paid(exact) == 1.0 and paid("Rome") == pytest.approx(0.3)
+    if kind == "sub-em":
+        assert paid(longer, 3) == paid(exact, 3) == pytest.approx(0.8)

@@ -10,6 +10,9 @@ from helpers.sessions import collect, session_of, train_step
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.variants.baselines import batch_advantages
 
 MEMBERS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.5, 1.0])), min_size=2, max_size=9)
@@ -39,6 +42,8 @@ def test_a_step_of_reinforce_plus_plus(baseline, tmp_path):
     run = session_of(tmp_path, baseline=baseline)
     rollouts = collect(run, 1)
     assert run.config.objective.drop_zero_variance == (baseline == "group-batch")
+    for options in ({"baseline": "none"}, {"turn_coef": 1.0}):  # equal rewards teach there too
+        assert not resolve(make(TrainConfig, **options)).objective.drop_zero_variance
     logged = train_step(run, 1)
     assert logged["grad_norm"] > 0 and len(set(rollouts.rewards)) > 1
     assert (logged["trained_on"] == 1) == (baseline == "batch")

@@ -9,12 +9,13 @@ from helpers.sessions import collect, session_of, train_step
 from searchr1_mini.core.algorithms import group_advantages
 from searchr1_mini.core.batch import build_batch
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.experience import all_logprobs
+from searchr1_mini.core.experience import Experience, all_logprobs
 from searchr1_mini.core.methods import Aside, Prompt
 from searchr1_mini.core.prompts import INVALID_ACTION, parse_action
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.invariants import check_texts
+from searchr1_mini.run.token_values import token_values
 from searchr1_mini.variants.tree import add_tree_advantages, forks, resumed, stem
 
 LEAVES = 4
@@ -114,3 +115,12 @@ def test_a_method_that_reads_aside_does_not_branch(run, rollouts):
     chain = next(t for t in rollouts.trajectories if max(forks(t)) > 1)
     with pytest.raises(UserError, match="--tree-branches"):
         next(resumed(reads_aside("Who?"), stem(chain, max(forks(chain))), None))
+
+
+def test_the_logged_advantage_of_a_branch_is_the_one_trained_on(run, rollouts):
+    batch = build_batch(rollouts.trajectories, rollouts.rewards, rollouts.group_ids, run.policy.tokenizer.pad_token_id)
+    experience = Experience(batch, advantages=torch.arange(batch.targets.numel()).view_as(batch.targets).float())
+    values = token_values(run, experience)
+    for row in (0, len(values) - 1):
+        logged = [value for value in values[row]["advantages"] if value is not None]
+        assert logged == experience.advantages[row][batch.loss_mask[row]].tolist()
