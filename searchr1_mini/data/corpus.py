@@ -145,7 +145,12 @@ def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Pas
         try:
             if isinstance(context, dict):
                 context = list(zip(context["title"], context["sentences"], strict=True))
-            paragraphs = [(str(title), joined(sentences)) for title, sentences in context]
+            parts = [sentence for _, sentences in context for sentence in sentences[1:]]
+            between = "" if any(sentence[:1].isspace() for sentence in parts) else " "  # 2WikiMultihopQA's bring none
+            paragraphs = [
+                (str(title), (sentences if isinstance(sentences, str) else between.join(sentences)).strip())
+                for title, sentences in context
+            ]
             if not all(is_text(" ".join(paragraph)) for paragraph in paragraphs):
                 raise ValueError("blank or broken Unicode")
         except (KeyError, TypeError, ValueError) as error:
@@ -153,12 +158,6 @@ def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Pas
                 f'{where}: "context" is not a list of [title, [sentences]]; name the passages with --corpus'
             ) from error
         yield from (Passage("", title, text) for title, text in paragraphs)
-
-
-def joined(sentences: Sequence[str]) -> str:
-    """Joins sentences, of which HotpotQA's begin with their blank and 2WikiMultihopQA's do not."""
-    has_blanks = any(sentence[:1].isspace() for sentence in sentences[1:])
-    return ("" if has_blanks else " ").join(sentences).strip()
 
 
 def distinct(passages: Iterable[Passage]) -> list[Passage]:

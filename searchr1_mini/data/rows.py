@@ -39,8 +39,10 @@ DAMAGE = (OSError, EOFError, zlib.error)  # what reading a damaged or cut file r
 
 _HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone surrogate; no tokenizer can encode it
 # words of a file's path that say what its questions are for
-_TRAINING = re.compile(r"(?<![a-z])train(?:set|ing)?(?![a-z])")
-_EVALUATION = re.compile(r"(?<![a-z])(?:test|dev|valid|val|validation|eval|evaluation)(?:set)?(?![a-z])")
+_TRAINING = re.compile(r"(?<!s)train")  # and no constraint
+_EVALUATION = re.compile(  # and no contest, latest, device, retrieval
+    r"(?<!con)(?<!la)(?<!grea)test|(?<![a-z])dev(?!ice|elop)|valid|(?<!ri)(?<!di)eval|(?<![a-z])val(?![a-z])"
+)
 
 
 def is_text(value: Any) -> bool:

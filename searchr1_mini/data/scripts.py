@@ -39,7 +39,7 @@ MOST_WORDS = 40  # of a quotation: thoughts are short
 # no sentence ends behind an initial or one of these
 _SENTENCE = re.compile(
     r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\bSt\.)(?<!\bMt\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bJr\.)(?<!\bSr\.)"
-    r"(?<!\bvs\.)(?<!\bv\.)(?<!\bNo\.)\s+(?=[A-Z\"'(\d])"
+    r"(?<!\bvs\.)(?<!\bv\.)(?<!\bNo\.)\s+(?=[A-Z\"'(\d])|(?<=[。！？])\s*"
 )
 _NAME_ADDITION = re.compile(r"\s*\(.*\)$")
 

@@ -87,7 +87,8 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     check_models(config, [row.settings for row in plan.rows])
     chose = chosen_by(run_folders(config)) if config.checkpoint == "best" else []
     runs = run_folders(config)
-    of_files = [run for run in runs if saved_config(run).get("data_path")]  # who knows what these have of a test set
+    # who knows what files hold of a test set
+    of_files = [run for run in runs if any(saved_config(run).get(n) for n in ("data_path", "demonstrations", "init"))]
     if chose:
         plan.notes.append(
             f"The best checkpoint was chosen by {len(chose)} held-out questions of its run, which no row is asked here."

@@ -23,7 +23,6 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
-from searchr1_mini.run.imitation import imitates
 from searchr1_mini.run.log import render_trajectory, summary_table, trajectory_row, write_watched
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import write_json_atomic
@@ -81,8 +80,8 @@ class Evaluations:
             return
         self.before = self.measure(run, "the base")
         self.samples_before = self.samples[:20]
-        learns_by_itself = not (run.config.imitation.cold_start or imitates(run.config.run.algorithm))
-        if is_main() and learns_by_itself:  # else the first steps show it the form
+        is_shown = run.config.imitation.cold_start or run.config.run.algorithm == "sft"
+        if is_main() and not is_shown:  # else the first steps show it the form
             tell(run.folder, diagnose(self.samples, run.config, bool(run.policy.tokenizer.chat_template)))
 
     def state_dict(self) -> dict[str, Any]:

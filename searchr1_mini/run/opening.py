@@ -82,10 +82,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     shown = [example for example, _ in demonstrated(config, held_out.examples)]
     must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match))
-    if config.run.resume:
-        on_main(lambda: checkpoint.keep_changed(folder, flat(asked), KEPT_ON_RESUME))
-    if not (is_older or (folder / HELD_OUT).is_file()):
-        on_main(lambda: keep_held_out(folder, held_out.examples))
+    on_main(lambda: None if is_older or (folder / HELD_OUT).is_file() else keep_held_out(folder, held_out.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
     on_main(lambda: keep_trained_on(folder, train.examples + shown, config.run.init))
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
@@ -143,6 +140,8 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         folder, config.optimization.steps, run.first_step, config.logging.tensorboard and is_main(),
         config.logging.wandb and is_main(), flat(config), folder.name,
     )  # fmt: skip
+    if config.run.resume:  # which nothing refuses any more
+        on_main(lambda: checkpoint.keep_changed(Path(config.run.output_dir), flat(asked), KEPT_ON_RESUME))
     return run
 
 

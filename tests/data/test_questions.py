@@ -244,7 +244,12 @@ def test_passages_of_other_collections_are_read(tmp_path, name, content, found):
         ("[{'text': 'Paris', 'answer_start': 5}]", ["Paris"]),
         ("['Paris', nan]", ["Paris"]),
         ("['a' 'b']", ["a", "b"]),
+        ("array(['Foo [bar]', 'x'], dtype=object)", ["Foo [bar]", "x"]),
+        ("{'text': array(['in [Paris]'], dtype=object)}", ["in [Paris]"]),
+        ('["np.array([1, 2])"]', ["np.array([1, 2])"]),
         ("{x}", ["{x}"]),
+        ("{{1, 2}}", ["{{1, 2}}"]),
+        ("{[1]: 2}", ["{[1]: 2}"]),
     ],
 )
 def test_answers_printed_from_objects_are_read_from_a_table(tmp_path, cell, answers):
@@ -280,12 +285,13 @@ def test_hotpotqas_paragraphs_are_read_from_a_table(tmp_path):
 def test_sentences_without_blanks_of_their_own_are_parted(tmp_path):
     """2WikiMultihopQA's; HotpotQA's bring theirs."""
     rows = [
+        {"question": "r?", "answer": "a", "context": [["V", "北京。"]]},
         {"question": "q?", "answer": "a", "context": [["T", ["Teutberga married Lothair II.", "She was a queen."]]]},
         {"question": "p?", "answer": "a", "context": [["U", ["He lived.", " He died.", '" Quoted.']]]},
     ]
     path = write_lines(tmp_path / "q.jsonl", rows)
     texts = [passage.text for passage in load_corpus(None, "jsonl", path)]
-    assert texts == ["Teutberga married Lothair II. She was a queen.", 'He lived. He died." Quoted.']
+    assert texts == ["北京。", "Teutberga married Lothair II. She was a queen.", 'He lived. He died." Quoted.']
 
 
 @pytest.mark.parametrize(
@@ -297,6 +303,10 @@ def test_sentences_without_blanks_of_their_own_are_parted(tmp_path):
         (["train_latest.jsonl"], False),
         (["contest.jsonl", "train.jsonl"], False),
         (["val.jsonl", "trainset.jsonl"], True),
+        (["traindata.jsonl", "testdata.jsonl"], True),
+        (["nqtrain.jsonl", "nqtest.jsonl"], True),
+        (["trainingset.jsonl", "tests/q.jsonl"], True),
+        (["trainqa.jsonl", "devdata.jsonl"], True),
         (["q.jsonl", "q.rejected.jsonl"], False),
     ],
 )

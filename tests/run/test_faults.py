@@ -355,6 +355,7 @@ def test_what_a_resume_changes_holds_for_the_next_one(run, capsys):
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
     told = sentence_of(capsys, train_command, [*go_on, "--steps", "2"])
     assert "has trained 3 steps" in told
+    train_command(go_on)  # what was refused is not kept
     (run / checkpoint.CHANGED).write_text('{"steps": "x"}')
     assert f"{checkpoint.CHANGED} is damaged" in sentence_of(capsys, train_command, go_on)
 
