@@ -192,7 +192,7 @@ def suspects() -> str:
         ("reward", ["reward-from-whole-text"], ["reward above em"]),
         ("batch", ["retokenize"], ["entropy, grad_norm", "ratios are missing"]),
         ("advantages", ["colliding-groups"], ["group, advantage", "zero_variance_groups"]),
-        ("loss", ["masked-in-denominator", "tool-tokens-in-length"], ["policy_loss", "entropy, grad_norm"]),
+        ("loss", ["masked-in-denominator", "tool-tokens-in-length"], ["policy_loss", "grad_norm"]),
     ]
     parts, middle = [], 0.0
     for y, words in ((74, "stage"), (130, "fault"), (200, "shows in")):

@@ -266,7 +266,7 @@ for reply in (
     print("asks: ", method.send(reply))
 
 # %% [markdown]
-# What does not fit is told before any work, in one sentence:
+# Anything that does not fit is reported before any work, in one sentence:
 
 # %%
 from searchr1_mini.core.errors import UserError
@@ -333,6 +333,7 @@ cases = [
     ("<answer> 42",),
     ("<answer> 42 </search>",),
     ("</search> <search> after it </search>",),
+    ("<search> a </answer> b </search>",),
 ]
 check_code("3.3", answer, lambda text: parse_action(text).kind, cases, hint="find the first closing tag of both kinds")
 

@@ -171,7 +171,7 @@ print(sorted({round(row["reward"], 2) for row in rows}))
 # %% [markdown]
 # `python train.py --reward my_rewards.py:brevity` takes it from a file, as `--method` takes a method
 # ([notebook 3](03_a_rollout.ipynb)) and `--retriever` an engine ([notebook 10](10_your_own_documents.ipynb)); all three are in
-# [Recipes](../docs/recipes.md#a-reward-an-engine-or-a-method-of-your-own). What does not fit is told before any work, in one sentence:
+# [Recipes](../docs/recipes.md#a-reward-an-engine-or-a-method-of-your-own). Anything that does not fit is reported before any work, in one sentence:
 
 # %%
 from searchr1_mini.core.errors import UserError

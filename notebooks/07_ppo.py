@@ -79,7 +79,7 @@ _ = axis.legend()
 #
 # With $\lambda = 1$ the advantage is the return minus the value: unbiased, and as noisy as the reward. With $\lambda = 0$
 # it is how much the value rose in one step: with little noise, but only as right as the critic. This critic's value jumps
-# at the search, so $\lambda = 0$ gives all the credit there.
+# at the search, so $\lambda = 0$ gives the largest share of the credit there.
 
 # %%
 fig, axis = plt.subplots(figsize=(7, 3), layout="constrained")

@@ -94,7 +94,7 @@ assert last["sound"] > max(last["no mask"], last["no KL, rate x 7"])
 #
 # ![reward, exact match, entropy and KL of four arms](../docs/ablation_mask.svg)
 #
-# `python -m searchr1_mini.ablate algorithm` compares six objectives over 40 steps with three seeds each. One of them is
+# `python -m searchr1_mini.ablate algorithm --seeds 3` compares six objectives over 40 steps. One of them is
 # DAPO, which trains without a KL but with steps of the right size, and does not fail:
 #
 # ![curves of six algorithms](../docs/ablation_algorithm.svg)
@@ -237,8 +237,8 @@ check_code("8.2", answer, lambda m: loss_weights(m, "sequence"), [(mask,), (mask
 # **8.3** A log shows `reward` 1.00, `em` 0.10, `searches` 1.00 and no warning. Which fault of the museum is in it?
 
 # %%
-answer = ...  # a text, as train.py takes it: "--bug NAME"
-check("8.3", answer, "596019a2246e", hint="who is paid, and for what?")
+answer = ...  # a text: the NAME of --bug
+check("8.3", answer, "e1974392d4cc", hint="who is paid, and for what?")
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -170,7 +170,7 @@ for name, engine in (("BM25", retriever), ("titles alone", by_title)):
 # %% [markdown]
 # These questions name the page that they need, so titles are enough here; a query without a name finds nothing.
 #
-# What does not fit is told before any work:
+# Anything that does not fit is reported before any work:
 
 # %%
 of_one_query = code.replace("def search(self, queries, topk)", "def search(self, query)")

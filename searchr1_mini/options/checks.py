@@ -165,6 +165,8 @@ def check_resolved(config: TrainConfig) -> None:
          "--bug colliding-groups does nothing with --algorithm ppo; set --algorithm grpo, or leave it out"),
         (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in ("r1", "direct"),
          f"--bug {bug} does nothing with --method {config.run.method}; set --method search-r1, or leave it out"),
+        ((bug == "colliding-groups" or config.run.mystery is not None) and is_world and "," not in data.world_hops,
+         "--bug colliding-groups, which a --mystery may be, needs questions of two sources; add --world-hops 1,2"),
         (bug == "no-last-turn" and is_own(config.run.method),
          f"--bug {bug} does nothing with a --method of your own; set --method search-r1, or leave it out"),
         (config.run.mystery is not None and is_own(config.run.method),

@@ -21,11 +21,11 @@ from searchr1_mini.storage.printable import plain
 PAGE = Path(__file__).parent / "report_page"
 N_CHARTS = 4  # that are not folded
 METRICS = {  # key -> (title, unit, what it tells)
-    "reward": ("Reward", "exact match", "mean reward of the step's rollouts, sampled at the run's temperature"),
+    "reward": ("Reward", "mean", "mean reward of the step's rollouts, sampled at the run's temperature"),
     "em": ("Exact match of rollouts", "share", "right answers among the step's rollouts, whatever else the reward pays for"),
     "searches": ("Searches", "a question", "executed queries a rollout"),
     "response_tokens": ("Response length", "tokens", "tokens that the policy wrote in a rollout, over all of its turns"),
-    "observation_tokens": ("Observations", "tokens", "tokens that the engine returned in a rollout; masked out of the loss"),
+    "observation_tokens": ("Observations", "tokens", "tokens that the engine returned in a rollout"),
     "invalid_actions": ("Invalid actions", "a question", "turns that were neither a search nor an answer"),
     "zero_variance_groups": ("Zero-variance rollouts", "share", "rollouts whose group all got the same reward: no signal"),
     "kl": ("KL to the reference", "nats a token", "to the model before training, as --kl-estimator says"),
@@ -34,6 +34,7 @@ METRICS = {  # key -> (title, unit, what it tells)
     "value_loss": ("Value loss", "of the critic", "half the squared error of the values, clipped"),
     "correct_loglik_change": ("Likelihood of right rollouts", "nats a token", "what a step's first updates did to them; "
                               "below 0 for long, a collapse is near"),
+    "policy_loss": ("Policy loss", "", "the surrogate that an update minimizes"),
     "clip_fraction": ("Clip fraction", "share of tokens", "tokens whose gradient the clipped objective took away"),
     "grad_norm": ("Gradient norm", "before clipping", "spikes announce trouble"),
     "logprob_diff_max": ("Sampled vs. recomputed", "nats, largest", "log-probs at sampling against a forward of the same "
@@ -172,7 +173,7 @@ def _sample(data: dict[str, Any]) -> str:
     """Which rollouts the page holds, and by what rule."""
     steps = [step for run in data["runs"] for step in run["steps"]]
     if not steps:
-        return "No rollouts yet."
+        return "No rollouts of training steps."
     n_groups, n_all = sum(len(step["groups"]) for step in steps), sum(step["n_groups"] for step in steps)
     return (
         f"The page holds {n_groups} of the {n_all} questions of {len(steps)} steps, each with all of its rollouts: the first "
@@ -222,7 +223,7 @@ def _cold_start(runs: dict[str, list[dict[str, Any]]]) -> str:
 def _curves(runs: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]]) -> str:
     """Charts of (metrics, summary) of each run, a line a run; of a held-out measure a line for each source too."""
     charts = [
-        ("Held-out exact match", "exact match", "greedy, on questions whose entities never occur in training", "em"),
+        ("Held-out exact match", "exact match", "greedy, on held-out questions", "em"),
         ("Held-out searches", "a question", "executed queries, greedy", "searches"),
     ]
     figures = []
