@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields, replace
-from functools import partial
 
 from searchr1_mini.chat import web
 from searchr1_mini.chat.terminal import Chat, Screen, chat_in_terminal
@@ -12,11 +11,9 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.data.datasets import load_corpus
 from searchr1_mini.data.rows import is_text
-from searchr1_mini.evaluation.cells import check_models, load
+from searchr1_mini.evaluation.cells import check_models, load, method_for
 from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column
 from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read, plan_evaluation
-from searchr1_mini.models.chat_template import parse_day
-from searchr1_mini.models.prompting import open_message_ids
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
@@ -24,7 +21,7 @@ from searchr1_mini.options.nested import flag_name, with_options
 from searchr1_mini.retrievers.engines import build_retriever, configured_engine, described
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
-from searchr1_mini.run.opening import configured_method, rollout_limits
+from searchr1_mini.run.opening import rollout_limits
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage import status
 
@@ -134,9 +131,7 @@ def answer_live(config: EvalConfig) -> None:
         about += f", {described(configured_engine(settings.retrieval))} on {column.name}"
     if settings.run.model == "tiny":
         about += "; this model of one million parameters knows the words of its made-up world and no others"
-    open_message = partial(open_message_ids, tokenizer=policy.tokenizer, day=parse_day(settings.data.date))
-    method = configured_method(settings, open_message=open_message)
-    how = method, rollout_limits(settings), config.temperature, config.seed
+    how = method_for(policy, settings), rollout_limits(settings), config.temperature, config.seed
     chat = Chat(policy, retriever, *how, about, examples)
     colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
     status.now("answering" if config.ask else None)

@@ -199,14 +199,8 @@ def _delimited(path: Path, form: str) -> Iterator[tuple[str, Any]]:
                         f"{delimiter!r} in double quotes"
                     )
                 elif any(map(str.strip, cells)):
-                    yield (
-                        place,
-                        {
-                            name: _structure(name, cell)
-                            for name, cell in zip(names, cells, strict=False)
-                            if cell.strip()
-                        },
-                    )
+                    filled = [(name, cell) for name, cell in zip(names, cells, strict=False) if cell.strip()]
+                    yield place, {name: _structure(name, cell) for name, cell in filled}
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{place}: cannot be read: {one_line(str(error))[:200]}; save it as CSV in UTF-8") from error
     finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import rollout
@@ -252,10 +253,7 @@ def run_cell(
         turns, shots = as_turns(settings.run.method, settings.data.template, shots), ()
     policy = copy(policy)
     policy.encode_prompt = partial(policy.encode_prompt, before=turns)
-    day = parse_day(settings.data.date)
-    make = configured_method(
-        settings, shots, partial(open_message_ids, tokenizer=policy.tokenizer, day=day, before=turns)
-    )
+    make = method_for(policy, settings, shots, turns)
     part = path.with_suffix(".part")
     written = kept_lines(part, task)
     written = written[: len(written) // CHUNK * CHUNK]  # the random streams are those of whole chunks
@@ -268,6 +266,20 @@ def run_cell(
         )  # fmt: skip
         append_jsonl(part, (cell_row(*pair) for pair in zip(trajectories, examples, strict=True)))
     part.replace(path)
+
+
+def method_for(
+    policy: Policy, settings: TrainConfig, shots: Sequence[Worked] = (), turns: Sequence[Worked] = ()
+) -> MakeMethod:
+    """Makes the method of a cell for a policy, whose chat template tells it where a message ends.
+
+    Args:
+        shots: worked examples in the message.
+        turns: worked examples as earlier turns of the chat.
+    """
+    day = parse_day(settings.data.date)
+    open_message = partial(open_message_ids, tokenizer=policy.tokenizer, day=day, before=turns)
+    return configured_method(settings, shots, open_message)
 
 
 def kept_lines(path: Path, task: Task) -> list[dict]:

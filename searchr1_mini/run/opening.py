@@ -140,7 +140,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         folder, config.optimization.steps, run.first_step, config.logging.tensorboard and is_main(),
         config.logging.wandb and is_main(), flat(config), folder.name,
     )  # fmt: skip
-    if config.run.resume:  # which nothing refuses any more
+    if config.run.resume:  # only now: one that is refused keeps nothing
         on_main(lambda: checkpoint.keep_changed(Path(config.run.output_dir), flat(asked), KEPT_ON_RESUME))
     return run
 

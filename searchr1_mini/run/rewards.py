@@ -62,11 +62,11 @@ def reward(
     """Computes r(x, y), by default EM(answer, gold), equation 4 of the paper.
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
-    prompt or in a passage never scores. The bonus pays a wrong answer for a search that found the right one, up to
-    the reward of a right one: it reads what the engine returned. The cost is taken off a right answer, one with the
-    full score of its kind, for each search beyond the first. The penalty is
-    taken off for never searching, and again for giving no answer, so that avoiding to answer is worse than being wrong
-    (Search-R1++, arXiv 2602.19526, read in summaries: they give no formula). All are 0 by default.
+    prompt or in a passage never scores. The bonus pays a wrong answer for a search that found the right one, up to what
+    a right one earns: it reads what the engine returned. The cost is taken off a right answer, one with the full score
+    of its kind, for each search beyond the first. The penalty is taken off for never searching, and again for giving no
+    answer, so that avoiding to answer is worse than being wrong (Search-R1++, arXiv 2602.19526, read in summaries: they
+    give no formula). All are 0 by default.
 
     Args:
         kind: `em`, `sub-em`, `f1` or `format`.

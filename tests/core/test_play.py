@@ -25,13 +25,12 @@ def a_chat(policy):
     return lambda text: (policy.encode_prompt(text), [7, 5, 7])
 
 
-@pytest.mark.parametrize("is_chat", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("limits", [WIDE, NARROW], ids=["room enough", "cut by the context"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "is_chat"), [*((method, False) for method in METHODS), ("rag", True), ("ircot", True)]
+)
 def test_a_conversation_alone_is_the_same_as_among_many(tiny_policy, world, method, limits, temperature, is_chat):
-    if is_chat and method not in ("rag", "ircot"):
-        return  # as without
     examples, retriever = world
     open_message = a_chat(tiny_policy) if is_chat else None
     make = make_method(method, template="short", max_turns=2, max_new_tokens=24, topk=2, open_message=open_message)

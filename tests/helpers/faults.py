@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.storage import checkpoint
 
 ADAPTER = Path("model") / "policy" / "adapter_model.safetensors"
 QUESTIONS = [{"question": f"Where is T{n}?", "answer": f"x{n}"} for n in range(20)]
@@ -41,3 +43,13 @@ def sentence_of(capsys, command, *arguments) -> str:
 
 def evaluation_of(run: Path, **options) -> EvalConfig:
     return EvalConfig(run=str(run), limit=2, output_dir=str(run.with_name("eval")), **options)
+
+
+def sign(folder: Path) -> None:
+    """A manifest for what the folder holds, as the version that wrote it would have made."""
+    shutil.copytree(folder, aside := folder.with_name("aside"))
+    shutil.rmtree(folder)
+    (aside / "manifest.json").unlink()
+    step = checkpoint.checkpoint_step(folder)
+    checkpoint.save_checkpoint(folder.parent.parent, step, lambda to: shutil.copytree(aside, to, dirs_exist_ok=True))
+    shutil.rmtree(aside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -148,13 +149,18 @@ def test_of_the_hub_others_take_the_places_of_those_that_chose(monkeypatch):
     assert chose == plain and len(others) == 8 and not others & chose
 
 
-def test_of_the_hub_nothing_is_asked_that_a_file_taught(of_a_file, tmp_path, monkeypatch, capsys):
-    """A file may be a copy of a published test set."""
+@pytest.mark.parametrize("named", ["data_path", "demonstrations", "init"])
+def test_of_the_hub_nothing_is_asked_that_a_file_taught(of_a_file, tmp_path, monkeypatch, capsys, named):
+    """A file may be a copy of a published test set, and be what another run, or a demonstration, was made of."""
+    run = Path(shutil.copytree(of_a_file, tmp_path / "run"))
+    saved = json.loads((run / "config.json").read_text())
+    others = {"data_path": None, "dataset": "nq", named: saved["data_path"]}
+    (run / "config.json").write_text(json.dumps(saved | (others if named != "data_path" else {})))
     rows = [(row | {"id": str(n), "golden_answers": [row["answer"]]}, f"row {n}") for n, row in enumerate(ROWS)]
     monkeypatch.setattr(datasets, "_hub_rows", lambda dataset, split: rows)
     learnt = trained_on([of_a_file])
     corpus = write_lines(tmp_path / "c.jsonl", PASSAGES)
-    found = {row["question"] for row in asked(of_a_file, tmp_path / "eval", datasets="nq", corpus=corpus, limit=99)}
+    found = {row["question"] for row in asked(run, tmp_path / "eval", datasets="nq", corpus=corpus, limit=99)}
     assert found == {
         row["question"] for row in ROWS if question_key(Example("", row["question"], (), "")) not in learnt
     }
