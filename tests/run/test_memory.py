@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import sys
+from functools import cache
 
 import pytest
 import torch
 from helpers.models import CPU, QWEN_3B, SHAPE, save_random_qwen2
+from helpers.paths import ROOT
 from helpers.programs import run_program
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +23,7 @@ from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.models.loading import load_policy
+from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import get, make, with_options
@@ -221,3 +225,36 @@ def test_16_bits_on_a_cpu_count_what_onednn_holds(config):
     assert {phase for phase in cpu if "oneDNN" in cpu[phase]} == cpu.keys() - {"weights"}
     assert not any("oneDNN" in terms for terms in gpu.values())
     assert not any("oneDNN" in terms for terms in memory.predict(config, SHAPE, 4, on_gpu=False).phases.values())
+
+
+QWEN2_5 = {  # hidden size, layers, heads, key/value heads, width of the middle, vocabulary
+    "0.5B": (896, 24, 14, 2, 4864, 151_936),
+    "1.5B": (1536, 28, 12, 2, 8960, 151_936),
+    "3B": (2048, 36, 16, 2, 11_008, 151_936),
+    "7B": (3584, 28, 28, 4, 18_944, 152_064),
+    "14B": (5120, 48, 40, 8, 13_824, 152_064),
+}
+NAMES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size".split()
+
+
+@cache
+def shape_of(size: str) -> Shape:
+    numbers = dict(zip(NAMES, QWEN2_5[size], strict=True))
+    return model_shape(Qwen2Config(**numbers, tie_word_embeddings=size not in ("7B", "14B")))
+
+
+def peak_of(flags: str) -> str:
+    """The peak that is predicted for a command, as the docs print it."""
+    config = resolve(*parse_asked(TrainConfig, "train.py", "", shlex.split(flags)))
+    shape = shape_of(config.run.model.removeprefix("Qwen2.5-"))
+    return f"{memory.predict(config, shape, 2, on_gpu=True).peak / memory.GB:.1f}"
+
+
+def test_the_docs_tell_what_is_predicted():
+    recipes, page = ((ROOT / "docs" / name).read_text() for name in ("recipes.md", "memory.md"))
+    told = re.findall(r"^\| `python train\.py (.*?)` \| ([\d.]+) \|$", recipes, re.MULTILINE)
+    for preset, *peaks in re.findall(r"^\| `(\d+gb)`.*? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE):
+        sizes = ("1.5B", "3B", "7B")
+        told += [(f"--model Qwen2.5-{n} --preset {preset}", peak) for n, peak in zip(sizes, peaks, strict=True)]
+    assert len(told) == 22 + 9
+    assert [(flags, peak_of(flags)) for flags, _ in told] == told
