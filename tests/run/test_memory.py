@@ -243,6 +243,7 @@ def shape_of(size: str) -> Shape:
     return model_shape(Qwen2Config(**numbers, tie_word_embeddings=size not in ("7B", "14B")))
 
 
+@cache
 def peak_of(flags: str) -> str:
     """The peak that is predicted for a command, as the docs print it."""
     config = resolve(*parse_asked(TrainConfig, "train.py", "", shlex.split(flags)))
