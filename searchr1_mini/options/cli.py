@@ -10,11 +10,11 @@ from typing import Annotated, Any, TypeVar
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
 from searchr1_mini.options.nested import make, option_sections, options_of, type_hints
 from searchr1_mini.options.option_files import preset_values, yaml_values
-from searchr1_mini.options.paths import at_home, latest_run
+from searchr1_mini.options.paths import at_home, named_runs
 from searchr1_mini.options.words import check_words, spell_out_switches, take
 
 Config = TypeVar("Config")
-NAME_RUNS = ("run", "runs", "init")  # options of which `latest` names the newest run
+NAME_RUNS = ("run", "runs", "folders", "init")  # options in which `latest` names the newest run
 
 
 def parse(
@@ -62,7 +62,7 @@ def parse_asked(
     )
     values = {name: getattr(getattr(parsed, sections[name]), name) for name in known}
     values = {name: value if name == "ask" else at_home(name, value) for name, value in values.items()}
-    values |= {name: latest_run() for name in NAME_RUNS if values.get(name) == "latest"}
+    values |= {name: named_runs(values[name]) for name in NAME_RUNS if values.get(name)}
     return make(config_class, **values), set(unasked) - set(of_file) - flags
 
 

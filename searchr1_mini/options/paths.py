@@ -10,6 +10,7 @@ from typing import Any
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import flag_name
+from searchr1_mini.storage.files import listed_paths
 
 
 def at_home(name: str, value: Any) -> Any:
@@ -45,6 +46,16 @@ def page_path(output: str, name: str) -> Path:
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: there is no folder {path.parent}; make it first")
     return path
+
+
+def named_runs(text: str) -> str:
+    """Puts the newest run's folder in place of each `latest` of a comma-separated list of runs.
+
+    Raises:
+        UserError: there is no run yet.
+    """
+    parts = listed_paths(text)
+    return ",".join(latest_run() if part == "latest" else part for part in parts) if "latest" in parts else text
 
 
 def latest_run() -> str:

@@ -13,9 +13,11 @@ from helpers.paths import ROOT
 from searchr1_mini import __version__
 from searchr1_mini.__main__ import COMMANDS
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.classroom import ClassroomConfig
 from searchr1_mini.evaluate import output_folder
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.paths import folders_first
 
 
 def said(*words: str) -> subprocess.CompletedProcess:
@@ -55,7 +57,11 @@ def test_latest_is_the_run_that_was_begun_last(tmp_path, monkeypatch):
         (tmp_path / "runs" / name / "config.json").touch()
         os.utime(tmp_path / "runs" / name / "config.json", (10_000 - age, 10_000 - age))
     (tmp_path / "runs" / "no run").mkdir()
-    assert parse(EvalConfig, "eval.py", "", ["--run", "latest"]).run == os.path.join("runs", "new")
+    new = os.path.join("runs", "new")
+    assert parse(EvalConfig, "eval.py", "", ["--run", "latest"]).run == new
+    assert parse(EvalConfig, "eval.py", "", ["--run", "runs/old, latest"]).run == f"runs/old,{new}"
+    assert parse(EvalConfig, "eval.py", "", ["--run", "runs/latest,a"]).run == "runs/latest,a"
+    assert parse(ClassroomConfig, "classroom", "", folders_first(["latest"], "--folders")).folders == new
 
 
 def test_an_evaluation_lies_in_its_run_or_beside_all_runs():
