@@ -34,6 +34,7 @@ from searchr1_mini.options.nested import flat, grouped, make
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Chart, Series, picture
+from searchr1_mini.storage import status
 from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
@@ -144,7 +145,9 @@ def make_warm_base(folder: Path) -> None:
     command = [sys.executable, "-m", "searchr1_mini.pretrain", "--init", resolve_model("tiny"), "--warm-start"]
     command += ["--output", str(aside), "--tokens", "4e5", "--muon-lr", "0.004", "--adam-lr", "1e-3", "--no-compile"]
     shutil.rmtree(aside, ignore_errors=True)
-    if code := subprocess.run(command).returncode:
+    with status.meanwhile(None):  # the other process has a line of its own
+        code = subprocess.run(command).returncode
+    if code:
         raise UserError(f"the pre-training of the warmed-up base ended with exit code {code}; it says why above")
     aside.rename(folder)
 

@@ -34,7 +34,8 @@ METRICS = {  # key -> (title, unit, what it tells)
     "value_loss": ("Value loss", "of the critic", "half the squared error of the values, clipped"),
     "correct_loglik_change": ("Likelihood of right rollouts", "nats a token", "what a step's first updates did to them; "
                               "below 0 for long, a collapse is near"),
-    "policy_loss": ("Policy loss", "", "the surrogate that an update minimizes"),
+    "loss": ("Loss", "", "what an update of the policy minimizes; where it imitates, -log pi in nats a token"),
+    "policy_loss": ("Policy loss", "", "the surrogate alone, without the KL and entropy terms"),
     "clip_fraction": ("Clip fraction", "share of tokens", "tokens whose gradient the clipped objective took away"),
     "grad_norm": ("Gradient norm", "before clipping", "spikes announce trouble"),
     "logprob_diff_max": ("Sampled vs. recomputed", "nats, largest", "log-probs at sampling against a forward of the same "

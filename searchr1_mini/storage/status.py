@@ -136,8 +136,8 @@ def now(doing: str | None) -> None:
 
 
 @contextmanager
-def meanwhile(doing: str) -> Iterator[None]:
-    """Says what the command as a whole is doing inside; then what it was doing before."""
+def meanwhile(doing: str | None) -> Iterator[None]:
+    """Says what the command as a whole is doing inside, see `now`; then what it was doing before."""
     before = _status.base
     now(doing)
     try:

@@ -20,9 +20,11 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from searchr1_mini.core import progress
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.prompts import INVALID_ACTION, SEARCH_TEMPLATE
 from searchr1_mini.data.world import Difficulty, make_questions, make_world
+from searchr1_mini.models.loading import pick_dtype
 from searchr1_mini.retrievers.engines import Engine, build_retriever
 from searchr1_mini.tiny import traces
 from searchr1_mini.tiny.curriculum import DIFFICULTY_MIX, STAGES, WARM_START, Stage, draw_traces
@@ -153,11 +155,11 @@ def optimizers(model: Qwen2ForCausalLM, muon_lr: float, adam_lr: float) -> list[
     ]
 
 
-def step_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Computes the mean cross-entropy over the targets; ids and targets (B, T)."""
+def step_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Computes the mean cross-entropy over the targets; ids and targets (B, T). Products are computed in `dtype`."""
     device = next(model.parameters()).device
     ids, targets = ids.to(device), targets[:, 1:].flatten().to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
         logits = model.lm_head(hidden[targets >= 0])
     return torch.nn.functional.cross_entropy(logits.float(), targets[targets >= 0])
@@ -179,6 +181,8 @@ def pretrain(config: PretrainConfig, device: torch.device) -> None:
     base_lrs = [opt.param_groups[0]["lr"] for opt in opts]
     loss_of = torch.compile(step_loss, dynamic=True) if config.compile else step_loss
     probes = {difficulty: probe_rows(difficulty, 60) for difficulty in DIFFICULTY_MIX}
+    has_bfloat16 = pick_dtype("fast", device) == torch.bfloat16  # a CPU without it takes minutes for a step
+    dtype = torch.bfloat16 if has_bfloat16 else torch.float32
     seen, start, next_report = 0, time.time(), 0.0
     stages = (WARM_START,) if config.warm_start else STAGES[config.first_stage :]
     for number, stage in enumerate(stages):
@@ -189,13 +193,14 @@ def pretrain(config: PretrainConfig, device: torch.device) -> None:
             ids, targets = next_batch(batches, workers)
             for opt, lr in zip(opts, base_lrs, strict=True):
                 opt.param_groups[0]["lr"] = lr * learning_rate(seen / config.tokens)
-            loss = loss_of(model, ids, targets)
+            loss = loss_of(model, ids, targets, dtype)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
                 opt.step()
                 opt.zero_grad()
             seen += ids.numel()
+            progress.tell("tokens", seen, int(config.tokens))
             if seen >= next_report:
                 reading = {name: reading_accuracy(model, tokenizer, rows) for name, rows in probes.items()}
                 row = {"stage": number, "tokens": seen, "seconds": time.time() - start, "loss": loss.item(), **reading}

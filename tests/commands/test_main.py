@@ -12,8 +12,8 @@ from helpers.paths import ROOT
 
 from searchr1_mini import __version__
 from searchr1_mini.__main__ import COMMANDS
-from searchr1_mini.core.errors import UserError
 from searchr1_mini.classroom import ClassroomConfig
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluate import output_folder
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.eval_config import EvalConfig

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Qwen2ForCausalLM
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.tiny.curriculum import STAGES
-from searchr1_mini.tiny.pretraining import next_batch, reading_accuracy, start_workers, tokenize
+from searchr1_mini.tiny.pretraining import next_batch, reading_accuracy, start_workers, step_loss, tokenize
 
 TRACE = [("prompt", "Question: who?"), ("policy", " <answer> Ada Brook </answer>")]
 
@@ -41,3 +43,17 @@ def test_a_worker_that_died_is_told_and_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "get", partial(batches.get, timeout=20))  # who waits for ever fails here instead
     with pytest.raises(UserError, match="ended with exit code 1 "):
         next_batch(batches, workers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_computed_in_the_precision_that_is_asked_for(dtype):
+    model = Qwen2ForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
+    seen = []
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    ids = torch.arange(5, 13).view(2, 4)
+    loss = step_loss(model, ids, ids, dtype)
+    hook.remove()
+    logits = model(ids).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+    assert seen == [dtype]
