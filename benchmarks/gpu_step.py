@@ -1,7 +1,7 @@
 """What a card does with Qwen2.5-3B's exact shape, random weights: `python benchmarks/gpu_step.py`.
 
-One table, in five parts, each in a process of its own; `--results FILE` keeps what is done, and what is there is not
-measured again.
+One table, in five parts, each in a process of its own; `--results FILE` keeps what is done, and what is there of this
+card, with these flags, is not measured again.
 
 - decode: bfloat16 with LoRA, 8, 32 and 64 rows at 1,000 tokens: tokens per second, ms per step beside the time it takes
   to read the memory that a step needs (all weights once, and the KV cache; the bandwidth is that of a copy, measured
@@ -47,6 +47,7 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import Rollouts
+from searchr1_mini.models.loading import pick_device
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
@@ -84,13 +85,16 @@ def main() -> None:
     parser.add_argument("--observation", type=int, default=500, help="tokens per observation, at most the preset's")
     args, flags = parser.parse_known_args()
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
-    missing = [args.part] if args.part else [part for part in PARTS if part not in results]
+    how = {"card": card_name(flags), "shape": args.shape, "flags": flags}
+    how |= {name: getattr(args, name) for name in ("questions", "group", "new", "observation")}
+    is_done = {part for part in PARTS if all(results.get(part, {}).get(name) == how[name] for name in how)}
+    missing = [args.part] if args.part else [part for part in PARTS if part not in is_done]
     with tempfile.TemporaryDirectory() as folder:
         args.model = args.model or Path(folder) / "model"
         if missing and not args.model.exists():
             save_random(args.model, *SHAPES[args.shape])
         if args.part:
-            results[args.part] = measure(args, flags)
+            results[args.part] = how | {"rows": measure(args, flags)}
             args.results.write_text(json.dumps(results, indent=1))
             return print_table({args.part: results[args.part]})
         for part in missing:
@@ -100,9 +104,15 @@ def main() -> None:
     print_table(json.loads(args.results.read_text()))
 
 
-def measure(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
-    """The result of one part."""
-    flags += ["--questions-per-step", str(args.questions), "--group-size", str(args.group), "--no-tensorboard"]
+def card_name(flags: list[str]) -> str:
+    """What computes: `--device cpu` among the flags of train.py, or else a GPU where there is one."""
+    device = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags).run.device
+    return torch.cuda.get_device_name() if pick_device(device).type == "cuda" else "CPU"
+
+
+def measure(args: argparse.Namespace, flags: list[str]) -> list[dict[str, Any]]:
+    """The rows of one part's table."""
+    flags = [*flags, "--questions-per-step", str(args.questions), "--group-size", str(args.group), "--no-tensorboard"]
     flags += ["--dataset", "world", "--template", "short"]
     gb = int(args.part.removesuffix("gb")) if args.part.endswith("gb") else None
     if gb:
@@ -116,8 +126,7 @@ def measure(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
         config = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags)
         run = open_run(resolve(with_options(config, model=str(args.model), output_dir=f"{folder}/run")))
         work = {"decode": measure_decode, "generate": measure_generate}.get(args.part, measure_preset)
-        card = torch.cuda.get_device_name() if run.policy.device.type == "cuda" else "CPU"
-        return {"card": card, "shape": args.shape, "rows": work(run, args)}
+        return work(run, args)
 
 
 def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, vocabulary, tied) -> None:

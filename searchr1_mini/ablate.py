@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -35,7 +35,7 @@ from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.charts import Bands, Chart, Series, picture
 from searchr1_mini.storage import status
-from searchr1_mini.storage.commit import git_commit
+from searchr1_mini.storage.commit import DIRTY, git_commit, short
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
 
@@ -92,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for one in configs.values():
         take_over(one, out)
         check_finished(one)
-    train_all(configs, config.jobs)
+    diverged = train_all(configs, config.jobs, goes_on=True)
     runs = {arm: [run_folder(out, arm, seed) for seed in seeds] for arm in study.arms}
-    text = write_study(study, config.study, out, runs, steps, model)
+    text = write_study(study, config.study, out, runs, steps, model, {run_folder(out, *key) for key in diverged})
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
 
 
@@ -153,12 +153,12 @@ def make_warm_base(folder: Path) -> None:
 
 
 def take_over(config: TrainConfig, out: Path) -> None:
-    """Copies a run that another study beside OUT has finished with the very same options, at this commit."""
-    folder = Path(config.run.output_dir)
-    if (folder / "config.json").exists():
+    """Copies a run that another study beside OUT has finished with the very same options, at this very commit."""
+    folder, commit = Path(config.run.output_dir), git_commit()
+    if (folder / "config.json").exists() or commit is None or commit.endswith(DIRTY):
         return
     of_its_own = {"output_dir": None, "date": None}  # the day is filled in as a run begins
-    wanted = flat(config) | of_its_own | {"git_commit": git_commit()}
+    wanted = flat(config) | of_its_own | {"git_commit": commit}
     for path in sorted(out.parent.glob(f"*/*/{folder.name}/summary.json")):
         saved = read_json(path.with_name("config.json")) | of_its_own
         if all(name in saved and saved[name] == value for name, value in wanted.items()):
@@ -226,21 +226,35 @@ def measures(folder: Path) -> dict[str, float | None]:
 
 
 def write_study(
-    study: Study, name: str, out: Path, runs: dict[str, list[Path]], steps: int | None = None, model: str = "tiny"
+    study: Study,
+    name: str,
+    out: Path,
+    runs: dict[str, list[Path]],
+    steps: int | None = None,
+    model: str = "tiny",
+    diverged: Collection[Path] = (),
 ) -> str:
-    """Writes report.md, results.json and curves.svg; returns the report's text. `steps`, `model`: as they were run."""
+    """Writes report.md, results.json and curves.svg; returns the report's text.
+
+    Args:
+        steps, model: as they were run.
+        diverged: folders of runs that came to no end; they have no figures.
+    """
     n_seeds = len(next(iter(runs.values())))
     if steps is not None:
         study = replace(study, common=study.common | {"steps": steps})
     settings = asdict(study) | {"model": model, "seeds": n_seeds}
     given = {"seeds": n_seeds, "steps": steps, "model": None if model == "tiny" else shlex.quote(model)}
     flags = " ".join(f"--{flag} {value}" for flag, value in given.items() if value is not None)
-    results = {arm: [measures(folder) for folder in folders] for arm, folders in runs.items()}
-    write_json_atomic(out / "results.json", {"settings": settings, "results": results})
+    results = {
+        arm: [None if folder in diverged else measures(folder) for folder in folders] for arm, folders in runs.items()
+    }
+    commits = commits_of([folder for folders in runs.values() for folder in folders])
+    write_json_atomic(out / "results.json", {"settings": settings, "commits": commits, "results": results})
     curves_svg(runs, out / "curves.svg")
     over = f"mean and 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "one seed, which gives no interval"
     text = (
-        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} {flags}`; {over}. "
+        f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} {flags}`{of_commits(commits)}; {over}. "
         f"EM, searches and tokens are greedy, on held-out questions; the rest are means over the last {LAST_STEPS} "
         f"training steps, `-` where a run measures none.\n\n{table(results)}\n\n"
         f"![curves](curves.svg)\n\nThe paper: {study.paper} Here: {finding(results, study.against)}"
@@ -249,34 +263,67 @@ def write_study(
     return text
 
 
-def table(results: dict[str, list[dict[str, float | None]]]) -> str:
+def commits_of(folders: Sequence[Path]) -> list[str]:
+    """Returns the commits that runs were trained at, those that name one."""
+    read = (read_json(folder / "config.json").get("git_commit") for folder in folders)
+    return sorted({commit for commit in read if isinstance(commit, str)})
+
+
+def of_commits(commits: Sequence[str]) -> str:
+    """Says of which commit a study is, or that it is of several, whose figures one should not compare."""
+    if len(commits) > 1:
+        return f", **of different commits**: {', '.join(map(short, commits))}"
+    return f", commit {short(commits[0])}" if commits else ""
+
+
+Results = Mapping[str, Sequence[dict[str, float | None] | None]]  # by arm, seed by seed; None of one that diverged
+
+
+def table(results: Results) -> str:
     """Renders a markdown table, one line per arm; `-` is what none of its runs measured."""
-    names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
+    ended = {arm: [run for run in runs if run is not None] for arm, runs in results.items()}
+    names = list(dict.fromkeys(key for runs in ended.values() for run in runs for key in run))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for arm, runs in results.items():
+    for arm, runs in ended.items():
         measured = [[run[key] for run in runs if run.get(key) is not None] for key in names]
         cells = [with_interval(values, ".3g") if values else "-" for values in measured]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm}{lost_of(results[arm])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def finding(results: dict[str, list[dict[str, float]]], against: dict[str, str]) -> str:
-    """Tells each arm's difference in exact match from the first arm, or from what it is `against`, over all seeds."""
+def lost_of(runs: Sequence[Any]) -> str:
+    """Says how many seeds of an arm diverged; nothing where none did."""
+    lost = sum(run is None for run in runs)
+    return f" ({lost} of {len(runs)} diverged)" if lost else ""
+
+
+def finding(results: Results, against: dict[str, str]) -> str:
+    """Tells each arm's difference in exact match from the first arm, or from what it is `against`, over all seeds.
+
+    A seed that diverged in one of the two is in no difference of theirs.
+    """
     first, *others = results
     em = {
-        arm: [fmean(value for key, value in run.items() if key.startswith("EM ")) for run in runs]
+        arm: [run and fmean(value for key, value in run.items() if key.startswith("EM ")) for run in runs]
         for arm, runs in results.items()
     }
-    sentences = [f"{first} reached exact match {with_interval(em[first], '.3f')}"]
+    reached = [value for value in em[first] if value is not None]
+    told = f"reached exact match {with_interval(reached, '.3f')}" if reached else "did not come to its end"
+    sentences = [f"{first}{lost_of(em[first])} {told}"]
     for arm in others:
         reference = against.get(arm, first)
-        differences = [one - two for one, two in zip(em[arm], em[reference], strict=True)]
+        pairs = zip(em[arm], em[reference], strict=True)
+        differences = [one - two for one, two in pairs if one is not None and two is not None]
+        if not differences:
+            sentences.append(f"{arm}{lost_of(em[arm])} cannot be compared with {reference}")
+            continue
         difference, width = interval(differences)
         if width is None:
             verdict = "one seed tells no difference from chance"
         else:
             verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
-        sentences.append(f"{arm} {with_interval(differences, '+.3f')} against {reference} ({verdict})")
+        named = f"{arm}{lost_of(em[arm])}"
+        sentences.append(f"{named} {with_interval(differences, '+.3f')} against {reference} ({verdict})")
     return "; ".join(sentences) + "."
 
 

@@ -30,6 +30,7 @@ from searchr1_mini.options.nested import flag_name, grouped, options_of
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.words import take
+from searchr1_mini.storage.commit import short
 from searchr1_mini.storage.files import read_json, write_json_atomic
 
 
@@ -88,8 +89,12 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes: Sequence[races.Finish]) -> str:
     """Writes race.json; returns the race's row."""
-    ran = read_json(out / f"seed-{races.SEEDS[0]}" / "config.json")
-    named = ("resolved_device", "resolved_dtype", "python", "versions", "git_commit")
+    configs = [read_json(out / f"seed-{finish.seed}" / "config.json") for finish in finishes]
+    ran, commits = configs[0], sorted({str(config.get("git_commit")) for config in configs})
+    if len(commits) > 1:
+        told = f"the seeds ran at different commits ({', '.join(map(short, commits))})"
+        print(f"warning: {told}; race the setting anew in another --output-dir to send it in", file=sys.stderr)
+    named = ("resolved_device", "resolved_dtype", "python", "versions")
     on = f"{ran.get('resolved_device')}, {os.cpu_count()} cores" + (f", {jobs} runs at a time" if jobs > 1 else "")
     medians = {name: races.middle(finishes, name) for name in races.COUNTED}
     result = {
@@ -101,6 +106,7 @@ def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes:
         "medians": {name: value if math.isfinite(value) else None for name, value in medians.items()},
         "seeds": [asdict(finish) for finish in finishes],
         "machine": {name: ran.get(name) for name in named} | {"cores": os.cpu_count(), "jobs": jobs},
+        "commits": commits,
         "row": races.row(flags, finishes, on),
     }
     write_json_atomic(out / "race.json", result)

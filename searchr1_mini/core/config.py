@@ -124,7 +124,7 @@ class ObjectiveConfig:
     importance_cap: float | None = option(
         None,
         "largest weight of a token by its trainer / sampler probability [default: no weights]",
-        above=0,
+        above=1,
         most=10_000,
     )
     llds_coef: float = option(

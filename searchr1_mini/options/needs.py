@@ -42,7 +42,7 @@ NEEDS: dict[str, Needs] = {
     "cold_start_multi_hop": {"cold_start": 0},
     "stratify": _RL,
     "reward": _RL | _OWN_REWARD, "retrieval_bonus": _RL | _FINDS | _OWN_REWARD,
-    "search_cost": _RL | _SEARCHES | _OWN_REWARD, "action_penalty": _RL | _OWN_REWARD,
+    "search_cost": _RL | _SEARCHES | _OWN_REWARD, "action_penalty": _RL | _SEARCHES | _OWN_REWARD,
     "overlong": _RL,
     "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalise",)},
     "baseline": _GRPO, "normalize_std": _GRPO | {"baseline": ("group", "batch", "group-batch")},
@@ -50,8 +50,9 @@ NEEDS: dict[str, Needs] = {
     "loss_aggregation": _RL
     | _SOUND
     | {"bug": (None, "retokenize", "colliding-groups", "no-last-turn", "reward-from-whole-text")},
-    "ratio": _RL, "clip_eps": _RL, "clip_eps_high": _RL, "kl_coef": _RL, "kl_estimator": _RL | {"kl_coef": 0},
-    "entropy_coef": _RL, "importance_cap": _RL, "importance_mode": _RL | {"importance_cap": 0}, "llds_coef": _GRPO,
+    "ratio": _RL, "clip_eps": _RL | {"surrogate": ("clip",)}, "clip_eps_high": _RL, "kl_coef": _RL,
+    "kl_estimator": _RL | {"kl_coef": 0}, "entropy_coef": _RL,
+    "importance_cap": _RL, "importance_mode": _RL | {"importance_cap": 0}, "llds_coef": _GRPO,
     "surrogate": _RL, "sapo_coef": _GRPO, "sapo_threshold": {"sapo_coef": 0},
     "turn_coef": _GRPO | _OF_A_GROUP | _SOUND | {"bug": (None,)}, "turn_gamma": {"turn_coef": 0},
     "tree_branches": _GRPO | _SEARCHES | _OF_A_GROUP | _SOUND | {"bug": (None,)},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.needs import shown, spelled
 from searchr1_mini.options.nested import get, make, options_of, with_options
 from searchr1_mini.options.resolve import checked, filled, resolve, saved_config
+from searchr1_mini.retrievers.names import ENGINES
 from searchr1_mini.storage.files import read_metrics, read_summary
 from searchr1_mini.storage.printable import one_line
 
@@ -67,7 +69,20 @@ def board(folders: Sequence[Path]) -> list[Entry]:
     for number, ((_, run), who) in enumerate(zip(runs, names(runs), strict=True), start=1):
         entries.append(read_entry(run, who))
         progress.tell("runs", number, len(runs))
+    name_copies(entries, [run / METRICS for _, run in runs])
     return sorted(entries, key=lambda entry: (entry.em is None, -(entry.em or 0), entry.who))
+
+
+def name_copies(entries: Sequence[Entry], logs: Sequence[Path]) -> None:
+    """Adds a fault to entries that are one run: no two runs take the same seconds to the last digit, step by step."""
+    same: dict[bytes, list[Entry]] = defaultdict(list)
+    for entry, log in zip(entries, logs, strict=True):
+        if log.is_file() and (logged := log.read_bytes()):
+            same[hashlib.sha256(logged).digest()].append(entry)
+    for copies in same.values():
+        for entry in copies if len(copies) > 1 else ():
+            others = ", ".join(other.who for other in copies if other is not entry)
+            entry.faults.append(f"the same run as {others}, to the last digit of its {METRICS}")
 
 
 def runs_below(base: Path) -> list[Path]:
@@ -219,8 +234,13 @@ def setting_faults(config: TrainConfig) -> list[str]:
         faults.append(f"--mystery {run.mystery}: a bug hunt, the method is broken on purpose")
     if not config.objective.mask_observations:
         faults.append("--no-mask-observations: it was trained on what the engine wrote")
+    if config.run.method != DEFAULT.run.method:
+        faults.append(f"{spelled('method', run.method)}: another method than the default run's {DEFAULT.run.method}")
     if config.retrieval.retriever == "oracle":
         faults.append("--retriever oracle: its engine is handed the right passages")
+    elif config.retrieval.retriever not in ENGINES:
+        engine = spelled("retriever", config.retrieval.retriever)
+        faults.append(f"{engine}: no search engine of the package, so that nobody can tell what it hands over")
     if data.dataset != DEFAULT.data.dataset:
         named = shown(data.data_path or data.dataset)
         return [*faults, f"measured on another data set than the default run: {named}"]

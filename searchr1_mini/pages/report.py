@@ -14,6 +14,7 @@ from searchr1_mini.pages.report_data import as_json, config_of, folder_name, rep
 from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
+from searchr1_mini.storage.commit import short
 from searchr1_mini.storage.files import read_jsonl, read_metrics, read_summary, write_text_atomic
 from searchr1_mini.storage.forms import WARNING
 from searchr1_mini.storage.printable import plain
@@ -125,7 +126,7 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
         learnt = f"{summary['before']['em']:.2f} → {summary['after']['em']:.2f} exact match"
         lines.insert(0, f'<p class="learnt">{html_text(f"{letter} {learnt}".strip())}</p>')
     if command := _command(run_dir):
-        commit = f" at commit {str(config['git_commit'])[:9]}" if config.get("git_commit") else ""
+        commit = f" at commit {short(str(config['git_commit']))}" if config.get("git_commit") else ""
         lines.append(f'<p class="soft"><code>{html_text(command)}</code> {html_text(commit)}</p>')
     return "\n".join(lines)
 

@@ -40,7 +40,8 @@ def tree_rollout(
     """Rolls out trees of `leaves` trajectories each: a chain, and branches from after an observation.
 
     Which observation a branch starts from is drawn by the seed; where a chain has none, it starts from the prompt. What
-    lies before the branch is neither sampled nor searched again; it is prefilled once for all branches from there.
+    lies before the branch is not sampled again, and is prefilled once for all branches from there. Its searches are
+    asked again, one by one, since a method of one's own may look at what they find.
 
     Args:
         examples: each question as often in a row as it is to be answered, a multiple of `leaves`.

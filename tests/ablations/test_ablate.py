@@ -15,13 +15,24 @@ import pytest
 from helpers.files import write_lines
 from helpers.paths import ROOT
 
-from searchr1_mini.ablate import check_finished, config_of, curves_svg, finding, interval, main, table, write_study
+from searchr1_mini import ablate as command
+from searchr1_mini.ablate import (
+    check_finished,
+    config_of,
+    curves_svg,
+    finding,
+    interval,
+    main,
+    table,
+    take_over,
+    write_study,
+)
 from searchr1_mini.ablations import side_by_side, studies
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, get, make
-from searchr1_mini.storage.files import read_metrics
+from searchr1_mini.storage.files import read_metrics, write_json_atomic
 
 
 @pytest.fixture
@@ -53,7 +64,7 @@ def test_every_arm_is_a_valid_run_and_differs_from_the_first(name, tmp_path):
         assert n_rollouts[0] - n_rollouts[1] in range(-4, 5)
 
 
-def test_a_study_runs_resumes_and_reports(tmp_path, ablate):
+def test_a_study_runs_resumes_and_reports(tmp_path, ablate, monkeypatch):
     out = tmp_path / "study"
     flags = ["max-turns", "--seeds", 2, "--steps", 1, "--output-dir", out]
     told = ablate(*flags)
@@ -75,11 +86,17 @@ def test_a_study_runs_resumes_and_reports(tmp_path, ablate):
     assert (out / "4" / "seed-0" / "summary.json").stat().st_mtime_ns == kept
     assert [row["step"] for row in read_metrics(out / "2" / "seed-0" / "metrics.jsonl")] == [1]
 
+    saved = json.loads((out / "4" / "seed-0" / "config.json").read_text())
+    write_json_atomic(out / "4" / "seed-0" / "config.json", saved | {"git_commit": "a" * 40})
+    monkeypatch.setattr(command, "git_commit", lambda: "a" * 40)  # whatever state the working tree is in
     copied = ablate("reward", "--seeds", 1, "--steps", 1, "--output-dir", tmp_path / "reward")
     assert "[2/5]" in copied and "[1/5]" not in copied  # EM is GRPO as it is
     taken, made = (path / "seed-0" / "metrics.jsonl" for path in (tmp_path / "reward" / "em", out / "4"))
     assert taken.read_bytes() == made.read_bytes()
 
+    (out / "2" / "seed-1" / "summary.json").unlink()
+    write_json_atomic(out / "2" / "seed-1" / "diverged.json", {"why": "its loss was no number"})
+    assert "| 2 (1 of 2 diverged) |" in ablate(*flags)
     with pytest.raises(UserError, match="name another --output-dir"):
         main(["topk", "--output-dir", str(out)])
 
@@ -156,6 +173,22 @@ def test_a_finished_run_of_other_options_is_no_arm_of_the_study(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("commit", "is_taken"), [("a" * 40, True), ("a" * 40 + "-dirty", False), ("b" * 40, False), (None, False)]
+)
+def test_a_run_is_taken_over_from_the_same_code_alone(tmp_path, monkeypatch, commit, is_taken):
+    """A student edits the loss and runs the study again: it must train with the edited one."""
+    monkeypatch.setattr(command, "git_commit", lambda: commit)
+    theirs, mine = (config_of(STUDIES["topk"], "5", 0, tmp_path / name, None, "tiny") for name in ("a", "b"))
+    folder = Path(theirs.run.output_dir)
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    saved = "a" * 40 if is_taken or commit == "b" * 40 else commit
+    (folder / "config.json").write_text(json.dumps(flat(theirs) | {"git_commit": saved}))
+    take_over(mine, tmp_path / "b")
+    assert Path(mine.run.output_dir).exists() == is_taken
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"), [(["masks"], "did you mean mask?"), (["mask", "--seeds", "0"], "at least 1")]
 )
 def test_bad_arguments_are_told_in_a_sentence(arguments, told):
@@ -181,10 +214,11 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
             folder.mkdir(parents=True)
             after = {"searches": 1.5, "response_tokens": 50.0, "by_source": {"world-1hop": {"em": 0.9}}}
             (folder / "summary.json").write_text(json.dumps({"after": after}))
+            (folder / "config.json").write_text(json.dumps({"git_commit": f"{'ab'[arm == 'k2']}123456789"}))
             rows = [{"step": 1, "reward": 0.5, "entropy": 0.1} | ({"kl": kl} if kl else {})]
             write_lines(folder / "metrics.jsonl", rows)
     text = write_study(STUDIES["kl"], "kl", tmp_path, runs, model="my base")
-    assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`" in text
+    assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`, **of different commits**: a123" in text
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 40
     write_study(STUDIES["kl"], "kl", tmp_path, runs, steps=7)
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7
@@ -227,6 +261,17 @@ def test_one_seed_has_no_interval_and_tells_no_difference():
     told = finding(results, {})
     assert told == "a reached exact match 0.900; b -0.700 against a (one seed tells no difference from chance)."
     assert table(results).splitlines()[2:] == ["| a | 0.9 | - |", "| b | 0.2 | - |"]
+
+
+def test_a_seed_that_diverged_is_told_and_in_no_difference():
+    results = {"a": [{"EM 1hop": 0.9}, {"EM 1hop": 0.7}, None], "b": [None, {"EM 1hop": 0.3}, {"EM 1hop": 0.2}]}
+    assert table(results).splitlines()[2:] == [
+        "| a (1 of 3 diverged) | 0.8 ± 1.3 |",
+        "| b (1 of 3 diverged) | 0.25 ± 0.64 |",
+    ]
+    told = finding(results | {"c": [None, None, None]}, {})
+    assert told.startswith("a (1 of 3 diverged) reached exact match 0.800 ± 1.3; b (1 of 3 diverged) -0.400 against a")
+    assert told.endswith("; c (3 of 3 diverged) cannot be compared with a.")
 
 
 def test_the_noise_of_mask_is_the_worlds_with_any_model(tmp_path, random_qwen2):

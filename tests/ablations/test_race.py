@@ -16,7 +16,7 @@ from searchr1_mini.ablations.races import Finish, check_rules, config_of, descri
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.storage.files import read_metrics
+from searchr1_mini.storage.files import read_metrics, write_json_atomic
 
 DIVERGING = """
 import torch
@@ -39,7 +39,7 @@ def raced(monkeypatch, capfd):
     def run(target: float, *words: object) -> str:
         monkeypatch.setattr(races, "TARGETS", dict.fromkeys(races.TARGETS, target))
         race.main(list(map(str, words)))
-        return capfd.readouterr().out
+        return "".join(capfd.readouterr())
 
     return run
 
@@ -66,6 +66,11 @@ def test_a_race_trains_every_seed_goes_on_and_ends_in_a_row(tmp_path, raced):
     assert [line["step"] for line in read_metrics(out / "seed-7002" / "metrics.jsonl")] == [1, 2]
     assert again.count("never got there; nearest") == 2 and "it does not count" in again
     assert "| never | never | never | 0 of 2 | 0.000 |" in json.loads((out / "race.json").read_text())["row"]
+
+    saved = json.loads((out / "seed-7002" / "config.json").read_text())
+    write_json_atomic(out / "seed-7002" / "config.json", saved | {"git_commit": "b" * 40})
+    assert "the seeds ran at different commits" in raced(1, "--output-dir", out, "--jobs=2", *FLAGS)
+    assert "b" * 40 in json.loads((out / "race.json").read_text())["commits"]
 
     with pytest.raises(UserError, match="holds the setting"):
         raced(1, "--output-dir", out, *FLAGS)

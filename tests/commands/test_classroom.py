@@ -68,6 +68,9 @@ FAULTS = [
     ("--seed 3", {}, "measured on the world of --seed 3, the default run's is 0"),
     ("--world-difficulty simple --world-noise 2", {}, "default run's: --world-difficulty simple, --world-noise 2"),
     ("--retriever oracle", {}, "handed the right passages"),
+    ("--retriever random", {}, "--retriever random: no search engine of the package"),
+    ("--retriever none", {}, "--retriever none: no search engine of the package"),
+    ("--method r1", {}, "--method r1: another method than the default run's search-r1"),
     ("--eval-questions 40", {"n": 40}, "measured on 40 held-out questions, the default run on 200"),
     ("", {"emptied": 0.03}, "exact match 0.030 with the retriever emptied, above 0.02: it answers without searching"),
 ]
@@ -170,6 +173,16 @@ def test_runs_are_found_once_and_called_by_their_folders(tmp_path):
     one_each = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "a"]
     assert sorted(e.who for e in board(one_each)) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
     assert [e.who for e in board([tmp_path / "a" / "run"])] == ["run"]
+
+
+def test_a_copied_run_is_named_on_both_lines(tmp_path):
+    """The same settings and figures are no fault: the default run is the same on many machines, but not its seconds."""
+    for who in ("anna", "bela", "carl", "dora"):
+        run = hand_in(tmp_path / who, 0.9, 0.9)
+        write_lines(run / "metrics.jsonl", [{"step": 1, "seconds": 2.5 if who < "c" else len(who) + ord(who[0]) / 7}])
+    faults = {entry.who: entry.faults for entry in board([tmp_path])}
+    assert faults["carl"] == faults["dora"] == []
+    assert "the same run as bela" in faults["anna"][0] and "the same run as anna" in faults["bela"][0]
 
 
 def test_equals_share_a_place_and_who_cannot_be_compared_has_none():

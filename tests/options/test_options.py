@@ -218,7 +218,7 @@ def other_values(name: str, value) -> list:
     kind = split_union(type_hints(TrainConfig)[name])[0]
     tried = [True, False] if kind is bool else [*get_args(kind)]
     if kind in (int, float):
-        tried = [kind(3), kind(17)] if kind is int else [0.125, 0.75]
+        tried = [kind(3), kind(17)] if kind is int else [0.125, 0.75, 1.5]
     return [each for each in tried if each not in (value, default_value(TrainConfig, name))]
 
 
@@ -247,7 +247,7 @@ def needy(name: str) -> TrainConfig:
         if isinstance(wanted, tuple) and default_value(TrainConfig, other) not in wanted:
             values[other] = wanted[0]
         elif isinstance(wanted, int) and default_value(TrainConfig, other) in (wanted, None) and other not in values:
-            values[other] = wanted + 1
+            values[other] = wanted + 2
     if NEEDS[name].get("load_in_4bit"):
         values["model"] = "Qwen2.5-3B"
     return make(TrainConfig, **values)

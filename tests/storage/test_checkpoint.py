@@ -20,6 +20,7 @@ from searchr1_mini.evaluation.plan import chosen_checkpoint
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.opening import open_run
+from searchr1_mini.storage import commit
 from searchr1_mini.storage.checkpoint import (
     best_checkpoint,
     checkpoint_step,
@@ -200,6 +201,22 @@ def test_a_run_begins_where_there_is_no_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     run = session_of(tmp_path / "run")
     assert json.loads((run.folder / "config.json").read_text())["git_commit"] is None
+
+
+def test_a_commit_says_whether_the_code_was_changed_since(tmp_path, monkeypatch):
+    package = tmp_path / "searchr1_mini"
+    (package / "storage").mkdir(parents=True)
+    (package / "loss.py").write_text("COEF = 1\n")
+    monkeypatch.setattr(commit, "__file__", str(package / "storage" / "commit.py"))
+    assert commit.git_commit() is None
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    clean = commit.git_commit()
+    (tmp_path / "notes.md").write_text("beside the package")
+    assert commit.git_commit() == clean and len(clean) == 40 and commit.short(clean) == clean[:9]
+    (package / "loss.py").write_text("COEF = 2\n")
+    assert commit.git_commit() == clean + "-dirty" and commit.short(clean + "-dirty") == clean[:9] + "-dirty"
 
 
 def test_the_seconds_of_all_processes_of_a_run_are_counted(tmp_path):
