@@ -14,6 +14,8 @@ BASE_FILE = "base.json"
 SIZES = (
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
 ).split()
+# settings that no forward pass reads: layer_types tells which layers have windows
+UNREAD = ("use_cache", "initializer_range", "max_window_layers")
 PROBE = "<think> Who won in 1998, and where? </think>\n<search>Zürich 東京 \U0001f600</search>\n\n<|im_end|>"
 NUMBERS = 64  # read from a tensor of one dimension; of others the first row
 
@@ -50,8 +52,28 @@ def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """Hashes the vocabulary, the merges as a probe shows them, and the chat template."""
-    parts = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"], tokenizer.eos_token_id]
-    return digest(json.dumps([*parts, tokenizer.chat_template]).encode())
+    return digest(json.dumps([*token_ids(tokenizer), *text_ends(tokenizer)]).encode())
+
+
+def token_ids(tokenizer: Any) -> list[Any]:
+    """Returns what texts become: the vocabulary, and the ids of a probe."""
+    return [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"]]
+
+
+def text_ends(tokenizer: Any) -> list[Any]:
+    """Returns what stands around texts: the id that ends one, and the chat template."""
+    return [tokenizer.eos_token_id, tokenizer.chat_template]
+
+
+def computing_settings(config: Any) -> dict[str, Any]:
+    """Returns of a config of transformers what its family computes with, sizes included, and its `model_type`."""
+    from transformers import PreTrainedConfig
+
+    config = config.get_text_config()
+    named = set(type(config)().to_dict()) - set(PreTrainedConfig().to_dict()) - set(UNREAD)
+    kept = {name for name in named if not name.endswith(("_token_id", "dropout", "pdrop"))}
+    values = config.to_dict()
+    return {"model_type": config.model_type} | {name: values.get(name) for name in sorted(kept)}
 
 
 def base_folder(source: str) -> Path:

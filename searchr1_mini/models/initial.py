@@ -5,12 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.names import ADAPTER
 from searchr1_mini.models.bases import from_pretrained, load_tokenizer
-from searchr1_mini.models.identity import BASE_FILE, SIZES, base_identity, check_base
+from searchr1_mini.models.identity import (
+    BASE_FILE,
+    base_identity,
+    check_base,
+    computing_settings,
+    text_ends,
+    token_ids,
+)
 from searchr1_mini.models.weights import (
     ADAPTER_CONFIG,
     adapter_folder,
@@ -113,15 +120,44 @@ def check_init(folder: Path, source: str) -> None:
     Raises:
         UserError: names what differs.
     """
-    config = from_pretrained(AutoConfig, source)
-    check_base(folder, source, base_identity(source, load_tokenizer(source), config))
-    own = from_pretrained(AutoConfig, str(folder)) if has_whole_weights(folder) else config
-    for name in SIZES:
-        if getattr(own, name, None) != getattr(config, name, None):
+    config, tokenizer = from_pretrained(AutoConfig, source), load_tokenizer(source, is_first_look=True)
+    check_base(folder, source, base_identity(source, tokenizer, config))
+    if has_whole_weights(folder):
+        refuse_other_settings(folder, source, config)
+        if (folder / "tokenizer.json").is_file():
+            refuse_other_tokens(folder, source, tokenizer)
+
+
+def refuse_other_settings(folder: Path, source: str, config: PreTrainedConfig) -> None:
+    """Refuses whole weights that do not compute as the base does, of whose form their reference is.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    own, given = (computing_settings(each) for each in (from_pretrained(AutoConfig, str(folder)), config))
+    for name in own:
+        if own[name] != given.get(name):
+            told = [str(values.get(name))[:80] for values in (own, given)]
             raise UserError(
-                f"--init {folder} has {name} {getattr(own, name, None)}, but {source} has "
-                f"{getattr(config, name, None)}; name its own base as --model"
+                f"--init {folder} has {name} {told[0]}, but {source} has {told[1]}; name its own base, or that folder "
+                "itself, as --model"
             )
+
+
+def refuse_other_tokens(folder: Path, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses whole weights that learned other token ids than the base's; says if their chat template is another.
+
+    Raises:
+        UserError: a token has another id, or a text becomes other tokens.
+    """
+    own = load_tokenizer(str(folder), is_first_look=True)
+    if token_ids(own) != token_ids(tokenizer):
+        raise UserError(
+            f"--init {folder} brings a tokenizer with other token ids than {source}; name its own base, or that folder "
+            "itself, as --model"
+        )
+    if text_ends(own) != text_ends(tokenizer):
+        print(f"--init {folder} has another chat template or end of text; those of {source} are taken", flush=True)
 
 
 def keep_init(folder: Path, run: Path) -> Path:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
+from searchr1_mini.models.initial import check_init
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make, with_options
@@ -205,6 +206,55 @@ def test_whole_weights_of_unknown_origin_must_fit_the_base(tmp_path, tokenizer, 
     other = save_random_qwen2(tmp_path / "other", tokenizer, hidden=32)
     told = sentence_of(capsys, lambda: train(config_of(tmp_path / "run", init=str(other))))
     assert "has hidden_size 32, but" in told and not (tmp_path / "run").exists()
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def fine_tuned(random_qwen2, tmp_path) -> Path:
+    """Whole weights of `random_qwen2`, without a word about where they come from."""
+    return shutil.copytree(random_qwen2, tmp_path / "fine-tuned")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("rope_parameters", {"rope_theta": 5e5, "rope_type": "default"}),
+        ("rms_norm_eps", 1e-3),
+        ("hidden_act", "gelu"),
+        ("tie_word_embeddings", False),
+    ],
+)
+def test_whole_weights_compute_as_their_reference_does(random_qwen2, fine_tuned, name, value):
+    """The frozen reference has the base's config: with another its KL would not begin at 0."""
+    edit_json(fine_tuned / "config.json", **{name: value})
+    with pytest.raises(UserError, match=f"has {name} .*that folder itself, as --model"):
+        check_init(fine_tuned, str(random_qwen2))
+
+
+def test_settings_that_nothing_is_computed_with_may_differ(random_qwen2, fine_tuned):
+    edit_json(fine_tuned / "config.json", use_cache=False, attention_dropout=0.1, eos_token_id=3, dtype="bfloat16")
+    check_init(fine_tuned, str(random_qwen2))
+
+
+def test_whole_weights_with_other_token_ids_are_refused(random_qwen2, fine_tuned):
+    saved = json.loads((fine_tuned / "tokenizer.json").read_text())
+    ids = saved["model"]["vocab"]
+    words = [word for word in ids if len(word) > 4]
+    ids.update(zip(words, [ids[word] for word in (*words[1:], words[0])], strict=True))
+    (fine_tuned / "tokenizer.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="a tokenizer with other token ids"):
+        check_init(fine_tuned, str(random_qwen2))
+
+
+def test_another_chat_template_of_whole_weights_is_told(random_qwen2, fine_tuned, capsys):
+    check_init(fine_tuned, str(random_qwen2))
+    assert not capsys.readouterr().out
+    edit_json(fine_tuned / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
+    check_init(fine_tuned, str(random_qwen2))
+    assert "has another chat template" in capsys.readouterr().out
 
 
 def test_the_model_of_the_run_is_asked_for(warm, tmp_path, capsys):
