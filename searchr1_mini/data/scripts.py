@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from searchr1_mini.core.decoder import Turn
-from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.play import play
 from searchr1_mini.core.policy import Policy
-from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, Retriever
-from searchr1_mini.core.rewards import contains_gold, exact_match
+from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.trajectory import Trajectory, opened_by
-from searchr1_mini.data.corpus import read_rows
 from searchr1_mini.data.world import World
 from searchr1_mini.data.world_text import RELATIONS
 from searchr1_mini.retrievers.terms import STOP_WORDS
@@ -44,6 +39,7 @@ _SENTENCE = re.compile(
 _NAME_ADDITION = re.compile(r"\s*\(.*\)$")
 
 Find = Callable[[str], Sequence[Passage]]
+Script = tuple[Example, list[str] | None]  # None in the place of turns that cannot be written
 
 
 class Unplayable(Exception):
@@ -119,8 +115,7 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
         read += f" {passage.title} {passage.text}"
         wanted = [*example.golden_answers, *titles]
         hops.append(Hop(query, query, quotation(passage, wanted)))
-    is_closed = {answer.lower().strip() for answer in example.golden_answers} & {"yes", "no"}
-    is_read = is_closed or any(contains_gold(hop.said, example.golden_answers) for hop in hops)
+    is_read = is_closed(example.golden_answers) or any(contains_gold(hop.said, example.golden_answers) for hop in hops)
     return hops if hops and is_read else None
 
 
@@ -130,6 +125,11 @@ def answer_hops(example: Example, find: Find) -> list[Hop] | None:
     passage = next((p for p in find(query) if contains_gold(p.text, example.golden_answers)), None)
     said = quotation(passage, example.golden_answers) if passage else ""
     return [Hop(query, query, said)] if contains_gold(said, example.golden_answers) else None
+
+
+def is_closed(answers: Sequence[str]) -> bool:
+    """Tells whether a question is answered by yes or no, which stands in no passage."""
+    return any(answer.lower().strip() in ("yes", "no") for answer in answers)
 
 
 def is_named(title: str, text: str) -> bool:
@@ -188,34 +188,3 @@ def play_script(
     except Unplayable:
         return None
     return trajectory if trajectory.finish_reason == "answer" and not waiting else None
-
-
-def read_demonstrations(path: Path) -> Iterator[tuple[Example, list[str]]]:
-    """Yields questions with their policy turns from a file of demonstrations, or from a run's own rollouts.
-
-    A line is {"question", "turns": [texts]}, or a line of rollouts/step-N.jsonl, of which those that were right are
-    taken. docs/recipes.md has an example.
-
-    Raises:
-        UserError: a line is of neither form, or its last turn does not answer.
-    """
-    for row, where in read_rows(path):
-        question, turns = row.get("question"), row.get("turns")
-        if turns is None and isinstance(row.get("segments"), list):
-            if not exact_match(row.get("answer"), row.get("golden_answers") or ()):
-                continue
-            turns = [part.get("text") for part in row["segments"] if part.get("kind") == "policy"]
-        if not (isinstance(question, str) and question.strip() and is_list_of_texts(turns)):
-            raise UserError(
-                f'{where}: not a demonstration; each line needs "question" (text) and "turns" (a list of texts), or is '
-                "a line of a run's rollouts"
-            )
-        kinds = [parse_action(turn).kind for turn in turns]
-        if kinds[-1] != "answer" or "answer" in kinds[:-1]:
-            raise UserError(f"{where}: the last turn, and no other, must hold <answer> and </answer>")
-        yield Example(f"demonstration/{where}", question, (parse_action(turns[-1]).content,), "demonstration"), turns
-
-
-def is_list_of_texts(value: Any) -> bool:
-    """Tells whether it is a list of texts, and not an empty one."""
-    return isinstance(value, list) and bool(value) and all(isinstance(part, str) and part.strip() for part in value)

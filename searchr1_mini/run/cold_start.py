@@ -8,7 +8,7 @@ this the cold start). The loss is that of imitation with RL's mask; the policy t
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import asdict
@@ -23,18 +23,19 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.datasets import question_key
+from searchr1_mini.data.demonstrations import n_searches, read_demonstrations, why_left_out
 from searchr1_mini.data.scripts import (
     Find,
+    Script,
     answer_hops,
     play_script,
-    read_demonstrations,
     supported_hops,
     world_hops,
     write_turns,
 )
 from searchr1_mini.data.world import make_world
 from searchr1_mini.options.checks import check_demonstrations
-from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.config import ImitationConfig, TrainConfig
 from searchr1_mini.options.nested import with_options
 from searchr1_mini.run.diagnosis import diagnose, tell
 from searchr1_mini.run.imitation import imitation_step
@@ -48,8 +49,6 @@ from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_at
 SAVE_EVERY = 10  # updates
 WARM_UP, DECAY = 0.1, 0.3  # shares of the updates: the rate rises to the full one, and falls to 0
 EPISODES = "episodes.jsonl"
-
-Script = tuple[Example, "list[str] | None"]
 
 
 def cold_start(run: Run) -> None:
@@ -136,7 +135,7 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
 
     episodes: list[Trajectory] = []
     wanted = kinds_wanted(config.imitation.cold_start, config.imitation.cold_start_multi_hop)
-    n_tried, n_before = 0, -1
+    n_tried, n_before, left_out = 0, -1, defaultdict(set)
     if config.imitation.demonstrations:
         check_demonstrations(config.imitation.demonstrations)
     shown = demonstrated(config, run.held_out.examples)
@@ -144,30 +143,54 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
         n_before = len(episodes)
         for example, turns in shown or scripted(run, find, rng):
             n_tried += 1
-            is_multi_hop = turns is not None and len(turns) > 2
+            is_multi_hop = n_searches(turns or ()) > 1
             if wanted and not wanted[is_multi_hop]:
                 continue
             played = turns and play_script(example, turns, run.make_method, run.policy, run.train.retriever, run.limits)
-            if played:
+            if shown and (why := why_left_out(example, turns, played)):
+                left_out[why].add(example.id)
+            elif played:
                 episodes.append(played)
                 if wanted:
                     wanted[is_multi_hop] -= 1
             if len(episodes) == config.imitation.cold_start:
                 break
-    if not episodes:
+    told = [f"{len(ids)} of the demonstrations are left out: {why}" for why, ids in left_out.items()]
+    refuse_too_few(config.imitation, len(episodes), n_tried, wanted, told)
+    for line in (f"{len(episodes)} scripted episodes, from {n_tried} scripts", *told):
+        print(f"cold start: {line}", flush=True)
+    rng.shuffle(episodes)
+    return episodes
+
+
+def refuse_too_few(
+    settings: ImitationConfig, n_episodes: int, n_tried: int, wanted: Counter[bool] | None, told: Sequence[str]
+) -> None:
+    """Refuses to begin without an episode, or without one of a kind that is wanted.
+
+    Args:
+        wanted: how many are still missing, as `kinds_wanted`.
+        told: why demonstrations were left out.
+
+    Raises:
+        UserError: says what to do.
+    """
+    if told and not n_episodes:
+        raise UserError(
+            f"--demonstrations {settings.demonstrations}: none can be imitated; {'; '.join(told)}; take some "
+            "that were made of this run's questions and passages"
+        )
+    if not n_episodes:
         raise UserError(
             f"--cold-start: none of {n_tried} questions gave a scripted episode: no search finds what answers them, or "
             "they do not fit into --max-total-tokens, --max-new-tokens and --max-turns; give --demonstrations FILE"
         )
     if wanted and any(wanted.values()):
         raise UserError(
-            f"--cold-start-multi-hop {config.imitation.cold_start_multi_hop:g}: none of {n_tried} questions gave an "
+            f"--cold-start-multi-hop {settings.cold_start_multi_hop:g}: none of {n_tried} questions gave an "
             f"episode that searches {'twice or more' if wanted[True] else 'once'}; take `--cold-start-multi-hop None` "
             "(any kind will do), or other questions"
         )
-    print(f"cold start: {len(episodes)} scripted episodes, from {n_tried} scripts", flush=True)
-    rng.shuffle(episodes)
-    return episodes
 
 
 def kinds_wanted(n_episodes: int, multi_hop: float | None) -> Counter[bool] | None:

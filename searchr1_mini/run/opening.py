@@ -79,7 +79,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
     about |= {"started_from": origin(config.run.init, init)} if init else {}
     about |= {"held_out_split": "eval" if is_older else "selection"}
-    shown = [example for example, _ in demonstrated(config, held_out.examples)]
+    shown = [example for example, turns in demonstrated(config, held_out.examples) if turns]
     must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match))
     on_main(lambda: None if is_older or (folder / HELD_OUT).is_file() else keep_held_out(folder, held_out.examples))

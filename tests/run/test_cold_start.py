@@ -19,10 +19,8 @@ from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.training import teaches
 from searchr1_mini.data.datasets import question_key
-from searchr1_mini.data.scripts import (
-    play_script,
-    read_demonstrations,
-)
+from searchr1_mini.data.demonstrations import n_searches, read_demonstrations
+from searchr1_mini.data.scripts import play_script
 from searchr1_mini.options.checks import check_demonstrations
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
@@ -112,9 +110,47 @@ def test_demonstrations_are_turns_or_right_rollouts_of_a_run(tmp_path):
     assert [(example.question, turns) for example, turns in shown] == [("Q?", [SEARCH, ANSWER]), ("R?", [ANSWER])]
 
 
+INVALID, PASSAGES = "<think> I do not know. </think>", "<information>Doc 1 yes</information>"
+ROLLOUT = {
+    "question": "R?",
+    "segments": [{"kind": "policy", "text": ANSWER}],
+    "answer": "yes",
+    "golden_answers": ["yes"],
+}
+
+
+def test_a_turn_ends_where_a_rollouts_turn_does(tmp_path):
+    """What stands behind its first closing tag is the engine's, or nobody's."""
+    for search in (SEARCH + "\n" + PASSAGES, SEARCH + SEARCH, SEARCH + "\n" + ANSWER):
+        row = {"question": "Q?", "turns": [search, ANSWER + "\n<|im_end|> and so on"]}
+        ((_, turns),) = read_demonstrations(Path(demonstration_file(tmp_path / "d.jsonl", row)))
+        assert turns == [SEARCH, ANSWER]
+
+
+@pytest.mark.parametrize("turn", [INVALID, PASSAGES + SEARCH])
+def test_a_rollout_with_a_turn_that_teaches_wrong_is_passed_over(tmp_path, turn):
+    segments = [{"kind": "policy", "text": text} for text in (turn, ANSWER)]
+    path = demonstration_file(tmp_path / "d.jsonl", ROLLOUT | {"segments": segments}, ROLLOUT)
+    assert [turns for _, turns in read_demonstrations(Path(path))] == [None, [ANSWER]]
+
+
+def test_answers_of_a_rollout_may_be_numbers(tmp_path):
+    rows = [ROLLOUT | {"golden_answers": [1998], "answer": n} for n in (1998, "1998", "1999")]
+    assert len(list(read_demonstrations(Path(demonstration_file(tmp_path / "d.jsonl", *rows))))) == 2
+
+
 @pytest.mark.parametrize(
     "row",
     [
+        {"question": "Q?", "turns": [INVALID, ANSWER]},
+        {"question": "Q?", "turns": [PASSAGES + SEARCH, ANSWER]},
+        {"question": "Q?", "turns": ["<answer> \ud800 </answer>"]},
+        {"question": "Q\ud800?", "turns": [ANSWER]},
+        ROLLOUT | {"segments": ["a"]},
+        ROLLOUT | {"segments": "a"},
+        ROLLOUT | {"segments": [{"kind": "policy", "text": 3}]},
+        ROLLOUT | {"golden_answers": [{"no": "text"}]},
+        ROLLOUT | {"answer": {"no": "text"}},
         {"question": "Q?"},
         {"question": "Q?", "turns": []},
         {"question": "Q?", "turns": "text"},
@@ -281,6 +317,35 @@ def test_updates_that_are_not_finite_are_logged_as_such_and_end_it(tmp_path, mon
     n_skipped = 50
     with pytest.raises(UserError, match="Lower --cold-start-learning-rate"):
         trained(tmp_path / "other", None, monkeypatch, **few)
+
+
+def test_a_demonstration_whose_search_finds_no_answer_is_left_out(tmp_path, capsys):
+    """It would teach to make answers up; yes, no and what the question names stand in no passage."""
+    data = demonstration_file(tmp_path / "q.jsonl", *({"question": f"Is T{n} old?", "answer": "no"} for n in range(4)))
+    search = SEARCH.replace(" q ", " Oslo Ferry ")
+    passage = {"id": "1", "title": "Oslo Ferry", "text": "The Oslo Ferry was built by Ada Brook."}
+    about = {"dataset": "jsonl", "data_path": data, "corpus": demonstration_file(tmp_path / "c.jsonl", passage)}
+
+    def episodes(name: str, *shown: tuple[str, str]) -> list[str | None]:
+        rows = [
+            {"question": question, "turns": [search, f"<think> b </think>\n<answer> {answer} </answer>"]}
+            for question, answer in shown
+        ]
+        path = demonstration_file(tmp_path / f"{name}.jsonl", *rows)
+        run = session_of(tmp_path / name, **about, cold_start=len(rows), demonstrations=path)
+        return sorted({episode.answer for episode in scripted_episodes(run)})
+
+    made_up = ("Who built the ship?", "Jo Field")
+    shown = [("Who built it?", "Ada Brook"), ("Is it old?", "yes"), ("Is Rome or Bern older?", "Rome")]
+    assert episodes("some", made_up, *shown) == ["Ada Brook", "Rome", "yes"]
+    told = "cold start: 1 of the demonstrations are left out: no search of theirs finds a passage with their answer"
+    assert told in capsys.readouterr().out
+    with pytest.raises(UserError, match="none can be imitated; 1 of"):
+        episodes("none", made_up)
+
+
+def test_invalid_turns_are_no_searches():
+    assert n_searches([INVALID, SEARCH, ANSWER]) == 1
 
 
 def test_demonstrations_of_held_out_questions_are_not_shown(tmp_path):
