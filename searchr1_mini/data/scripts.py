@@ -97,7 +97,8 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
     """Returns a search by title for each supporting passage that is in reach, those that the question names first.
 
     In reach is a title that stands in the question or in a passage that was read; of the others the first is searched
-    for with the question's own words. None where the answer was not read in the end (yes and no are exempt).
+    for with the question's own words, and so is a paragraph whose title is that of its article (SQuAD). None where the
+    answer was not read in the end (yes and no are exempt).
     """
     words_of = dict(reversed(example.supporting))
     titles = list(dict.fromkeys(title for title, _ in example.supporting))
@@ -105,7 +106,9 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
     hops: list[Hop] = []
     read, used = example.question, set()
     for title in titles:
-        query = _NAME_ADDITION.sub("", title) if is_named(title, read) else own_words(example.question)
+        is_alone = not words_of[title]  # else it is a paragraph, and others of its article have the same title
+        by_title = is_alone and is_named(title, read)
+        query = _NAME_ADDITION.sub("", title) if by_title else own_words(example.question)
         passage = next(
             (passage for passage in find(query) if passage.title == title and words_of[title] in passage.text), None
         )

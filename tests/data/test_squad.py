@@ -77,6 +77,20 @@ def test_a_script_finds_the_paragraph_that_the_question_is_about(file):
         assert example.golden_answers[0] in hop.said
 
 
+def test_a_title_that_paragraphs_share_is_not_the_query(tmp_path):
+    """A question that names its article would find any paragraph of it."""
+    rows = [
+        {"question": f"When did Oslo open its {what}?", "answer": f"18{n}0", "title": "Oslo",
+         "context": f"Oslo has a {what}. Oslo opened it in 18{n}0."}
+        for n, what in enumerate(["harbour", "tram", "theatre", "museum", "prison", "market"])
+    ]  # fmt: skip
+    path = str(write_lines(tmp_path / "rows.jsonl", rows))
+    engine = RankBM25(load_corpus(None, "squad", path))
+    for example in load_examples("squad", path, "all"):
+        (hop,) = supported_hops(example, lambda query: [hit.passage for hit in engine.search([query], 2)[0]])
+        assert example.golden_answers[0] in hop.said and hop.query != "Oslo"
+
+
 def test_rows_of_the_hub_are_read_alike(tmp_path, monkeypatch):
     """Read offline from parquet files laid out as there."""
     import datasets
