@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u9fff\uac00-\ud7ff\uf900-\ufaff]")
 
 
 def normalize_answer(text: str) -> str:
@@ -38,7 +38,7 @@ def exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
 def contains_gold(text: str, golden_answers: Sequence[str]) -> bool:
     """Tells whether any gold answer stands in the text, as whole words after normalization of both, or is all of it.
 
-    In scripts without blanks between words, such as Chinese, it stands anywhere.
+    In scripts without blanks, such as Chinese, and in Korean, whose words end in particles, it stands anywhere.
     A gold answer of which normalization leaves nothing must be all of it: an article stands in nearly every text.
     """
     words = f" {normalize_answer(text)} "

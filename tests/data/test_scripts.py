@@ -122,3 +122,12 @@ def test_an_answer_that_no_quotation_holds_is_no_script():
     passage = Passage("0", "Dam", "He was Lothair II! He was Lothair 2. It was opened by Lothair II. She came.")
     assert answer_hops(example, lambda query: [passage]) is None
     assert answer_hops(replace(example, golden_answers=("Lothair II",)), lambda query: [passage])
+
+
+def test_korean_answers_with_particles_give_a_script():
+    passages = [
+        Passage("0", "오슬로호", "오슬로호는 노르드하븐에서 1912년에 건조되었다."),
+        Passage("1", "베르겐호", "베르겐호는 밤에 떠난다."),
+    ]
+    (hop,) = answer_hops(Example("0", "오슬로호는 어디에서 건조되었는가?", ("노르드하븐",), "q"), finder(passages, 1))
+    assert "노르드하븐에서" in hop.said

@@ -213,11 +213,13 @@ def test_no_reward_reads_what_the_engine_wrote(kind, text):
         ("กรุงเทพมหานครเป็นเมืองหลวง", "กรุงเทพ", True),
         ("中国的首都是北京。", "上海", False),
         ("The Parisian", "Paris", False),
-        ("서울은 수도이다", "서울", False),
+        ("서울은 수도이다", "서울", True),
+        ("수도는 서울이다", "부산", False),
+        ("그 배는 ㄱ호이다", "ㄱ", True),
     ],
 )
 def test_a_gold_answer_stands_in_scripts_without_blanks(text, gold, stands):
-    """Korean has blanks between words."""
+    """Korean has blanks, but its words end in particles."""
     assert contains_gold(text, [gold]) is stands
 
 
