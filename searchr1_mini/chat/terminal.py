@@ -16,6 +16,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.core.rollout import RolloutLimits, rollout
@@ -37,10 +38,7 @@ HELP = """/examples      questions to begin with; its number alone asks one
 /help          this
 /quit, Ctrl-D  leave
 Ctrl-C         ends an answer"""
-NO_FORM = (
-    "; no turn held <search> or <answer>: this model does not know the form. An -Instruct model may, or one that was "
-    "trained with --cold-start 200"
-)
+NO_FORM = "; no turn held <search> or <answer>: this model does not know the form"
 Tell = Callable[[str, str], None]  # who wrote it ("prompt", "policy", "observation"), and the next piece of text
 
 
@@ -61,6 +59,11 @@ class Chat:
     seed: int
     about: str = ""
     examples: tuple[str, ...] = ()
+
+    @property
+    def is_instructed(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(self.policy.tokenizer.chat_template)
 
     def answer(self, question: str, tell: Tell, is_stopped: Callable[[], bool] = lambda: False) -> Trajectory:
         """Answers one question.
@@ -102,13 +105,21 @@ class Chat:
         return trajectory
 
 
-def verdict(trajectory: Trajectory) -> str:
-    """The answer in one line, safe to show, or why there is none."""
+def verdict(trajectory: Trajectory, is_instructed: bool = False) -> str:
+    """The answer in one line, safe to show, or why there is none.
+
+    Args:
+        trajectory: of any method; some search by themselves, without an action of the policy.
+        is_instructed: the tokenizer has a chat template.
+    """
     if trajectory.answer:
         return one_line(trajectory.answer)
-    is_formless = trajectory.invalid_actions and not trajectory.queries
     why = NO_ANSWER.get(trajectory.finish_reason, trajectory.finish_reason)
-    return f"no answer: {why}" + (NO_FORM if is_formless else "")
+    knows_form = any(parse_action(turn).kind != "invalid" for turn in trajectory.turns())
+    if knows_form or not trajectory.invalid_actions:
+        return f"no answer: {why}"
+    knowing = "one that was trained with --cold-start 200"
+    return f"no answer: {why}{NO_FORM}; take {knowing if is_instructed else f'an -Instruct model, or {knowing}'}"
 
 
 class Screen:
@@ -124,7 +135,7 @@ class Screen:
             trajectory = self.chat.answer(question, self.tell, is_stopped)
         finally:
             self.flush()
-        print(f"\nanswer: {verdict(trajectory)}")
+        print(f"\nanswer: {verdict(trajectory, self.chat.is_instructed)}")
         print(f"searches: {len(trajectory.queries)}, tokens: {trajectory.n_policy_tokens}", flush=True)
 
     def tell(self, kind: str, text: str) -> None:

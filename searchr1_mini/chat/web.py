@@ -137,7 +137,7 @@ def answer(chat: Chat, question: str, tell: Tell, stop: threading.Event) -> None
         if stop.is_set():
             return
         trajectory = chat.answer(question, tell, stop.is_set)
-        tell("answer", verdict(trajectory))
+        tell("answer", verdict(trajectory, chat.is_instructed))
     except Stopped:
         pass
     except UserError as error:

@@ -96,6 +96,14 @@ def test_the_chat_says_why_there_is_no_answer():
     assert verdict(rollout_of("<search> q </search>", queries=1, invalid=0)) == "no answer: no turn was left"
 
 
+def test_the_chat_says_so_of_methods_that_search_by_themselves():
+    """Their queries are none of the model's actions; what it is advised depends on what it is."""
+    told = verdict(rollout_of("It is Paris.", queries=1), is_instructed=False)
+    assert "does not know the form; take an -Instruct model, or one that was trained with --cold-start 200" in told
+    told = verdict(rollout_of("It is Paris.", queries=1), is_instructed=True)
+    assert "does not know the form; take one that was trained with --cold-start 200" in told and "Instruct" not in told
+
+
 def test_the_watch_sees_invalid_actions_from_the_start():
     def warned(*values):
         watch = Watch()
