@@ -26,6 +26,16 @@ def golden_answers(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found + texts_of(row.get("answer_aliases")))) if found else ()
 
 
+def is_unanswerable(row: dict[str, Any]) -> bool:
+    """Tells whether a row says that its question has no answer, by a flag or by `answers` of which there are none."""
+    answers = row.get("answers")
+    answers = spelled(answers) if isinstance(answers, str) else answers
+    is_empty = answers == [] or (isinstance(answers, dict) and answers.get("text") == [])
+    has_other = any(row.get(name) for name in ANSWER_FIELDS if name != "answers")
+    flags = [str(row.get(name)).lower() for name in ("answerable", "is_impossible")]  # text in a table's cell
+    return (is_empty and not has_other) or flags[0] == "false" or flags[1] == "true"
+
+
 def texts_of(value: Any, depth: int = 0) -> list[str]:
     """Returns the texts in a value: of lists, also such as are written as text, and of objects, those inside.
 

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from searchr1_mini.core.prompts import normalize_question
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data import names
-from searchr1_mini.data.answers import golden_answers
+from searchr1_mini.data.answers import golden_answers, is_unanswerable
 from searchr1_mini.data.corpus import context_passages, corpus_files, distinct, parse_passage, passages_in, read_rows
 from searchr1_mini.data.names import BRING_PASSAGES
 from searchr1_mini.data.notes import tell
@@ -74,8 +75,15 @@ def load_examples(
     _check_known(dataset)
     if data_path:
         name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
-        rows = [_example(name, *row) for file in question_files(Path(data_path)) for row in answerable(read_rows(file))]
-        examples = _unique(rows) if split == "all" else own_split(_unique(rows), split, dataset == "squad")
+        everything = _unique(
+            _example(name, *row) for file in question_files(Path(data_path)) for row in answerable(file)
+        )
+        examples = everything if split == "all" else own_split(everything, split, dataset == "squad")
+        if dataset == "squad" and not examples and len(set(map(_article, everything))) == 1:
+            raise UserError(
+                f"{data_path} is one article, and --dataset squad holds out whole articles; take --dataset jsonl, "
+                "which holds out questions"
+            )
         if split == "selection":
             limit = min(limit or len(examples), -(-len(examples) // 2))
     else:
@@ -212,18 +220,22 @@ def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     return Example(f"{source}/{id_}", question, answers, source, _supporting(row, where))
 
 
-def answerable(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Leaves out what a data set marks as a question without an answer (SQuAD 2.0, MuSiQue-Full), and says how many."""
+def answerable(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Reads a file's rows without those that are marked as questions without an answer (SQuAD 2.0, MuSiQue-Full)."""
     n_left_out = 0
-    for row, where in rows:
-        answers = row.get("answers")
-        is_empty = isinstance(answers, dict) and answers.get("text") == []
-        if row.get("answerable") is False or row.get("is_impossible") is True or is_empty:
+    for row, where in read_rows(file):
+        if is_unanswerable(row):
             n_left_out += 1
-            continue
-        yield row, where
+        else:
+            yield row, where
     if n_left_out:
-        print(f"{n_left_out} questions without an answer are left out", file=sys.stderr, flush=True)
+        _tell_left_out(file, n_left_out)
+
+
+@cache
+def _tell_left_out(file: Path, n_left_out: int) -> None:
+    """Prints it once, though each split reads the file."""
+    print(f"{file}: {n_left_out} questions without an answer are left out", file=sys.stderr, flush=True)
 
 
 def _held(row: dict[str, Any]) -> str:
@@ -253,8 +265,9 @@ def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     return tuple((title, "") for title in dict.fromkeys(titles))
 
 
-def _unique(examples: list[Example]) -> list[Example]:
+def _unique(examples: Iterable[Example]) -> list[Example]:
     """Examples with ids of their own: a repeated id gets a number, since groups are keyed by it."""
+    examples = list(examples)
     taken = {example.id for example in examples}
     seen: dict[str, int] = {}
     out = []
@@ -277,8 +290,7 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     if not examples:
         return []
     n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
-    # a paragraph without a title is an article of its own
-    keys = [_digest(next(filter(None, e.supporting[0]))) if by_article and e.supporting else _hash(e) for e in examples]
+    keys = [_digest(_article(e)) if by_article and e.supporting else _hash(e) for e in examples]
     border = sorted(keys)[n_held_out - 1]
     held_out = [example for example, key in zip(examples, keys, strict=True) if key <= border]
     if split != "train":
@@ -286,6 +298,11 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     asked = set(map(question_key, held_out))  # in other letters or without its question mark it is the same question
     left = [example for example, key in zip(examples, keys, strict=True) if key > border]
     return [example for example in left if question_key(example) not in asked]
+
+
+def _article(example: Example) -> str | None:
+    """The title of a question's paragraph; one without a title is an article of its own."""
+    return next(filter(None, example.supporting[0])) if example.supporting else None
 
 
 def _hub_corpus(dataset: str) -> list[Passage]:

@@ -164,14 +164,15 @@ def _are_articles(data: Any) -> bool:
 def _of_articles(articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Yields one row per question, in the hub's form, from the nested form of SQuAD's own files.
 
-    Questions without an answer (SQuAD 2.0) are left out; what is of another form raises KeyError or TypeError.
+    Raises:
+        KeyError, TypeError, AttributeError: it is of another form.
     """
     for article in articles:
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
-                if not asked.get("is_impossible"):
-                    parts = {name: asked[name] for name in ("id", "question", "answers")}
-                    yield {**parts, "title": article.get("title") or "", "context": paragraph["context"]}
+                answers = {} if asked.get("is_impossible") else {"answers": asked["answers"]}
+                parts = {name: asked.get(name) for name in ("id", "question", "is_impossible")} | answers
+                yield {**parts, "title": article.get("title") or "", "context": paragraph["context"]}
 
 
 def _delimited(path: Path, form: str) -> Iterator[tuple[str, Any]]:

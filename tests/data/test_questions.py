@@ -281,10 +281,16 @@ def test_questions_without_an_answer_are_left_out_where_the_data_says_so(tmp_pat
         {"question": "q?", "answer": "a", "answerable": True},
         {"question": "q?", "answer": "a", "answerable": False},
         {"question": "p?", "answers": {"text": [], "answer_start": []}},
+        {"question": "p?", "answers": "{'text': array([], dtype=object), 'answer_start': array([], dtype=int32)}"},
+        {"question": "p?", "answers": []},
+        {"question": "p?", "answer": "a", "is_impossible": "True"},
+        {"question": "r?", "answer": "a", "answers": []},
     ]
-    examples = load_examples("jsonl", write_lines(tmp_path / "q.jsonl", rows), "all")
-    assert [example.question for example in examples] == ["q?"]
-    assert "2 questions without an answer are left out" in capsys.readouterr().err
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    for split in ("train", "eval"):
+        load_examples("jsonl", path, split)
+    assert [example.question for example in load_examples("jsonl", path, "all")] == ["q?", "r?"]
+    assert capsys.readouterr().err.count("5 questions without an answer are left out") == 1, "once, not for each split"
 
 
 def test_the_same_question_in_other_letters_is_on_one_side(tmp_path):

@@ -47,6 +47,37 @@ def test_a_nested_file_gives_questions_answers_and_paragraphs(file, dataset):
     assert [hit.passage.text for hit in hits] == [passages[4].text]
 
 
+@pytest.mark.parametrize("has_flag", [True, False])
+def test_questions_without_an_answer_are_counted(tmp_path, capsys, has_flag):
+    """Marked as impossible, or with no more than an empty list of answers; their paragraphs are searched too."""
+    made = article(0)
+    for paragraph in made["paragraphs"]:
+        if not has_flag:
+            paragraph["qas"][1].pop("is_impossible")
+    made["paragraphs"].append({"context": "Nobody asks well of this.", "qas": [made["paragraphs"][0]["qas"][1]]})
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"data": [made]}))
+    assert len(load_examples("squad", str(path), "all")) == 3 and len(load_corpus(None, "squad", str(path))) == 4
+    assert "4 questions without an answer are left out" in capsys.readouterr().err
+
+
+def test_one_article_cannot_be_held_out(tmp_path):
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"data": [article(0)]}))
+    with pytest.raises(UserError, match=r"is one article, .* take --dataset jsonl"):
+        load_examples("squad", str(path), "train")
+    assert load_examples("jsonl", str(path), "train") and load_examples("squad", str(path), "eval")
+
+
+def test_questions_of_a_nested_file_need_no_id(tmp_path):
+    made = [article(0), article(1)]
+    for asked in (asked for part in made for paragraph in part["paragraphs"] for asked in paragraph["qas"]):
+        del asked["id"]
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"data": made}))
+    assert len({example.id for example in load_examples("squad", str(path), "all")}) == 6
+
+
 def test_whole_articles_are_held_out(file):
     train, held_out = load_examples("squad", file, "train"), load_examples("squad", file, "eval")
     titles = [{example.supporting[0][0] for example in part} for part in (train, held_out)]
