@@ -34,24 +34,39 @@ def find_gguf(name: str) -> Path | None:
         UserError: it is not there or several are, or it is a part of a model.
     """
     path = Path(name).expanduser()
-    if name.endswith(".gguf") and not path.is_file():
+    if _is_gguf(path) and not path.is_file():
         raise UserError(f"there is no file {name}; --model takes a GGUF file, a folder, a hub id or a short name")
     if path.is_dir() and not any(path.glob("*.safetensors")):
-        found = sorted(path.glob("*.gguf"))
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found[:5])
-            raise UserError(f"{name} holds {len(found)} GGUF files ({names}); name one of them as --model")
-        path = found[0] if found else path
-    if path.suffix != ".gguf":
+        found = sorted(filter(_is_gguf, path.iterdir()))
+        models = [file for file in found if not _is_image_part(file)] or found
+        whole = [file for file in models if not _is_shard(file)] or models[:1]  # which is refused below
+        if len(whole) > 1:
+            names = ", ".join(file.name for file in whole[:5])
+            raise UserError(f"{name} holds {len(whole)} GGUF files ({names}); name one of them as --model")
+        path = whole[0] if whole else path
+    if not _is_gguf(path):
         return None
-    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
+    if _is_shard(path):
         raise UserError(f"{path} is one part of several; join them with `llama-gguf-split --merge` and name the result")
-    if "mmproj" in path.name.lower():
+    if _is_image_part(path):
         raise UserError(f"{path} is the image part of a model; name the GGUF file of its language model")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"{path} is no GGUF file, or a damaged one; download it again")
     return path
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _is_image_part(path: Path) -> bool:
+    return "mmproj" in path.name.lower()
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether it is one part of several: the one part of one is whole."""
+    return bool(re.search(r"-\d{5}-of-(?!00001)\d{5}\.gguf$", path.name, re.IGNORECASE))
 
 
 def unpacked(path: Path) -> Path:

@@ -15,6 +15,7 @@ from helpers.faults import config_of, sentence_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import main as export
 from searchr1_mini.models import gguf_base
@@ -230,3 +231,29 @@ def test_a_tokenizer_that_has_more_tokens_than_the_model_is_told(tmp_path, token
     more.add_tokens(["<new>"])
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: more)
     assert "take the model's safetensors" in sentence_of(capsys, resolve_model, str(path))
+
+
+@pytest.mark.parametrize(
+    "held, taken",
+    [
+        (["m-00001-of-00001.gguf"], "m-00001-of-00001.gguf"),
+        (["m.gguf", "mmproj-m.gguf"], "m.gguf"),
+        (["m.GGUF"], "m.GGUF"),
+        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m.Q4.gguf"], "m.Q4.gguf"),
+        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "llama-gguf-split --merge"),
+        (["mmproj-m.gguf"], "image part"),
+    ],
+)
+def test_the_one_whole_model_of_a_folder_is_taken(tmp_path, held, taken):
+    for name in held:
+        (tmp_path / name).write_bytes(b"GGUF")
+    if taken in held:
+        assert gguf_base.find_gguf(str(tmp_path)) == gguf_base.find_gguf(str(tmp_path / taken)) == tmp_path / taken
+    else:
+        with pytest.raises(UserError, match=taken):
+            gguf_base.find_gguf(str(tmp_path))
+
+
+def test_an_ending_in_upper_case_is_unpacked_too(tmp_path, tokenizer):
+    path = write_gguf(tmp_path / "SMALL.GGUF", tokenizer)
+    assert Path(resolve_model(str(path)), "model.safetensors").is_file()
