@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen, listed
-from searchr1_mini.options.checks import check_retriever
+from searchr1_mini.options.checks import check_questions_named, check_retriever
 from searchr1_mini.options.cli import parse
+from searchr1_mini.options.defaults import REAL
 from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import name_file
@@ -67,6 +68,8 @@ def main() -> None:
     names = chosen(listed(config.retriever), ENGINES, "--retriever")
     check_retriever(config, names)
     topks = parse_topks(config.topk)
+    check_questions_named(config.corpus, config.dataset, config.data_path)
+    config = replace(config, dataset=config.dataset or REAL["dataset"])
     examples = load_examples(config.dataset, config.data_path, "all", config.limit)
     asked = [example for example in examples if example.supporting]
     has_titles = bool(asked)

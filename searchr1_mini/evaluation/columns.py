@@ -10,7 +10,7 @@ from typing import Any
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.data.datasets import Split, load_examples, own_split
 from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
-from searchr1_mini.options.checks import world_hops_list
+from searchr1_mini.options.checks import check_questions_named, world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flag_name, flat, make
@@ -64,6 +64,8 @@ def plan_columns(config: EvalConfig, own: dict[str, Any], runs: list[dict]) -> l
     Raises:
         UserError: an unknown data set, flags that belong to none of them, or a file that cannot be read.
     """
+    if not runs:
+        check_questions_named(config.corpus, config.datasets, config.data_path, flag="--datasets")
     names = list(dict.fromkeys(listed_paths(config.datasets))) if config.datasets is not None else [own["dataset"]]
     files = [name for name in names if name_file(make(TrainConfig, dataset=name)).data.data_path]
     names = chosen([name for name in names if name not in files], DATASETS, "--datasets", ALL_DATASETS) + files

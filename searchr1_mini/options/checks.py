@@ -9,7 +9,9 @@ from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.data.names import BRING_PASSAGES, DATASETS
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.options.config import RetrievalConfig, TrainConfig
+from searchr1_mini.options.defaults import REAL
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of
 from searchr1_mini.options.own_parts import is_own, own_part
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
@@ -89,6 +91,7 @@ def check_given(config: TrainConfig, unasked: Collection[str]) -> None:
     if not has_search and given:
         name = "--algorithm sft" if config.run.algorithm == "sft" else f"--method {config.run.method}"
         raise UserError(f"{name} trains without a search engine; leave out {', '.join(given)}")
+    check_questions_named(config.data.corpus, name, config.data.data_path)
     if config.run.method not in (None, "direct") and config.run.algorithm == "sft":
         raise UserError("--algorithm sft learns the gold answers without reasoning; leave out --method")
     if is_own(config.run.method) and config.data.template is not None and "template" not in unasked:
@@ -117,6 +120,21 @@ def check_data_files(data_path: str | None, corpus: str | None) -> None:
     for path in (data_path, None if corpus in BRING_PASSAGES else corpus):
         if path is not None and not exists(path):
             raise UserError(f"there is no file {path}; check --data-path and --corpus")
+
+
+def check_questions_named(corpus: str | None, *named: str | None, flag: str = "--dataset") -> None:
+    """Refuses passages of the user's own beside which nothing names questions: those of HotpotQA are not about them.
+
+    Args:
+        named: what may name the questions.
+        flag: that of the data set.
+
+    Raises:
+        UserError: nothing does.
+    """
+    if corpus not in (None, REAL["dataset"]) and not any(named):
+        wanted = f'{flag} FILE.jsonl, each line with "question" and "answer" (docs/data.md)'
+        raise UserError(f"--corpus {shown(corpus)} needs questions that its passages answer; name them: {wanted}")
 
 
 def check_own_parts(config: TrainConfig) -> None:

@@ -45,7 +45,9 @@ SERVER_NEEDS: dict = {"dataset": {"corpus": (None,)}, "data_path": {"corpus": (N
 class MetricsConfig:
     """Options of the retrieval metrics."""
 
-    dataset: str = grouped("data", "hotpotqa", "data set, or a file of questions with supporting titles")
+    dataset: str | None = grouped(
+        "data", None, "data set, or a file of questions with supporting titles [default: hotpotqa]"
+    )
     data_path: str | None = grouped("data", None, "local file of that data set")
     corpus: str | None = shared("data", TrainConfig, "corpus")
     limit: int = grouped("data", 500, "number of questions, always the same ones", least=1, most=MOST_QUESTIONS)

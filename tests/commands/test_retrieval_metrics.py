@@ -95,6 +95,11 @@ def test_the_hotpotqa_sample_by_command(shared, capsys, monkeypatch):
     assert [cell.strip() for cell in out[-1].split("|")][1:4] == ["bm25s", "0.960", "0.420"]
 
 
+def test_passages_alone_name_no_questions(files, capsys, monkeypatch):
+    with pytest.raises(UserError, match="needs questions that its passages answer; name them: --dataset FILE"):
+        run(capsys, monkeypatch, "--corpus", files[1])
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
