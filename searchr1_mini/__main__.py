@@ -58,8 +58,7 @@ def dispatch() -> None:
         module, stands_for, _ = COMMANDS[name]
         if stands_for == ["--chat"] and words and not words[0].startswith("-"):
             words.insert(0, "--run")
-        sys.argv[1:] = stands_for + words
-        import_module(f"searchr1_mini.{module}").main()
+        import_module(f"searchr1_mini.{module}").main(stands_for + words)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     begin()
 
 import math
+from collections.abc import Sequence
 
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
@@ -18,10 +19,10 @@ from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table of a run on a GPU (or `--device cpu`), and refuses it beyond `--memory-limit`."""
     about = "Predicts a run's memory: options of train.py."
-    config = resolve(*parse_asked(TrainConfig, "python -m searchr1_mini.preflight", about))
+    config = resolve(*parse_asked(TrainConfig, "python -m searchr1_mini.preflight", about, argv))
     source = resolve_model(config.run.model)
 
     from searchr1_mini.run.memory import GB, predict

@@ -56,14 +56,14 @@ class Metrics:
     p95_ms: float
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses, measures each retriever and prints a table.
 
     Raises:
         UserError: anything that the user can fix.
     """
     description = __doc__.splitlines()[0]
-    config = name_file(parse(MetricsConfig, "python -m searchr1_mini.retrieval_metrics", description))
+    config = name_file(parse(MetricsConfig, "python -m searchr1_mini.retrieval_metrics", description, argv))
     check_ranges(config)
     names = chosen(listed(config.retriever), ENGINES, "--retriever")
     check_retriever(config, names)

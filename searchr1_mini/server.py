@@ -39,13 +39,13 @@ from searchr1_mini.storage import status
 EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses, builds the index and serves until it is stopped.
 
     Raises:
         UserError: anything that the user can fix.
     """
-    config = parse(ServerConfig, "python -m searchr1_mini.server", __doc__.splitlines()[0])
+    config = parse(ServerConfig, "python -m searchr1_mini.server", __doc__.splitlines()[0], argv)
     check_ranges(config)
     refuse_idle(config, config, ServerConfig(), SERVER_NEEDS)
     check_retriever(config, [config.retriever])

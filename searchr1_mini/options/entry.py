@@ -166,9 +166,14 @@ def keep_log(path: Path) -> None:
     """
     if _is_begun:
         Forgiving.log = Forgiving(path, "a")
-        Forgiving.log.write(
-            f"$ {shlex.join([Path(sys.executable).name, *sys.argv])}\n".encode("utf-8", "backslashreplace")
-        )
+        Forgiving.log.write(f"$ {shlex.join(_command())}\n".encode("utf-8", "backslashreplace"))
+
+
+def _command() -> list[str]:
+    """The words that start this program again; a module has its file's path in `sys.argv`, and is found by name."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
+    return [Path(sys.executable).name, *program, *sys.argv[1:]]
 
 
 def end_log(

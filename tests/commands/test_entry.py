@@ -115,7 +115,8 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, int, bytes, bytes]]:
     for name, options in terminals.items():
         (folder / name).mkdir()
         out = folder / name / "\u00e9\u4e2d\U0001f600"
-        processes[name] = started(["train.py", *TINY, "--output-dir", str(out)], folder / name, **options)
+        program = ["-m", "searchr1_mini", "train"] if name == "full" else ["train.py"]
+        processes[name] = started([*program, *TINY, "--output-dir", str(out)], folder / name, **options)
     processes["unread"].stdout.close()
     processes["unread"].stdout = None
     found = {}
@@ -153,7 +154,8 @@ def test_a_runs_log_holds_its_command_and_what_was_printed(runs):
     assert command.startswith(b"$ python") and b" train.py --steps 2" in command
     assert [line for line in out.splitlines() if line not in lines] == out.splitlines()[:2]
     assert not [line for line in err.splitlines() if not STATUS.fullmatch(line)]
-    assert (runs["full"][0] / "train.log").read_bytes().count(b"\nstep 2/2 ") == 1
+    log = (runs["full"][0] / "train.log").read_bytes()
+    assert b" -m searchr1_mini train --steps 2 " in log.splitlines()[0] and log.count(b"\nstep 2/2 ") == 1
 
 
 NAMES_NOTHING = (
