@@ -26,11 +26,13 @@ from typing import Literal
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage, Retriever
+from searchr1_mini.options.checks import check_data_files
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.nested import grouped, shared
 from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.paths import page_path
 from searchr1_mini.options.resolve import resolve_model
 
 PROMPT = """Read the passage, then write one short question that it answers, and the answer in as few words as possible.
@@ -41,6 +43,7 @@ Answer: 1814
 
 Passage: {passage}
 Question:"""
+JSON_LINES = (".jsonl", ".ndjson")
 MOST_WORDS = 8  # of an answer
 MOST_READ = 300  # words of a passage that the model is shown
 MOST_TOKENS = 64  # of a draft
@@ -67,24 +70,28 @@ class QuestionsConfig:
         least=1,
         most=1000,
     )
-    out: str = grouped("check", "questions.jsonl", "file for the questions; rejected ones go to *.rejected.jsonl")
+    out: str = grouped("check", "questions.jsonl", "jsonl file for the questions; rejected ones go to *.rejected.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, drafts, checks, and writes both files.
 
     Raises:
-        UserError: no documents, no such model, or the file is there already.
+        UserError: no documents, no such model, or a file that cannot be written or is there already.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--corpus")
     config = parse(QuestionsConfig, "python -m searchr1_mini.make_questions", __doc__.splitlines()[0], words)
     check_ranges(config)
-    out = Path(config.out)
-    rejected = out.with_suffix(".rejected" + (out.suffix or ".jsonl"))
     if config.corpus is None:
         raise UserError("name the documents: python -m searchr1_mini.make_questions notes/")
+    check_data_files(None, config.corpus)
+    resolve_model(config.model)
+    out = page_path(config.out, "questions.jsonl", "--out")
+    if out.suffix not in JSON_LINES:
+        raise UserError(f"--out {out}: JSON lines are written; name a file that ends in {' or '.join(JSON_LINES)}")
+    rejected = out.with_suffix(f".rejected{out.suffix}")
     if Path(config.corpus).is_dir() and out.resolve().is_relative_to(Path(config.corpus).resolve()):
         raise UserError(
             f"--out {out} lies among the documents of {config.corpus}, and would be read as one; name another"

@@ -34,7 +34,7 @@ def folders_first(words: Sequence[str], flag: str) -> list[str]:
     return [flag, ",".join(words[:n]), *words[n:]] if n else list(words)
 
 
-def page_path(output: str, name: str) -> Path:
+def page_path(output: str, name: str, flag: str = "--output") -> Path:
     """Returns the file that `--output` names for a page.
 
     Raises:
@@ -42,9 +42,9 @@ def page_path(output: str, name: str) -> Path:
     """
     path = Path(output)
     if path.is_dir():
-        raise UserError(f"--output {path} is a folder; name a file, as in {path / name}")
+        raise UserError(f"{flag} {path} is a folder; name a file, as in {path / name}")
     if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it first")
     return path
 
 

@@ -166,6 +166,7 @@ NAMES_NOTHING = (
     "eval.py --adapter nowhere", "-m searchr1_mini.export nowhere", "-m searchr1_mini.report nowhere",
     "-m searchr1_mini.preflight --model ./nowhere", "-m searchr1_mini.server --corpus nowhere.jsonl",
     "-m searchr1_mini.pretrain --seed x", "-m searchr1_mini.ablate nothing", "-m searchr1_mini.classroom nowhere",
+    "-m searchr1_mini.make_questions nowhere", "-m searchr1_mini.make_questions docs --model nope",
     "-m searchr1_mini.race --seed 3", "-m searchr1_mini.race --reward nowhere.py:odd",
 )  # fmt: skip
 

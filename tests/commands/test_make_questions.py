@@ -114,6 +114,22 @@ def test_documents_that_are_not_named_or_not_there_are_told():
         main(["notes", "--dtype", "float17"])
 
 
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("nowhere/q.jsonl", "there is no folder"),
+        (".", "is a folder"),
+        ("q.csv", "JSON lines are written; name a file that ends in .jsonl"),
+        ("q.jsonl.gz", "JSON lines are written"),
+        ("q", "JSON lines are written"),
+    ],
+)
+def test_a_file_that_no_run_could_read_is_refused_at_once(tmp_path, monkeypatch, out, told):
+    monkeypatch.setattr(make_questions, "draft_questions", None)
+    with pytest.raises(UserError, match=told):
+        main([str(write_notes(tmp_path / "notes")), "--out", str(tmp_path / out)])
+
+
 def test_questions_are_not_written_among_the_documents(tmp_path, monkeypatch):
     """A corpus of one folder is read whole, and would then be the questions."""
     monkeypatch.chdir(write_notes(tmp_path / "notes"))
