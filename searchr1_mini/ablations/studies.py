@@ -182,5 +182,6 @@ STUDIES = {
             "no last turn": {"bug": "no-last-turn"},
             "whole-text reward": {"bug": "reward-from-whole-text"},
         },
+        common=SMALL_STEP | {"dataset": "world"},  # of two sources, whatever the model
     ),
 }

@@ -21,6 +21,7 @@ from searchr1_mini.storage.files import exists
 
 LEAST_TEMPERATURE = 0.001  # below it logits overflow
 MOST_ROLLOUTS = 10**6
+COLLIDING_NEEDS_SOURCES = "--bug colliding-groups, which a --mystery may be, needs questions of two sources"
 
 
 def world_hops_list(config: TrainConfig) -> list[int]:
@@ -160,6 +161,7 @@ def check_resolved(config: TrainConfig) -> None:
     """
     data, rollout, step, objective = config.data, config.rollout, config.optimization, config.objective
     is_world, bug, overlong = data.dataset == "world", config.run.bug, config.reward.overlong
+    may_collide = bug == "colliding-groups" or config.run.mystery is not None
     rules = [
         (is_world and data.data_path, "--data-path does not go with --dataset world; name the file's data set"),
         (
@@ -183,8 +185,10 @@ def check_resolved(config: TrainConfig) -> None:
          "--bug colliding-groups does nothing with --algorithm ppo; set --algorithm grpo, or leave it out"),
         (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in ("r1", "direct"),
          f"--bug {bug} does nothing with --method {config.run.method}; set --method search-r1, or leave it out"),
-        ((bug == "colliding-groups" or config.run.mystery is not None) and is_world and "," not in data.world_hops,
-         "--bug colliding-groups, which a --mystery may be, needs questions of two sources; add --world-hops 1,2"),
+        (may_collide and is_world and "," not in data.world_hops, f"{COLLIDING_NEEDS_SOURCES}; add --world-hops 1,2"),
+        (may_collide and objective.baseline in ("batch", "none"),
+         f"--bug colliding-groups, which a --mystery may be, does nothing with --baseline {objective.baseline}, which "
+         "compares no groups; leave one out"),
         (bug == "no-last-turn" and is_own(config.run.method),
          f"--bug {bug} does nothing with a --method of your own; set --method search-r1, or leave it out"),
         (config.run.mystery is not None and is_own(config.run.method),

@@ -19,12 +19,14 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.models.bases import check_model, run_date
 from searchr1_mini.models.identity import digest
 from searchr1_mini.models.initial import keep_init, open_init, origin
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.models.saving import load_critic
+from searchr1_mini.options.checks import COLLIDING_NEEDS_SOURCES
 from searchr1_mini.options.config import KEPT_ON_RESUME, MAY_CHANGE, TrainConfig
 from searchr1_mini.options.entry import keep_log
 from searchr1_mini.options.nested import flat, options_of, with_options
@@ -71,6 +73,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
         is_older = config.run.resume and not ((folder / HELD_OUT).is_file() or keeps_held_out(folder))
         train = load_task(config, "train", library)
         held_out = load_task(config, "eval" if is_older else "selection", library)
+    check_sources(train.examples, config)
     questions = [example.question for example in train.examples + held_out.examples]
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
@@ -185,6 +188,19 @@ def rollout_limits(config: TrainConfig) -> RolloutLimits:
         overlap_search=config.retrieval.retriever in ("http", "milvus"),
         form=config.data.observation,
     )
+
+
+def check_sources(examples: Sequence[Example], config: TrainConfig) -> None:
+    """Refuses a fault that does nothing on questions of one source; a bug hunt, whichever fault it hides.
+
+    Raises:
+        UserError: there is one source.
+    """
+    if config.run.bug == "colliding-groups" or config.run.mystery is not None:
+        sources = {example.source for example in examples}
+        if len(sources) < 2:
+            told = f"{COLLIDING_NEEDS_SOURCES}, and all of these are of {min(sources)}"
+            raise UserError(f'{told}; give each row its "data_source", or take --dataset world')
 
 
 def check_questions(examples, policy: Policy, config: TrainConfig) -> None:

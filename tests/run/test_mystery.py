@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.files import write_lines
 
 from searchr1_mini import mystery
 from searchr1_mini.core.errors import UserError
@@ -53,10 +54,19 @@ def test_a_hidden_fault_trains_as_the_named_one_and_nothing_names_it(bug, tmp_pa
         mystery.main([str(tmp_path / "named"), bug])
 
 
+@pytest.mark.parametrize("how", [{"bug": "colliding-groups"}, {"mystery": number_of("no-last-turn")}])
+def test_groups_of_one_source_cannot_collide(how, tmp_path):
+    rows = [{"question": f"Where is {n}?", "answer": "x", "context": [["Oslo", ["Oslo is x."]]]} for n in range(9)]
+    file, out = write_lines(tmp_path / "q.jsonl", rows), tmp_path / "run"
+    with pytest.raises(UserError, match='two sources, and all of these are of q; give each row its "data_source"'):
+        train(resolve(make(TrainConfig, dataset=file, output_dir=str(out), **SMALL, **how)))
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--bug", "no-last-turn"], ["--check"], ["--reward", "f1"], ["--algorithm", "ppo"], ["--method", "r1"],
-     ["--loss-aggregation", "sequence"]],
+     ["--loss-aggregation", "sequence"], ["--baseline", "none"], ["--baseline", "batch"]],
 )  # fmt: skip
 def test_what_a_fault_could_make_idle_is_refused_beside_it(flags):
     with pytest.raises(UserError, match="mystery"):
