@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from searchr1_mini.evaluation.plan import Plan, plan_evaluation, run_folders, slug
-from searchr1_mini.options.checks import check_data_files
+from searchr1_mini.options.checks import check_data_files, check_live
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
+from searchr1_mini.options.paths import check_folder
 from searchr1_mini.options.resolve import resolve_model, saved_config
 from searchr1_mini.storage import status
 from searchr1_mini.storage.lock import only_one
@@ -30,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(EvalConfig, "eval.py", ABOUT, words)
     check_ranges(config)
     check_data_files(config.data_path, config.corpus)
-    plan = None if is_live(config) else plan_evaluation(config)
+    check_live(config, live_flag(config))
+    plan = None if live_flag(config) else plan_evaluation(config)
+    if plan:
+        check_folder(output_folder(config))
     for column in plan.columns if plan else ():
         check_data_files(column.data["data_path"], column.data["corpus"])
     for folder in run_folders(config):
@@ -40,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluate_command(config, plan)
 
 
-def is_live(config: EvalConfig) -> bool:
-    """Tells whether the user's own questions are answered, in place of an evaluation."""
-    return config.ask is not None or config.chat or config.web
+def live_flag(config: EvalConfig) -> str | None:
+    """Returns the flag by which the user's own questions are answered; None for an evaluation."""
+    return "--ask" if config.ask is not None else "--chat" if config.chat else "--web" if config.web else None
 
 
 def evaluate_command(config: EvalConfig, plan: Plan | None = None) -> None:
@@ -56,16 +60,15 @@ def evaluate_command(config: EvalConfig, plan: Plan | None = None) -> None:
     """
     status.now("loading torch and transformers")
 
-    from searchr1_mini.chat.live import answer_live, check_live
+    from searchr1_mini.chat.live import answer_live
     from searchr1_mini.evaluation.cells import prepare_output, run_cells
     from searchr1_mini.evaluation.tables import write_tables
     from searchr1_mini.run.processes import refuse_several
 
     refuse_several("eval.py")
-    if is_live(config):
-        answer_live(config)
+    if flag := live_flag(config):
+        answer_live(config, flag)
         return
-    check_live(config, None)
     plan = plan or plan_evaluation(config)
     out = output_folder(config)
     prepare_output(out)

@@ -24,7 +24,7 @@ from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen, listed
-from searchr1_mini.options.checks import check_questions_named, check_retriever
+from searchr1_mini.options.checks import check_data_files, check_questions_named, check_retriever
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.defaults import REAL
 from searchr1_mini.options.needs import check_ranges, shown
@@ -70,14 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     topks = parse_topks(config.topk)
     check_questions_named(config.corpus, config.dataset, config.data_path)
     config = replace(config, dataset=config.dataset or REAL["dataset"])
+    is_here = names != ["http"]
+    if config.corpus and not is_here:
+        raise UserError("--corpus does nothing with --retriever http, whose server has its own; leave it out")
+    check_data_files(config.data_path, config.corpus)
     examples = load_examples(config.dataset, config.data_path, "all", config.limit)
     asked = [example for example in examples if example.supporting]
     has_titles = bool(asked)
     asked = asked or examples
     terms = Terms(config.stemming, config.stop_words)
-    is_here = names != ["http"]
-    if config.corpus and not is_here:
-        raise UserError("--corpus does nothing with --retriever http, whose server has its own; leave it out")
     passages = load_corpus(config.corpus, config.dataset, config.data_path, terms) if is_here else []
     rows = {}
     for engine in (configured_engine(config, name) for name in names):

@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from searchr1_mini.options.checks import check_data_files, check_demonstrations
+from searchr1_mini.options.checks import check_data_files, check_demonstrations, check_world
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.paths import check_folder
 from searchr1_mini.options.resolve import resolve, resolve_model, resumed_config
 from searchr1_mini.storage import status
+from searchr1_mini.storage.checkpoint import check_new
 
 ABOUT = "Trains a language model to search: tiny on a laptop, --model Qwen2.5-3B on one GPU."
 
@@ -29,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     resolve_model(config.run.model)
     if not config.run.resume:  # which has its episodes
         check_demonstrations(config.imitation.demonstrations)
+        check_world(config)
+        if config.run.output_dir is not None:
+            check_folder(Path(config.run.output_dir))
+            check_new(Path(config.run.output_dir))
     check_data_files(config.data.data_path, config.data.corpus)
     if config.run.output_dir is None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.run.model).name[:80]}-{config.run.algorithm}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from searchr1_mini.chat import web
 from searchr1_mini.chat.terminal import Chat, Screen, chat_in_terminal
@@ -14,6 +14,7 @@ from searchr1_mini.data.rows import is_text
 from searchr1_mini.evaluation.cells import check_models, load, method_for
 from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column
 from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read, plan_evaluation
+from searchr1_mini.options.checks import check_live
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
@@ -26,31 +27,6 @@ from searchr1_mini.run.task import load_task
 from searchr1_mini.storage import status
 
 N_EXAMPLES = 6  # questions to begin with
-
-
-def check_live(config: EvalConfig, flag: str | None) -> None:
-    """Refuses what --ask, --chat or --web (`flag`) does not read, or what an evaluation (None) does not.
-
-    Raises:
-        UserError: names the flag and the remedy.
-    """
-    if flag is None:
-        if config.host is not None or config.port is not None:
-            raise UserError("--host and --port are about the --web page; add --web, or leave them out")
-        if config.colour != EvalConfig.colour:
-            raise UserError("--colour is about trajectories in the terminal; add --ask or --chat, or leave it out")
-        return
-    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_name(name) != flag]
-    of_tables = ("train", "shots", "limit", "compare", "against", "output_dir")
-    unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
-    for option_ in fields(config):
-        if option_.name in unread and getattr(config, option_.name) != option_.default:
-            raise UserError(f"{flag_name(option_.name)} does nothing with {flag}; leave it out")
-    if config.host in ("0.0.0.0", "::", "*", ""):
-        raise UserError(
-            f"--host {config.host}: the page answers under one name only; give the address that browsers will use, or "
-            "keep 127.0.0.1 and come through ssh -L"
-        )
 
 
 def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
@@ -111,13 +87,12 @@ def live_retriever(row: Row, settings: TrainConfig, column: Column) -> tuple[Ret
     return retriever, examples
 
 
-def answer_live(config: EvalConfig) -> None:
+def answer_live(config: EvalConfig, flag: str) -> None:
     """Answers --ask in the terminal, coloured by who wrote what; or questions as they come, with --chat or --web.
 
     Raises:
         UserError: the question is blank, the flags do not fit, or anything else that the user can fix.
     """
-    flag = "--ask" if config.ask is not None else "--chat" if config.chat else "--web"
     row, column = plan_live(config, flag)
     if config.ask is not None and not is_text(config.ask):
         raise UserError("--ask is blank or broken Unicode; ask a question in UTF-8")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.data.names import BRING_PASSAGES, DATASETS
+from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.options.config import RetrievalConfig, TrainConfig
 from searchr1_mini.options.defaults import REAL
@@ -136,6 +138,43 @@ def check_questions_named(corpus: str | None, *named: str | None, flag: str = "-
     if corpus not in (None, REAL["dataset"]) and not any(named):
         wanted = f'{flag} FILE.jsonl, each line with "question" and "answer" (docs/data.md)'
         raise UserError(f"--corpus {shown(corpus)} needs questions that its passages answer; name them: {wanted}")
+
+
+def check_live(config: EvalConfig, flag: str | None) -> None:
+    """Refuses what --ask, --chat or --web (`flag`) does not read, or what an evaluation (None) does not.
+
+    Raises:
+        UserError: names the flag and the remedy.
+    """
+    if flag is None:
+        if config.host is not None or config.port is not None:
+            raise UserError("--host and --port are about the --web page; add --web, or leave them out")
+        if config.colour != EvalConfig.colour:
+            raise UserError("--colour is about trajectories in the terminal; add --ask or --chat, or leave it out")
+        return
+    of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_name(name) != flag]
+    of_tables = ("train", "shots", "limit", "compare", "against", "output_dir")
+    unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
+    for option_ in fields(config):
+        if option_.name in unread and getattr(config, option_.name) != option_.default:
+            raise UserError(f"{flag_name(option_.name)} does nothing with {flag}; leave it out")
+    if config.host in ("0.0.0.0", "::", "*", ""):
+        raise UserError(
+            f"--host {config.host}: the page answers under one name only; give the address that browsers will use, or "
+            "keep 127.0.0.1 and come through ssh -L"
+        )
+
+
+def check_world(config: TrainConfig) -> None:
+    """Refuses more held-out questions than the synthetic world has, by making it.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    data, seed = config.data, config.optimization.seed
+    if data.dataset == "world":
+        world = make_world(seed, "eval", data.world_difficulty, data.world_noise)
+        world_examples(world, world_hops_list(config), data.eval_questions, seed)
 
 
 def check_own_parts(config: TrainConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import flag_name
-from searchr1_mini.storage.files import listed_paths
+from searchr1_mini.storage.files import exists, listed_paths
 
 
 def at_home(name: str, value: Any) -> Any:
@@ -32,6 +32,17 @@ def folders_first(words: Sequence[str], flag: str) -> list[str]:
     """Puts the folders that a command begins with behind their flag, separated by commas."""
     n = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
     return [flag, ",".join(words[:n]), *words[n:]] if n else list(words)
+
+
+def check_folder(path: Path, flag: str = "--output-dir") -> None:
+    """Refuses a folder that cannot be made since a file is where it, or a folder above it, would be.
+
+    Raises:
+        UserError: names the file.
+    """
+    there = next((each for each in (path, *path.parents) if exists(str(each))), path)
+    if exists(str(there)) and not there.is_dir():
+        raise UserError(f"{flag} {path} cannot be written, since {there} is a file; name another folder")
 
 
 def page_path(output: str, name: str, flag: str = "--output") -> Path:

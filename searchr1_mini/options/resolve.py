@@ -51,7 +51,8 @@ def resolve_model(name: str) -> str:
         return str(unpacked(gguf))
     if Path(name).is_dir() or "/" in name:
         folder = os.path.expanduser(name)
-        if name.startswith((".", "/", "~")) and not Path(folder).is_dir():
+        is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+        if not is_hub_id and not Path(folder).is_dir():
             raise UserError(f"there is no folder {name}; --model takes a folder, a hub id or a short name")
         return folder if Path(folder).is_dir() else name
     if name in HUB_MODELS:

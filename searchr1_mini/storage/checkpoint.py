@@ -183,6 +183,20 @@ def changed_since(run_dir: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def check_new(run_dir: Path) -> None:
+    """Refuses a folder in which a run cannot begin, since there is something in it.
+
+    Raises:
+        UserError: says so.
+    """
+    # a process that was killed as it began leaves the beginning of config.json
+    of_a_beginning = (".config.json.", ".lock")
+    if run_dir.is_dir() and any(not found.name.startswith(of_a_beginning) for found in run_dir.iterdir()):
+        raise UserError(
+            f"{run_dir} is not empty; add --resume to go on with the run in it, or name another --output-dir"
+        )
+
+
 def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_match: Sequence[str]) -> None:
     """Opens a run's folder: a new one gets its config.json, another run's is refused, a resumed one is compared.
 
@@ -204,11 +218,7 @@ def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_ma
                     "value, or start a new run in another --output-dir"
                 )
         return
-    # a process that was killed as it began leaves the beginning of config.json
-    if run_dir.is_dir() and any(not found.name.startswith((f".{path.name}.", ".lock")) for found in run_dir.iterdir()):
-        raise UserError(
-            f"{run_dir} is not empty; add --resume to go on with the run in it, or name another --output-dir"
-        )
+    check_new(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json_atomic(path, config)

@@ -167,6 +167,9 @@ NAMES_NOTHING = (
     "-m searchr1_mini.preflight --model ./nowhere", "-m searchr1_mini.server --corpus nowhere.jsonl",
     "-m searchr1_mini.pretrain --seed x", "-m searchr1_mini.ablate nothing", "-m searchr1_mini.classroom nowhere",
     "-m searchr1_mini.make_questions nowhere", "-m searchr1_mini.make_questions docs --model nope",
+    "train.py --output-dir docs", "train.py --output-dir README.md/x", "train.py --model a/b/c",
+    "train.py --eval-questions 5000", "eval.py --model tiny --host x", "eval.py --model tiny --output-dir README.md",
+    "eval.py --model a/b/c", "-m searchr1_mini.retrieval_metrics --dataset nq --corpus nowhere",
     "-m searchr1_mini.race --seed 3", "-m searchr1_mini.race --reward nowhere.py:odd",
 )  # fmt: skip
 

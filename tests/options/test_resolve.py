@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
@@ -86,6 +87,8 @@ def test_models_by_every_name(tmp_path):
     assert all(resolve_model(name) == f"{owner}/{name}" for name, owner in others.items())
     assert resolve_model("someone/some-model") == "someone/some-model"
     assert resolve_model(str(tmp_path)) == str(tmp_path)
+    with pytest.raises(UserError, match="there is no folder some/where/else"):
+        resolve_model("some/where/else")
     assert (Path(resolve_model("tiny")) / "config.json").is_file()
 
 
