@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import math
 from collections.abc import Sequence
+from textwrap import fill
 
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = load_shape(source)
     is_cpu = config.run.device == "cpu"
     width = {"auto": 4 if is_cpu else 2, "float32": 4}.get(config.weights.dtype, 2)
-    print(predict(config, shape, width, not is_cpu).table(), flush=True)
+    lines = predict(config, shape, width, not is_cpu).table().splitlines()
+    print("\n".join(fill(line, 80, subsequent_indent=" " * line.index(":")) for line in lines), flush=True)
     refuse_beyond(
         (config.weights.memory_limit or math.inf) * GB, config, lambda tried: predict(tried, shape, width, not is_cpu)
     )

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
     begin()
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen, listed
+from searchr1_mini.evaluation.grid import Grid, markdown, terminal
 from searchr1_mini.options.checks import check_data_files, check_questions_named, check_retriever
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.defaults import REAL
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{len(asked)} questions, none with supporting titles, asked of {held}; a passage counts if a gold answer"
         )
         print("stands in it, which it may do by chance\n")
-    print(table(rows, topks))
+    print((terminal if sys.stdout.isatty() else markdown)(table(rows, topks)))
 
 
 def parse_topks(text: str) -> list[int]:
@@ -145,18 +147,16 @@ def support_ranks(example: Example, found: Sequence[Passage]) -> list[float]:
     return [row.index(True) + 1 if True in row else np.inf for row in holds]
 
 
-def table(rows: dict[str, Metrics], topks: Sequence[int]) -> str:
-    """Renders the metrics as a markdown table, one line per retriever."""
+def table(rows: dict[str, Metrics], topks: Sequence[int]) -> Grid:
+    """Tabulates the metrics, one line per retriever."""
     has_titles = all(m.all_recall is not None for m in rows.values())
     heads = [f"{'any' if has_titles else 'gold'}@{k}" for k in topks]
     heads += [f"all@{k}" for k in topks] if has_titles else []
-    lines = [["retriever", *heads, f"MRR@{topks[-1]}", "ms, median", "ms, p95"]]
+    lines = []
     for name, m in rows.items():
         shares = [*m.any_recall.values(), *(m.all_recall or {}).values(), m.mrr]
         lines.append([name, *(f"{share:.3f}" for share in shares), f"{m.median_ms:.2f}", f"{m.p95_ms:.2f}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+    return Grid("Retrieval", ["retriever", *heads, f"MRR@{topks[-1]}", "ms, median", "ms, p95"], lines)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +11,14 @@ from statistics import fmean
 
 from searchr1_mini.core.scores import FAILURES, FINISH_REASONS, bootstrap_interval, mcnemar, means
 from searchr1_mini.evaluation import paper
+from searchr1_mini.evaluation.grid import Grid, latex, markdown, terminal
 from searchr1_mini.evaluation.plan import Row
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.engines import configured_engine, described
 from searchr1_mini.storage.files import write_json_atomic, write_text_atomic
-from searchr1_mini.storage.printable import markdown_text, one_line, plain
+from searchr1_mini.storage.printable import markdown_text, one_line
 
 MEASURES = {
     "F1": "f1",
@@ -81,15 +79,6 @@ class Results:
     def mean(self, label: str) -> float:
         """Averages exact match over sources."""
         return fmean(fmean(values) for source in self.averaged if (values := self.values(label, source)))
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts; the first column is left-aligned, the others are numbers."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def write_tables(results: Results, out: Path, compare: bool, against: str | None, notes: Sequence[str]) -> str:
@@ -241,77 +230,3 @@ def as_json(results: Results, reference: str) -> dict:
         rows[label] = {"method": row.method, "by_source": cells, "settings": flat(row.settings)}
         rows[label]["against"] = {"row": reference, "em": difference(results, label, reference)}
     return {"rows": rows}
-
-
-def markdown(grid: Grid) -> str:
-    """Renders a Markdown table with its title."""
-    cells = [[markdown_text(cell) for cell in row] for row in (grid.header, *grid.rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    lines.insert(1, "|---" + "|---:" * (len(grid.header) - 1) + "|")
-    return f"**{grid.title}**\n\n" + "\n".join(lines)
-
-
-def latex(grid: Grid) -> str:
-    """Renders a LaTeX tabular with booktabs' rules."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(_escape_latex(one_line(cell)) for cell in cells) + r" \\"
-
-    columns = "l" + "r" * (len(grid.header) - 1)
-    body = "\n".join(map(line, grid.rows))
-    return (
-        f"% {grid.title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(grid.header)}\n\\midrule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}"
-    )
-
-
-def _escape_latex(text: str) -> str:
-    special = {**{char: "\\" + char for char in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-               "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
-    return "".join(special.get(char, char) for char in text)
-
-
-def terminal(grid: Grid, width: int | None = None) -> str:
-    """Renders a table by rich as plain text; columns beyond `width` go into further tables below each other.
-
-    Args:
-        width: characters of a line; None takes the terminal's, or any where the output is no terminal.
-    """
-    if width is None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    return "\n\n".join(drawn(part) for part in folded(grid, width))
-
-
-def folded(grid: Grid, width: int) -> list[Grid]:
-    """Folds a table into parts that fit, each with the columns that name its rows; a part has one column at least."""
-    n_names = 2 if grid.header[1:2] == ["source"] else 1
-    widths = [max(len(plain(row[index])) for row in (grid.header, *grid.rows)) + 3 for index in range(len(grid.header))]
-    parts: list[list[int]] = []
-    for index in range(n_names, len(grid.header)):
-        if not parts or sum(widths[:n_names]) + sum(widths[i] for i in parts[-1]) + widths[index] > width:
-            parts.append([])
-        parts[-1].append(index)
-    picked = [[*range(n_names), *part] for part in parts or [[]]]
-    titles = [grid.title] + [f"{grid.title}, more columns"] * (len(picked) - 1)
-    return [
-        Grid(title, [grid.header[i] for i in part], [[row[i] for i in part] for row in grid.rows])
-        for title, part in zip(titles, picked, strict=True)
-    ]
-
-
-def drawn(grid: Grid) -> str:
-    """Draws a table as wide as it must be; names from outside send no markup."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=grid.title, box=SIMPLE, title_justify="left")
-    for index, name in enumerate(grid.header):
-        table.add_column(Text(plain(name)), justify="right" if index else "left", no_wrap=True)
-    for row in grid.rows:
-        table.add_row(*(Text(plain(cell).replace("\n", " ")) for cell in row))
-    text = io.StringIO()
-    console = Console(file=text, width=sys.maxsize, color_system=None)
-    console.print(table, width=console.measure(table).maximum)  # in less room rich would cut cells
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").split("\n"))

@@ -16,7 +16,8 @@ PAGE = Path(__file__).parent / "classroom_page"
 STYLE = Path(__file__).parent / "report_page" / "style.css"  # the report's
 HOPS = ("world-1hop", "world-2hop", "world-3hop")
 UNKNOWN, NOTHING = "-", "nothing"
-NARROWEST = 100  # characters of a line, below which rich would cut figures
+WIDE = 100  # characters of a line, below which what was changed stands beneath the table
+NARROWEST = 80  # below which rich would cut figures
 
 
 def columns(entries: Sequence[Entry]) -> dict[str, list[str]]:
@@ -61,9 +62,11 @@ def terminal(entries: Sequence[Entry], width: int) -> str:
 
     table = Table(box=SIMPLE)
     by_column = columns(entries)
+    changed = by_column.pop("changed") if width < WIDE else []
     for name in by_column:
         is_text = name in ("who", "changed")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+        heading = name.replace("EM ", "EM\n") if changed else name
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for row in zip(*by_column.values(), strict=True):
         table.add_row(*(Text(one_line(cell)) for cell in row))
     text = io.StringIO()
@@ -71,6 +74,9 @@ def terminal(entries: Sequence[Entry], width: int) -> str:
     console.print(table, width=min(console.measure(table).maximum, max(width, NARROWEST)))
     lines = [line.rstrip() for line in text.getvalue().split("\n")]
     lines = lines[1 : lines.index("", 1)]  # rich draws an empty line above, and one below
+    told_beneath = [(entry.who, words) for entry, words in zip(entries, changed, strict=False) if words != NOTHING]
+    if told_beneath:
+        lines += ["", "changed:", *(one_line(f"{who}: {words}") for who, words in told_beneath)]
     faulty = [entry for entry in entries if entry.faults]
     if faulty:
         lines += ["", "cannot be compared:"]

@@ -10,6 +10,7 @@ import pytest
 from helpers.files import write_lines
 from helpers.models import save_random_qwen2
 
+from searchr1_mini import evaluate
 from searchr1_mini.chat import live
 from searchr1_mini.chat.live import live_retriever, plan_live
 from searchr1_mini.core.errors import UserError
@@ -107,10 +108,10 @@ def test_a_flag_that_does_nothing_is_refused(options, told):
         plan_live(EvalConfig(model="tiny", chat=True, **options), "--chat")
 
 
-@pytest.mark.parametrize(("options", "told"), [({"port": 80}, "add --web"), ({"colour": "always"}, "add --ask or")])
-def test_what_a_table_does_not_read_is_refused(options, told):
+@pytest.mark.parametrize(("flags", "told"), [("--port=80", "add --web"), ("--colour=always", "add --ask or")])
+def test_what_a_table_does_not_read_is_refused(flags, told):
     with pytest.raises(UserError, match=told):
-        evaluate_command(EvalConfig(model="tiny", **options))
+        evaluate.main(["--model=tiny", flags])
 
 
 @pytest.mark.parametrize(("options", "told"), [({"colour": "never"}, "--colour"), ({"host": "0.0.0.0"}, "ssh -L")])

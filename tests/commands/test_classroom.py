@@ -185,6 +185,16 @@ def test_a_copied_run_is_named_on_both_lines(tmp_path):
     assert "the same run as bela" in faults["anna"][0] and "the same run as anna" in faults["bela"][0]
 
 
+def test_on_eighty_columns_what_was_changed_stands_beneath():
+    flags = ["--model Qwen2.5-3B", "--no-normalize-std", "--learning-rate 0.0001"]
+    hops = {hop: 0.5 for hop in page.HOPS}
+    entries = [Entry(who, em=0.5, hops=hops, emptied=0.1, steps=500, seconds=12345.0, changed=changed)
+               for who, changed in (("a-student-of-a-long-name", flags), ("b", []))]  # fmt: skip
+    table, beneath = terminal(entries, 80).split("\n\nchanged:\n")
+    assert max(map(len, table.splitlines())) <= 80 and table.count("12345") == 2 and table.count("0.500") == 8
+    assert beneath == f"a-student-of-a-long-name: {' '.join(flags)}"
+
+
 def test_equals_share_a_place_and_who_cannot_be_compared_has_none():
     ems = [(0.9, []), (0.9, ["x"]), (0.9, []), (0.8, []), (None, ["x"])]
     assert page.places([Entry(str(n), em=em, faults=faults) for n, (em, faults) in enumerate(ems)]) == [

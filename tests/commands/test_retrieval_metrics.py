@@ -14,6 +14,7 @@ from searchr1_mini import retrieval_metrics
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
+from searchr1_mini.evaluation.grid import terminal
 from searchr1_mini.retrieval_metrics import measure, parse_topks
 
 PAGES = {"Oslo": "Oslo is the capital of Norway.", "Bern": "Bern is a capital.", "Fram": "Fram is a ship of Norway."}
@@ -38,6 +39,12 @@ def test_metrics_by_hand():
     assert found.all_recall == {1: 0.0, 2: 0.25, 3: 0.5}
     assert found.mrr == (1 / 2 + 1 + 1 / 2 + 0) / 4
     assert 0 <= found.median_ms <= found.p95_ms
+
+
+def test_the_table_fits_a_terminal():
+    found = measure(Ranked(), [example("a b c d", "b")], [1, 3, 5, 10])
+    drawn = terminal(retrieval_metrics.table({"hybrid + stemming": found, "bm25": found}, [1, 3, 5, 10]), 80)
+    assert max(map(len, drawn.splitlines())) <= 80 and drawn.count("hybrid") == 2 and "all@10" in drawn
 
 
 titles = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=6)
@@ -79,7 +86,7 @@ def test_one_table_of_several_retrievers(files, tmp_path, capsys, monkeypatch):
     flags = ["--dataset", files[0], "--corpus", files[1], "--retriever", "bm25,bm25s,hybrid,milvus", "--topk", "3,1"]
     out = run(capsys, monkeypatch, *flags, "--dense-model", model, "--retriever-url", url, "--stemming")
     assert out[0] == "2 questions with supporting titles, of 3, asked of 3 passages"
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in out[2:]]
+    table = [[cell.strip() for cell in line.strip("|").replace("\\_", "_").split("|")] for line in out[4:]]
     assert table[0] == ["retriever", "any@1", "any@3", "all@1", "all@3", "MRR@3", "ms, median", "ms, p95"]
     shares = {row[0]: row[1:6] for row in table[2:]}
     assert list(shares) == ["bm25 + stemming", "bm25s + stemming", f"hybrid ({model}, flat) + stemming",
@@ -124,7 +131,7 @@ def test_without_supporting_titles_a_gold_answer_counts(files, tmp_path, capsys,
     assert out[0].startswith(
         "3 questions, none with supporting titles, asked of 3 passages; a passage counts if a gold"
     )
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in out[3:]]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in out[5:]]
     assert table[0] == ["retriever", "gold@1", "gold@3", "MRR@3", "ms, median", "ms, p95"]
     assert table[2][:4] == ["bm25s", "0.667", "0.667", "0.667"]
 

@@ -8,23 +8,16 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.scores import FAILURES, bootstrap_interval, failure, mcnemar, score, summarize
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.evaluation import paper
+from searchr1_mini.evaluation.grid import Grid, latex, markdown, terminal
 from searchr1_mini.evaluation.plan import Row
-from searchr1_mini.evaluation.tables import (
-    Grid,
-    Results,
-    difference,
-    latex,
-    markdown,
-    subset_name,
-    terminal,
-    write_tables,
-)
+from searchr1_mini.evaluation.tables import Results, difference, subset_name, write_tables
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
@@ -237,11 +230,11 @@ def test_a_wide_table_is_shown_whole():
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_a_table_fits_its_terminal_and_loses_no_cell(width):
-    """Columns that do not fit go below, each part with the columns that name its rows."""
-    header = ["row", "source", *(f"measure {n}" for n in range(9))]
-    rows = [["search-r1", "hotpotqa", *(f"0.{line}{n}" for n in range(9))] for line in range(1, 3)]
+    """Columns that do not fit go below, each part with the columns that name its rows; some names are wide."""
+    header = ["row", "source", *(f"\u91cf {n}" for n in range(9))]
+    rows = [["\u6771\u4eac\u6771", "hotpotqa", *(f"0.{line}{n}" for n in range(9))] for line in range(1, 3)]
     drawn = terminal(Grid("Each cell", header, rows), width)
-    assert max(map(len, drawn.splitlines())) <= width
+    assert max(map(cell_len, drawn.splitlines())) <= width
     assert all(cell in drawn for row in (header, *rows) for cell in row)
     assert drawn.count("source") == drawn.count("Each cell")
 

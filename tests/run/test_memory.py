@@ -164,7 +164,7 @@ def test_the_command_names_flags_that_it_then_accepts(monkeypatch, capsys):
         run_command(preflight_command.main)
     shown = capsys.readouterr()
     assert exit_.value.code == 2
-    assert "rollout" in shown.out and "KV cache" in shown.out
+    assert "rollout" in shown.out and "KV cache" in shown.out and max(map(len, shown.out.splitlines())) <= 80
     flags = re.search(r"GB: (--.*) \(--no-memory-check", shown.err)[1].split()
     monkeypatch.setattr(sys, "argv", command + flags)
     run_command(preflight_command.main)
