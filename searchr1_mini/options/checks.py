@@ -15,7 +15,7 @@ from searchr1_mini.options.defaults import REAL
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of
-from searchr1_mini.options.own_parts import is_own, own_part
+from searchr1_mini.options.own_parts import is_from_python, is_own, own_part
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.names import READ_BY
@@ -185,7 +185,7 @@ def check_own_parts(config: TrainConfig) -> None:
     """
     named = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
     for option_, value in named.items():
-        if is_own(value):
+        if is_own(value) and not is_from_python(value):
             own_part(option_, value)
     for name in ("retrieval_bonus", "search_cost", "action_penalty") if is_own(config.reward.reward) else ():
         if get(config, name):

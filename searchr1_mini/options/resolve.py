@@ -28,6 +28,7 @@ from searchr1_mini.options.defaults import (
 )
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
 from searchr1_mini.options.nested import flag_name, flat, get, with_options
+from searchr1_mini.options.own_parts import FITS, with_whole_path
 from searchr1_mini.storage.checkpoint import CHANGED, changed_since
 from searchr1_mini.storage.files import read_json
 
@@ -118,7 +119,7 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
         UserError: one sentence that names the flag, its value and the remedy.
     """
     check_ranges(config)
-    given = name_file(config)
+    given = with_whole_paths(name_file(config))
     check_given(given, unasked)
     given = with_options(given, **init_values(given, unasked)) if given.run.init else given
     config = filled(given)
@@ -126,6 +127,11 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     check_own_parts(config)
     refuse_idle(given, config, filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
     return config
+
+
+def with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """Names the files of parts of the user's own so that they are found from any folder."""
+    return with_options(config, **{name: with_whole_path(get(config, name)) for name in FITS})
 
 
 def filled(config: TrainConfig) -> TrainConfig:

@@ -21,6 +21,7 @@ from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits
+from searchr1_mini.core.training import Reward
 from searchr1_mini.models.bases import check_model, run_date
 from searchr1_mini.models.identity import digest
 from searchr1_mini.models.initial import keep_init, open_init, origin
@@ -29,8 +30,8 @@ from searchr1_mini.models.saving import load_critic
 from searchr1_mini.options.checks import COLLIDING_NEEDS_SOURCES
 from searchr1_mini.options.config import KEPT_ON_RESUME, MAY_CHANGE, TrainConfig
 from searchr1_mini.options.entry import keep_log
-from searchr1_mini.options.nested import flat, options_of, with_options
-from searchr1_mini.options.own_parts import is_own, own_hashes, own_method
+from searchr1_mini.options.nested import flat, get, options_of, with_options
+from searchr1_mini.options.own_parts import FITS, from_python, is_own, own_hashes, own_method, short_name, source_hash
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.run import preflight
 from searchr1_mini.run.cold_start import demonstrated
@@ -50,10 +51,12 @@ from searchr1_mini.storage.forms import WARNING
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
+def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | None = None) -> Run:
     """Opens the run's folder, loads model, questions and index, and with `--resume` the newest checkpoint.
 
-    A process that is not the first of its run writes into `scratch` instead of the run's folder.
+    Args:
+        scratch: a process that is not the first of its run writes there instead of into the run's folder.
+        reward: the function from Python that the run is paid by.
     """
     began, asked = time.perf_counter(), config
     folder = on_main(lambda: Path(config.run.output_dir))  # one name, though each process made up one by its clock
@@ -78,13 +81,13 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
     data_hashes = data_identity(train.examples, train.corpus_hash if config.retrieval.retriever != "http" else "")
-    data_hashes |= {f"contents of {place}": value for place, value in files_of_ones_own(config).items()}
+    data_hashes |= {f"contents of {place}": value for place, value in files_of_ones_own(config, reward).items()}
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
     about |= {"started_from": origin(config.run.init, init)} if init else {}
     about |= {"held_out_split": "eval" if is_older else "selection"}
     shown = [example for example, turns in demonstrated(config, held_out.examples) if turns]
     must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
-    on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match))
+    on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match, short_name))
     on_main(lambda: None if is_older or (folder / HELD_OUT).is_file() else keep_held_out(folder, held_out.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
     on_main(lambda: keep_trained_on(folder, train.examples + shown, config.run.init))
@@ -148,11 +151,12 @@ def open_run(config: TrainConfig, scratch: Path | None = None) -> Run:
     return run
 
 
-def files_of_ones_own(config: TrainConfig) -> dict[str, str]:
-    """Hashes the files that a run reads code or demonstrations from, by their names."""
-    named = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
+def files_of_ones_own(config: TrainConfig, reward: Reward | None = None) -> dict[str, str]:
+    """Hashes the files that a run reads code or demonstrations from, and a reward from Python; by their names."""
+    named = {name: get(config, name) for name in FITS}
     shown = Path(config.imitation.demonstrations or "")
-    return own_hashes(named) | ({str(shown): digest(shown.read_bytes())} if shown.is_file() else {})
+    hashes = own_hashes(named) | ({str(shown): digest(shown.read_bytes())} if shown.is_file() else {})
+    return hashes | ({from_python(reward): source_hash(reward)} if reward else {})
 
 
 def configured_method(

@@ -104,7 +104,7 @@ def outcome_reward(
 
     def paid(trajectory: Trajectory, example: Example) -> float:
         if own:
-            value = float(own(trajectory, example))
+            value = own(trajectory, example)
         else:
             how = config.reward, config.retrieval_bonus, config.search_cost, action_penalty
             value = reward(trajectory, example.golden_answers, *how)

@@ -27,6 +27,7 @@ from searchr1_mini.core.rollout_stats import sum_stats
 from searchr1_mini.core.training import Environment, Rollouts
 from searchr1_mini.models.saving import load_reference, save_critic, save_policy, save_reference
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.own_parts import is_from_python
 from searchr1_mini.run.diagnosis import diagnose, tell
 from searchr1_mini.run.evaluations import WITHOUT_SEARCH, Evaluations
 from searchr1_mini.run.invariants import check_step
@@ -252,6 +253,9 @@ class Run:
     @property
     def command_to_resume(self) -> str:
         """What to type to go on with the run."""
+        if is_from_python(self.config.reward.reward):
+            name = self.config.reward.reward.rpartition(":")[2]
+            return f"train(config, reward={name}) in Python, with resume=True in the config of {self.folder}"
         return f"python train.py --resume --output-dir {quote(str(self.folder))}"
 
     @property

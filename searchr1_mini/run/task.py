@@ -11,7 +11,7 @@ from searchr1_mini.data.datasets import Split, load_corpus, load_examples, quest
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.own_parts import is_own, own_part
+from searchr1_mini.options.own_parts import is_own, own_engine
 from searchr1_mini.retrievers.bm25 import fingerprint
 from searchr1_mini.retrievers.engines import build_retriever, configured_engine
 from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
@@ -88,6 +88,6 @@ def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library
     if name == "oracle":
         return OracleRetriever(passages, examples), corpus_hash
     if (engine, key) not in library.engines:
-        own = CachedRetriever(own_part("retriever", name)(passages)) if is_own(name) else None
+        own = CachedRetriever(own_engine(name, passages)) if is_own(name) else None
         library.engines[engine, key] = own or build_retriever(engine, passages)
     return library.engines[engine, key], corpus_hash

@@ -10,7 +10,10 @@ from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.training import Reward, train_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.entry import end_log
-from searchr1_mini.options.own_parts import is_own, own_part
+from searchr1_mini.options.nested import options_of, with_options
+from searchr1_mini.options.own_parts import check_fit, from_python, is_own, own_part
+from searchr1_mini.options.own_results import checked_reward
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.evaluations import finish
 from searchr1_mini.run.imitation import demonstrations, imitate, imitates
@@ -35,23 +38,25 @@ def train(
     Args:
         config: resolved.
         write_report: writes a page from the run's folder, in the end.
-        reward: what a trajectory earns, instead of what the options say.
+        reward: pays for the outcome in the place of `--reward`; a resumed run must be given it again.
 
     Raises:
         UserError: anything that the user can fix.
     """
+    config = config if reward is None else paid_by(config, reward)
+    pays = configured_reward(config, reward)
     with processes(config.run.device) as scratch, ExitStack() as held:
         held.push(end_log)
         held.callback(status.say_left, None)
         if config.run.resume:  # before anything is read that another process may be writing
             on_main(lambda: hold(config, held))
-        run = open_run(config, scratch)
+        run = open_run(config, scratch, reward)
         if not config.run.resume:
             on_main(lambda: hold(config, held))
         held.enter_context(status.meanwhile("training"))  # shown between phases
         with run.tracker, first_signal():
             try:
-                all_phases(run, reward)
+                all_phases(run, pays)
                 finish(run, write_report)
             except Stopped:
                 print(f"continue with: {run.command_to_resume}", flush=True)
@@ -70,7 +75,7 @@ def hold(config: TrainConfig, held: ExitStack) -> None:
         held.enter_context(only_one(folder, "name another --output-dir"))
 
 
-def all_phases(run: Run, reward: Reward | None = None) -> None:
+def all_phases(run: Run, reward: Reward) -> None:
     """Makes the cold start, the evaluation of the base, and the remaining steps; what is broken off is saved."""
     config = run.config
     if config.imitation.cold_start and run.evaluations.after_cold_start is None:
@@ -82,16 +87,35 @@ def all_phases(run: Run, reward: Reward | None = None) -> None:
         with run.saved_if_broken_off():
             imitate(run, shown)
         return
-    reward = reward or configured_reward(config)
     with run.saved_if_broken_off(), planted(active_bug(config.run), run.policy.tokenizer):
         train_policy(
             run.policy, run.critic, run.environment, run.optimizer, config, run, reward, configured_variant(config)
         )
 
 
-def configured_reward(config: TrainConfig) -> Reward:
-    """Returns what the options say that a trajectory earns."""
+def paid_by(config: TrainConfig, reward: Reward) -> TrainConfig:
+    """Returns the config with a function from Python as its reward.
+
+    Raises:
+        UserError: it does not fit, or the options leave no place for a `--reward` of the user's own.
+    """
+    name = from_python(reward)
+    check_fit("reward", reward, f"the reward {name.rpartition(':')[2]}")
+    return resolve(with_options(config, reward=name), unasked={*options_of(TrainConfig)} - {"reward"})
+
+
+def configured_reward(config: TrainConfig, own: Reward | None = None) -> Reward:
+    """Returns what the options say that a trajectory earns.
+
+    Args:
+        own: from Python, pays for the outcome.
+
+    Raises:
+        UserError: the options name a part of the user's own that is not there.
+    """
     if active_bug(config.run) == "reward-from-whole-text":
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
-    own = own_part("reward", config.reward.reward) if is_own(config.reward.reward) else None
+    name = config.reward.reward
+    own = own or (own_part("reward", name) if is_own(name) else None)
+    own = own and checked_reward(own, name)
     return outcome_reward(config.reward, config.rollout.max_total_tokens, own, config.variant.action_penalty)

@@ -197,8 +197,17 @@ def check_new(run_dir: Path) -> None:
         )
 
 
-def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_match: Sequence[str]) -> None:
+def prepare_run_dir(
+    run_dir: Path,
+    resume: bool,
+    config: dict[str, Any],
+    must_match: Sequence[str],
+    compared: Callable[[Any], Any] = lambda value: value,
+) -> None:
     """Opens a run's folder: a new one gets its config.json, another run's is refused, a resumed one is compared.
+
+    Args:
+        compared: what of a value counts where two are compared.
 
     Raises:
         UserError: the folder holds another run, or none to resume, or one whose `must_match` values differ; it cannot
@@ -212,7 +221,7 @@ def prepare_run_dir(run_dir: Path, resume: bool, config: dict[str, Any], must_ma
             )
         old = read_json(path)
         for name in must_match:
-            if name in old and old[name] != config[name]:  # an older version had fewer options
+            if name in old and compared(old[name]) != compared(config[name]):  # an older version had fewer options
                 raise UserError(
                     f"--resume: the run in {run_dir} has {name} {old[name]}, not {config[name]}; give the same "
                     "value, or start a new run in another --output-dir"

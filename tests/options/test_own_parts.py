@@ -11,16 +11,18 @@ from helpers.paths import ROOT
 from helpers.sessions import SMALL
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
-from searchr1_mini.options.own_parts import load_module, own_part
-from searchr1_mini.options.resolve import resolve
+from searchr1_mini.options.own_parts import execute, own_engine, own_hashes, own_method, own_part
+from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.run.opening import files_of_ones_own
-from searchr1_mini.run.training import train
+from searchr1_mini.run.training import configured_reward, paid_by, train
 from searchr1_mini.storage.files import read_jsonl, read_metrics
+from searchr1_mini.train import main
 
 PARTS = '''
 from searchr1_mini.core.methods import Finish, Generate, Observe, Prompt
@@ -51,6 +53,31 @@ class Empty:
 
 def no_generator(question):
     return question
+
+def asks_more(question, max_turns, depth):
+    yield Prompt(question)
+
+def by_place(question, topk, /):
+    yield Prompt(question)
+
+def needs_all(question, max_turns, *, max_new_tokens, topk=1):
+    yield Prompt(f"{question} {max_turns} {max_new_tokens} {topk}")
+
+def hands_on(question, topk=7, /, max_turns=3):
+    return needs_all(question, max_turns, max_new_tokens=9, topk=topk)
+
+class Called:
+    def __call__(self, question):
+        yield Prompt(question + "!")
+
+called = Called()
+
+async def later(trajectory, example):
+    return 1.0
+
+class Fails(Last):
+    def __init__(self, passages):
+        raise RuntimeError("no index")
 broken = 1
 '''
 SHORT = SMALL | {"steps": 1, "questions_per_step": 2, "group_size": 2, "eval_every": 1, "save_every": 1}
@@ -82,6 +109,56 @@ def test_a_reward_from_python_is_that_of_the_shell(parts, tmp_path):
     assert rewards[0] == rewards[1]
 
 
+def pays(trajectory, example):
+    return 0.5
+
+
+def test_a_run_paid_from_python_goes_on_there_alone(tmp_path):
+    values = SHORT | {"output_dir": str(tmp_path / "run")}
+    run = train(resolve(make(TrainConfig, **values)), reward=pays)
+    assert saved_config(run)["reward"] == "python:pays"
+    with pytest.raises(UserError, match=r"the reward pays was given to train\(\) in Python"):
+        main(["--resume", "--output-dir", str(run), "--steps", "2"])
+    config = resolve(make(TrainConfig, **values | {"resume": True, "steps": 2}))
+    with pytest.raises(UserError, match="has reward python:pays, not format"):
+        train(config)
+    with pytest.raises(UserError, match="the contents of python:pays are not those that the run in"):
+        train(config, reward=other_pays())
+    assert [row["reward"] for row in read_metrics(train(config, reward=pays) / "metrics.jsonl")] == [0.5, 0.5]
+
+
+def other_pays():
+    def pays(trajectory, example):
+        return 0.25
+
+    return pays
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "told"),
+    [
+        (lambda trajectory: 1.0, {}, "the reward lambda does not fit; it must be a function of a trajectory and"),
+        (3, {}, "the reward int does not fit"),
+        (pays, {"retrieval_bonus": 0.1}, "--retrieval-bonus does nothing with a --reward of your own"),
+        (pays, {"bug": "reward-from-whole-text"}, "--reward does nothing with --bug reward-from-whole-text"),
+        (pays, {"algorithm": "sft"}, "--reward does nothing with --algorithm sft"),
+    ],
+)
+def test_a_reward_from_python_is_refused_where_a_file_is(reward, options, told):
+    values = {name: value for name, value in SMALL.items() if name != "reward"} | options
+    if options.get("algorithm") == "sft":
+        values["group_size"] = 1
+    with pytest.raises(UserError, match=re.escape(told)):
+        train(resolve(make(TrainConfig, **values)), reward=reward)
+
+
+def test_a_reward_from_python_pays_within_the_options():
+    config = resolve(make(TrainConfig, overlong="penalise", overlong_buffer=100))
+    most = config.rollout.max_total_tokens
+    long = Trajectory("1", [Segment("policy", [0] * most, [0.0] * most)])
+    assert configured_reward(paid_by(config, pays), pays)(long, None) == -0.5
+
+
 def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys):
     def breaks(trajectory, example):
         if (tmp_path / "run" / "rollouts" / "step-000002.jsonl").exists():
@@ -91,7 +168,10 @@ def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys):
     values = SHORT | {"steps": 4, "save_every": 100, "eval_every": 100, "output_dir": str(tmp_path / "run")}
     with pytest.raises(KeyError, match="mine"):
         train(resolve(make(TrainConfig, **values)), reward=breaks)
-    assert "step 2 is saved; continue with: python train.py --resume" in capsys.readouterr().err
+    assert (
+        "step 2 is saved; continue with: train(config, reward=breaks) in Python, with resume=True"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
 
 
@@ -99,11 +179,11 @@ def test_a_run_does_not_go_on_with_a_reward_that_was_edited(parts, tmp_path):
     run = trained(tmp_path / "run", reward=f"{parts}:brevity")
     values = SHORT | {"steps": 2, "reward": f"{parts}:brevity", "output_dir": str(run), "resume": True}
     config = resolve(make(TrainConfig, **values))
-    load_module.cache_clear()
+    execute.cache_clear()
     parts.write_text(PARTS.replace("return 1 / (1 + trajectory.n_policy_tokens)", "return 0.0"))
-    with pytest.raises(UserError, match=f"the contents of {re.escape(str(parts))} are not those that the run in"):
+    with pytest.raises(UserError, match=r"the contents of parts\.py are not those that the run in"):
         train(config)
-    load_module.cache_clear()
+    execute.cache_clear()
     parts.write_text(PARTS)
     assert [row["step"] for row in read_metrics(train(config) / "metrics.jsonl")] == [1, 2]
 
@@ -115,7 +195,7 @@ def test_demonstrations_are_a_file_of_ones_own_too(parts, tmp_path):
         shown.write_text(text)
         values = {"reward": f"{parts}:brevity", "cold_start": 4, "demonstrations": str(shown)}
         found.append(files_of_ones_own(resolve(make(TrainConfig, **SHORT | values))))
-    assert [*found[0]] == [str(parts), str(shown)] and found[0][str(parts)] == found[1][str(parts)]
+    assert [*found[0]] == ["parts.py", str(shown)] and found[0]["parts.py"] == found[1]["parts.py"]
     assert found[0][str(shown)] != found[1][str(shown)]
 
 
@@ -141,7 +221,9 @@ def test_runs_and_evaluations_use_a_custom_engine_and_method(parts, tmp_path):
         ("reward", "broken", "does not fit"),
         ("retriever", "Empty", "does not fit; it must be a class made from a list of passages, with search"),
         ("retriever", "brevity", "does not fit"),
-        ("method", "no_generator", "does not fit; it must be a generator function of a question"),
+        ("reward", "later", "does not fit"),
+        ("method", "asks_more", "does not fit; it must be a generator function of a question"),
+        ("method", "by_place", "does not fit"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_sentence(parts, option, name, told):
@@ -158,6 +240,63 @@ def test_a_file_that_is_not_there_or_broken_is_told(tmp_path):
         own_part("reward", f"{tmp_path}/bad.py:x")
     with pytest.raises(UserError, match=r"cannot be imported .*ModuleNotFoundError"):
         own_part("reward", "no.such.module:x")
+
+
+def test_a_part_that_leaves_or_cannot_be_made_is_told(parts, tmp_path):
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(3)")
+    with pytest.raises(UserError, match="leaves the program when it is imported; put what runs it as a script under"):
+        own_part("reward", f"{tmp_path}/script.py:x")
+    with pytest.raises(UserError, match=r"parts.py:Fails cannot be made from the passages \(RuntimeError: no index\)"):
+        own_engine(f"{parts}:Fails", [])
+
+
+def test_a_method_is_called_with_what_it_has_a_place_for(parts):
+    def prompt(name):
+        return own_method(f"{parts}:{name}", max_turns=2, max_new_tokens=3, topk=4)("Who?").send(None).text
+
+    assert [prompt("needs_all"), prompt("hands_on"), prompt("called")] == ["Who? 2 3 4", "Who? 2 9 7", "Who?!"]
+    with pytest.raises(UserError, match=r"no_generator returned 'Who\?'; it must be a generator function"):
+        prompt("no_generator")
+
+
+def test_a_file_imports_its_neighbour_which_is_hashed_too(tmp_path, monkeypatch):
+    (tmp_path / "beside_it.py").write_text("VALUE = 1\n")
+    (tmp_path / "neighbour.py").write_text("from beside_it import VALUE\ndef pays(trajectory, example): return VALUE\n")
+    named = {"reward": f"{tmp_path}/neighbour.py:pays"}
+    assert own_part("reward", named["reward"])(None, None) == 1
+    hashes = own_hashes(named)
+    (tmp_path / "beside_it.py").write_text("VALUE = 2\n")
+    edited = own_hashes(named)
+    assert sorted(hashes) == ["beside_it.py", "neighbour.py"]
+    assert [hashes[name] == edited[name] for name in sorted(hashes)] == [False, True]
+    (tmp_path / "here.py").write_text("def pays(trajectory, example): return 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    assert own_part("reward", "here:pays")(None, None) == 3
+    for name in ("beside_it", "here"):
+        del sys.modules[name]
+
+
+def test_a_file_that_two_options_name_is_executed_once(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    engine = own_part("retriever", "parts.py:Last")
+    assert own_part("reward", f"{parts}:brevity").__globals__["Last"] is engine
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "parts.py").write_text(PARTS)
+    other = own_part("retriever", "other/parts.py:Last")
+    assert sys.modules[engine.__module__].Last is engine and sys.modules[other.__module__].Last is other
+
+
+def test_a_run_finds_its_parts_from_any_folder(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trained(tmp_path / "run", reward="parts.py:brevity")
+    assert saved_config(run)["reward"] == f"{parts}:brevity"
+    (tmp_path / "moved").mkdir()
+    monkeypatch.chdir(tmp_path / "moved")
+    parts.rename("parts.py")
+    values = SHORT | {"steps": 2, "output_dir": str(run), "resume": True}
+    config = resolve(make(TrainConfig, **values | {"reward": "parts.py:brevity"}))
+    assert [row["step"] for row in read_metrics(train(config) / "metrics.jsonl")] == [1, 2]
 
 
 @pytest.mark.parametrize("value", ["http://127.0.0.1:8000", "http://search", "C:/engines", "my.py", "my.py:"])
