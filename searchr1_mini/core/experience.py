@@ -8,13 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from searchr1_mini.core.algorithms import (
-    explained_variance,
-    gae,
-    kl_penalty,
-    token_rewards,
-    whiten,
-)
+from searchr1_mini.core.algorithms import explained_variance, gae, kl_penalty, token_rewards, whiten
 from searchr1_mini.core.batch import Batch, mini_batches
 from searchr1_mini.core.config import ObjectiveConfig, OptimizationConfig, PPOConfig
 from searchr1_mini.core.critic import Critic

@@ -32,8 +32,7 @@ def play(
         write: writes the policy's turns: `sampler`, or a script.
     """
     method, trajectory = make_method(example.question), Trajectory(example.id, [])
-    context: list[int] = []
-    value, room = None, limits.max_total_tokens
+    context, value = [], None
 
     def read(text_of: Observe | Aside, most: int) -> tuple[list[int], str] | None:
         cut = observation_ids(text_of.passages, policy.tokenizer, most, limits.form)
@@ -52,7 +51,9 @@ def play(
                 trajectory.segments.append(Segment("policy", turn.token_ids, turn.logprobs, turn.text))
                 context, value = context + turn.token_ids, turn.text
             case Search(query, topk):
-                value = [hit.passage for hit in retriever.search([query], topk)[0]]
+                search_for = getattr(retriever, "search_for", None)  # of a probe that looks at the question itself
+                (hits,) = search_for([example.id], topk) if search_for else retriever.search([query], topk)
+                value = [hit.passage for hit in hits]
                 trajectory.queries.append(query)
                 trajectory.titles.append([passage.title for passage in value])
             case Observe(text, passages, then):

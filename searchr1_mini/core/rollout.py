@@ -193,9 +193,11 @@ class _Engine:
         self.decoder.close(key)
 
     def ask_retriever(self, pool: ThreadPoolExecutor) -> tuple[list[int], Future]:
-        """Sends every waiting search in one call (per topk, of which a run has one)."""
-        batch, self.searches = self.searches, []
-        keys, topk = [key for key, _ in batch], batch[0][1].topk
+        """Sends the waiting searches of the first one's topk in one call; others wait for the next."""
+        topk = self.searches[0][1].topk
+        batch = [asked for asked in self.searches if asked[1].topk == topk]
+        self.searches = [asked for asked in self.searches if asked[1].topk != topk]
+        keys = [key for key, _ in batch]
         for key, search in batch:
             self.live[key].trajectory.queries.append(search.query)
         if search_for := getattr(self.retriever, "search_for", None):  # a probe that looks at the question itself

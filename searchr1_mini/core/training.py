@@ -216,14 +216,15 @@ def compare(
     objective = settings.objective
     rollouts.is_flat = zero_variance(batch.rewards, batch.group_ids)
     rollouts.kept = rows_to_train_on(rollouts, settings)
+    if not batch.loss_mask[rollouts.kept].any():  # nobody wrote a token
+        rollouts.kept = []
     if is_grpo:
         rollouts.advantages = variant.compare(batch.rewards, batch.group_ids)
         rollouts.token_advantages = rollouts.advantages[:, None] * batch.loss_mask
         if variant.add_advantages:
             rollouts.token_advantages += variant.add_advantages(rollouts, batch)
-        if not teaches(
-            objective, settings.optimization.weight_decay, rollouts.token_advantages[rollouts.kept], updates
-        ):
+        advantages = rollouts.token_advantages[rollouts.kept]
+        if not teaches(objective, settings.optimization.weight_decay, advantages, updates):
             rollouts.kept = []
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from searchr1_mini.core.methods import Finish, Observe, Prompt, Search
 from searchr1_mini.core.play import play, sampler
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.retrievers.bm25 import RankBM25
+from searchr1_mini.retrievers.probes import OracleRetriever
 from searchr1_mini.run.methods import make_method
 
 METHODS = ("search-r1", "search-o1", "ircot", "rag", "cot", "direct", "r1")
@@ -18,6 +20,38 @@ WIDE, NARROW = RolloutLimits(4, 500, 120), RolloutLimits(2, 130, 60)
 def world():
     world = make_world(3, "eval", "natural", 0)
     return world_examples(world, [1, 2], 6, 3, set()), RankBM25(world.passages)
+
+
+def titles(examples, make, policy, retriever):
+    """The titles that a method is shown, among many and alone."""
+    many, _ = rollout(examples, make, policy, retriever, WIDE, temperature=1.0, seed=5)
+    alone = [play(example, make, policy, retriever, WIDE, sampler(policy)) for example in examples]
+    return [found.titles for found in many], [found.titles for found in alone]
+
+
+def test_each_search_gets_its_own_number_of_passages(tiny_policy, world):
+    examples, retriever = world
+    wanted = {example.question: 1 + number % 3 for number, example in enumerate(examples)}
+
+    def method(question):
+        yield Prompt(question)
+        yield Observe(passages=(yield Search(question, wanted[question])))
+        yield Finish(None, "turns")
+
+    many, alone = titles(examples, method, tiny_policy, retriever)
+    assert many == alone and [len(found) for (found,) in many] == [1, 2, 3, 1, 2, 3]
+
+
+def test_a_probe_that_knows_the_question_serves_one_too(tiny_policy, world):
+    examples, retriever = world
+
+    def method(question):
+        yield Prompt(question)
+        yield Observe(passages=(yield Search("whatever", 2)))
+        yield Finish(None, "turns")
+
+    many, alone = titles(examples, method, tiny_policy, OracleRetriever(retriever.passages, examples))
+    assert many == alone and all(found for (found,) in many)
 
 
 def a_chat(policy):

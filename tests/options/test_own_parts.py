@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.paths import ROOT
 from helpers.sessions import SMALL
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.optimizer import change_metrics
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.options.cli import parse_asked
@@ -65,6 +67,10 @@ def needs_all(question, max_turns, *, max_new_tokens, topk=1):
 
 def hands_on(question, topk=7, /, max_turns=3):
     return needs_all(question, max_turns, max_new_tokens=9, topk=topk)
+
+def silent(question):
+    yield Prompt(question)
+    yield Finish("42", "answer")
 
 class Called:
     def __call__(self, question):
@@ -211,6 +217,15 @@ def test_runs_and_evaluations_use_a_custom_engine_and_method(parts, tmp_path):
     evaluate_command(EvalConfig(run=str(run), limit=2, output_dir=str(tmp_path / "eval")))
     (cell,) = (tmp_path / "eval" / "cells").glob("*.jsonl")
     assert {row["answer"] for row in read_jsonl(cell)} == {"42"}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_step_in_which_nobody_writes_teaches_nothing(parts, tmp_path, algorithm):
+    values = {"algorithm": algorithm, "group_size": 2 if algorithm == "grpo" else 1, "entropy_coef": 0.01}
+    run = trained(tmp_path / "run", method=f"{parts}:silent", **values)
+    (row,) = read_metrics(run / "metrics.jsonl")
+    assert (row["updates"], row["trained_on"]) == (0, 0)
+    assert change_metrics(torch.tensor([]), True) == change_metrics(torch.tensor([]), False) == {}
 
 
 @pytest.mark.parametrize(
