@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import regex
 
-from searchr1_mini.core.errors import UserError
 from searchr1_mini.storage.extras import require
 from searchr1_mini.storage.printable import one_line
 
@@ -90,7 +90,7 @@ def note_rows(path: Path, name: str) -> Iterator[dict[str, str]]:
 
     Raises:
         Unread: it holds no text, is damaged or too large, or is locked by a password.
-        UserError: it is a PDF and pypdf is not installed, or a text that holds JSON lines.
+        UserError: it is a PDF and pypdf is not installed.
         UnicodeDecodeError: it is a text and no UTF-8.
     """
     form, title = path.suffix.lower(), path.stem
@@ -106,7 +106,7 @@ def text_passages(path: Path) -> Iterator[str]:
     """Cuts a text into passages, see `cut_passages`.
 
     Raises:
-        UserError: the file holds JSON lines.
+        Unread: it holds JSON lines, or NUL bytes.
         UnicodeDecodeError: it is no UTF-8, nor UTF-16 or UTF-32 with a byte order mark.
     """
     return cut_passages(text_lines(path))
@@ -156,15 +156,14 @@ def text_lines(path: Path) -> Iterator[str]:
     """Yields lines of a text in UTF-8, or in what its byte order mark says; longer ones than `MOST_LINE` in parts.
 
     Raises:
-        UserError: the file holds JSON lines.
-        Unread: it holds NUL bytes.
+        Unread: it holds JSON lines, or NUL bytes.
         UnicodeDecodeError: it is in another encoding.
     """
     with path.open(encoding=_marked_encoding(path) or "utf-8-sig") as file:
         rest = ""  # of a word that a long line was cut in
         for number, part in enumerate(iter(lambda: file.readline(MOST_LINE), "")):
-            if number == 0 and part.startswith('{"'):
-                raise UserError(f"{path} holds JSON lines, not a text; name it .jsonl")
+            if number == 0 and (_is_object(part) or (part.startswith('{"') and len(part) == MOST_LINE)):
+                raise Unread("holds JSON lines, not a text; name it .jsonl, in a folder of its own")
             if "\0" in part:
                 raise Unread("holds NUL bytes, as no text does; save it in UTF-8")
             line, rest = rest + part, ""
@@ -174,6 +173,14 @@ def text_lines(path: Path) -> Iterator[str]:
             yield line
         if rest:
             yield rest
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is an object of JSON, and no text that begins like one."""
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _marked_encoding(path: Path) -> str | None:
@@ -219,23 +226,25 @@ class _Page(HTMLParser):
         self.parts: list[str] = []
         self.title: list[str] = []
         self.within = ""
-        self.n_titles = 0
+        self.n_titles = self.n_pictures = 0  # pictures that are open
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         """Opens a paragraph, or what is left out of the text."""
         self.within = tag if tag in ("script", "style", "title") else ""
-        self.n_titles += tag == "title"
+        self.n_pictures += tag == "svg"
+        self.n_titles += tag == "title" and not self.n_pictures
         self.parts.append("\n\n" if tag in _BLOCKS else "\n" if tag == "br" else " " if tag in ("td", "th") else "")
 
     def handle_endtag(self, tag: str) -> None:
         """Closes it."""
         self.within = ""
+        self.n_pictures -= tag == "svg" and self.n_pictures > 0
         self.parts.append("\n\n" if tag in _BLOCKS else "")
 
     def handle_data(self, data: str) -> None:
         """Keeps text; its line breaks mean blanks."""
         if self.within == "title":
-            if self.n_titles == 1:  # others are of pictures in it
+            if self.n_titles == 1 and not self.n_pictures:
                 self.title.append(data)
         elif not self.within:
             self.parts.append(" ".join(data.splitlines()) if "\n" in data else data)

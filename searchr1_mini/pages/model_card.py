@@ -12,6 +12,7 @@ from searchr1_mini.core.prompts import render_passage
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import HUB_MODELS
+from searchr1_mini.options.own_parts import is_own, short_name
 from searchr1_mini.run.templates import template_of
 from searchr1_mini.storage.files import read_json, read_summary
 from searchr1_mini.storage.printable import markdown_text
@@ -31,15 +32,18 @@ CARD = """---
 |---|---|
 {table}
 
-The prompt that it was trained on, in the user's turn of the chat template where the tokenizer has one:
-
-```text
-{prompt}```
+{prompt}
 
 {protocol}```python
 {usage}
 ```
 """
+PROMPT = """The prompt that it was trained on, in the user's turn of the chat template where the tokenizer has one:
+
+```text
+{template}
+```"""
+OWN_PROMPT = "Its prompt is written by `{method}`, a method of its author's own, which is not part of these weights."
 PROTOCOL = """A turn ends at `</search>` or `</answer>`. After a search, append what was found between `<information>`
 and `</information>`, and let the model go on. Each passage is written `{line}`, a line each.
 
@@ -88,11 +92,17 @@ def model_card(
         table="\n".join(
             f"| {key} | {markdown_text(value)} |" for key, value in facts(settings, run, step, merge, is_best).items()
         ),
-        prompt=template_of(settings.run.method, settings.data.template).rstrip("\n")
-        + "\n",  # the fence needs a line of its own
+        prompt=_prompt(settings),
         protocol=PROTOCOL.format(line=line) if settings.run.method == "search-r1" else "",
         usage=USE_MERGED if not is_adapter else USE_ADAPTER if is_on_hub else USE_ADAPTER_ON,
     )
+
+
+def _prompt(settings: TrainConfig) -> str:
+    method = settings.run.method
+    if is_own(method):
+        return OWN_PROMPT.format(method=markdown_text(short_name(method)))
+    return PROMPT.format(template=template_of(method, settings.data.template).rstrip("\n"))
 
 
 def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_best: bool) -> dict[str, str]:
@@ -106,7 +116,7 @@ def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_b
     origin = read_json(run / "config.json").get("started_from") if settings.run.init else None
     rows = {
         "base": settings.run.model,
-        "method": f"{settings.run.method}, by {settings.run.algorithm}",
+        "method": f"{short_name(settings.run.method)}, by {settings.run.algorithm}",
         "weights trained": weights + quantized,
         "questions": data,
         "steps": f"{step} of {optimization.questions_per_step} questions x {optimization.group_size} rollouts",

@@ -28,7 +28,7 @@ from searchr1_mini.models.merge import Kept
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import make, options_of
+from searchr1_mini.options.nested import make, options_of, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages.model_card import model_card
 from searchr1_mini.run.task import load_task
@@ -127,6 +127,13 @@ def test_the_cards_fences_stand_alone(method, tmp_path):
     card = model_card(resolve(make(TrainConfig, method=method)), tmp_path, 1, is_adapter=False)
     fences = [line for line in card.splitlines() if "```" in line]
     assert fences == ["```text", "```", "```python", "```"]
+
+
+def test_the_card_of_an_own_method_tells_no_prompt_and_no_path(tmp_path):
+    own = {"method": "/home/ada/meth.py:mine", "model": "Qwen2.5-0.5B", "template": "paper"}
+    settings = with_options(resolve(TrainConfig()), **own)
+    card = model_card(settings, tmp_path, 1, is_adapter=True)
+    assert "Its prompt is written by `meth.py:mine`" in card and "/home/ada" not in card and "{question}" not in card
 
 
 def test_questions_come_back_as_they_were(exported, grpo):

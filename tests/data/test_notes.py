@@ -144,8 +144,18 @@ def test_no_character_is_lost_whatever_the_script(paragraphs):
 def test_an_odd_marked_section_skips_the_page_and_not_the_folder(tmp_path, capsys):
     (tmp_path / "a.html").write_text("<p>In SGML, write <![%draft;[ text ]]> </p>")
     (tmp_path / "b.html").write_text("<title>Home</title><svg><title>Search icon</title></svg><p>Words.</p>")
+    (tmp_path / "c.html").write_text("<svg><title>Search icon</title></svg><p>Of a page without a title.</p>")
+    first, second = load_corpus(str(tmp_path), "jsonl", None)
+    assert (first.title, first.text) == ("Home", "Words.") and "a.html (damaged" in capsys.readouterr().err
+    assert (second.title, second.text) == ("c", "Of a page without a title.")
+
+
+def test_json_among_notes_is_skipped_and_a_text_like_it_read(tmp_path, capsys):
+    (tmp_path / "settings.txt").write_text('{"colour": 1}\n')
+    (tmp_path / "story.txt").write_text('{"A fine day"} she said.\n')
     (passage,) = load_corpus(str(tmp_path), "jsonl", None)
-    assert (passage.title, passage.text) == ("Home", "Words.") and "a.html (damaged" in capsys.readouterr().err
+    assert passage.text == '{"A fine day"} she said.'
+    assert "settings.txt (holds JSON lines, not a text; name it .jsonl" in capsys.readouterr().err
 
 
 def test_no_word_of_a_long_line_is_cut(tmp_path):

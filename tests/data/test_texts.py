@@ -75,7 +75,7 @@ def test_a_big_folder_of_texts_becomes_a_store_on_disk(tmp_path, monkeypatch):
     ("name", "content", "told"),
     [
         ("a.txt", b"Oslo\n\n\xff\xfe", "a.txt: cannot be read: 'utf-8'"),
-        ("a.txt", b'{"id": "1", "contents": "x"}\n', "a.txt holds JSON lines, not a text; name it .jsonl"),
+        ("a.txt", b'{"id": "1", "contents": "x"}\n', "a.txt: holds JSON lines, not a text; name it .jsonl"),
         ("a.txt", b" \n", "is empty"),
         ("a.pdf", b"x", "a.pdf: cannot be read"),
         (
