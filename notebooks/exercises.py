@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from numbers import Number
+from decimal import Decimal
+from numbers import Number, Real
 from typing import Any
 
 ROUNDING = 5e-4  # relative; near the border between two roundings an answer may fall on either side
@@ -57,8 +58,11 @@ def check(name: str, answer: Any, expected: str, hint: str) -> Verdict:
     if answer is ...:
         return _unanswered(name)
     answer = answer.tolist() if hasattr(answer, "tolist") else answer  # a tensor or an array
-    is_number = isinstance(answer, Number) and not isinstance(answer, bool)
-    near = [answer * (1 + nudge) for nudge in (0, -ROUNDING, ROUNDING)] if is_number else [answer]
+    near = [answer]
+    if isinstance(answer, (Real, Decimal)) and not isinstance(answer, bool):
+        near = [float(answer) * (1 + nudge) for nudge in (0, -ROUNDING, ROUNDING)]
+    elif isinstance(answer, str):  # a fault may be written as its flag is, in each of its spellings
+        near += [answer.replace("_", "-").replace("--bug=", "--bug ")]
     return _verdict(name, expected in {digest(name, value) for value in near}, hint)
 
 

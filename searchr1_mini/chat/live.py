@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 from searchr1_mini.chat import web
@@ -22,6 +21,7 @@ from searchr1_mini.options.nested import flag_name, with_options
 from searchr1_mini.retrievers.engines import build_retriever, configured_engine, described
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
+from searchr1_mini.run.log import shows_colour
 from searchr1_mini.run.opening import rollout_limits
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage import status
@@ -108,7 +108,7 @@ def answer_live(config: EvalConfig, flag: str) -> None:
         about += "; this model of one million parameters knows the words of its made-up world and no others"
     how = method_for(policy, settings), rollout_limits(settings), config.temperature, config.seed
     chat = Chat(policy, retriever, *how, about, examples)
-    colour = config.colour == "always" or (config.colour == "auto" and sys.stdout.isatty())
+    colour = config.colour == "always" or (config.colour == "auto" and shows_colour())
     status.now("answering" if config.ask else None)
     if config.ask:
         Screen(chat, colour, shows_prompt=True).answer(config.ask)

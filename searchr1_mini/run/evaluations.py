@@ -23,7 +23,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
-from searchr1_mini.run.log import render_trajectory, summary_table, trajectory_row, write_watched
+from searchr1_mini.run.log import render_trajectory, shows_colour, summary_table, trajectory_row, write_watched
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import write_json_atomic
 
@@ -141,7 +141,7 @@ def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None
     }
     write_json_atomic(run.folder / "summary.json", summary)
     index = _most_telling(run)
-    colour = sys.stdout.isatty()
+    colour = shows_colour()
     for title, trajectory in (("Before", evaluations.samples_before[index]), ("After", evaluations.samples[index])):
         print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, colour)}")
     columns = {"before": evaluations.before, "after cold start": evaluations.after_cold_start, "after": after}

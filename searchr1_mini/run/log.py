@@ -236,6 +236,11 @@ def render_segment(kind: str, text: str, colour: bool) -> str:
     return "".join(f"{kind:>11} | {line}\n" for line in lines)
 
 
+def shows_colour() -> bool:
+    """Tells whether standard output is to be coloured: it is a terminal, and nobody set NO_COLOR (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 def render_trajectory(trajectory: Trajectory, colour: bool) -> str:
     """Renders a trajectory for the terminal, see `render_segment`; of a long prompt its end, with the question."""
     texts = [folded(s.text) if s.kind == "prompt" else s.text for s in trajectory.segments]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from itertools import combinations, pairwise
 
 import pytest
@@ -21,6 +22,7 @@ from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
 from searchr1_mini.run.log import (
     Tracker,
     render_trajectory,
+    shows_colour,
     summary_table,
     truncate_metrics,
 )
@@ -104,6 +106,13 @@ def test_no_text_sends_escape_codes_to_the_terminal(text):
     assert "\x9b" not in shown
     coloured = render_trajectory(trajectory(text), colour=True)
     assert coloured.count("\x1b") == 8
+
+
+@pytest.mark.parametrize(("is_terminal", "asked", "shown"), [(True, "", True), (True, "1", False), (False, "", False)])
+def test_colours_are_for_terminals_where_nobody_minds(monkeypatch, is_terminal, asked, shown):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("NO_COLOR", asked)
+    assert shows_colour() == shown
 
 
 def test_a_long_prompt_is_folded_in_the_terminal():

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -201,7 +202,7 @@ def test_the_course_is_complete_and_its_pictures_are_current(tmp_path):
     [
         (42, [42.0, 42.01], [41, 43, True, None]),
         (1234, [1234.0], [1235, 1233]),
-        (0.1875, [3 / 16, 0.188, 0.18751], [0.18, 0.19, -0.1875]),
+        (0.1875, [3 / 16, 0.188, 0.18751, Decimal("0.1875")], [0.18, 0.19, -0.1875]),
         ("Oak Bay", ["oak  bay", " OAK BAY "], ["Oakbay", ""]),
         (True, [True], [False, 1]),
         ([1, 2], [(1, 2)], [[2, 1], [1], {1, 2}]),
@@ -215,6 +216,11 @@ def test_an_answer_is_checked_by_its_hash(right, also, wrong):
         assert repr(check("9.9", answer, expected, "look again")) == "exercise 9.9: not yet; hint: look again"
     assert "no answer yet" in repr(check("9.9", ..., expected, "h"))
     assert not check("9.8", right, expected, "the salt is the exercise's")
+
+
+@pytest.mark.parametrize("flag", ["--bug no-last-turn", "--bug=no-last-turn", "no_last_turn", "No-last-turn"])
+def test_a_fault_is_named_in_each_way_that_a_flag_is(flag):
+    assert check("9.9", flag, digest("9.9", "no-last-turn"), "h") and not check("9.9", flag, digest("9.9", "no"), "h")
 
 
 def test_a_function_is_checked_against_the_packages_own():
