@@ -132,10 +132,13 @@ def for_teachers(notebook: NotebookNode) -> NotebookNode:
 
 
 def hand_out(change: Callable[[NotebookNode], NotebookNode], folder: Path) -> None:
-    """Writes a copy of every notebook, and the modules that they import, into a new folder."""
-    folder.mkdir(parents=True)
+    """Writes a copy of every notebook, the modules that they import and the pages that they show, into a new folder."""
+    (folder / "docs").mkdir(parents=True)
     for path in sources():
-        nbformat.write(change(read(path.read_text(encoding="utf-8"))), folder / f"{path.stem}.ipynb")
+        text = path.read_text(encoding="utf-8").replace("(../docs/", "(docs/")
+        nbformat.write(change(read(text)), folder / f"{path.stem}.ipynb")
+    for page in (*FOLDER.parent.glob("docs/*.md"), *FOLDER.parent.glob("docs/*.svg")):
+        shutil.copy(page, folder / "docs")
     for module in ("exercises.py", "lesson.py"):
         shutil.copy(FOLDER / module, folder)
     print(f"{len(sources())} notebooks in {folder}", flush=True)

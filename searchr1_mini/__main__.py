@@ -58,6 +58,10 @@ def dispatch() -> None:
         module, stands_for, _ = COMMANDS[name]
         if stands_for == ["--chat"] and words and not words[0].startswith("-"):
             words.insert(0, "--run")
+        if {"--help", "-h"} & set(words):
+            stands_for = []
+        elif stands_for == ["--ask"] and (not words or words[0].startswith("-")):
+            raise UserError("name the question first, in quotes: searchr1 ask QUESTION --run runs/NAME")
         import_module(f"searchr1_mini.{module}").main(stands_for + words)
 
 

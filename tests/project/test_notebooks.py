@@ -268,6 +268,8 @@ def test_copies_to_hand_out_hold_solutions_for_teachers_alone(tmp_path, kind):
     for path in written:
         notebook, text = nbformat.read(path, as_version=4), path.read_text(encoding="utf-8")
         nbformat.validate(notebook)
+        linked = [out / name for name in re.findall(r"\]\((?!http|#)([^)#]+)", text)]
+        assert all(name.is_file() for name in linked), "a copy works wherever it lies"
         full = nbformat.read(FOLDER / path.name, as_version=4)
         solutions = [solution for _, solution in exercises_of(full)]
         assert ("Solution" in text) == (kind == "teacher" and bool(solutions))
