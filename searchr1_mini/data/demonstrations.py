@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.prompts import STOP_STRINGS, parse_action
+from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold, exact_match
 from searchr1_mini.core.trajectory import Trajectory
@@ -22,7 +22,7 @@ ROLLOUT = {"question": str, "segments": [{"kind": str, "text": str}]}  # what is
 NO_ACTION = "a turn of theirs holds no action, or passages"
 NO_ROOM = "they do not fit into --max-total-tokens, --max-new-tokens and --max-turns"
 NOT_FOUND = "no search of theirs finds a passage with their answer"
-_UP_TO_STOP = re.compile(f".*?(?:{'|'.join(map(re.escape, STOP_STRINGS))})", re.DOTALL)
+_UP_TO_STOP = re.compile(r".*?</(?:search|answer)>", re.DOTALL)  # STOP_STRINGS
 _PASSAGES = re.compile(r"</?information>", re.IGNORECASE)
 
 
