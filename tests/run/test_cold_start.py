@@ -33,7 +33,7 @@ from searchr1_mini.run.held_out import trained_on
 from searchr1_mini.run.log import COLD_START
 from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.run.training import all_phases
+from searchr1_mini.run.training import all_phases, configured_reward
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 from searchr1_mini.storage.files import read_metrics
 
@@ -210,10 +210,10 @@ def trained(folder: Path, stop_at: tuple[tuple[Any, str], int] | None, monkeypat
 
         with monkeypatch.context() as patch, pytest.raises(Stopped):
             patch.setattr(owner, name, stopped)
-            all_phases(run)
+            all_phases(run, configured_reward(run.config))
         run.tracker.__exit__()
         run = open_run(with_options(config, resume=True))
-    all_phases(run)
+    all_phases(run, configured_reward(run.config))
     run.tracker.__exit__()
 
 
