@@ -162,11 +162,9 @@ def change_metrics(change: Tensor, is_first_update: bool) -> dict[str, float]:
     this forward must be noise: `logprob_diff_max` and `logprob_diff_mean`. On later ones the difference to pi_old, on
     trajectories paid as right ones are, tells what training did to their likelihood: `correct_loglik_change`.
     """
-    if not len(change):
-        return {}
-    if is_first_update:
+    if is_first_update and len(change):
         return {"logprob_diff_max": change.abs().max().item(), "logprob_diff_mean": change.abs().mean().item()}
-    return {"correct_loglik_change": change.mean().item()}
+    return {"correct_loglik_change": change.mean().item()} if len(change) else {}
 
 
 def logprob_changes(logprobs: Tensor, part: Experience, is_first_update: bool) -> Tensor:

@@ -13,7 +13,7 @@ from searchr1_mini.core.methods import Aside, Finish, Generate, MakeMethod, Obse
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import INVALID_ACTION
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.core.retrieval import Retriever, ask
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.stops import StopMatcher, token_bytes
 from searchr1_mini.core.trajectory import Segment, Trajectory
@@ -51,9 +51,7 @@ def play(
                 trajectory.segments.append(Segment("policy", turn.token_ids, turn.logprobs, turn.text))
                 context, value = context + turn.token_ids, turn.text
             case Search(query, topk):
-                search_for = getattr(retriever, "search_for", None)  # of a probe that looks at the question itself
-                (hits,) = search_for([example.id], topk) if search_for else retriever.search([query], topk)
-                value = [hit.passage for hit in hits]
+                value = [hit.passage for hit in ask(retriever, [query], [example.id], topk)[0]]
                 trajectory.queries.append(query)
                 trajectory.titles.append([passage.title for passage in value])
             case Observe(text, passages, then):

@@ -31,6 +31,12 @@ class Retriever(Protocol):
         """Finds each query's best passages, best first: at most `topk`; by BM25 only those that share a term."""
 
 
+def ask(retriever: Retriever, queries: Sequence[str], ids: Sequence[str], topk: int) -> list[list[Hit]]:
+    """Searches for the queries of examples with these ids; a probe, such as the oracle, looks at the id itself."""
+    search_for = getattr(retriever, "search_for", None)
+    return search_for(ids, topk) if search_for else retriever.search(queries, topk)
+
+
 class CachedRetriever:
     """Keeps the newest `max_entries` results (a group asks the same things); counts queries and hits."""
 

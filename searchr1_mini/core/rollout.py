@@ -18,7 +18,7 @@ from searchr1_mini.core.encoding import foreign_ids, observation_ids
 from searchr1_mini.core.errors import UserError, is_out_of_memory
 from searchr1_mini.core.prompts import INVALID_ACTION, Form
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Hit, Passage, Retriever
+from searchr1_mini.core.retrieval import Hit, Passage, Retriever, ask
 from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats, usual_loop_tokens
 from searchr1_mini.core.trajectory import Segment, Trajectory
 
@@ -118,6 +118,7 @@ class _Engine:
                         return self.finish(key, None, "length")
                     return self.decoder.generate(key, stop, min(max_new_tokens, left))
                 case methods.Search() as search:
+                    conversation.trajectory.queries.append(search.query)
                     return self.searches.append((key, search))
                 case methods.Observe() as observe:
                     if not self.observe(key, observe):
@@ -197,13 +198,9 @@ class _Engine:
         topk = self.searches[0][1].topk
         batch = [asked for asked in self.searches if asked[1].topk == topk]
         self.searches = [asked for asked in self.searches if asked[1].topk != topk]
-        keys = [key for key, _ in batch]
-        for key, search in batch:
-            self.live[key].trajectory.queries.append(search.query)
-        if search_for := getattr(self.retriever, "search_for", None):  # a probe that looks at the question itself
-            ids = [self.live[key].trajectory.example_id for key in keys]
-            return keys, pool.submit(search_for, ids, topk)
-        return keys, pool.submit(self.retriever.search, [search.query for _, search in batch], topk)
+        keys, queries = [key for key, _ in batch], [search.query for _, search in batch]
+        ids = [self.live[key].trajectory.example_id for key in keys]
+        return keys, pool.submit(ask, self.retriever, queries, ids, topk)
 
     def receive_hits(self, keys: Sequence[int], found: Sequence[Sequence[Hit]]) -> None:
         """Resumes every method that searched with its passages."""

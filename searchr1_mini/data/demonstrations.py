@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.prompts import parse_action
+from searchr1_mini.core.prompts import STOP_STRINGS, parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold, exact_match
 from searchr1_mini.core.trajectory import Trajectory
@@ -22,7 +22,6 @@ ROLLOUT = {"question": str, "segments": [{"kind": str, "text": str}]}  # what is
 NO_ACTION = "a turn of theirs holds no action, or passages"
 NO_ROOM = "they do not fit into --max-total-tokens, --max-new-tokens and --max-turns"
 NOT_FOUND = "no search of theirs finds a passage with their answer"
-_UP_TO_STOP = re.compile(r".*?</(?:search|answer)>", re.DOTALL)  # STOP_STRINGS
 _PASSAGES = re.compile(r"</?information>", re.IGNORECASE)
 
 
@@ -80,8 +79,8 @@ def is_right(row: dict[str, Any], where: str) -> bool:
 
 def up_to_stop(turn: str) -> str:
     """Cuts a turn behind its first `</search>` or `</answer>`, where a rollout's turn ends."""
-    found = _UP_TO_STOP.match(turn)
-    return found[0] if found else turn
+    ends = [turn.find(stop) + len(stop) for stop in STOP_STRINGS if stop in turn]
+    return turn[: min(ends, default=len(turn))]
 
 
 def is_list_of_texts(value: Any) -> bool:

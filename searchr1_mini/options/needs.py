@@ -22,6 +22,7 @@ _RL, _GRPO, _PPO = ({"algorithm": names} for names in (("grpo", "ppo"), ("grpo",
 _SAMPLES = {"algorithm": ("grpo", "ppo", "rejection-sampling")}
 _SEARCHES = {"method": ("search-r1",)}
 _FINDS = _SEARCHES | {"retriever": (*ENGINES, "random", "oracle")}
+_ASKS = _SEARCHES | {"retriever": (*_FINDS["retriever"], "empty")}
 _OF_A_GROUP = {"group_size": 1}
 _WORLD = {"dataset": ("world",)}
 _SOUND = {"mystery": (None,)}  # what one fault or another would make idle
@@ -42,7 +43,7 @@ NEEDS: dict[str, Needs] = {
     "cold_start_multi_hop": {"cold_start": 0},
     "stratify": _RL,
     "reward": _RL | _OWN_REWARD, "retrieval_bonus": _RL | _FINDS | _OWN_REWARD,
-    "search_cost": _RL | _SEARCHES | _OWN_REWARD, "action_penalty": _RL | _SEARCHES | _OWN_REWARD,
+    "search_cost": _RL | _ASKS | _OWN_REWARD, "action_penalty": _RL | _ASKS | _OWN_REWARD,
     "overlong": _RL,
     "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalise",)},
     "baseline": _GRPO, "normalize_std": _GRPO | {"baseline": ("group", "batch", "group-batch")},

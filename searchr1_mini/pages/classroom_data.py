@@ -18,8 +18,9 @@ from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.needs import shown, spelled
 from searchr1_mini.options.nested import get, make, options_of, with_options
+from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.options.resolve import checked, filled, resolve, saved_config
-from searchr1_mini.retrievers.names import ENGINES
+from searchr1_mini.retrievers.names import PROBES
 from searchr1_mini.storage.files import read_metrics, read_summary
 from searchr1_mini.storage.printable import one_line
 
@@ -238,9 +239,11 @@ def setting_faults(config: TrainConfig) -> list[str]:
         faults.append(f"{spelled('method', run.method)}: another method than the default run's {DEFAULT.run.method}")
     if config.retrieval.retriever == "oracle":
         faults.append("--retriever oracle: its engine is handed the right passages")
-    elif config.retrieval.retriever not in ENGINES:
+    elif config.retrieval.retriever in PROBES:
+        faults.append(f"{spelled('retriever', config.retrieval.retriever)}: it finds nothing, or anything")
+    elif is_own(config.retrieval.retriever):
         engine = spelled("retriever", config.retrieval.retriever)
-        faults.append(f"{engine}: no search engine of the package, so that nobody can tell what it hands over")
+        faults.append(f"{engine}: an engine of its own, of which nobody can tell what it hands over")
     if data.dataset != DEFAULT.data.dataset:
         named = shown(data.data_path or data.dataset)
         return [*faults, f"measured on another data set than the default run: {named}"]

@@ -17,7 +17,7 @@ from searchr1_mini.core.methods import Aside, Generate, MakeMethod, Method, Obse
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import INVALID_ACTION
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Retriever
+from searchr1_mini.core.retrieval import Retriever, ask
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.core.rollout_stats import RolloutStats, sum_stats
 from searchr1_mini.core.training import Rollouts
@@ -94,9 +94,7 @@ def resumed(method: Method, before: Trajectory, retriever: Retriever) -> Method:
             case Generate():
                 value = next(turns).text
             case Search(query, topk):
-                by_question = getattr(retriever, "search_for", None)  # of a probe that looks at the question itself
-                (hits,) = by_question([before.example_id], topk) if by_question else retriever.search([query], topk)
-                value = [hit.passage for hit in hits]
+                value = [hit.passage for hit in ask(retriever, [query], [before.example_id], topk)[0]]
             case Aside():
                 raise UserError("--tree-branches does not go with a --method that reads aside; leave it out")
             case Observe():

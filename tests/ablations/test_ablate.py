@@ -16,18 +16,9 @@ from helpers.files import write_lines
 from helpers.paths import ROOT
 
 from searchr1_mini import ablate as command
-from searchr1_mini.ablate import (
-    check_finished,
-    config_of,
-    curves_svg,
-    finding,
-    interval,
-    main,
-    table,
-    take_over,
-    write_study,
-)
+from searchr1_mini.ablate import check_finished, config_of, main, take_over
 from searchr1_mini.ablations import side_by_side, studies
+from searchr1_mini.ablations.findings import curves_svg, finding, interval, table, write_study
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig

@@ -83,6 +83,7 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--clip-eps", "0.3", "--clip-eps-high", "0.2"], "--clip-eps-high"),
         (["--surrogate", "cispo", "--clip-eps", "0.1"], "--clip-eps does nothing with --surrogate cispo"),
         (["--method", "r1", "--action-penalty", "0.1"], "--action-penalty does nothing with --method r1"),
+        (["--retriever", "none", "--search-cost", "0.1"], "--search-cost does nothing with --retriever none"),
         (["--importance-cap", "0.5", "--importance-mode", "mask"], "it must be above 1"),
         (["--gamma", "0.9"], "--gamma does nothing with --algorithm grpo"),
         (["--algorithm", "ppo", "--no-normalize-std"], "--normalize-std does nothing with --algorithm ppo"),

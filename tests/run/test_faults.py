@@ -82,18 +82,6 @@ def just_before(monkeypatch, owner, name: str, happen, is_due=lambda *_: True) -
     monkeypatch.setattr(owner, name, wrapped)
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory) -> Path:
-    """Two steps on the tiny base, undisturbed."""
-    return train(config_of(tmp_path_factory.mktemp("whole") / "run"))
-
-
-@pytest.fixture
-def run(whole_run, tmp_path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(whole_run, tmp_path / "run"))
-
-
 BULKY = {f"key {number}": 0.0 for number in range(400)}  # a row of metrics that needs a page of its own
 MEETS = {  # what the disk fails -> owner and name of the function that meets it, and whether it is due
     "rollouts": (run_module, "write_rollouts", lambda _run, step, _rows: step == 2),

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-from pathlib import Path
 
-import pytest
 import torch
 from helpers.faults import config_of, evaluation_of, sentence_of, sign
 
@@ -21,18 +18,6 @@ from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import train
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.train import main as train_command
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory) -> Path:
-    """Two steps on the tiny base, undisturbed."""
-    return train(config_of(tmp_path_factory.mktemp("whole") / "run"))
-
-
-@pytest.fixture
-def run(whole_run, tmp_path) -> Path:
-    """A copy to go on with."""
-    return Path(shutil.copytree(whole_run, tmp_path / "run"))
 
 
 def test_what_a_resume_changes_holds_for_the_next_one(run, capsys):
