@@ -14,7 +14,7 @@ from helpers.junk import JUNK, changed, places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from searchr1_mini import ablate
+from searchr1_mini.ablations import findings
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.evaluation.cells import cell_row, kept_lines
@@ -70,7 +70,7 @@ def use(run: Path, whole: SimpleNamespace) -> None:
     write_report(run)
     model_card(resolve(TrainConfig()), run, 2, is_adapter=False)
     checkpoint.best_checkpoint(run)
-    ablate.measures(run)
+    findings.measures(run)
     Watch(truncate_metrics(run / "metrics.jsonl", 2, METRICS))
     truncate_metrics(run / "warnings.jsonl", 2, WARNING)
     progress = checkpoint.read_progress(run / "progress.json")
