@@ -2,7 +2,7 @@
 
 Each setting runs in a process of its own on a random Qwen2: the real functions of a run, an evaluation and two steps,
 with conversations that fill the context. On a GPU the peak is what torch allocated, on a CPU the process's resident
-memory (Linux; malloc as a run sets it). Exits with 1 if a prediction is off by more than `--tolerance`.
+memory (Linux; malloc as a run of more than 2 GB sets it). Exits with 1 if a prediction is off by more than `--tolerance`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def measure(setting: Setting) -> dict[str, tuple[float, float]]:
     from searchr1_mini.options.nested import make
     from searchr1_mini.options.resolve import resolve
     from searchr1_mini.run.opening import open_run
-    from searchr1_mini.run.preflight import predictor
+    from searchr1_mini.run.preflight import give_back_large_blocks, predictor
 
     measured: dict[str, float] = {}
 
@@ -112,6 +112,7 @@ def measure(setting: Setting) -> dict[str, tuple[float, float]]:
         expected = predictor(config.run.model, device, pick_dtype("auto", device), questions)(config)
         print(expected.table(), file=sys.stderr)
         run = open_run(config)
+        give_back_large_blocks()
         run.optimizer.step = watched(run.optimizer.step, "update")
         watched(run.evaluations.measure, "rollout")(run)
         train_steps(run, 2)

@@ -22,8 +22,8 @@ from searchr1_mini.options.nested import flag_name, get, with_options
 from searchr1_mini.run.memory import GB, TEMPLATE_TOKENS, Preflight, predict
 from searchr1_mini.run.shape import Shape, model_shape
 
-MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back; below WORTH_IT the page faults cost more
-WORTH_IT = 0.5 * GB
+MALLOC_BLOCK = 2**20  # bytes from which malloc gives a freed block back
+WORTH_IT = 2 * GB  # of tensors; below it the page faults cost more than the memory is worth, unless that is scarce
 COPY_ROOM = 0.85  # share of the memory up to which --rollout-weights auto fills it; predictions are off by up to 12 %
 
 
@@ -62,7 +62,7 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
     expected = predicted(config)
     print(f"memory: {expected.line()} of {room / GB:.1f} GB", flush=True)
     refuse_beyond(room, config, predicted)
-    if device.type == "cpu" and expected.peak - expected.held > WORTH_IT:
+    if device.type == "cpu" and (expected.peak - expected.held > WORTH_IT or 2 * expected.peak > room):
         give_back_large_blocks()
     return config
 
