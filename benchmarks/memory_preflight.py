@@ -2,7 +2,8 @@
 
 Each setting runs in a process of its own on a random Qwen2: the real functions of a run, an evaluation and two steps,
 with conversations that fill the context. On a GPU the peak is what torch allocated, on a CPU the process's resident
-memory (Linux; malloc as a run of more than 2 GB sets it). Exits with 1 if a prediction is off by more than `--tolerance`.
+memory (Linux; malloc as a run of more than 2 GB sets it). Exits with 1 if a prediction is off by more than
+`--tolerance`.
 """
 
 from __future__ import annotations

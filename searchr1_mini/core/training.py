@@ -252,13 +252,20 @@ def teaches(objective: ObjectiveConfig, weight_decay: float, advantages: Tensor,
 
 
 def weighted(experience: Experience, settings: Settings, variant: Variant = PAPER) -> Experience:
-    """Weighs (N, T-1) each token of what an optimizer step learns from, in its losses."""
+    """Weighs (N, T-1) each token of what an optimizer step learns from, in its losses.
+
+    Rows without an advantage count in the weights of the others. Where no other term has a gradient on them, they are
+    left out of what is returned, so that nothing is computed of them.
+    """
     mask, objective = experience.batch.loss_mask, settings.objective
     experience.weights = loss_weights(mask, objective.loss_aggregation, settings.rollout.max_new_tokens)
     if variant.importance:
         experience.importance = variant.importance(experience.batch.old_logprobs, experience.sampled_logprobs)
     if experience.values is not None:
         experience.value_weights = loss_weights(mask, "token")
+    elif not (objective.kl_coef or objective.entropy_coef or variant.penalties):
+        taught = experience.advantages.any(dim=1).nonzero()[:, 0].tolist()
+        return experience.select(taught or [0])
     return experience
 
 
@@ -268,20 +275,11 @@ def micro_batch_loss(
     """Computes the policy's loss on a micro-batch, and what it logs; where pi_old is nan, this forward is pi_old."""
     old_logprobs = torch.where(part.batch.old_logprobs.isnan(), logprobs.detach(), part.batch.old_logprobs)
     loss, stats = policy_loss(
-        logprobs,
-        old_logprobs,
-        part.advantages,
-        part.weights,
-        clip_eps=objective.clip_eps,
-        clip_eps_high=objective.clip_eps_high,
-        ratio=variant.ratio,
-        importance=part.importance,
-        ref_logprobs=part.ref_logprobs,
-        kl_coef=objective.kl_coef,
-        kl_estimator=objective.kl_estimator,
-        entropy=entropy,
-        entropy_coef=objective.entropy_coef,
-        surrogate=variant.surrogate,
-        penalties=variant.penalties,
-    )
+        logprobs, old_logprobs, part.advantages, part.weights,
+        clip_eps=objective.clip_eps, clip_eps_high=objective.clip_eps_high,
+        ratio=variant.ratio, importance=part.importance,
+        ref_logprobs=part.ref_logprobs, kl_coef=objective.kl_coef, kl_estimator=objective.kl_estimator,
+        entropy=entropy, entropy_coef=objective.entropy_coef,
+        surrogate=variant.surrogate, penalties=variant.penalties,
+    )  # fmt: skip
     return loss, stats | {"loss": loss.detach(), "entropy": (entropy * part.weights).sum().detach()}

@@ -310,6 +310,29 @@ def test_the_gradient_of_grpo_is_that_of_a_loop_over_tokens(grpo, settings, monk
     assert_same_gradients(found, gradients_of(loss, grpo.run.policy.trainable()))
 
 
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_rows_without_an_advantage_are_not_computed_and_change_no_gradient(grpo, aggregation, monkeypatch):
+    """They count in the weights of the others, as in the loop; with a KL or an entropy they have a gradient too."""
+    flat = range(0, len(grpo.rows), 3)
+    monkeypatch.setattr(grpo.experience, "advantages", grpo.experience.advantages.clone())
+    grpo.experience.advantages[flat] = 0.0
+    for token in (token for row in flat for token in grpo.rows[row]):
+        monkeypatch.setattr(token, "advantage", 0.0)
+    bare = {"kl_coef": 0.0, "entropy_coef": 0.0, "llds_coef": 0.0, "loss_aggregation": aggregation}
+    bare["weight_decay"] = 0.1  # for which the loop makes an update in any case
+    with other_options(grpo.run, **bare):
+        variant = configured_variant(grpo.run.config)
+        assert len(weighted(grpo.experience, grpo.run.config, variant).batch.rewards) == len(grpo.rows) - len(flat)
+        for term in ("kl_coef", "entropy_coef", "llds_coef"):
+            with other_options(grpo.run, **bare | {term: 0.1}):
+                all_rows = weighted(grpo.experience, grpo.run.config, configured_variant(grpo.run.config))
+                assert len(all_rows.batch.rewards) == len(grpo.rows), term
+        logged, (found,) = step_of(grpo, monkeypatch)
+        loss, told = policy_loss(grpo)
+    assert logged["policy_loss"] == pytest.approx(told["policy_loss"], rel=2e-3, abs=1e-4)
+    assert_same_gradients(found, gradients_of(loss, grpo.run.policy.trainable()))
+
+
 def test_the_gradients_of_ppo_are_those_of_a_loop_over_tokens(ppo, monkeypatch):
     logged, (of_policy, of_critic) = step_of(ppo, monkeypatch)
     loss, told = policy_loss(ppo)
