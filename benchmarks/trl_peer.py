@@ -86,7 +86,7 @@ def settings(args: argparse.Namespace, turns: int, folder: str) -> TrainConfig:
 
 
 def time_ours(config: TrainConfig, turns: int) -> tuple[float, float]:
-    """Median seconds of our steps, and the mean tokens of a sample after its prompt."""
+    """Median seconds of our steps that moved the weights, and the mean tokens of a sample after its prompt."""
 
     def method(question: str) -> Method:
         yield Prompt(prompt_of(question))
@@ -103,7 +103,8 @@ def time_ours(config: TrainConfig, turns: int) -> tuple[float, float]:
         train_steps(run, config.optimization.steps)
     rows = read_metrics(run.folder / "metrics.jsonl")[1:]
     tokens = statistics.fmean(row["response_tokens"] + row["observation_tokens"] for row in rows)
-    return statistics.median(row["seconds"] for row in rows), tokens
+    seconds = [row["seconds"] for row in rows if row["updates"]]  # without a reward there is nothing to update
+    return statistics.median(seconds or [float("nan")]), tokens
 
 
 def time_trl(config: TrainConfig, turns: int, batch: int) -> tuple[float, float]:
