@@ -43,9 +43,9 @@ audit: $(STAMP)  ## known vulnerabilities of what requirements.lock pins; warns,
 $(DEMO): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch, transformers and what training needs, about 1.7 GB on disk with a CPU wheel of torch, more with CUDA"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -e ".[gguf]" -c constraints.txt
+	$(BIN)/pip install --no-compile -e ".[gguf]" -c constraints.txt  # Python compiles what it imports, a quarter of it
 	touch $@
 
 $(STAMP): $(DEMO)  # tests, notebooks, servers and other search engines
-	$(BIN)/pip install -e ".[dev]" -c constraints.txt
+	$(BIN)/pip install --no-compile -e ".[dev]" -c constraints.txt
 	touch $@
