@@ -24,7 +24,7 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.data.datasets import load_corpus, load_examples
-from searchr1_mini.evaluation.columns import chosen, listed
+from searchr1_mini.evaluation.columns import chosen_engines, listed
 from searchr1_mini.evaluation.grid import Grid, markdown, terminal
 from searchr1_mini.options.checks import check_data_files, check_questions_named, check_retriever
 from searchr1_mini.options.cli import parse
@@ -33,9 +33,10 @@ from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import name_file
 from searchr1_mini.options.retrieval_config import MetricsConfig
-from searchr1_mini.retrievers.engines import build_retriever, configured_engine, described
+from searchr1_mini.retrievers.engines import configured_engine, described
 from searchr1_mini.retrievers.names import ENGINES, MOST_TOPK
 from searchr1_mini.retrievers.terms import Terms
+from searchr1_mini.run.task import make_engine
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     description = __doc__.splitlines()[0]
     config = name_file(parse(MetricsConfig, "python -m searchr1_mini.retrieval_metrics", description, argv))
     check_ranges(config)
-    names = chosen(listed(config.retriever), ENGINES, "--retriever")
+    names = chosen_engines(config.retriever, ENGINES)
     check_retriever(config, names)
     topks = parse_topks(config.topk)
     check_questions_named(config.corpus, config.dataset, config.data_path)
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     passages = load_corpus(config.corpus, config.dataset, config.data_path, terms) if is_here else []
     rows = {}
     for engine in (configured_engine(config, name) for name in names):
-        rows[described(engine)] = measure(build_retriever(engine, passages).retriever, asked, topks)
+        rows[described(engine)] = measure(make_engine(engine, passages).retriever, asked, topks)
     held = f"{len(passages)} passages" if is_here else config.retriever_url
     if has_titles:
         print(f"{len(asked)} questions with supporting titles, of {len(examples)}, asked of {held}\n")

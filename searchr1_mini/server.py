@@ -31,9 +31,10 @@ from searchr1_mini.options.cli import parse
 from searchr1_mini.options.needs import check_ranges, refuse_idle
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.retrieval_config import SERVER_NEEDS, ServerConfig
-from searchr1_mini.retrievers.engines import build_retriever, configured_engine
+from searchr1_mini.retrievers.engines import configured_engine
 from searchr1_mini.retrievers.limits import MAX_QUERIES, MAX_QUERY_CHARACTERS, MAX_TOPK, LimitBody, bounded_protocol
 from searchr1_mini.retrievers.listening import in_address, listen, loopback_names
+from searchr1_mini.run.task import make_engine
 from searchr1_mini.storage import status
 
 EXAMPLE = {"queries": ["Who built the Eiffel Tower?"], "topk": 3, "return_scores": True}
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     engine = configured_engine(config)
     passages = load_corpus(config.corpus, config.dataset, config.data_path, engine.terms)
     print(f"indexing {len(passages)} passages", flush=True)
-    retriever = build_retriever(engine, passages)
+    retriever = make_engine(engine, passages)
     limits = config.max_body_mb, config.body_timeout
     app = make_app(retriever, len(passages), config.retriever, *limits, loopback_names(listener))
     status.now(None)

@@ -18,15 +18,16 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import SEARCHING
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flag_name, with_options
-from searchr1_mini.retrievers.engines import build_retriever, configured_engine, described
+from searchr1_mini.retrievers.engines import configured_engine, described
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
 from searchr1_mini.run.log import shows_colour
 from searchr1_mini.run.opening import rollout_limits
-from searchr1_mini.run.task import load_task
+from searchr1_mini.run.task import load_task, make_engine
 from searchr1_mini.storage import status
 
 N_EXAMPLES = 6  # questions to begin with
+SAMPLED_TITLES = 600  # from which they are made
 
 
 def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
@@ -79,11 +80,13 @@ def live_retriever(row: Row, settings: TrainConfig, column: Column) -> tuple[Ret
         return task.retriever, tuple(example.question for example in task.examples)
     engine = configured_engine(settings.retrieval)
     if engine.retriever == "http":
-        return build_retriever(engine, []), ()
+        return make_engine(engine, []), ()
     passages = load_corpus(settings.data.corpus, settings.data.dataset, settings.data.data_path, engine.terms)
-    titles = list(dict.fromkeys(passages[n].title for n in range(0, len(passages), -(-len(passages) // N_EXAMPLES))))
-    examples = tuple(f"What is {title}?" for title in titles if title)
-    retriever = RandomRetriever(passages) if engine.retriever == "random" else build_retriever(engine, passages)
+    some = range(0, len(passages), -(-len(passages) // SAMPLED_TITLES) or 1)  # of millions, not all are read
+    titles = [title for title in dict.fromkeys(passages[n].title for n in some) if title]
+    n_examples = min(N_EXAMPLES, len(titles))
+    examples = tuple(f"What is {titles[n * len(titles) // n_examples]}?" for n in range(n_examples))
+    retriever = RandomRetriever(passages) if engine.retriever == "random" else make_engine(engine, passages)
     return retriever, examples
 
 

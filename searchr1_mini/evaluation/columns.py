@@ -14,6 +14,7 @@ from searchr1_mini.options.checks import check_questions_named, world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flag_name, flat, make
+from searchr1_mini.options.own_parts import is_own, with_whole_path
 from searchr1_mini.options.resolve import name_file, resolve
 from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
 from searchr1_mini.storage.files import listed_paths
@@ -49,6 +50,17 @@ def chosen(names: list[str], known: Sequence[str], flag: str, every: Sequence[st
         if name not in known:
             raise UserError(f"{flag}: unknown {name!r}{suggest(name, known)}; known: all, {', '.join(known)}")
     return names
+
+
+def chosen_engines(text: str | None, known: Sequence[str], every: Sequence[str] | None = None) -> list[str]:
+    """Returns the search engines of a list as `chosen` does, those of the user's own with the whole path of their file.
+
+    Raises:
+        UserError: an unknown name, with what was meant.
+    """
+    names = listed(text)
+    chosen([name for name in names if not is_own(name)], known, "--retriever")
+    return list(every or known) if names == ["all"] else [with_whole_path(name) for name in names]
 
 
 def own_data(config: EvalConfig, saved: dict[str, Any] | None) -> dict[str, Any]:

@@ -9,7 +9,16 @@ from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.data.datasets import load_examples
-from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column, chosen, corpus_source, listed, own_data, plan_columns
+from searchr1_mini.evaluation.columns import (
+    OF_THE_WORLD,
+    Column,
+    chosen,
+    chosen_engines,
+    corpus_source,
+    listed,
+    own_data,
+    plan_columns,
+)
 from searchr1_mini.models.chat_template import today
 from searchr1_mini.models.weights import adapter_settings
 from searchr1_mini.options.checks import LEAST_TEMPERATURE, check_retriever, refuse_unread
@@ -17,7 +26,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import default_value, flag_name, get, make, options_of, with_options
-from searchr1_mini.options.own_parts import is_own
+from searchr1_mini.options.own_parts import is_own, short_name
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
@@ -221,7 +230,7 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
     Raises:
         UserError: an unknown retriever, or an option that none of them reads.
     """
-    names = chosen(listed(config.retriever), (*ENGINES, *PROBES), "--retriever", ("auto", *PROBES))
+    names = chosen_engines(config.retriever, (*ENGINES, *PROBES), ("auto", *PROBES))
     out = []
     for row in rows:
         searches = row.method in SEARCHING
@@ -232,7 +241,7 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
                 continue
             settings = only_what_is_read(with_options(row.settings, retriever=name))
             check_retriever(settings, [name])
-            label = f"{row.label}, {name}" if searches and len(names) > 1 else row.label
+            label = f"{row.label}, {short_name(name)}" if searches and len(names) > 1 else row.label
             out.append(replace(row, label=label, settings=settings))
     refuse_unread(
         config, list(dict.fromkeys(row.settings.retrieval.retriever for row in out if row.method in SEARCHING))

@@ -42,12 +42,16 @@ def world_hops_list(config: TrainConfig) -> list[int]:
 
 
 def check_retriever(config: TrainConfig | ServerConfig | MetricsConfig, names: Sequence[str]) -> None:
-    """Refuses an option that none of these retrievers reads, a missing address, and a --topk that no server gives.
+    """Refuses an option that none of these retrievers reads, a missing address, a --topk that no server gives, and an
+    engine of the user's own that does not fit.
 
     Raises:
         UserError: names the flag and the remedy.
     """
     refuse_unread(config, names)
+    for name in names:
+        if is_own(name) and not is_from_python(name):
+            own_part("retriever", name)
     url, topk = get(config, "retriever_url"), get(config, "topk") if "topk" in options_of(type(config)) else ""
     remote = [name for name in names if name in READ_BY["retriever_url"]]
     if remote and not url:

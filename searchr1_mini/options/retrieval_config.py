@@ -17,8 +17,11 @@ class ServerConfig:
     corpus: str | None = shared("index", TrainConfig, "corpus")
     dataset: str = grouped("index", "hotpotqa", "data set whose own paragraphs are served, without --corpus")
     data_path: str | None = grouped("index", None, "local file of that data set")
-    retriever: Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus"] = grouped(
-        "index", "auto", "search engine: bm25 is rank-bm25, auto chooses by size, hybrid is BM25 and dense"
+    retriever: Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus"] | str = grouped(
+        "index",
+        "auto",
+        "search engine: bm25 is rank-bm25, auto chooses by size, hybrid is BM25 and dense; or your own as "
+        "my_engine.py:Engine",
     )
     retriever_url: str | None = grouped("index", None, "address of Milvus, for --retriever milvus")
     stemming: bool = shared("index", TrainConfig, "stemming", False)

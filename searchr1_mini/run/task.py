@@ -13,7 +13,7 @@ from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.own_parts import is_own, own_engine
 from searchr1_mini.retrievers.bm25 import fingerprint
-from searchr1_mini.retrievers.engines import build_retriever, configured_engine
+from searchr1_mini.retrievers.engines import Engine, build_retriever, configured_engine
 from searchr1_mini.retrievers.probes import EmptyRetriever, OracleRetriever, RandomRetriever
 
 
@@ -88,6 +88,16 @@ def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library
     if name == "oracle":
         return OracleRetriever(passages, examples), corpus_hash
     if (engine, key) not in library.engines:
-        own = CachedRetriever(own_engine(name, passages)) if is_own(name) else None
-        library.engines[engine, key] = own or build_retriever(engine, passages)
+        library.engines[engine, key] = make_engine(engine, passages)
     return library.engines[engine, key], corpus_hash
+
+
+def make_engine(engine: Engine, passages: Sequence[Passage]) -> CachedRetriever:
+    """Makes the search engine, one of the package's or the user's own, behind a cache.
+
+    Raises:
+        UserError: as `build_retriever` and `own_engine`.
+    """
+    if is_own(engine.retriever):
+        return CachedRetriever(own_engine(engine.retriever, passages))
+    return build_retriever(engine, passages)

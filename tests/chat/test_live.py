@@ -57,6 +57,15 @@ def test_there_are_questions_to_begin_with(tmp_path, corpus, options, monkeypatc
     assert len(examples) == 6 if not options else examples == ("What is Oslo?", "What is Bern?")
 
 
+def test_a_corpus_of_eight_articles_gives_six_questions_however_long_its_articles_are(tmp_path):
+    lengths = [40, 1, 1, 3, 1, 1, 1, 1]
+    rows = [f"{name}\ntext {n}" for name, length in zip("ABCDEFGH", lengths, strict=True) for n in range(length)]
+    corpus = write_lines(tmp_path / "c.jsonl", [{"id": str(n), "contents": row} for n, row in enumerate(rows)])
+    row, column = plan_live(EvalConfig(model="Qwen2.5-3B", chat=True, corpus=corpus, retriever="bm25s"), "--chat")
+    _, examples = live_retriever(row, cell_settings(EvalConfig(), row, column), column)
+    assert [question[8] for question in examples] == list("ABCEFG")
+
+
 def no_questions(*_):
     raise AssertionError("questions of a data set were read")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.files import write_lines
 from helpers.paths import ROOT
 from helpers.sessions import SMALL
 
@@ -15,14 +16,17 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.optimizer import change_metrics
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.evaluate import evaluate_command
+from searchr1_mini.evaluate import main as evaluate
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.own_parts import execute, own_engine, own_hashes, own_method, own_part
 from searchr1_mini.options.resolve import resolve, saved_config
+from searchr1_mini.retrieval_metrics import main as retrieval_metrics
 from searchr1_mini.run.opening import files_of_ones_own
 from searchr1_mini.run.training import configured_reward, paid_by, train
+from searchr1_mini.server import main as serve
 from searchr1_mini.storage.files import read_jsonl, read_metrics
 from searchr1_mini.train import main
 
@@ -217,6 +221,47 @@ def test_runs_and_evaluations_use_a_custom_engine_and_method(parts, tmp_path):
     evaluate_command(EvalConfig(run=str(run), limit=2, output_dir=str(tmp_path / "eval")))
     (cell,) = (tmp_path / "eval" / "cells").glob("*.jsonl")
     assert {row["answer"] for row in read_jsonl(cell)} == {"42"}
+
+
+@pytest.fixture
+def notes(tmp_path) -> list[str]:
+    """A corpus whose last passage holds the answer, as flags of a command, and questions beside it."""
+    (tmp_path / "notes").mkdir()
+    for name, river in (("Oslo", "Alna"), ("Bern", "Aare"), ("Zug", "Lorze")):
+        (tmp_path / "notes" / f"{name}.md").write_text(f"{name} is a town. Its river is the {river}.")
+    write_lines(tmp_path / "q.jsonl", [{"question": f"Which river is in {n}?", "answer": "Lorze"} for n in range(9)])
+    return ["--corpus", str(tmp_path / "notes")]
+
+
+def test_an_evaluation_compares_ones_own_engine_with_others(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"model": "tiny", "limit": 2, "retriever": "bm25,parts.py:Last", "methods": "rag", "output_dir": "eval"}
+    evaluate_command(EvalConfig(**options))
+    read = {}
+    for cell in Path("eval", "cells").glob("*.jsonl"):
+        texts = [segment["text"] for row in read_jsonl(cell) for segment in row["segments"]]
+        read["Last" in cell.name] = {text for text in texts if "Doc 1(" in text}
+    assert len(read[True]) == 1 and len(read[False]) == 2
+    assert "rag, parts.py:Last" in Path("eval", "table.md").read_text()
+
+
+def test_the_metrics_measure_ones_own_engine(parts, notes, tmp_path, capsys):
+    flags = ["--dataset", str(tmp_path / "q.jsonl"), "--topk", "1"]
+    retrieval_metrics(["--retriever", f"{parts}:Last,bm25", *notes, *flags])
+    rows = {line.split(" | ")[0].strip("| "): line for line in capsys.readouterr().out.splitlines()}
+    assert "1.000" in next(row for name, row in rows.items() if name.endswith(":Last"))
+
+
+def test_a_run_with_ones_own_engine_on_documents_can_be_asked(parts, notes, tmp_path, capsys):
+    run = trained(tmp_path / "run", retriever=f"{parts}:Last", dataset=str(tmp_path / "q.jsonl"), corpus=notes[1])
+    evaluate_command(EvalConfig(run=str(run), ask="Which river is in Oslo?"))
+    assert "\nanswer: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [evaluate, retrieval_metrics, serve])
+def test_every_command_with_engines_refuses_one_that_does_not_fit(parts, notes, command):
+    with pytest.raises(UserError, match="of_one does not fit; it must be a class made from a list of passages"):
+        command(["--retriever", f"{parts}:of_one", *notes])
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
