@@ -13,7 +13,7 @@ from searchr1_mini.core.methods import Aside, Finish, Generate, MakeMethod, Obse
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import INVALID_ACTION
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.retrieval import Retriever, ask
+from searchr1_mini.core.retrieval import Passage, Retriever, ask
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.stops import StopMatcher, token_bytes
 from searchr1_mini.core.trajectory import Segment, Trajectory
@@ -33,19 +33,13 @@ def play(
     """
     method, trajectory = make_method(example.question), Trajectory(example.id, [])
     context, value = [], None
-
-    def read(text_of: Observe | Aside, most: int) -> tuple[list[int], str] | None:
-        cut = observation_ids(text_of.passages, policy.tokenizer, most, limits.form)
-        trajectory.retrieved += [cut[1]] if cut else []
-        return cut
-
     while True:
         request, value = method.send(value), None
         room = limits.max_total_tokens - len(context)
         match request:
             case Prompt(text, token_ids):
-                context += list(token_ids) or policy.encode_prompt(text)
-                trajectory.segments.append(Segment("prompt", list(context), text=policy.tokenizer.decode(context)))
+                context = context + (list(token_ids) or policy.encode_prompt(text))
+                trajectory.segments.append(Segment("prompt", context, text=policy.tokenizer.decode(context)))
             case Generate(stop, max_new_tokens) if room >= 1:
                 turn = write(context, stop, min(max_new_tokens, room))
                 trajectory.segments.append(Segment("policy", turn.token_ids, turn.logprobs, turn.text))
@@ -54,31 +48,55 @@ def play(
                 value = [hit.passage for hit in ask(retriever, [query], [example.id], topk)[0]]
                 trajectory.queries.append(query)
                 trajectory.titles.append([passage.title for passage in value])
-            case Observe(text, passages, then):
-                cut = foreign_ids(text, policy.tokenizer), text
-                if passages is not None:
-                    cut = read(request, min(room - 1 - len(then), limits.max_observation_tokens))
-                    cut = cut and (cut[0] + list(then), cut[1] + policy.tokenizer.decode(list(then)))
-                trajectory.invalid_actions += passages is None and text == INVALID_ACTION
-                if cut is None or len(cut[0]) > room - 1:
-                    return finished(trajectory, None, "length")
-                trajectory.segments.append(Segment("observation", cut[0], text=cut[1]))
-                context = context + cut[0]
-            case Aside(_, text, stop, max_new_tokens):  # read and written beside the context, which stays as it is
-                instruction = foreign_ids(text, policy.tokenizer)
-                cut = read(request, min(room - 1 - len(instruction), limits.max_observation_tokens))
-                if cut is None:
-                    return finished(trajectory, None, "length")
-                beside = cut[0] + instruction
-                turn = write(context + beside, stop, min(max_new_tokens, room - len(beside)))
-                trajectory.asides.append(Segment("observation", beside, text=cut[1] + text))
-                trajectory.asides.append(Segment("policy", turn.token_ids, turn.logprobs, turn.text))
-                value = turn.text
+            case Observe() if (seen := observed(request, room - 1, trajectory, policy, limits)) is not None:
+                trajectory.segments.append(seen)
+                context = context + seen.token_ids
+            case Aside() if (value := written_beside(request, context, trajectory, policy, limits, write)) is not None:
+                pass  # the context stays as it is
             case Finish(answer, reason, is_invalid):
                 trajectory.invalid_actions += is_invalid
                 return finished(trajectory, answer, "length" if room < 1 and answer is None else reason)
-            case _:  # a turn for which there is no room
+            case _:  # there is no room for it
                 return finished(trajectory, None, "length")
+
+
+def read(
+    passages: Sequence[Passage], most: int, trajectory: Trajectory, policy: Policy, limits: RolloutLimits
+) -> tuple[list[int], str] | None:
+    """Returns ids and text of passages in at most so many tokens, and notes them; None where not even the tags fit."""
+    cut = observation_ids(passages, policy.tokenizer, min(most, limits.max_observation_tokens), limits.form)
+    trajectory.retrieved += [cut[1]] if cut else []
+    return cut
+
+
+def observed(
+    request: Observe, most: int, trajectory: Trajectory, policy: Policy, limits: RolloutLimits
+) -> Segment | None:
+    """Returns what the policy reads next, passages or a text, in at most so many tokens; None where it does not fit."""
+    tokenizer, then = policy.tokenizer, list(request.then)
+    if request.passages is None:
+        trajectory.invalid_actions += request.text == INVALID_ACTION
+        ids, text = foreign_ids(request.text, tokenizer), request.text
+    elif cut := read(request.passages, most - len(then), trajectory, policy, limits):
+        ids, text = cut[0] + then, cut[1] + tokenizer.decode(then)
+    else:
+        return None
+    return Segment("observation", ids, text=text) if len(ids) <= most else None
+
+
+def written_beside(
+    request: Aside, context: list[int], trajectory: Trajectory, policy: Policy, limits: RolloutLimits, write: Write
+) -> str | None:
+    """Returns what the policy writes about passages that it reads beside the context; None where they do not fit."""
+    room, instruction = limits.max_total_tokens - len(context), foreign_ids(request.text, policy.tokenizer)
+    cut = read(request.passages, room - 1 - len(instruction), trajectory, policy, limits)
+    if cut is None:
+        return None
+    beside = cut[0] + instruction
+    turn = write(context + beside, request.stop, min(request.max_new_tokens, room - len(beside)))
+    trajectory.asides.append(Segment("observation", beside, text=cut[1] + request.text))
+    trajectory.asides.append(Segment("policy", turn.token_ids, turn.logprobs, turn.text))
+    return turn.text
 
 
 def finished(trajectory: Trajectory, answer: str | None, reason: str) -> Trajectory:
