@@ -69,7 +69,7 @@ def observation_ids(
         return foreign_ids(shown, tokenizer), shown
 
     def largest(most: int, make: Callable[[int], tuple[list[int], str]]) -> tuple[int, tuple[list[int], str] | None]:
-        """The largest share, from `most` down, with which the observation fits, and that observation."""
+        """Returns the largest share, from `most` down, with which the observation fits, and that observation."""
         while True:
             found = make(most)
             if len(found[0]) <= max_tokens:

@@ -17,7 +17,7 @@ UNTOLD = (  # what decides neither what is learnt nor how it is measured
 
 
 def changes(config: TrainConfig) -> list[str]:
-    """`["--model Qwen2.5-3B", "--no-normalize-std"]`: what is not at the model's default, nor follows from the rest.
+    """Lists what is not at the model's default, nor follows from the rest: `["--lora-rank 8", "--no-normalize-std"]`.
 
     A preset stands for its options where that makes fewer words of it.
 

@@ -86,7 +86,7 @@ def resumed_config(folder: Path) -> dict[str, Any]:
 
 
 def checked(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
-    """What a file says that a run was trained with, with the defaults of what an older version did not have.
+    """Returns what a file says that a run was trained with, with the defaults of what an older version did not have.
 
     Raises:
         UserError: no flag could have set one of its options.
@@ -135,7 +135,7 @@ def with_whole_paths(config: TrainConfig) -> TrainConfig:
 
 
 def filled(config: TrainConfig) -> TrainConfig:
-    """The config with every open value filled in for its model and algorithm."""
+    """Returns the config with every open value filled in for its model and algorithm."""
     size = "tiny" if is_tiny(config) else "real"
     values = dict(TINY if size == "tiny" else REAL)
     imitates = config.run.algorithm in ("sft", "rejection-sampling")

@@ -30,12 +30,12 @@ class Chart(NamedTuple):
 
 
 def html_text(text: str) -> str:
-    """Foreign text for HTML and SVG, on one line: no markup, no attribute, and no character that XML forbids."""
+    """Escapes foreign text for HTML and SVG, on one line: no markup, no attribute, and no character that XML forbids."""
     return escape(one_line(text))
 
 
 def ticks(low: float, high: float, n: int = 5, least: float = 0.0) -> list[float]:
-    """About `n` round numbers that cover [low, high], at least `least` apart."""
+    """Chooses about `n` round numbers that cover [low, high], at least `least` apart."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / n))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= n)
@@ -64,7 +64,7 @@ def line_chart(
     bands: Bands | None = None,
     is_log: bool = False,
 ) -> str:
-    """A `<g>` with one chart: grid, axes with units, and each line named beside its end, with a sample of it.
+    """Draws a `<g>` with one chart: grid, axes with units, and each line named beside its end, with a sample of it.
 
     Args:
         series: name -> points (x, y), x ascending; a name without points is not drawn but keeps its colour.
@@ -137,14 +137,14 @@ def line_chart(
 
 
 def line_label(name: str, value: float, most: int) -> str:
-    """A line's name and last value in so many characters; of a name that is too long, the start."""
+    """Writes a line's name and last value in so many characters; of a name that is too long, the start."""
     shown, name = f"{value:.3g}", one_line(name)
     room = most - len(shown) - 1
     return f"{name if len(name) <= room else name[: max(room - 2, 0)] + '..'} {shown}".strip()
 
 
 def spread(heights: list[float], lowest: float, gap: float = 14.0) -> list[float]:
-    """The same heights, moved apart where labels would overlap: down, and up again from `lowest` (y grows down)."""
+    """Returns the same heights, moved apart where labels would overlap: down, and up again from `lowest` (y grows down)."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for before, after in pairwise(order):
@@ -156,7 +156,7 @@ def spread(heights: list[float], lowest: float, gap: float = 14.0) -> list[float
 
 
 def picture(charts: list[Chart], title: str, width: int = 460) -> str:
-    """A whole SVG for a page of its own: charts two in a row, on a white card."""
+    """Draws a whole SVG for a page of its own: charts two in a row, on a white card."""
     height = 280
     drawn = [
         line_chart(chart.series, chart.title, "training step", chart.unit, width=width, height=height, bands=chart.bands,
@@ -170,7 +170,7 @@ def picture(charts: list[Chart], title: str, width: int = 460) -> str:
 
 
 def svg(body: str, width: int, height: int, title: str, style: str) -> str:
-    """A whole SVG with a title for those who do not see it."""
+    """Draws a whole SVG with a title for those who do not see it."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'font-family="system-ui, -apple-system, Segoe UI, sans-serif"><title>{html_text(title)}</title>'

@@ -21,7 +21,7 @@ NARROWEST = 80  # below which rich would cut figures
 
 
 def columns(entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """The board by column: place, who, exact match in all and by hops, emptied, steps, seconds, what was changed."""
+    """Lists the board's columns: place, who, exact match in all and by hops, emptied, steps, seconds, changes."""
     hops = [hop for hop in HOPS if any(hop in entry.hops for entry in entries)]
     by_hops = {f"EM {hop[6]} hop{'s' * (hop[6] != '1')}": [share(e.hops.get(hop)) for e in entries] for hop in hops}
     return {
@@ -37,24 +37,24 @@ def columns(entries: Sequence[Entry]) -> dict[str, list[str]]:
 
 
 def places(entries: Sequence[Entry]) -> list[str]:
-    """1, 2, .. for those that can be compared; equals share a place."""
+    """Returns 1, 2, .. for those that can be compared; equals share a place."""
     compared = [entry.em for entry in entries if not entry.faults]
     return [UNKNOWN if entry.faults else str(compared.index(entry.em) + 1) for entry in entries]
 
 
 def share(value: float | None) -> str:
-    """A share of the questions, in three decimals."""
+    """Writes a share of the questions, in three decimals."""
     return UNKNOWN if value is None else f"{value:.3f}"
 
 
 def told(entries: Sequence[Entry]) -> str:
-    """How many runs there are, and how many of them can be compared."""
+    """Tells how many runs there are, and how many of them can be compared."""
     n_compared = sum(not entry.faults for entry in entries)
     return f"{len(entries)} run{'s' * (len(entries) != 1)}, {n_compared} of which can be compared"
 
 
 def terminal(entries: Sequence[Entry], width: int) -> str:
-    """The board as plain text of so many characters a line, with the reasons of what cannot be compared beneath."""
+    """Writes the board as plain text of a width, with the reasons of what cannot be compared beneath."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table

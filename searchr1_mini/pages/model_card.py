@@ -65,7 +65,7 @@ model = PeftModel.from_pretrained(base, "path/to/adapter")"""
 def model_card(
     settings: TrainConfig, run: Path, step: int, is_adapter: bool, merge: Merge | None = None, is_best: bool = False
 ) -> str:
-    """The card of a checkpoint, as Markdown with the hub's front matter.
+    """Writes the card of a checkpoint, as Markdown with the hub's front matter.
 
     Args:
         settings: what the run was trained with, every value resolved.
@@ -106,7 +106,7 @@ def _prompt(settings: TrainConfig) -> str:
 
 
 def facts(settings: TrainConfig, run: Path, step: int, merge: Merge | None, is_best: bool) -> dict[str, str]:
-    """The rows of the card's table; without a summary of this step, no exact match."""
+    """Lists the rows of the card's table; without a summary of this step, no exact match."""
     optimization = settings.optimization
     data = settings.data.dataset if settings.data.dataset != "jsonl" else Path(settings.data.data_path).name
     if settings.data.dataset == "world":

@@ -75,7 +75,7 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
 
 
 def cut_name(text: str, most: int = 200) -> str:
-    """A name for a file of at most so many bytes."""
+    """Makes a name for a file of at most so many bytes."""
     return text if len(os.fsencode(text)) <= most else os.fsencode(text)[:most].decode(errors="ignore")
 
 
@@ -186,12 +186,12 @@ def _sample(data: dict[str, Any]) -> str:
 
 
 def metric_series(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """The line of a metric; steps without a value are left out."""
+    """Returns the line of a metric; steps without a value are left out."""
     return [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
 
 
 def eval_series(metrics: list[dict[str, Any]], summary: dict[str, Any] | None, key: str) -> Series:
-    """A held-out measure per source, with the measurement before the first step as step 0."""
+    """Returns a held-out measure per source, with the measurement before the first step as step 0."""
     keys = dict.fromkeys(name for row in metrics for name in row)
     start, end = "eval/", f"/{key}"
     names = [name[len(start) : -len(end)] for name in keys if name.startswith(start) and name[4:].endswith(end)]

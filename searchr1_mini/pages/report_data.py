@@ -40,12 +40,12 @@ class Vocabulary:
         return [self.numbers.setdefault(pair, len(self.numbers)) for pair in pairs]
 
     def as_json(self) -> dict[str, list]:
-        """Parallel lists: ids (-1 for what is no token) and texts."""
+        """Returns parallel lists: ids (-1 for what is no token) and texts."""
         return {"ids": [id_ for id_, _ in self.numbers], "texts": [text for _, text in self.numbers]}
 
 
 def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
-    """The page's data: `vocabulary`; of each run its name and mask, its `kept_steps`, and what it watched."""
+    """Collects the page's data: `vocabulary`; of each run its name and mask, its `kept_steps`, and what it watched."""
     vocabulary, runs = Vocabulary(), []
     for run_dir in run_dirs:
         config = config_of(run_dir)
@@ -61,12 +61,12 @@ def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
 
 
 def folder_name(run_dir: Path) -> str:
-    """The name of the folder, also where it is given as `.`."""
+    """Returns the name of the folder, also where it is given as `.`."""
     return run_dir.absolute().name
 
 
 def as_json(value: Any) -> str:
-    """Compact JSON that no HTML parser leaves early: without a `<` there is neither a tag nor a comment."""
+    """Writes compact JSON that no HTML parser leaves early: without a `<` there is neither a tag nor a comment."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -76,7 +76,7 @@ def config_of(run_dir: Path) -> dict[str, Any]:
 
 
 def kept_steps(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Pieces) -> list[dict[str, Any]]:
-    """Of every step the first groups, whole, as many as its share of `budget` bytes holds, and one at least.
+    """Keeps of every step the first groups, whole, as many as its share of `budget` bytes holds, and one at least.
 
     Where not even one a step fits, every second, 5th, 10th, .. step is kept, and the first and the last.
     """
@@ -106,7 +106,7 @@ def kept_steps(run_dir: Path, budget: int, vocabulary: Vocabulary, pieces: Piece
 
 
 def read_watched(run_dir: Path) -> list[dict[str, Any]]:
-    """The same held-out questions at one evaluation after the other, from the base on; of many, some evenly spread."""
+    """Reads the same held-out questions at each evaluation, from the base on; of many, some evenly spread."""
     files = sorted((run_dir / WATCHED).glob("*.jsonl"))  # base.jsonl comes first
     every = -(-len(files) // MOST_WATCHED) or 1
     files = [path for n, path in enumerate(files) if n % every == 0 or path == files[-1]]
@@ -133,7 +133,7 @@ def read_watched(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def pack_group(rows: list[dict[str, Any]], vocabulary: Vocabulary, pieces: Pieces) -> dict[str, Any]:
-    """The rollouts of one question; the prompt that they share is held once."""
+    """Packs the rollouts of one question; the prompt that they share is held once."""
     first = rows[0]
     prompt = first["segments"][0] if first["segments"] and first["segments"][0]["kind"] == "prompt" else None
     rollouts = []
@@ -163,7 +163,7 @@ def pack_group(rows: list[dict[str, Any]], vocabulary: Vocabulary, pieces: Piece
 
 
 def pack_segment(segment: dict[str, Any], vocabulary: Vocabulary, pieces: Pieces) -> list:
-    """[kind, tokens, log-probs, ratios, advantages]: an index, numbers of the vocabulary, thousandths or nothing.
+    """Packs [kind, tokens, log-probs, ratios, advantages]: an index, numbers of the vocabulary, thousandths or nothing.
 
     Where the tokens are not known: [kind, text].
     """
@@ -180,7 +180,7 @@ def pack_segment(segment: dict[str, Any], vocabulary: Vocabulary, pieces: Pieces
 
 
 def pieces_of(run_dir: Path, config: dict[str, Any]) -> Pieces:
-    """How a segment of this run falls into tokens: (id, text) pairs, or None where the tokenizer is not at hand.
+    """Tells how a segment of this run falls into tokens: (id, text) pairs, or None where the tokenizer is not at hand.
 
     The run's newest checkpoint has it, or else the model that the run started from, if that is a local folder.
     """
@@ -212,27 +212,27 @@ def pieces_of(run_dir: Path, config: dict[str, Any]) -> Pieces:
 
 
 def texts_of(pieces: list[bytes]) -> Iterator[str]:
-    """The safe text of each token; a character that takes several stands with the last of them."""
+    """Returns the safe text of each token; a character that takes several stands with the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for index, piece in enumerate(pieces):
         yield plain(decoder.decode(piece, final=index == len(pieces) - 1))
 
 
 def short(text: str) -> str:
-    """Foreign text on one line, of bounded length."""
+    """Puts foreign text on one line, of bounded length."""
     return shortened(one_line(text[: 2 * MOST_CHARACTERS]))
 
 
 def shortened(text: str) -> str:
-    """The start of a text that is too long for a page."""
+    """Returns the start of a text that is too long for a page."""
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + CUT
 
 
 def rounded(value: float | None) -> float | None:
-    """Three decimals; None for what is no finite number."""
+    """Rounds to three decimals; None for what is no finite number."""
     return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
 def thousandths(value: float | None) -> int | None:
-    """A whole number of thousandths, up to a million: shorter than a float; None for what is no finite number."""
+    """Rounds to thousandths, whole and at most a million: shorter than a float; None for what is no finite number."""
     return round(min(max(value, -1e6), 1e6) * 1000) if value is not None and math.isfinite(value) else None

@@ -169,7 +169,7 @@ class Run:
         )
 
     def tokens_of(self, batch: Batch) -> int:
-        """Tokens of a step's batch that are in its loss, each as often as there are passes over it."""
+        """Counts tokens of a step's batch that are in its loss, each as often as there are passes over it."""
         return int(batch.loss_mask.sum()) * self.config.optimization.epochs
 
     def log_step(self, metrics: dict[str, float]) -> None:
