@@ -58,7 +58,7 @@ def dispatch() -> None:
         module, stands_for, _ = COMMANDS[name]
         if stands_for == ["--chat"] and words and not words[0].startswith("-"):
             words.insert(0, "--run")
-        if {"--help", "-h"} & set(words):
+        if {"--help", "-h"} & set(words) or (stands_for == ["--chat"] and "--web" in words):
             stands_for = []
         elif stands_for == ["--ask"] and (not words or words[0].startswith("-")):
             raise UserError("name the question first, in quotes: searchr1 ask QUESTION --run runs/NAME")

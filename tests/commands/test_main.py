@@ -39,6 +39,7 @@ def test_it_lists_every_command_and_each_is_there():
         (("evl",), "there is no command 'evl'; did you mean eval?"),
         (("eval", "no/run"), "no/run holds no run"),
         (("chat", "no/run"), "no/run holds no run"),
+        (("chat", "no/run", "--web"), "no/run holds no run"),
         (("ask", "--run", "no/run", "who?"), "name the question first"),
         (("report", "no/run"), "no/run is not the folder of a run"),
         (("train", "--model", "./nowhere"), "there is no folder ./nowhere"),
