@@ -63,8 +63,8 @@ def save_checkpoint(run_dir: Path, step: int, write_files: Callable[[Path], None
 
 def is_full_disk(error: BaseException, folder: Path) -> bool:
     """Tells whether the disk is full: torch and safetensors wrap the system's error in one of their own."""
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL_DISK
     words = ("No space left", "File too large", "quota exceeded", "unexpected pos", "write failed", "file write failed")
     is_told = any(word in str(error) for word in words)
     return is_told or (folder.exists() and shutil.disk_usage(folder).free < 1 << 20)

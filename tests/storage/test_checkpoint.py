@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +253,10 @@ def test_a_resumed_run_knows_all_that_it_knew(tmp_path):
 def test_a_disk_whose_folder_is_not_there_is_not_called_full(tmp_path):
     assert not is_full_disk(PermissionError("no"), tmp_path / "nowhere")
     assert is_full_disk(RuntimeError("file write failed"), tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc, which has no room and is not full")
+def test_an_errors_own_number_tells_whether_the_disk_is_full():
+    none = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    assert not is_full_disk(none, Path("/proc")) and is_full_disk(RuntimeError("odd"), Path("/proc"))
+    assert is_full_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), Path("/"))
