@@ -205,6 +205,10 @@ BUGS = [
         'self.updates = state["updates"]', "checkpoint::test_a_resumed_run_knows_all_that_it_knew"),
     Bug("the first questions again after a resume", "run", "            yield step\n",
         "            yield step - self.first_step + 1\n", "interrupt"),
+    # places for results
+    Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "", "paths"),
+    Bug("no room is a full disk, whatever the error says", "checkpoint", "return error.errno in FULL_DISK",
+        "return error.errno in FULL_DISK or shutil.disk_usage(folder).free < 1 << 20", "checkpoint"),
 ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.nested import grouped, make, options_of, with_options
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.own_parts import is_own
+from searchr1_mini.options.paths import check_folder
 from searchr1_mini.options.resolve import resolve_model, saved_config
 from searchr1_mini.run.templates import template_of
 
@@ -79,7 +80,8 @@ def export_run(config: ExportConfig) -> Path:
     """Writes what the config asks for into a folder that is whole or not there; returns it.
 
     Raises:
-        UserError: no run or checkpoint, a part that the run does not have, a folder in use, a full disk.
+        UserError: no run or checkpoint, a part that the run does not have, a folder that cannot be made or is in use, a
+            full disk.
     """
     from searchr1_mini.evaluation.plan import chosen_checkpoint
     from searchr1_mini.pages.model_card import model_card
@@ -95,6 +97,7 @@ def export_run(config: ExportConfig) -> Path:
     out = Path(config.output_dir or run / "export")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not empty; name another --output-dir, or remove it first")
+    check_folder(out)
     weights = chosen_checkpoint(EvalConfig(checkpoint=config.checkpoint), run) if parts != ["questions"] else None
     with whole(out) as aside:
         if "questions" in parts:

@@ -18,6 +18,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.paths import check_folder
 from searchr1_mini.storage import status
 from searchr1_mini.tiny.pretrain_config import PretrainConfig
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_ranges(config)
     if config.output is None:
         raise UserError("name the folder for the base and its tokenizer: --output FOLDER")
+    check_folder(Path(config.output), "--output")
     if config.init and not Path(config.init).is_dir():
         raise UserError(f"--init {config.init}: there is no such folder; name a base that this command wrote")
     if config.hidden % 64:

@@ -17,6 +17,7 @@ from typing import Any
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.options.paths import check_folder
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import read_json, write_json_atomic
@@ -29,8 +30,9 @@ def open_folder(out: Path, settings: Mapping[str, Any], name: str = "study") -> 
     """Makes the folder of a study, or a race; refuses one that holds another, or the same with other settings.
 
     Raises:
-        UserError: it does; names both.
+        UserError: it does, and both are named; or it cannot be made.
     """
+    check_folder(out)
     path = out / f"{name}.json"
     if path.exists():
         old = read_json(path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.errors import FULL_DISK, UserError
 from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import flag_name
 from searchr1_mini.storage.files import exists, listed_paths
@@ -35,27 +36,49 @@ def folders_first(words: Sequence[str], flag: str) -> list[str]:
 
 
 def check_folder(path: Path, flag: str = "--output-dir") -> None:
-    """Refuses a folder that cannot be made since a file is where it, or a folder above it, would be.
+    """Refuses a folder in which no file could be made, or that could not be made itself, before any work.
 
     Raises:
-        UserError: names the file.
+        UserError: names the file that is in the way, or the folder above that takes none.
     """
     there = next((each for each in (path, *path.parents) if exists(str(each))), path)
     if exists(str(there)) and not there.is_dir():
         raise UserError(f"{flag} {path} cannot be written, since {there} is a file; name another folder")
+    try_file(there, f"{flag} {path}")
+
+
+def try_file(folder: Path, named: str) -> None:
+    """Makes a file in a folder that is there, and removes it.
+
+    Args:
+        named: the flag and its value, for the sentence.
+
+    Raises:
+        UserError: it cannot be made, for another reason than a full disk.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".config.json."):  # a name that `check_new` passes over
+            pass
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        told = f"{named} cannot be written: no file can be made in {folder} ({error.strerror or error})"
+        raise UserError(f"{told}; name another folder") from error
 
 
 def page_path(output: str, name: str, flag: str = "--output") -> Path:
     """Returns the file that `--output` names for a page.
 
     Raises:
-        UserError: it is a folder, in which the page would be called `name`, or it lies in none.
+        UserError: it is a folder, in which the page would be called `name`, or it lies in none, or in one that takes
+            no files.
     """
     path = Path(output)
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder; name a file, as in {path / name}")
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+    try_file(path.parent, f"{flag} {path}")
     return path
 
 

@@ -171,6 +171,11 @@ NAMES_NOTHING = (
     "train.py --eval-questions 5000", "eval.py --model tiny --host x", "eval.py --model tiny --output-dir README.md",
     "eval.py --model a/b/c", "-m searchr1_mini.retrieval_metrics --dataset nq --corpus nowhere",
     "-m searchr1_mini.race --seed 3", "-m searchr1_mini.race --reward nowhere.py:odd",
+    "-m searchr1_mini.race --output-dir README.md", "-m searchr1_mini.ablate mask --output-dir README.md/x",
+    "-m searchr1_mini.pretrain --output README.md", "train.py --output-dir /proc/x",
+    "eval.py --model tiny --output-dir /proc/x", "-m searchr1_mini.ablate mask --output-dir /proc/x",
+    "-m searchr1_mini.race --output-dir /proc/x", "-m searchr1_mini.pretrain --output /proc/x",
+    "-m searchr1_mini.make_questions docs --model tiny --out /proc/x.jsonl",
 )  # fmt: skip
 
 

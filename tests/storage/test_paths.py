@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 from helpers import report_runs
 
+from searchr1_mini import classroom, export
 from searchr1_mini import report as report_command
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluation.plan import run_folders
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import flat
 from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.paths import check_folder
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages import report
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.cache import cache_dir
-from searchr1_mini.storage.files import listed_paths
+from searchr1_mini.storage.files import listed_paths, write_json_atomic
 
 SMALL = (
     "--steps 1 --questions-per-step 1 --group-size 2 --mini-batches 1 --eval-questions 1 --max-new-tokens 3 "
@@ -111,6 +114,27 @@ def test_what_the_system_says_of_a_path_is_one_sentence(capsys, number):
         run_command(fail)
     told = capsys.readouterr().err
     assert left.value.code == 2 and told.count("\n") == 1 and os.strerror(number) in told
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc, in which no file can be made")
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [(classroom, "--output=/proc/x.html"), (report_command, "--output=/proc/x.html"), (export, "--output-dir=/proc/x")],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_where_no_file_can_be_made_nothing_is_begun(tmp_path, command, flag):
+    report_runs.fill_run(tmp_path / "run")
+    write_json_atomic(tmp_path / "run" / "config.json", flat(resolve(TrainConfig())))
+    before = sorted(tmp_path.rglob("*"))
+    told = rf"^{flag.replace('=', ' ')} cannot be written: no file can be made in /proc \(No such file.*\); name"
+    with pytest.raises(UserError, match=told):
+        command.main([str(tmp_path / "run"), flag])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_is_tried_is_left_as_it_was(tmp_path):
+    check_folder(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_list_of_paths_knows_names_with_commas(tmp_path, monkeypatch):
