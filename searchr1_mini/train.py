@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from searchr1_mini.options.checks import check_data_files, check_demonstrations, check_world
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.nested import with_options
-from searchr1_mini.options.paths import check_folder
+from searchr1_mini.options.paths import check_folder, with_folder
 from searchr1_mini.options.resolve import resolve, resolve_model, resumed_config
 from searchr1_mini.storage import status
 from searchr1_mini.storage.checkpoint import check_new
@@ -27,18 +25,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv)
     if config.run.resume and config.run.output_dir:  # with the run's own options, where no flag says otherwise
         config, unasked = parse_asked(TrainConfig, "train.py", ABOUT, argv, resumed_config(Path(config.run.output_dir)))
-    config = resolve(config, unasked)
+    config = with_folder(resolve(config, unasked))
     resolve_model(config.run.model)
     if not config.run.resume:  # which has its episodes
         check_demonstrations(config.imitation.demonstrations)
         check_world(config)
-        if config.run.output_dir is not None:
-            check_folder(Path(config.run.output_dir))
-            check_new(Path(config.run.output_dir))
+        check_folder(Path(config.run.output_dir))
+        check_new(Path(config.run.output_dir))
     check_data_files(config.data.data_path, config.data.corpus)
-    if config.run.output_dir is None:
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.run.model).name[:80]}-{config.run.algorithm}"
-        config = with_options(config, output_dir=str(Path("runs") / name))
 
     print(banner(config), flush=True)
     status.now("loading torch and transformers")

@@ -54,6 +54,11 @@ def short_name(value: Any) -> Any:
     return Path(value).name if is_own(value) else value
 
 
+def told_name(value: str) -> str:
+    """Returns what a sentence calls a part: its name without a folder, or that of a function from Python alone."""
+    return value.rpartition(":")[2] if is_from_python(value) else short_name(value)
+
+
 def own_part(option: str, value: str) -> Callable:
     """Imports the object that an option names.
 
@@ -70,8 +75,8 @@ def own_part(option: str, value: str) -> Callable:
     part = getattr(module, name, None)
     if part is None:
         known = [known for known in vars(module) if not known.startswith("_")]
-        raise UserError(f"--{option} {value}: {where} has no {name}{suggest(name, known)}")
-    check_fit(option, part, f"--{option} {value}: {name}")
+        raise UserError(f"--{option} {told_name(value)}: {Path(where).name} has no {name}{suggest(name, known)}")
+    check_fit(option, part, f"--{option} {told_name(value)}: {name}")
     return part
 
 
@@ -105,7 +110,11 @@ def load_module(option: str, where: str) -> ModuleType:
 
 
 def imported(option: str, where: str) -> tuple[ModuleType, dict[str, Path]]:
-    """Imports a module as `load_module` does; returns its files with it, see `execute`."""
+    """Imports a module as `load_module` does; returns its files with it, see `execute`.
+
+    Raises:
+        UserError: as `load_module`.
+    """
     place = Path(where).resolve() if where.endswith(".py") else where
     if isinstance(place, Path) and not place.is_file():
         raise UserError(f"--{option} {where}: there is no such file; name one as my_{option}s.py:NAME")
@@ -115,11 +124,11 @@ def imported(option: str, where: str) -> tuple[ModuleType, dict[str, Path]]:
         raise
     except SystemExit as error:
         raise UserError(
-            f"--{option} {where} leaves the program when it is imported; put what runs it as a script under "
+            f"--{option} {Path(where).name} leaves the program when it is imported; put what runs it as a script under "
             'if __name__ == "__main__":'
         ) from error
     except Exception as error:  # whatever code of the user's own raises
-        raise UserError(f"--{option} {where} cannot be imported ({in_one_line(error)}); fix it") from error
+        raise UserError(f"--{option} {Path(where).name} cannot be imported ({in_one_line(error)}); fix it") from error
 
 
 @lru_cache(maxsize=16)
@@ -200,7 +209,7 @@ def own_method(value: str, **settings: Any) -> MakeMethod:
     """Returns a method of the user's own, with those of these settings that it has a parameter for."""
     function = own_part("method", value)
     given = {name: settings[name] for name in settings_of_method(function) if name in settings}
-    return checked_method(partial(function, **given), value)
+    return checked_method(partial(function, **given), told_name(value))
 
 
 def own_engine(value: str, passages: Sequence[Passage]) -> CheckedEngine:
@@ -211,12 +220,12 @@ def own_engine(value: str, passages: Sequence[Passage]) -> CheckedEngine:
     """
     make = own_part("retriever", value)
     try:
-        return CheckedEngine(make(passages), value)
+        return CheckedEngine(make(passages), told_name(value))
     except UserError:
         raise
     except Exception as error:  # whatever code of the user's own raises
         raise UserError(
-            f"--retriever {value} cannot be made from the passages ({in_one_line(error)}); fix it"
+            f"--retriever {told_name(value)} cannot be made from the passages ({in_one_line(error)}); fix it"
         ) from error
 
 

@@ -1,16 +1,18 @@
-"""Paths on the command line: a home, and the newest run."""
+"""Paths on the command line: a home, the newest run, the folder of a new one, and places that can be written."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import FULL_DISK, UserError
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import shown
-from searchr1_mini.options.nested import flag_name
+from searchr1_mini.options.nested import flag_name, with_options
 from searchr1_mini.storage.files import exists, listed_paths
 
 
@@ -64,6 +66,14 @@ def try_file(folder: Path, named: str) -> None:
             raise
         told = f"{named} cannot be written: no file can be made in {folder} ({error.strerror or error})"
         raise UserError(f"{told}; name another folder") from error
+
+
+def with_folder(config: TrainConfig) -> TrainConfig:
+    """Returns the config with a folder for the run; where none is named, `runs/<time>-<model>-<algorithm>`."""
+    if config.run.output_dir is not None:
+        return config
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.run.model).name[:80]}-{config.run.algorithm}"
+    return with_options(config, output_dir=str(Path("runs") / name))
 
 
 def page_path(output: str, name: str, flag: str = "--output") -> Path:

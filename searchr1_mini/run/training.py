@@ -11,8 +11,9 @@ from searchr1_mini.core.training import Reward, train_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.entry import end_log
 from searchr1_mini.options.nested import options_of, with_options
-from searchr1_mini.options.own_parts import check_fit, from_python, is_own, own_part
+from searchr1_mini.options.own_parts import check_fit, from_python, is_own, own_part, told_name
 from searchr1_mini.options.own_results import checked_reward
+from searchr1_mini.options.paths import with_folder
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.evaluations import finish
@@ -36,14 +37,14 @@ def train(
     The first Ctrl-C (or SIGTERM) finishes the micro-batch at hand, saves and leaves; the second leaves at once.
 
     Args:
-        config: resolved.
+        config: resolved; without a folder the run gets the one that train.py would give it.
         write_report: writes a page from the run's folder, in the end.
         reward: pays for the outcome in the place of `--reward`; a resumed run must be given it again.
 
     Raises:
         UserError: anything that the user can fix.
     """
-    config = config if reward is None else paid_by(config, reward)
+    config = with_folder(config if reward is None else paid_by(config, reward))
     pays = configured_reward(config, reward)
     with processes(config.run.device) as scratch, ExitStack() as held:
         held.push(end_log)
@@ -100,7 +101,7 @@ def paid_by(config: TrainConfig, reward: Reward) -> TrainConfig:
         UserError: it does not fit, or the options leave no place for a `--reward` of the user's own.
     """
     name = from_python(reward)
-    check_fit("reward", reward, f"the reward {name.rpartition(':')[2]}")
+    check_fit("reward", reward, f"the reward {told_name(name)}")
     return resolve(with_options(config, reward=name), unasked={*options_of(TrainConfig)} - {"reward"})
 
 
@@ -117,5 +118,5 @@ def configured_reward(config: TrainConfig, own: Reward | None = None) -> Reward:
         return lambda trajectory, example: whole_text_reward(trajectory, example.golden_answers)
     name = config.reward.reward
     own = own or (own_part("reward", name) if is_own(name) else None)
-    own = own and checked_reward(own, name)
+    own = own and checked_reward(own, told_name(name))
     return outcome_reward(config.reward, config.rollout.max_total_tokens, own, config.variant.action_penalty)

@@ -137,6 +137,18 @@ def test_a_run_paid_from_python_goes_on_there_alone(tmp_path):
     assert [row["reward"] for row in read_metrics(train(config, reward=pays) / "metrics.jsonl")] == [0.5, 0.5]
 
 
+def pays_nothing(trajectory, example):
+    return None
+
+
+def test_without_a_folder_a_run_gets_the_one_of_train_py(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = train(resolve(make(TrainConfig, **SHORT)), reward=pays)
+    assert re.fullmatch(r"runs/\d{8}-\d{6}-tiny-grpo", run.as_posix()) and saved_config(run)["output_dir"] == str(run)
+    with pytest.raises(UserError, match="the reward pays_nothing returned None; it must return a finite number"):
+        train(resolve(make(TrainConfig, **SHORT, output_dir="second")), reward=pays_nothing)
+
+
 def other_pays():
     def pays(trajectory, example):
         return 0.25
@@ -290,6 +302,7 @@ def test_what_does_not_fit_is_told_in_one_sentence(parts, option, name, told):
     with pytest.raises(UserError, match="--" + option) as caught:
         resolve(*parse_asked(TrainConfig, "train.py", "", [f"--{option}", f"{parts}:{name}"]))
     assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--{option} parts.py:{name}: ")  # as docs/recipes.md has it
 
 
 def test_a_file_that_is_not_there_or_broken_is_told(tmp_path):
