@@ -41,14 +41,12 @@ from searchr1_mini.run.task import make_engine
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a retriever found over Q questions.
+    """What a retriever found over Q questions. Without supporting titles a passage counts if a gold answer is in it.
 
     Attributes:
         any_recall: for each k, the share of questions with a supporting title among the titles of the k best passages.
         all_recall: for each k, the share with every supporting title among them; None without supporting titles.
         mrr: mean of 1 / rank of the first passage with a supporting title, 0 where none is among the best max(k).
-
-    Of questions without supporting titles a passage counts if a gold answer stands in it.
         median_ms, p95_ms: of the time of one query, searched on its own.
     """
 

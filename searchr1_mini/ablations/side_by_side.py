@@ -82,7 +82,11 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
 
 
 def in_a_process(config: TrainConfig, keeps_divergence: bool, context: BaseContext) -> float | str:
-    """Has `train_one` run in a process of its own; one pool for all would begin another run after Ctrl-C."""
+    """Has `train_one` run in a process of its own; one pool for all would begin another run after Ctrl-C.
+
+    Raises:
+        UserError: the process was ended from outside, or the run itself failed so.
+    """
     with ProcessPoolExecutor(1, mp_context=context) as alone:
         try:
             return alone.submit(train_one, config, keeps_divergence).result()

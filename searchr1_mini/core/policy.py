@@ -70,6 +70,7 @@ class Policy:
 
     @property
     def config(self):
+        """The settings of the language model, which a model of several parts has inside its own."""
         return self.causal_lm.config.get_text_config()
 
     @property

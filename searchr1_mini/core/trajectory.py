@@ -83,6 +83,7 @@ class Trajectory:
 
     @property
     def n_policy_tokens(self) -> int:
+        """Counts the tokens that the policy wrote."""
         return sum(len(segment.token_ids) for segment in self.of_kind("policy"))
 
     @classmethod

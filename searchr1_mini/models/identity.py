@@ -104,4 +104,5 @@ def weights_hash(folder: Path) -> str | None:
 
 
 def digest(content: bytes) -> str:
+    """Hashes bytes: the first 16 hex digits of their SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -34,6 +34,9 @@ def check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
 
     Returns:
         The names of the options that are given.
+
+    Raises:
+        UserError: names the flag.
     """
     flags = {flag_name(name): hint for name, hint in hints.items()}
     switches = {"--no-" + name.replace("_", "-"): bool for name, hint in hints.items() if hint is bool}
@@ -69,7 +72,11 @@ def _option_name(flag: str, switches: Collection[str]) -> str:
 
 
 def take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
-    """Takes `flag VALUE` or `flag=VALUE` out of the arguments."""
+    """Takes `flag VALUE` or `flag=VALUE` out of the arguments.
+
+    Raises:
+        UserError: the flag is last, without its value.
+    """
     rest, value, position = [], None, 0
     while position < len(argv):
         word = argv[position]

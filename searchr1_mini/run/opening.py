@@ -57,6 +57,9 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
     Args:
         scratch: a process that is not the first of its run writes there instead of into the run's folder.
         reward: the function from Python that the run is paid by.
+
+    Raises:
+        UserError: anything that the user can fix.
     """
     began, asked = time.perf_counter(), config
     folder = on_main(lambda: Path(config.run.output_dir))  # one name, though each process made up one by its clock

@@ -83,7 +83,11 @@ def stem(chain: Trajectory, n_segments: int) -> Trajectory:
 
 
 def resumed(method: Method, before: Trajectory, retriever: Retriever) -> Method:
-    """Plays a method up to the end of a stem, then goes on from its tokens; a search on the way is asked again."""
+    """Plays a method up to the end of a stem, then goes on from its tokens; a search on the way is asked again.
+
+    Raises:
+        UserError: the method reads something aside on the way.
+    """
     turns = before.of_kind("policy")
     left, value = sum(1 for _ in before.of_kind("observation")), None
     method.send(None)  # its prompt, which the stem begins with
