@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, field, make_dataclass
 from typing import Annotated, Any, TypeVar
 
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
+from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make, option_sections, options_of, type_hints
 from searchr1_mini.options.option_files import preset_values, yaml_values
 from searchr1_mini.options.paths import at_home, named_runs
 from searchr1_mini.options.words import check_words, spell_out_switches, take
 
 Config = TypeVar("Config")
+OF_PRESETS = (TrainConfig, EvalConfig)
 NAME_RUNS = ("run", "runs", "folders", "init")  # options in which `latest` names the newest run
 
 
@@ -37,29 +41,36 @@ def parse_asked(
 ) -> tuple[Config, set[str]]:
     """Reads a config: defaults, `base`, --preset, --config file.yaml, then flags, each over the one before.
 
+    Only configs of `OF_PRESETS` have a --preset: of others it would set some options by chance, and most not.
+
     Returns:
         The config, and the options whose values come from `base` or the preset: nobody asked for them by name.
 
     Raises:
-        UserError: an unknown flag, preset or yaml key (with the closest known one), a wrong value, an unreadable file.
+        UserError: an unknown flag, preset or yaml key (with the closest known one), a wrong value, an unreadable file,
+            a preset where there are none.
         SystemExit: --help was asked for (0).
     """
     import tyro
 
     argv, preset = take(list(sys.argv[1:] if argv is None else argv), "--preset")
+    if preset is not None and config_class not in OF_PRESETS:
+        raise UserError("--preset sets options of train.py, eval.py or preflight; leave it out, and give flags")
     argv, file = take(argv, "--config")
     known, hints = options_of(config_class), type_hints(config_class)
     argv = spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
-    flags = check_words(argv, hints)
+    several = ("--preset", "--config") if config_class in OF_PRESETS else ("--config",)
+    flags = check_words(argv, hints, several)
     unasked = dict(base or {}) | preset_values(preset, known)
     of_file = yaml_values(file, hints)
     defaults = unasked | of_file
     sections = option_sections(config_class) or {name: option.metadata["group"] for name, option in known.items()}
     grouped_class = _grouped_class(known, sections, hints, defaults, tyro)
-    epilogue = f"\n\nAlso: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
-    parsed = tyro.cli(
-        grouped_class, prog=prog, description=description + epilogue, args=argv, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    epilogue = "Also: --config FILE.yaml sets several at once; flags go over it."
+    if config_class in OF_PRESETS:
+        epilogue = f"Also: --preset {'|'.join(PRESETS)} and --config FILE.yaml set several at once; flags go over both."
+    description += f"\n\n{epilogue}"
+    parsed = tyro.cli(grouped_class, prog=prog, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     values = {name: getattr(getattr(parsed, sections[name]), name) for name in known}
     values = {name: value if name == "ask" else at_home(name, value) for name, value in values.items()}
     values |= {name: named_runs(values[name]) for name in NAME_RUNS if values.get(name)}

@@ -29,8 +29,11 @@ def spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     return spelled
 
 
-def check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
+def check_words(argv: Sequence[str], hints: dict[str, Any], others: Sequence[str] = ()) -> set[str]:
     """Refuses an unknown flag, a missing value or a wrong one in one sentence, where tyro would draw a box.
+
+    Args:
+        others: flags beside the options, which may be meant by an unknown one.
 
     Returns:
         The names of the options that are given.
@@ -40,7 +43,7 @@ def check_words(argv: Sequence[str], hints: dict[str, Any]) -> set[str]:
     """
     flags = {flag_name(name): hint for name, hint in hints.items()}
     switches = {"--no-" + name.replace("_", "-"): bool for name, hint in hints.items() if hint is bool}
-    names = [*flags, *switches, "--preset", "--config", "--help"]
+    names = [*flags, *switches, *others, "--help"]
     words, given = iter(argv), set()
     for word in words:
         flag, equals, value = word.partition("=")

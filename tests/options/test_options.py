@@ -295,6 +295,23 @@ def test_a_preset_may_set_idle_options_but_the_user_may_not(tmp_path):
         resolve(*parse_asked(TrainConfig, "train.py", "", [*flags, "--config", str(file)]))
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_presets_belong_to_training_and_evaluation(config, tmp_path, capsys):
+    has_presets = config in (TrainConfig, EvalConfig)
+    with pytest.raises(SystemExit):
+        parse(config, "some.py", "What it does.", ["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--config FILE.yaml" in told and ("--preset laptop-llm|" in told) == has_presets
+    if has_presets:
+        assert parse(config, "some.py", "", ["--preset", "laptop-llm"]) != config()
+        return
+    with pytest.raises(UserError, match=r"--preset sets options of train\.py, eval\.py or preflight; leave it out"):
+        parse(config, "some.py", "", ["--preset", "laptop-llm"])
+    with pytest.raises(UserError, match="unknown option --prest") as told:
+        parse(config, "some.py", "", ["--prest", "laptop-llm"])
+    assert "--preset" not in str(told.value)
+
+
 def test_a_run_of_an_older_version_may_keep_idle_options(tmp_path):
     began = flat(resolve(TrainConfig())) | {"overlong_buffer": 32, "kl_coef": 0.0, "kl_estimator": "k1"}
     write_json_atomic(tmp_path / "config.json", began)
