@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     description = __doc__.splitlines()[0]
     config = name_file(parse(MetricsConfig, "python -m searchr1_mini.retrieval_metrics", description, argv))
     check_ranges(config)
-    names = chosen_engines(config.retriever, ENGINES)
+    names = chosen_engines(config.retriever, ENGINES, every=())
     check_retriever(config, names)
     topks = parse_topks(config.topk)
     check_questions_named(config.corpus, config.dataset, config.data_path)
@@ -82,8 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     terms = Terms(config.stemming, config.stop_words)
     passages = load_corpus(config.corpus, config.dataset, config.data_path, terms) if is_here else []
     rows = {}
-    for engine in (configured_engine(config, name) for name in names):
-        rows[described(engine)] = measure(make_engine(engine, passages).retriever, asked, topks)
+    for name in names:
+        engine = configured_engine(config, name)
+        label = described(engine)
+        label += f" ({name})" if label in rows else ""  # of two files by one name, in two folders
+        rows[label] = measure(make_engine(engine, passages).retriever, asked, topks)
     held = f"{len(passages)} passages" if is_here else config.retriever_url
     if has_titles:
         print(f"{len(asked)} questions with supporting titles, of {len(examples)}, asked of {held}\n")

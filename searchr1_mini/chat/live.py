@@ -15,9 +15,10 @@ from searchr1_mini.evaluation.columns import OF_THE_WORLD, Column
 from searchr1_mini.evaluation.plan import Row, cell_settings, only_what_is_read, plan_evaluation
 from searchr1_mini.options.checks import check_live
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.defaults import SEARCHING
+from searchr1_mini.options.defaults import SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import flag_name, with_options
+from searchr1_mini.options.own_parts import is_own, short_name
 from searchr1_mini.retrievers.engines import configured_engine, described
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
@@ -40,18 +41,18 @@ def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
             does nothing.
     """
     check_live(config, flag)
-    is_own = config.datasets is None and bool(config.corpus or config.retriever == "http")
-    if is_own:
+    brings_passages = config.datasets is None and bool(config.corpus or config.retriever == "http")
+    if brings_passages:
         for name in ("data_path", *OF_THE_WORLD, "world_seed"):
             if getattr(config, name) is not None:
                 raise UserError(f"{flag_name(name)} does nothing with passages of your own; leave it out")
-    plan = plan_evaluation(replace(config, train=False, corpus=None if is_own else config.corpus))
+    plan = plan_evaluation(replace(config, train=False, corpus=None if brings_passages else config.corpus))
     if len(plan.rows) > 1 or len(plan.columns) > 1:
         raise UserError(f"{flag} answers with one method, one run and one corpus; name one of each")
     (row,), (column,) = plan.rows, plan.columns
     if row.settings.retrieval.retriever == "oracle":
         raise UserError(f"{flag} needs a retriever that does not know the answer's passages; leave out oracle")
-    if not is_own:
+    if not brings_passages:
         return row, column
     if config.corpus and row.settings.retrieval.retriever == "http" and not config.retriever:
         row = replace(row, settings=only_what_is_read(with_options(row.settings, retriever="auto")))
@@ -90,6 +91,20 @@ def live_retriever(row: Row, settings: TrainConfig, column: Column) -> tuple[Ret
     return retriever, examples
 
 
+def about(config: EvalConfig, row: Row, settings: TrainConfig, column: Column) -> str:
+    """What answers, with which method, and what it searches: `tiny, untrained, with search-r1; auto on world`."""
+    trained = row.weights and (config.run or config.adapter)
+    told = trained or settings.run.model + (", untrained," if row.method in TRAINED else "")
+    told += f" with {short_name(settings.run.method) if is_own(settings.run.method) else row.method}"
+    if row.method in SEARCHING:
+        own = settings.data.corpus or settings.data.data_path or column.name
+        searched = settings.retrieval.retriever_url if settings.retrieval.retriever == "http" else own
+        told += f"; {described(configured_engine(settings.retrieval))} on {searched}"
+    if settings.run.model == "tiny":
+        told += "; this model of one million parameters knows the words of its made-up world and no others"
+    return told
+
+
 def answer_live(config: EvalConfig, flag: str) -> None:
     """Answers --ask in the terminal, coloured by who wrote what; or questions as they come, with --chat or --web.
 
@@ -104,13 +119,8 @@ def answer_live(config: EvalConfig, flag: str) -> None:
     check_models(config, [settings])
     retriever, examples = live_retriever(row, settings, column)
     policy = load(config, settings, settings.run.model, row.weights)
-    about = f"{row.label} of {config.run or config.adapter or settings.run.model}"
-    if row.method in SEARCHING:
-        about += f", {described(configured_engine(settings.retrieval))} on {column.name}"
-    if settings.run.model == "tiny":
-        about += "; this model of one million parameters knows the words of its made-up world and no others"
     how = method_for(policy, settings), rollout_limits(settings), config.temperature, config.seed
-    chat = Chat(policy, retriever, *how, about, examples)
+    chat = Chat(policy, retriever, *how, about(config, row, settings, column), examples)
     colour = config.colour == "always" or (config.colour == "auto" and shows_colour())
     status.now("answering" if config.ask else None)
     if config.ask:

@@ -41,14 +41,19 @@ def listed(text: str | None) -> list[str]:
 def chosen(names: list[str], known: Sequence[str], flag: str, every: Sequence[str] | None = None) -> list[str]:
     """Returns the names as they are; `all` stands for `every` one.
 
+    Args:
+        every: () where there is no `all` [default: those that are known].
+
     Raises:
         UserError: an unknown name, with what was meant.
     """
-    if names == ["all"]:
-        return list(every or known)
+    every = known if every is None else every
+    if names == ["all"] and every:
+        return list(every)
     for name in names:
         if name not in known:
-            raise UserError(f"{flag}: unknown {name!r}{suggest(name, known)}; known: all, {', '.join(known)}")
+            offered = ", ".join(["all", *known] if every else known)
+            raise UserError(f"{flag}: unknown {name!r}{suggest(name, known)}; known: {offered}")
     return names
 
 
@@ -59,8 +64,10 @@ def chosen_engines(text: str | None, known: Sequence[str], every: Sequence[str] 
         UserError: an unknown name, with what was meant.
     """
     names = listed(text)
-    chosen([name for name in names if not is_own(name)], known, "--retriever")
-    return list(every or known) if names == ["all"] else [with_whole_path(name) for name in names]
+    if names == ["all"]:
+        return chosen(names, known, "--retriever", every)
+    chosen([name for name in names if not is_own(name)], known, "--retriever", every)
+    return [with_whole_path(name) for name in names]
 
 
 def own_data(config: EvalConfig, saved: dict[str, Any] | None) -> dict[str, Any]:

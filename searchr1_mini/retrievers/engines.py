@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
@@ -50,9 +51,12 @@ def configured_engine(config: Any, retriever: str | None = None) -> Engine:
 
 
 def described(engine: Engine) -> str:
-    """Describes the engine in words, for tables: its name and what differs from the default."""
+    """Describes the engine in words, for tables: its name and what differs from the default.
+
+    One of the user's own is named without the folder of its file.
+    """
     is_dense = engine.retriever in READ_BY["dense_model"]
-    parts = [engine.retriever + (f" ({engine.dense_model}, {engine.dense_index})" if is_dense else "")]
+    parts = [Path(engine.retriever).name + (f" ({engine.dense_model}, {engine.dense_index})" if is_dense else "")]
     parts += ["stemming"] if engine.stemming else []
     parts += [] if engine.stop_words else ["stop words kept"]
     parts += [f"re-ranked by {engine.reranker}"] if engine.reranker else []

@@ -88,6 +88,31 @@ def test_without_a_corpus_a_run_searches_what_it_was_trained_on(tmp_path):
     assert passage.title
 
 
+@pytest.mark.parametrize(
+    ("settings", "options", "told"),
+    [
+        ({"dataset": "q.jsonl", "corpus": "c.jsonl"}, {}, "a with search-r1; auto on c.jsonl"),
+        ({"dataset": "q.jsonl"}, {}, "a with search-r1; auto on q.jsonl"),
+        ({"dataset": "q.jsonl", "retriever": "http", "retriever_url": "http://x:1"}, {}, "; http on http://x:1"),
+        ({}, {}, "a with search-r1; auto on world; this model"),
+        ({"retriever": "my.py:Engine", "method": "my.py:asks"}, {}, "a with my.py:asks; my.py:Engine on world; "),
+        (None, {"corpus": "c.jsonl", "model": "tiny"}, "tiny, untrained, with search-r1; auto on c.jsonl; this model"),
+        (None, {"model": "tiny", "methods": "rag", "corpus": "c.jsonl"}, "tiny with rag; auto on c.jsonl; this model"),
+        (None, {"model": "tiny", "methods": "direct"}, "tiny with direct; this model"),
+    ],
+)
+def test_what_answers_and_what_it_searches_is_told(tmp_path, corpus, monkeypatch, settings, options, told):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "q.jsonl", [{"question": "Where is Oslo?", "answer": "Norway"}])
+    (tmp_path / "my.py").write_text("class Engine:\n    def __init__(self, p): ...\n    def search(self, q, k): ...\n")
+    with (tmp_path / "my.py").open("a") as file:
+        file.write("def asks(question):\n    yield question\n")
+    run = {} if settings is None else {"run": Path(save_run(tmp_path / "a", **settings)).name}
+    config = EvalConfig(**run, chat=True, **options)
+    row, column = plan_live(config, "--chat")
+    assert told in live.about(config, row, cell_settings(config, row, column), column)
+
+
 def test_a_method_without_search_needs_no_passages(monkeypatch):
     monkeypatch.setattr(live, "load_corpus", no_questions)
     assert found(EvalConfig(model="Qwen2.5-3B", chat=True, methods="direct"), "Oslo") == []

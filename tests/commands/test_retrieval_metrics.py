@@ -113,6 +113,7 @@ def test_passages_alone_name_no_questions(files, capsys, monkeypatch):
         (["--topk", "0,3"], "--topk 0,3: give numbers from 1"),
         (["--retriever", "bm52"], "did you mean bm25"),
         (["--retriever", "oracle"], "unknown 'oracle'"),
+        (["--retriever", "all"], "unknown 'all'.*; known: auto, bm25"),
         (["--retriever", "bm25,dense", "--retriever-url", "x"], "--retriever-url does nothing with"),
         (["--retriever", "http,milvus", "--retriever-url", "http://x"], "leave the other out"),
         (["--retriever", "bm25,milvus"], "--retriever milvus needs the address"),

@@ -254,14 +254,16 @@ def test_an_evaluation_compares_ones_own_engine_with_others(parts, tmp_path, mon
         texts = [segment["text"] for row in read_jsonl(cell) for segment in row["segments"]]
         read["Last" in cell.name] = {text for text in texts if "Doc 1(" in text}
     assert len(read[True]) == 1 and len(read[False]) == 2
-    assert "rag, parts.py:Last" in Path("eval", "table.md").read_text()
+    table = Path("eval", "table.md").read_text()
+    assert "rag, parts.py:Last" in table and "Retrievers: bm25, 3 passages per search" in table
+    assert "parts.py:Last, 3 passages per search" in table and str(tmp_path) not in table
 
 
 def test_the_metrics_measure_ones_own_engine(parts, notes, tmp_path, capsys):
     flags = ["--dataset", str(tmp_path / "q.jsonl"), "--topk", "1"]
     retrieval_metrics(["--retriever", f"{parts}:Last,bm25", *notes, *flags])
     rows = {line.split(" | ")[0].strip("| "): line for line in capsys.readouterr().out.splitlines()}
-    assert "1.000" in next(row for name, row in rows.items() if name.endswith(":Last"))
+    assert "1.000" in next(row for name, row in rows.items() if name == "parts.py:Last")
 
 
 def test_a_run_with_ones_own_engine_on_documents_can_be_asked(parts, notes, tmp_path, capsys):
