@@ -32,6 +32,7 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.words import take
 from searchr1_mini.storage.commit import short
 from searchr1_mini.storage.files import read_json, write_json_atomic
+from searchr1_mini.storage.printable import counted
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_folder(out, {"flags": flags, "jobs": config.jobs}, "setting")
     steps = next(iter(configs.values())).optimization.steps
     named = " ".join(flags) or "the default run"
-    print(
-        f"racing {named}: {steps} steps on each of the seeds {', '.join(map(str, races.SEEDS))}, in {out}", flush=True
-    )
+    seeds = ", ".join(map(str, races.SEEDS))
+    print(f"racing {named}: {counted(steps, 'step')} on each of the seeds {seeds}, in {out}", flush=True)
     diverged = train_all(configs, config.jobs, goes_on=True)
     folders = {key: Path(each.run.output_dir) for key, each in configs.items()}
     finishes = [races.read_finish(folder, key[1], diverged.get(key)) for key, folder in folders.items()]

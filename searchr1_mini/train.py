@@ -8,10 +8,12 @@ from pathlib import Path
 from searchr1_mini.options.checks import check_data_files, check_demonstrations, check_world
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.own_parts import short_name
 from searchr1_mini.options.paths import check_folder, with_folder
 from searchr1_mini.options.resolve import resolve, resolve_model, resumed_config
 from searchr1_mini.storage import status
 from searchr1_mini.storage.checkpoint import check_new
+from searchr1_mini.storage.printable import counted
 
 ABOUT = "Trains a language model to search: tiny on a laptop, --model Qwen2.5-3B on one GPU."
 
@@ -47,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def banner(config: TrainConfig) -> str:
     """Says what will be done, and where it will lie."""
     run, data = config.run, config.data
-    how = run.method if run.algorithm == "sft" else f"{run.method} by {run.algorithm.upper()}"
-    cold = f"a cold start on {config.imitation.cold_start} episodes, then " if config.imitation.cold_start else ""
+    how = run.method if run.algorithm == "sft" else f"{short_name(run.method)} by {run.algorithm.upper()}"
+    episodes = counted(config.imitation.cold_start, "episode")
+    cold = f"a cold start on {episodes}, then " if config.imitation.cold_start else ""
     return (
-        f"{'resuming' if run.resume else 'training'} {run.model}: {cold}{config.optimization.steps} steps of {how} on "
-        f"{data.data_path or data.dataset}, in {run.output_dir}\nCtrl-C saves; --resume goes on"
+        f"{'resuming' if run.resume else 'training'} {run.model}: {cold}{counted(config.optimization.steps, 'step')} "
+        f"of {how} on {data.data_path or data.dataset}, in {run.output_dir}\nCtrl-C saves; --resume goes on"
     )

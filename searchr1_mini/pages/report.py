@@ -17,7 +17,7 @@ from searchr1_mini.run.log import COLD_START, summary_table
 from searchr1_mini.storage.commit import short
 from searchr1_mini.storage.files import read_jsonl, read_metrics, read_summary, write_text_atomic
 from searchr1_mini.storage.forms import WARNING
-from searchr1_mini.storage.printable import plain
+from searchr1_mini.storage.printable import counted, plain
 
 PAGE = Path(__file__).parent / "report_page"
 N_CHARTS = 4  # that are not folded
@@ -120,7 +120,8 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
     if config.get("started_from"):
         told.append(f"started from {config['started_from']}")
     if summary:
-        told.append(f"{summary['steps']} steps in {summary['train_seconds']} s, peak {summary['peak_memory_gb']} GB")
+        trained = f"{counted(summary['steps'], 'step')} in {summary['train_seconds']} s"
+        told.append(f"{trained}, peak {summary['peak_memory_gb']} GB")
     lines = [f'<p class="soft">{html_text(" · ".join(told))}</p>']
     if summary:
         learnt = f"{summary['before']['em']:.2f} → {summary['after']['em']:.2f} exact match"

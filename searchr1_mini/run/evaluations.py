@@ -26,6 +26,7 @@ from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
 from searchr1_mini.run.log import render_trajectory, shows_colour, summary_table, trajectory_row, write_watched
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import write_json_atomic
+from searchr1_mini.storage.printable import counted
 
 if TYPE_CHECKING:
     from searchr1_mini.run.run import Run
@@ -149,8 +150,8 @@ def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None
     print("\n" + summary_table({name: column for name, column in columns.items() if column}))
     tell_again(run.folder, after)
     print(
-        f"\ntrained {run.config.optimization.steps} steps in {clock.train_seconds:.0f} s, {total_seconds:.0f} s with "
-        "evaluation"
+        f"\ntrained {counted(run.config.optimization.steps, 'step')} in {clock.train_seconds:.0f} s, "
+        f"{total_seconds:.0f} s with evaluation"
     )
     if write_report:
         with status.phase("writing the report"):

@@ -47,6 +47,7 @@ from searchr1_mini.run.templates import Worked
 from searchr1_mini.storage import checkpoint, training_state
 from searchr1_mini.storage.commit import git_commit
 from searchr1_mini.storage.forms import WARNING
+from searchr1_mini.storage.printable import counted
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -97,9 +98,8 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
     last = checkpoint.checkpoint_step(newest) if newest else 0
     if last > config.optimization.steps:
-        raise UserError(
-            f"--steps {config.optimization.steps}: the run in {folder} has trained {last} steps; name as many, or more"
-        )
+        told = f"--steps {config.optimization.steps}: the run in {folder} has trained {counted(last, 'step')}"
+        raise UserError(f"{told}; name as many, or more")
     init = init and on_main(lambda: keep_init(init, folder))
     folder = scratch or folder
     if is_main():

@@ -1,4 +1,4 @@
-"""Text from outside made safe to show: on a terminal, in HTML, in an SVG, in a table."""
+"""Text from outside made safe to show: on a terminal, in HTML, in an SVG, in a table; numbers with their noun."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def plain(text: str) -> str:
 def one_line(text: str) -> str:
     """Returns `plain` text without line breaks, so that it stays in its cell, heading or comment."""
     return " ".join(plain(text).split())
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns `1 step`, `2 steps`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 _MARKDOWN = str.maketrans({char: "\\" + char for char in "\\`*_~[]<>|&"})

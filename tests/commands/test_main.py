@@ -16,8 +16,12 @@ from searchr1_mini.classroom import ClassroomConfig
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.evaluate import output_folder
 from searchr1_mini.options.cli import parse
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
+from searchr1_mini.options.nested import make
 from searchr1_mini.options.paths import folders_first
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.train import banner
 
 
 def said(*words: str) -> subprocess.CompletedProcess:
@@ -64,6 +68,12 @@ def test_latest_is_the_run_that_was_begun_last(tmp_path, monkeypatch):
     assert parse(EvalConfig, "eval.py", "", ["--run", "runs/old, latest"]).run == f"runs/old,{new}"
     assert parse(EvalConfig, "eval.py", "", ["--run", "runs/latest,a"]).run == "runs/latest,a"
     assert parse(ClassroomConfig, "classroom", "", folders_first(["latest"], "--folders")).folders == new
+
+
+def test_one_step_is_told_as_one():
+    told = [banner(resolve(make(TrainConfig, steps=steps, cold_start=steps, output_dir="x"))) for steps in (1, 2)]
+    assert "a cold start on 1 episode, then 1 step of search-r1 by GRPO on world, in x" in told[0]
+    assert "a cold start on 2 episodes, then 2 steps of search-r1" in told[1]
 
 
 def test_an_evaluation_lies_in_its_run_or_beside_all_runs():

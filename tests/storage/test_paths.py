@@ -59,6 +59,7 @@ def test_a_run_of_any_name_is_trained_resumed_and_shown(tmp_path, monkeypatch, c
     folder = run_at(name)
     assert folder.resolve() == Path(name).resolve() and (folder / "checkpoints" / "step-000001").is_dir()
     assert run_folders(EvalConfig(run=name)) == [Path(name)]
+    assert "\ntrained 1 step in " in capsys.readouterr().out
     report_command.main([f"--runs={name}", f"--output={tmp_path / 'page.html'}"])
     assert (tmp_path / "page.html").is_file() and saved_config(folder)["output_dir"] == name
 
