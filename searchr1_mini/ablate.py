@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = STUDIES[config.study]
     out = Path(config.output_dir or f"runs/ablate-{config.study}")
     seeds, steps, model = range(config.seeds or study.seeds), config.steps, config.model
-    configs = {(arm, seed): config_of(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
+    configs = {(arm, seed): arm_config(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
     if study.warm and model != "tiny":
         raise UserError(
             f"{config.study} warms up the tiny base; compare a real model with its -Instruct sister instead"
@@ -110,7 +110,7 @@ def run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / re.sub(r"[^a-z0-9.]+", "-", arm.lower()).strip("-") / f"seed-{seed}"
 
 
-def config_of(study: Study, arm: str, seed: int, out: Path, steps: int | None, model: str) -> TrainConfig:
+def arm_config(study: Study, arm: str, seed: int, out: Path, steps: int | None, model: str) -> TrainConfig:
     """Resolves the config of one run; on the warmed-up tiny base, with settings of the tiny base's size."""
     values: dict[str, Any] = {"model": model} | study.common | study.arms[arm]
     if steps is not None:

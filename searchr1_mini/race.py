@@ -30,6 +30,7 @@ from searchr1_mini.options.nested import flag_name, grouped, options_of
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.words import take
+from searchr1_mini.retrievers.names import MOST_EMPTIED
 from searchr1_mini.storage.commit import short
 from searchr1_mini.storage.files import read_json, write_json_atomic
 from searchr1_mini.storage.printable import counted
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setting, unasked = parse_asked(TrainConfig, "train.py", "", words)
     races.check_rules(setting)
     flags, out = changes(resolve(setting, unasked)), Path(config.output_dir)
-    configs = {("race", seed): races.config_of(setting, unasked, seed, out) for seed in races.SEEDS}
+    configs = {("race", seed): races.seed_config(setting, unasked, seed, out) for seed in races.SEEDS}
     open_folder(out, {"flags": flags, "jobs": config.jobs}, "setting")
     steps = next(iter(configs.values())).optimization.steps
     named = " ".join(flags) or "the default run"
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     row = write_race(out, flags, shlex.join(words), config.jobs, finishes)
     print("\n".join([*map(races.describe_finish, finishes), "", races.HEADER, races.RULE, row, ""]))
     if not all(finish.counts for finish in finishes):
-        print(f"it does not count: every seed must get there, with {races.MOST_EMPTIED} emptied at most")
+        print(f"it does not count: every seed must get there, with {MOST_EMPTIED} emptied at most")
     print(f"written to {out / 'race.json'}", flush=True)
 
 
@@ -101,7 +102,7 @@ def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes:
         "command": f"python -m searchr1_mini.race {words}".strip(),
         "flags": list(flags),
         "targets": races.TARGETS,
-        "most_emptied": races.MOST_EMPTIED,
+        "most_emptied": MOST_EMPTIED,
         "counts": all(finish.counts for finish in finishes),
         "medians": {name: value if math.isfinite(value) else None for name, value in medians.items()},
         "seeds": [asdict(finish) for finish in finishes],

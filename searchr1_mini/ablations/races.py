@@ -17,14 +17,14 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import spelled
 from searchr1_mini.options.nested import default_value, get, with_options
 from searchr1_mini.options.resolve import resolve
+from searchr1_mini.retrievers.names import MOST_EMPTIED
 from searchr1_mini.storage.files import joined_by_step, read_jsonl, read_summary
 
 SEEDS = (7001, 7002, 7003)
 TARGETS = {"world-1hop": 0.90, "world-2hop": 0.85}  # held-out exact match
-MOST_EMPTIED = 0.02  # exact match with the retriever emptied, in the end
 OF_THE_RACE: dict[str, Any] = {"eval_questions": 400, "eval_every": 5, "save_every": 5, "tensorboard": False}
 COUNTED = ("trained_tokens", "updates", "seconds")  # metrics that are summed over the steps
-MEASURED = {source: f"eval/{source}/em" for source in TARGETS}
+EM_METRICS = {source: f"eval/{source}/em" for source in TARGETS}
 RULES: dict[str, tuple[str, ...]] = {  # why -> options that a setting leaves alone
     "the race begins with the tiny base as it ships": ("model", "init"),
     "every setting answers the same questions with the same engine": (
@@ -82,7 +82,7 @@ def check_rules(setting: TrainConfig) -> None:
                 raise UserError(f"{spelled(name, value)} is against the rules: {why}; leave it out (docs/race.md)")
 
 
-def config_of(setting: TrainConfig, unasked: set[str], seed: int, out: Path) -> TrainConfig:
+def seed_config(setting: TrainConfig, unasked: set[str], seed: int, out: Path) -> TrainConfig:
     """The resolved config of a seed's run.
 
     Raises:
@@ -101,14 +101,14 @@ def read_finish(folder: Path, seed: int, diverged: str | None = None) -> Finish:
     sums, nearest, ems = dict.fromkeys(COUNTED, 0.0), -math.inf, {}
     got_there: dict[str, Any] = dict.fromkeys(("step", *COUNTED))
     # what else a run logs is not looked at: of one that diverges it may be no number
-    form = {"step": int} | {f"?{name}": (float, None) for name in (*COUNTED, *MEASURED.values())}
+    form = {"step": int} | {f"?{name}": (float, None) for name in (*COUNTED, *EM_METRICS.values())}
     for row in joined_by_step(read_jsonl(folder / "metrics.jsonl", form)):
         for name in COUNTED:
             if row.get(name) is None:
                 told = f"{folder / 'metrics.jsonl'} holds no {name} of step {row['step']}"
                 raise UserError(f"{told}; race the setting anew, in another --output-dir")
             sums[name] += row[name]
-        measured = {source: row.get(name) for source, name in MEASURED.items()}
+        measured = {source: row.get(name) for source, name in EM_METRICS.items()}
         if None in measured.values():
             continue
         margin = min(measured[source] - target for source, target in TARGETS.items())

@@ -10,6 +10,7 @@ from typing import Any
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.data.datasets import Split, load_examples, own_split
 from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
+from searchr1_mini.evaluation.paper import PAPER_DATASETS
 from searchr1_mini.options.checks import check_questions_named, world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
@@ -19,7 +20,7 @@ from searchr1_mini.options.resolve import name_file, resolve
 from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
 from searchr1_mini.storage.files import listed_paths
 
-ALL_DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "world")
+ALL_DATASETS = (*PAPER_DATASETS, "world")
 OF_THE_WORLD = ("world_difficulty", "world_hops", "world_noise")
 OF_THE_DATA = ("dataset", "data_path", "corpus", *OF_THE_WORLD, "seed")
 

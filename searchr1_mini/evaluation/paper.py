@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+PAPER_DATASETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 
-# method of our table -> the paper's name of a row -> size -> exact match on DATASETS
+# method of our table -> the paper's name of a row -> size -> exact match on PAPER_DATASETS
 RESULTS: dict[str, dict[str, dict[str, str]]] = {
     "direct": {"direct inference": {
         "7B": ".134 .408 .140 .183 .250 .031 .120", "3B": ".106 .288 .108 .149 .244 .020 .024"}},
@@ -42,6 +42,6 @@ def paper_rows(method: str, model: str) -> dict[str, dict[str, float]]:
     """Returns the paper's rows for a method, as `name, size` -> data set -> exact match."""
     size = paper_size(model)
     return {
-        f"paper: {name}, {size}": dict(zip(DATASETS, map(float, sizes[size].split()), strict=True))
+        f"paper: {name}, {size}": dict(zip(PAPER_DATASETS, map(float, sizes[size].split()), strict=True))
         for name, sizes in RESULTS.get(method, {}).items()
     }

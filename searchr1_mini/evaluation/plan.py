@@ -121,7 +121,7 @@ def run_method(saved: dict[str, Any]) -> str:
     return "search-r1" if is_own(name) else name
 
 
-def settings_of(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig:
+def row_settings(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig:
     """Returns model, bounds and retriever of a run, or a model's defaults; flags given now go over both."""
     values = {name: saved[name] for name in (*OF_THE_MODEL, *OF_A_SEARCH)} if saved else {}
     given = {name: getattr(config, name) for name in (*OF_THE_MODEL, *OF_A_SEARCH) if hasattr(config, name)}
@@ -139,7 +139,7 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
     Raises:
         UserError: an unknown method or retriever, or a run or adapter that no row uses, or no adapter.
     """
-    base = settings_of(config, next(iter(runs.values()), None))
+    base = row_settings(config, next(iter(runs.values()), None))
     methods = chosen(listed(config.methods), METHODS, "--methods")
     if not methods:
         methods = [run_method(saved) for saved in runs.values()] or ["search-r1"]
@@ -194,7 +194,7 @@ def run_rows(config: EvalConfig, method: str, runs: dict[Path, dict]) -> list[Ro
         name = folder.name if names.count(folder.name) == 1 else str(folder)
         label = method if len(runs) == 1 and method in TRAINED else f"{method} ({name})"
         generator = saved["method"] if is_own(saved["method"]) else GENERATORS.get(method, method)
-        settings = with_options(settings_of(config, saved), method=generator)
+        settings = with_options(row_settings(config, saved), method=generator)
         rows.append(Row(label, method, settings, chosen_checkpoint(config, folder) / "model"))
     return rows
 
@@ -300,7 +300,7 @@ def train_row(config: EvalConfig, row: Row, out: Path) -> Row:
     if row.method in SEARCHING:
         engine = row.settings
         if engine.retrieval.retriever in PROBES:  # all of them are put to the same weights, of an engine
-            engine = with_options(settings_of(config, saved), retriever="auto")
+            engine = with_options(row_settings(config, saved), retriever="auto")
         elif engine.retrieval.retriever == "http" and own["dataset"] == "world":
             engine = with_options(engine, retriever="auto")
         engine = only_what_is_read(engine)

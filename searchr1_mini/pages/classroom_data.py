@@ -20,12 +20,11 @@ from searchr1_mini.options.needs import shown, spelled
 from searchr1_mini.options.nested import get, make, options_of, with_options
 from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.options.resolve import checked, filled, resolve, saved_config
-from searchr1_mini.retrievers.names import PROBES
+from searchr1_mini.retrievers.names import MOST_EMPTIED, PROBES
 from searchr1_mini.storage.files import read_metrics, read_summary
 from searchr1_mini.storage.printable import one_line
 
 SUMMARY, CONFIG, METRICS = "summary.json", "config.json", "metrics.jsonl"
-MOST_EMPTIED = 0.02  # exact match without any passage, by luck
 ROUNDING = 0.002  # between a mean and the mean of its parts
 DEFAULT = resolve(TrainConfig())  # what everybody is compared with
 OF_THE_FOLDER = ("output_dir", "resume", "date")  # what a summary's settings do not hold
@@ -124,7 +123,7 @@ def read_entry(run: Path, who: str) -> Entry:
     except UserError as error:
         return Entry(who, faults=[str(error)])
     after, emptied = summary["after"], summary.get("after_without_retriever")
-    config, faults = settings_of(run, summary)
+    config, faults = trained_with(run, summary)
     faults += figure_faults(summary) + (setting_faults(config) if config else [])
     return Entry(
         who,
@@ -144,13 +143,13 @@ def unfinished(run: Path, who: str) -> Entry:
     Raises:
         UserError: a file of it is damaged.
     """
-    config = config_of(saved_config(run))
+    config = config_from(saved_config(run))
     done = max((row["step"] for row in read_metrics(run / METRICS)), default=0)
     told = f"unfinished: {done} of {config.optimization.steps} steps, and no {SUMMARY}"
     return Entry(who, changed=changes(config), faults=[told, *setting_faults(config)])
 
 
-def config_of(saved: dict[str, Any]) -> TrainConfig:
+def config_from(saved: dict[str, Any]) -> TrainConfig:
     """What a file of checked options makes.
 
     Raises:
@@ -162,7 +161,7 @@ def config_of(saved: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def settings_of(run: Path, summary: dict[str, Any]) -> tuple[TrainConfig | None, list[str]]:
+def trained_with(run: Path, summary: dict[str, Any]) -> tuple[TrainConfig | None, list[str]]:
     """What a run was trained with, by its summary or else by its config.json, and where these are at odds.
 
     A summary of an older version holds no settings; there are none at all where config.json is missing too.
@@ -170,9 +169,9 @@ def settings_of(run: Path, summary: dict[str, Any]) -> tuple[TrainConfig | None,
     faults, beside, inside = [], None, None
     try:
         if summary.get("settings") is not None:
-            inside = config_of(checked(run / SUMMARY, summary["settings"]))
+            inside = config_from(checked(run / SUMMARY, summary["settings"]))
         if (run / CONFIG).is_file():
-            beside = config_of(saved_config(run))
+            beside = config_from(saved_config(run))
     except UserError as error:
         faults.append(str(error))
     if inside and beside:

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from searchr1_mini.pages.charts import Chart, Series, html_text, line_chart, picture, svg
-from searchr1_mini.pages.report_data import as_json, config_of, folder_name, report_data
+from searchr1_mini.pages.report_data import as_json, folder_name, read_config, report_data
 from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
@@ -110,7 +110,7 @@ def _summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
-    config = config_of(run_dir)
+    config = read_config(run_dir)
     told = [f"{letter}: {folder_name(run_dir)}"] if letter else []
     told += [
         f"{key} {config[key]}"

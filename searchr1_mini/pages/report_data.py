@@ -48,7 +48,7 @@ def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
     """Collects the page's data: `vocabulary`; of each run its name and mask, its `kept_steps`, and what it watched."""
     vocabulary, runs = Vocabulary(), []
     for run_dir in run_dirs:
-        config = config_of(run_dir)
+        config = read_config(run_dir)
         runs.append(
             {
                 "name": short(folder_name(run_dir)),
@@ -70,7 +70,7 @@ def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def config_of(run_dir: Path) -> dict[str, Any]:
+def read_config(run_dir: Path) -> dict[str, Any]:
     """The run's config.json, empty where there is none."""
     return read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 PROBES = ("none", "empty", "random", "oracle")  # retrievers that tell whether a policy really searches
+MOST_EMPTIED = 0.02  # exact match with `empty`, which luck may give a policy that searches for what it answers
 ENGINES = ("auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http")
 MOST_TOPK = 1000  # passages per search
 DENSE_MODEL = "intfloat/e5-base-v2"

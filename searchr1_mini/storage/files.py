@@ -44,7 +44,7 @@ def last_line_end(path: Path) -> int:
         return file.read().rfind(b"\n") + 1
 
 
-MEASURED = ("before", "after_cold_start", "after", "after_without_retriever")
+EVALUATIONS = ("before", "after_cold_start", "after", "after_without_retriever")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         UserError: it is damaged, or its measurements are of different questions.
     """
     summary = read_json(path, SUMMARY)
-    parts = [summary[name] for name in MEASURED if summary.get(name)]
+    parts = [summary[name] for name in EVALUATIONS if summary.get(name)]
     if any(part["by_source"].keys() != parts[0]["by_source"].keys() for part in parts):
         raise UserError(f"{path} is damaged (its measurements are of other sources); put back a copy of it")
     return summary

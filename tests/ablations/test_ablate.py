@@ -16,7 +16,7 @@ from helpers.files import write_lines
 from helpers.paths import ROOT
 
 from searchr1_mini import ablate as command
-from searchr1_mini.ablate import check_finished, config_of, main, take_over
+from searchr1_mini.ablate import arm_config, check_finished, main, take_over
 from searchr1_mini.ablations import side_by_side, studies
 from searchr1_mini.ablations.findings import curves_svg, finding, interval, table, write_study
 from searchr1_mini.ablations.studies import STUDIES
@@ -43,7 +43,7 @@ def ablate(monkeypatch, capfd):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_is_a_valid_run_and_differs_from_the_first(name, tmp_path):
     study = STUDIES[name]
-    configs = {arm: config_of(study, arm, 0, tmp_path, None, "tiny") for arm in study.arms}
+    configs = {arm: arm_config(study, arm, 0, tmp_path, None, "tiny") for arm in study.arms}
     first, *others = configs.values()
     assert all(isinstance(config, TrainConfig) for config in configs.values())
     assert len({config.run.output_dir for config in configs.values()}) == len(configs)
@@ -151,7 +151,7 @@ def test_runs_save_and_leave_when_a_study_is_told_to(tmp_path):
 
 def test_a_finished_run_of_other_options_is_no_arm_of_the_study(tmp_path):
     """An arm that was edited since would else be reported with the figures of what it was."""
-    config = config_of(STUDIES["topk"], "5", 0, tmp_path, None, "tiny")
+    config = arm_config(STUDIES["topk"], "5", 0, tmp_path, None, "tiny")
     folder = Path(config.run.output_dir)
     check_finished(config)
     folder.mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_a_finished_run_of_other_options_is_no_arm_of_the_study(tmp_path):
 def test_a_run_is_taken_over_from_the_same_code_alone(tmp_path, monkeypatch, commit, is_taken):
     """A student edits the loss and runs the study again: it must train with the edited one."""
     monkeypatch.setattr(command, "git_commit", lambda: commit)
-    theirs, mine = (config_of(STUDIES["topk"], "5", 0, tmp_path / name, None, "tiny") for name in ("a", "b"))
+    theirs, mine = (arm_config(STUDIES["topk"], "5", 0, tmp_path / name, None, "tiny") for name in ("a", "b"))
     folder = Path(theirs.run.output_dir)
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
@@ -268,7 +268,7 @@ def test_a_seed_that_diverged_is_told_and_in_no_difference():
 def test_the_noise_of_mask_is_the_worlds_with_any_model(tmp_path, random_qwen2):
     study = STUDIES["mask"]
     for arm in study.arms:
-        assert config_of(study, arm, 0, tmp_path, None, str(random_qwen2)).data.dataset == "world"
+        assert arm_config(study, arm, 0, tmp_path, None, str(random_qwen2)).data.dataset == "world"
 
 
 def test_a_run_whose_process_is_killed_is_told_in_a_sentence(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from helpers.report_runs import SUMMARY
 
 from searchr1_mini import race
 from searchr1_mini.ablations import races
-from searchr1_mini.ablations.races import Finish, check_rules, config_of, describe_finish, middle, read_finish, row
+from searchr1_mini.ablations.races import Finish, check_rules, describe_finish, middle, read_finish, row, seed_config
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
@@ -152,7 +152,7 @@ def test_the_row_has_median_and_range_and_drops_no_seed():
 def test_every_seed_is_the_same_setting_on_a_world_of_its_own(tmp_path):
     setting, unasked = parse_asked(TrainConfig, "train.py", "", ["--algorithm", "ppo", "--learning-rate", "0.002"])
     check_rules(setting)
-    configs = [config_of(setting, unasked, seed, tmp_path) for seed in races.SEEDS]
+    configs = [seed_config(setting, unasked, seed, tmp_path) for seed in races.SEEDS]
     assert len({config.optimization.seed for config in configs} - {0, 1, 2, 510, 511, 512, 513}) == 3
     assert {config.optimization.learning_rate for config in configs} == {0.002}
     assert {config.data.eval_questions for config in configs} == {400} and configs[0].logging.eval_every == 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
-from searchr1_mini.data.datasets import DATASETS, _unique, load_corpus, load_examples, own_split, subset
+from searchr1_mini.data.datasets import ROW_DATASETS, _unique, load_corpus, load_examples, own_split, subset
 
 
 def both_splits(dataset, path) -> list[Example]:
@@ -226,7 +226,7 @@ def test_an_unknown_data_set_is_told_with_what_was_meant(name, meant):
     for call in (lambda: load_examples(name, "any.jsonl", "eval"), lambda: load_corpus(None, name, None)):
         with pytest.raises(UserError) as error:
             call()
-        assert repr(name) in str(error.value) and all(known in str(error.value) for known in DATASETS)
+        assert repr(name) in str(error.value) and all(known in str(error.value) for known in ROW_DATASETS)
         assert meant is None or f"did you mean {meant}?" in str(error.value)
 
 

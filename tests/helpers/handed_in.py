@@ -23,14 +23,14 @@ def measured(one_hop: float, two_hops: float, n: int = 200) -> dict[str, Any]:
 
 
 @cache
-def settings_of(flags: str) -> dict[str, Any]:
+def settings_with(flags: str) -> dict[str, Any]:
     """Every option of train.py with these flags."""
     return flat(resolve(*parse_asked(TrainConfig, "train.py", "", flags.split())))
 
 
 def hand_in(folder: Path, one_hop: float, two_hops: float, flags: str = "", emptied: float = 0.0, n: int = 200) -> Path:
     """Writes the files of a finished run of train.py with these flags."""
-    settings = settings_of(flags)
+    settings = settings_with(flags)
     summary = {
         "before": measured(0.0, 0.0, n), "after": measured(one_hop, two_hops, n),
         "after_without_retriever": measured(emptied, emptied, n), "cold_start_seconds": 2.0, "train_seconds": 120.4,
