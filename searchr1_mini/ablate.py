@@ -33,7 +33,7 @@ from searchr1_mini.options.nested import flat, grouped, make
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.storage import status
-from searchr1_mini.storage.commit import DIRTY, git_commit
+from searchr1_mini.storage.commit import DIRTY, git_commit, trained_at
 from searchr1_mini.storage.files import read_json
 
 
@@ -140,7 +140,7 @@ def make_warm_base(folder: Path) -> None:
 
 
 def take_over(config: TrainConfig, out: Path) -> None:
-    """Copies a run that another study beside OUT has finished with the very same options, at this very commit."""
+    """Copies a run that another study beside OUT has finished with the very same options, at this very commit alone."""
     folder, commit = Path(config.run.output_dir), git_commit()
     if (folder / "config.json").exists() or commit is None or commit.endswith(DIRTY):
         return
@@ -148,7 +148,8 @@ def take_over(config: TrainConfig, out: Path) -> None:
     wanted = flat(config) | of_its_own | {"git_commit": commit}
     for path in sorted(out.parent.glob(f"*/*/{folder.name}/summary.json")):
         saved = read_json(path.with_name("config.json")) | of_its_own
-        if all(name in saved and saved[name] == value for name, value in wanted.items()):
+        is_same = all(name in saved and saved[name] == value for name, value in wanted.items())
+        if is_same and trained_at(path.parent) == [commit]:
             aside = folder.with_name(f".{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(path.parent, aside)

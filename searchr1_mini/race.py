@@ -31,7 +31,7 @@ from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.words import take
 from searchr1_mini.retrievers.names import MOST_EMPTIED
-from searchr1_mini.storage.commit import short
+from searchr1_mini.storage.commit import all_trained_at, short
 from searchr1_mini.storage.files import read_json, write_json_atomic
 from searchr1_mini.storage.printable import counted
 
@@ -90,10 +90,11 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes: Sequence[races.Finish]) -> str:
     """Writes race.json; returns the race's row."""
-    configs = [read_json(out / f"seed-{finish.seed}" / "config.json") for finish in finishes]
-    ran, commits = configs[0], sorted({str(config.get("git_commit")) for config in configs})
-    if len(commits) > 1:
-        told = f"the seeds ran at different commits ({', '.join(map(short, commits))})"
+    folders = [out / f"seed-{finish.seed}" for finish in finishes]
+    ran, commits = read_json(folders[0] / "config.json"), all_trained_at(folders)
+    if len(commits) > 1 or None in commits:
+        several = f"different commits ({', '.join(map(short, commits))})"
+        told = f"the seeds ran at {several if len(commits) > 1 else short(None)}"
         print(f"warning: {told}; race the setting anew in another --output-dir to send it in", file=sys.stderr)
     named = ("resolved_device", "resolved_dtype", "python", "versions")
     on = f"{ran.get('resolved_device')}, {os.cpu_count()} cores" + (f", {jobs} runs at a time" if jobs > 1 else "")

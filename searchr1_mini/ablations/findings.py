@@ -11,7 +11,7 @@ from typing import Any
 
 from searchr1_mini.ablations.studies import Study
 from searchr1_mini.pages.charts import Bands, Chart, Series, picture
-from searchr1_mini.storage.commit import short
+from searchr1_mini.storage.commit import all_trained_at, short
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
 
@@ -91,7 +91,7 @@ def write_study(
     results = {
         arm: [None if folder in diverged else measures(folder) for folder in folders] for arm, folders in runs.items()
     }
-    commits = commits_of([folder for folders in runs.values() for folder in folders])
+    commits = all_trained_at(folder for folders in runs.values() for folder in folders)
     write_json_atomic(out / "results.json", {"settings": settings, "commits": commits, "results": results})
     curves_svg(runs, out / "curves.svg")
     over = f"mean and 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "one seed, which gives no interval"
@@ -105,17 +105,11 @@ def write_study(
     return text
 
 
-def commits_of(folders: Sequence[Path]) -> list[str]:
-    """Returns the commits that runs were trained at, those that name one."""
-    read = (read_json(folder / "config.json").get("git_commit") for folder in folders)
-    return sorted({commit for commit in read if isinstance(commit, str)})
-
-
-def of_commits(commits: Sequence[str]) -> str:
+def of_commits(commits: Sequence[str | None]) -> str:
     """Says of which commit a study is, or that it is of several, whose figures one should not compare."""
     if len(commits) > 1:
         return f", **of different commits**: {', '.join(map(short, commits))}"
-    return f", commit {short(commits[0])}" if commits else ""
+    return f", {short(None)}" if commits[0] is None else f", commit {short(commits[0])}"
 
 
 def table(results: Results) -> str:

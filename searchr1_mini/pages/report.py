@@ -14,7 +14,7 @@ from searchr1_mini.pages.report_data import as_json, folder_name, read_config, r
 from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
-from searchr1_mini.storage.commit import short
+from searchr1_mini.storage.commit import short, trained_at
 from searchr1_mini.storage.files import read_jsonl, read_metrics, read_summary, write_text_atomic
 from searchr1_mini.storage.forms import WARNING
 from searchr1_mini.storage.printable import counted, plain
@@ -127,7 +127,8 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
         learnt = f"{summary['before']['em']:.2f} → {summary['after']['em']:.2f} exact match"
         lines.insert(0, f'<p class="learnt">{html_text(f"{letter} {learnt}".strip())}</p>')
     if command := _command(run_dir):
-        commit = f" at commit {short(str(config['git_commit']))}" if config.get("git_commit") else ""
+        commits = [short(commit) for commit in trained_at(run_dir)] if config.get("git_commit") else []
+        commit = f" at commit {', then '.join(commits)}" if commits else ""
         lines.append(f'<p class="soft"><code>{html_text(command)}</code> {html_text(commit)}</p>')
     return "\n".join(lines)
 

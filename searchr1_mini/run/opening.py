@@ -45,7 +45,7 @@ from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
 from searchr1_mini.run.templates import Worked
 from searchr1_mini.storage import checkpoint, training_state
-from searchr1_mini.storage.commit import git_commit
+from searchr1_mini.storage.commit import git_commit, keep_commit
 from searchr1_mini.storage.forms import WARNING
 from searchr1_mini.storage.printable import counted
 
@@ -151,6 +151,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
     )  # fmt: skip
     if config.run.resume:  # only now: one that is refused keeps nothing
         on_main(lambda: checkpoint.keep_changed(Path(config.run.output_dir), flat(asked), KEPT_ON_RESUME))
+        on_main(lambda: keep_commit(Path(config.run.output_dir), about["git_commit"]))
     return run
 
 

@@ -18,11 +18,12 @@ from helpers.paths import ROOT
 from searchr1_mini import ablate as command
 from searchr1_mini.ablate import arm_config, check_finished, main, take_over
 from searchr1_mini.ablations import side_by_side, studies
-from searchr1_mini.ablations.findings import curves_svg, finding, interval, table, write_study
+from searchr1_mini.ablations.findings import curves_svg, finding, interval, of_commits, table, write_study
 from searchr1_mini.ablations.studies import STUDIES
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, get, make
+from searchr1_mini.storage.commit import keep_commit
 from searchr1_mini.storage.files import read_metrics, write_json_atomic
 
 
@@ -179,6 +180,23 @@ def test_a_run_is_taken_over_from_the_same_code_alone(tmp_path, monkeypatch, com
     assert Path(mine.run.output_dir).exists() == is_taken
 
 
+def test_a_run_that_went_on_at_another_commit_is_not_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "git_commit", lambda: "a" * 40)
+    theirs, mine = (arm_config(STUDIES["topk"], "5", 0, tmp_path / name, None, "tiny") for name in ("a", "b"))
+    folder = Path(theirs.run.output_dir)
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    write_json_atomic(folder / "config.json", flat(theirs) | {"git_commit": "a" * 40})
+    keep_commit(folder, "b" * 40)
+    take_over(mine, tmp_path / "b")
+    assert not Path(mine.run.output_dir).exists()
+
+
+def test_a_study_tells_every_commit_and_what_nobody_can_tell():
+    assert of_commits(["a" * 40]) == ", commit aaaaaaaaa" and of_commits([None]) == ", an unknown commit"
+    assert of_commits([None, "1" * 40]) == ", **of different commits**: an unknown commit, 111111111"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"), [(["masks"], "did you mean mask?"), (["mask", "--seeds", "0"], "at least 1")]
 )
@@ -206,10 +224,13 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
             after = {"searches": 1.5, "response_tokens": 50.0, "by_source": {"world-1hop": {"em": 0.9}}}
             (folder / "summary.json").write_text(json.dumps({"after": after}))
             (folder / "config.json").write_text(json.dumps({"git_commit": f"{'ab'[arm == 'k2']}123456789"}))
+            if arm == "none":
+                keep_commit(folder, "c123456789-dirty")
             rows = [{"step": 1, "reward": 0.5, "entropy": 0.1} | ({"kl": kl} if kl else {})]
             write_lines(folder / "metrics.jsonl", rows)
     text = write_study(STUDIES["kl"], "kl", tmp_path, runs, model="my base")
-    assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`, **of different commits**: a123" in text
+    assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`, **of different commits**: " in text
+    assert "a12345678, b12345678, c12345678-dirty;" in text
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 40
     write_study(STUDIES["kl"], "kl", tmp_path, runs, steps=7)
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7

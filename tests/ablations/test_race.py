@@ -16,6 +16,7 @@ from searchr1_mini.ablations.races import Finish, check_rules, describe_finish, 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.storage.commit import keep_commit
 from searchr1_mini.storage.files import read_metrics, write_json_atomic
 
 DIVERGING = """
@@ -71,6 +72,12 @@ def test_a_race_trains_every_seed_goes_on_and_ends_in_a_row(tmp_path, raced):
     write_json_atomic(out / "seed-7002" / "config.json", saved | {"git_commit": "b" * 40})
     assert "the seeds ran at different commits" in raced(1, "--output-dir", out, "--jobs=2", *FLAGS)
     assert "b" * 40 in json.loads((out / "race.json").read_text())["commits"]
+    for seed in (7001, 7002):
+        write_json_atomic(out / f"seed-{seed}" / "config.json", saved | {"git_commit": None})
+    assert "the seeds ran at an unknown commit; race" in raced(1, "--output-dir", out, "--jobs=2", *FLAGS)
+    keep_commit(out / "seed-7001", "c" * 40)
+    assert "different commits (an unknown commit, ccccccccc)" in raced(1, "--output-dir", out, "--jobs=2", *FLAGS)
+    assert json.loads((out / "race.json").read_text())["commits"] == [None, "c" * 40]
 
     with pytest.raises(UserError, match="holds the setting"):
         raced(1, "--output-dir", out, *FLAGS)

@@ -26,7 +26,8 @@ from searchr1_mini.run.log import (
     summary_table,
     truncate_metrics,
 )
-from searchr1_mini.storage.files import read_jsonl, read_metrics
+from searchr1_mini.storage.commit import keep_commit
+from searchr1_mini.storage.files import read_jsonl, read_metrics, write_json_atomic
 from searchr1_mini.storage.printable import plain
 
 
@@ -73,6 +74,14 @@ def test_the_report_holds_the_run_and_asks_for_nothing(tmp_path):
     assert "world-2hop (10)" in tags.text and "0.250" in tags.text
     assert all(METRICS[key][2] in tags.text for key in METRICS if key != "kl")
     assert "k3" not in METRICS["kl"][2]  # k1 and k2 stand in the same log
+
+
+def test_the_report_tells_every_commit_of_a_run(tmp_path):
+    fill_run(tmp_path)
+    (tmp_path / "train.log").write_text("$ python train.py\n")
+    write_json_atomic(tmp_path / "config.json", {"git_commit": "a" * 40})
+    keep_commit(tmp_path, "b" * 40)
+    assert "at commit aaaaaaaaa, then bbbbbbbbb<" in write_report(tmp_path).read_text()
 
 
 def test_a_report_of_a_young_run_is_written(tmp_path):

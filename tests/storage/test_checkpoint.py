@@ -22,6 +22,7 @@ from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.evaluation.plan import chosen_checkpoint
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import with_options
+from searchr1_mini.run import opening
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.storage import commit
 from searchr1_mini.storage.checkpoint import (
@@ -220,6 +221,23 @@ def test_a_commit_says_whether_the_code_was_changed_since(tmp_path, monkeypatch)
     assert commit.git_commit() == clean and len(clean) == 40 and commit.short(clean) == clean[:9]
     (package / "loss.py").write_text("COEF = 2\n")
     assert commit.git_commit() == clean + "-dirty" and commit.short(clean + "-dirty") == clean[:9] + "-dirty"
+
+
+def test_every_commit_that_a_run_is_resumed_at_is_kept(tmp_path, monkeypatch):
+    """The rest of it was trained by other code than its config.json names."""
+    monkeypatch.setattr(opening, "git_commit", lambda: "a" * 40)
+    run = session_of(tmp_path / "run")
+    assert commit.trained_at(run.folder) == ["a" * 40] and not (run.folder / commit.RESUMED).exists()
+    for resumed_at in ("a" * 40, "b" * 40, None, "b" * 40):
+        monkeypatch.setattr(opening, "git_commit", lambda at=resumed_at: at)
+        open_run(with_options(run.config, resume=True)).tracker.__exit__()
+    assert commit.trained_at(run.folder) == ["a" * 40, "b" * 40, None]
+    assert json.loads((run.folder / "config.json").read_text())["git_commit"] == "a" * 40
+    write_lines(tmp_path / "config.json", [{"git_commit": "0" * 40}])
+    assert commit.all_trained_at([tmp_path, run.folder]) == [None, "0" * 40, "a" * 40, "b" * 40]
+    (run.folder / commit.RESUMED).write_text('{"commits": [7]}')
+    with pytest.raises(UserError, match=r"resumed_at\.json is damaged"):
+        commit.trained_at(run.folder)
 
 
 def test_the_seconds_of_all_processes_of_a_run_are_counted(tmp_path):
