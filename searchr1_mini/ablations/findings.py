@@ -17,6 +17,7 @@ from searchr1_mini.storage.forms import OF_AN_ARM
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+SAME = 1e-9  # what rounding alone puts between equal figures, as a share of them or of 1
 LAST_STEPS = 10  # training metrics are means over so many last steps
 CURVES = {
     "eval/em": "Held-out exact match (greedy)",
@@ -28,9 +29,12 @@ Results = Mapping[str, Sequence[dict[str, float | None] | None]]  # by arm, seed
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Returns the mean and half-width of its 95 % interval (Student's t over seeds); None for a single value."""
+    """Returns the mean and half-width of its 95 % interval (Student's t over seeds).
+
+    None is the half-width of a single value, and of values that are all the same, up to rounding.
+    """
     mean = fmean(values)
-    if len(values) < 2:
+    if max(values) - min(values) <= SAME * max(1.0, *map(abs, values)):
         return mean, None
     quantile = STUDENT_T[min(len(values) - 2, len(STUDENT_T) - 1)]
     return mean, quantile * stdev(values) / len(values) ** 0.5
@@ -94,7 +98,8 @@ def write_study(
     commits = all_trained_at(folder for folders in runs.values() for folder in folders)
     write_json_atomic(out / "results.json", {"settings": settings, "commits": commits, "results": results})
     curves_svg(runs, out / "curves.svg")
-    over = f"mean and 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "one seed, which gives no interval"
+    over = f"mean and 95 % interval over {n_seeds} seeds, the mean alone where all agree"
+    over = over if n_seeds > 1 else "one seed, which gives no interval"
     text = (
         f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} {flags}`{of_commits(commits)}; {over}. "
         f"EM, searches and tokens are greedy, on held-out questions; the rest are means over the last {LAST_STEPS} "
@@ -151,8 +156,10 @@ def finding(results: Results, against: dict[str, str]) -> str:
             sentences.append(f"{arm}{lost_of(em[arm])} cannot be compared with {reference}")
             continue
         difference, width = interval(differences)
-        if width is None:
+        if len(differences) == 1:
             verdict = "one seed tells no difference from chance"
+        elif width is None:
+            verdict = "cannot be told: it is the same in every seed, which gives no interval"
         else:
             verdict = "no difference that these seeds can tell" if abs(difference) <= width else "a difference"
         named = f"{arm}{lost_of(em[arm])}"

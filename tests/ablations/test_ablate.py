@@ -210,7 +210,7 @@ def test_each_arm_is_compared_with_its_own_reference_over_seeds():
     results = {arm: [{"EM 1hop": em, "EM 2hop": em, "KL": 9.0} for em in ems] for arm, ems in runs.items()}
     told = finding(results, {"c": "b"})
     assert "a reached exact match 0.850 ± " in told
-    assert "b -0.400 ± 0 against a (a difference)" in told  # both seeds by as much: the interval has no width
+    assert "b -0.400 against a (cannot be told: it is the same in every seed, which gives no interval);" in told
     assert "c +0.000 ± 1.3 against b (no difference that these seeds can tell)" in told
 
 
@@ -234,8 +234,8 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 40
     write_study(STUDIES["kl"], "kl", tmp_path, runs, steps=7)
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7
-    assert "| none | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | - | 0.1 ± 0 | - |" in text
-    assert "| k2 | 0.9 ± 0 | 1.5 ± 0 | 50 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.1 ± 0 | 0.4 ± 0 |" in text
+    assert "| none | 0.9 | 1.5 | 50 | 0.5 | - | 0.1 | - |" in text
+    assert "| k2 | 0.9 | 1.5 | 50 | 0.5 | 0.4 | 0.1 | 0.4 |" in text
     assert json.loads((tmp_path / "results.json").read_text())["results"]["none"][0]["KL"] is None
     curves = (tmp_path / "curves.svg").read_text()
     lines = {title: re.findall(r'<g class="s\d" color="(#[0-9a-f]+)">', chart) for title, chart in
@@ -266,6 +266,28 @@ def test_intervals_are_students():
     mean, width = interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and width == pytest.approx(4.30 / 3**0.5)
     assert interval([5.0]) == (5.0, None)
+
+
+@pytest.mark.parametrize(
+    ("ems", "told"),
+    [(([0.90, 0.92], [0.91, 0.93]), "+0.010"), (([0.88, 0.92, 0.94], [0.86, 0.90, 0.92]), "-0.020"),
+     (([0.3, 0.7], [0.3, 0.7]), "+0.000")],
+)  # fmt: skip
+def test_a_difference_that_all_seeds_share_cannot_be_told(ems, told):
+    """No interval follows from a spread of 0, nor from one that rounding alone gave."""
+    results = {arm: [{"EM 1hop": em} for em in seeds] for arm, seeds in zip("ab", ems, strict=True)}
+    (one, two) = ems
+    assert len({round(b - a, 9) for a, b in zip(one, two, strict=True)}) == 1
+    verdict = "cannot be told: it is the same in every seed, which gives no interval"
+    assert finding(results, {}).endswith(f"; b {told} against a ({verdict}).")
+    assert table({"a": [{"KL": 1e6 / 3}, {"KL": 1e6 / 3 + 1e-6}]}).endswith("| a | 3.33e+05 |")
+    assert interval([0.0334, 0.0335])[1] is not None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("ablation_*.json")), ids=lambda path: path.stem)
+def test_a_table_of_the_docs_is_what_a_study_would_write(path):
+    written = json.loads(path.read_text())
+    assert table(written["results"]) in (ROOT / "docs" / "ablations.md").read_text()
 
 
 def test_one_seed_has_no_interval_and_tells_no_difference():
