@@ -80,7 +80,7 @@ def write_study(
     model: str = "tiny",
     diverged: Collection[Path] = (),
 ) -> str:
-    """Writes report.md, results.json and curves.svg; returns the report's text.
+    """Writes report.md, curves.svg and, with every run's figures and curves, results.json; returns the report's text.
 
     Args:
         steps, model: as they were run.
@@ -96,7 +96,9 @@ def write_study(
         arm: [None if folder in diverged else measures(folder) for folder in folders] for arm, folders in runs.items()
     }
     commits = all_trained_at(folder for folders in runs.values() for folder in folders)
-    write_json_atomic(out / "results.json", {"settings": settings, "commits": commits, "results": results})
+    drawn = {arm: [kept_curves(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
+    kept = {"settings": settings, "commits": commits, "results": results, "curves": drawn}
+    write_json_atomic(out / "results.json", kept)
     curves_svg(runs, out / "curves.svg")
     over = f"mean and 95 % interval over {n_seeds} seeds, the mean alone where all agree"
     over = over if n_seeds > 1 else "one seed, which gives no interval"
@@ -177,6 +179,12 @@ def curves_svg(runs: dict[str, list[Path]], path: Path) -> None:
         if any(series.values())
     ]
     write_text_atomic(path, picture(charts, "Arms of the study", width=500))
+
+
+def kept_curves(path: Path) -> dict[str, dict[int, float]]:
+    """Returns the curves of one run, as metric -> step -> value in 4 significant digits, so that each can be told."""
+    rows = read_metrics(path)
+    return {key: {row["step"]: float(f"{row[key]:.4g}") for row in rows if row.get(key) is not None} for key in CURVES}
 
 
 def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:

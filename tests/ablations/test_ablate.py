@@ -227,6 +227,7 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
             if arm == "none":
                 keep_commit(folder, "c123456789-dirty")
             rows = [{"step": 1, "reward": 0.5, "entropy": 0.1} | ({"kl": kl} if kl else {})]
+            rows += [{"step": 1, "eval/em": 2 / 3}]
             write_lines(folder / "metrics.jsonl", rows)
     text = write_study(STUDIES["kl"], "kl", tmp_path, runs, model="my base")
     assert "`python -m searchr1_mini.ablate kl --seeds 2 --model 'my base'`, **of different commits**: " in text
@@ -236,7 +237,11 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["common"]["steps"] == 7
     assert "| none | 0.9 | 1.5 | 50 | 0.5 | - | 0.1 | - |" in text
     assert "| k2 | 0.9 | 1.5 | 50 | 0.5 | 0.4 | 0.1 | 0.4 |" in text
-    assert json.loads((tmp_path / "results.json").read_text())["results"]["none"][0]["KL"] is None
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["results"]["none"][0]["KL"] is None and written["commits"][0] == "a123456789"
+    measured = {"eval/em": {"1": 0.6667}, "kl": {}, "entropy": {"1": 0.1}, "response_tokens": {}}
+    assert written["curves"]["none"] == [measured, measured]
+    assert written["curves"]["k2"][1]["kl"] == {"1": 0.4} and list(written["curves"]) == ["k3", "none", "k2"]
     curves = (tmp_path / "curves.svg").read_text()
     lines = {title: re.findall(r'<g class="s\d" color="(#[0-9a-f]+)">', chart) for title, chart in
              re.findall(r'class="title"[^>]*>(\w+)(.*?)\n</g>', curves, re.DOTALL)}  # fmt: skip
