@@ -148,22 +148,22 @@ def named(setting: Sequence[str]) -> str:
 
 
 def middle(finishes: Sequence[Finish], name: str) -> float:
-    """The median of a figure over the seeds; one that never got there took for ever (inf)."""
+    """The median of a figure over the seeds; one that does not count took for ever (inf)."""
     return median(_values(finishes, name))
 
 
 def _values(finishes: Sequence[Finish], name: str) -> list[float]:
-    return sorted(math.inf if (value := getattr(finish, name)) is None else value for finish in finishes)
+    return sorted(getattr(finish, name) if finish.counts else math.inf for finish in finishes)
 
 
 def row(setting: Sequence[str], finishes: Sequence[Finish], machine: str) -> str:
-    """The race's line of a table: median and range of each figure, how many seeds got there, the emptied check."""
+    """The race's line of a table: median and range of each figure, how many seeds count, the emptied check."""
 
     def spread(name: str) -> str:
         lowest, *_, highest = (_number(value) for value in _values(finishes, name))
         return lowest if lowest == highest else f"{_number(middle(finishes, name))} ({lowest} to {highest})"
 
-    got_there = f"{sum(finish.step is not None for finish in finishes)} of {len(finishes)}"
+    got_there = f"{sum(finish.counts for finish in finishes)} of {len(finishes)}"
     emptied = [finish.emptied for finish in finishes if finish.emptied is not None]
     most = f"{max(emptied):.3f}" if len(emptied) == len(finishes) else "not measured on every seed"
     cells = [f"`{named(setting)}`" if setting else named(setting), *map(spread, COUNTED), got_there, most, machine]

@@ -137,9 +137,9 @@ def test_metrics_without_what_is_counted_are_told(tmp_path):
         read_finish(folder, 7001)
 
 
-def finished(seed: int, tokens: float | None) -> Finish:
+def finished(seed: int, tokens: float | None, emptied: float | None = 0.007) -> Finish:
     figures = (None, None, None, None) if tokens is None else (5, tokens, tokens / 100, tokens / 1000)
-    return Finish(seed, *figures, em={}, after=0.9, emptied=seed / 1_000_000)
+    return Finish(seed, *figures, em={}, after=0.9, emptied=emptied)
 
 
 def test_the_row_has_median_and_range_and_drops_no_seed():
@@ -154,6 +154,16 @@ def test_the_row_has_median_and_range_and_drops_no_seed():
     assert math.isinf(middle(two_never, "seconds"))
     diverged = Finish(7002, None, None, None, None, em={}, diverged="x")
     assert "| 2 of 3 | not measured on every seed | cpu |" in row([], [three[0], diverged, three[2]], "cpu")
+
+
+def test_a_seed_that_does_not_count_is_one_that_never_got_there():
+    """It got there by answering without a search, or nobody measured whether it does."""
+    guessed = [finished(seed, 3000.0, emptied=0.6) for seed in races.SEEDS]
+    assert row([], guessed, "cpu") == "| the default run | never | never | never | 0 of 3 | 0.600 | cpu |"
+    assert all(math.isinf(middle(guessed, name)) for name in races.COUNTED)
+    one = [finished(7001, 3000.0, emptied=None), finished(7002, 1000.0), finished(7003, 12_000.0)]
+    assert "| 12,000 (1,000 to never) |" in row([], one, "cpu")
+    assert "| 2 of 3 | not measured on every seed | cpu |" in row([], one, "cpu")
 
 
 def test_every_seed_is_the_same_setting_on_a_world_of_its_own(tmp_path):
