@@ -11,7 +11,7 @@ from typing import Any
 
 from searchr1_mini.ablations.studies import Study
 from searchr1_mini.pages.charts import Bands, Chart, Series, picture
-from searchr1_mini.storage.commit import all_trained_at, short
+from searchr1_mini.storage.commit import all_trained_at, named, short
 from searchr1_mini.storage.files import read_json, read_metrics, write_json_atomic, write_text_atomic
 from searchr1_mini.storage.forms import OF_AN_ARM
 
@@ -116,7 +116,7 @@ def of_commits(commits: Sequence[str | None]) -> str:
     """Says of which commit a study is, or that it is of several, whose figures one should not compare."""
     if len(commits) > 1:
         return f", **of different commits**: {', '.join(map(short, commits))}"
-    return f", {short(None)}" if commits[0] is None else f", commit {short(commits[0])}"
+    return f", {named(commits[0])}"
 
 
 def table(results: Results) -> str:

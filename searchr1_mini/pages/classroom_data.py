@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,12 @@ from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.needs import shown, spelled
 from searchr1_mini.options.nested import get, make, options_of, with_options
-from searchr1_mini.options.own_parts import is_own
-from searchr1_mini.options.resolve import checked, filled, resolve, saved_config
-from searchr1_mini.retrievers.names import MOST_EMPTIED, PROBES
+from searchr1_mini.options.resolve import checked, filled, saved_config
+from searchr1_mini.pages.classroom_faults import CONFIG, METRICS, SUMMARY, figure_faults, log_faults, setting_faults
+from searchr1_mini.storage.commit import DIRTY, named, trained_at
 from searchr1_mini.storage.files import read_metrics, read_summary
 from searchr1_mini.storage.printable import one_line
 
-SUMMARY, CONFIG, METRICS = "summary.json", "config.json", "metrics.jsonl"
-ROUNDING = 0.002  # between a mean and the mean of its parts
-DEFAULT = resolve(TrainConfig())  # what everybody is compared with
 OF_THE_FOLDER = ("output_dir", "resume", "date")  # what a summary's settings do not hold
 
 
@@ -42,6 +39,7 @@ class Entry:
         steps, seconds: of training, a cold start included.
         changed: what differs from the default run of the model, as flags; None where nobody can tell.
         faults: why it cannot be compared with the others, in words.
+        commits: those that it was trained at, None for one that nobody can tell; none without a config.json.
     """
 
     who: str
@@ -52,6 +50,7 @@ class Entry:
     seconds: float | None = None
     changed: list[str] | None = None
     faults: list[str] = field(default_factory=list)
+    commits: Sequence[str | None] = ()
 
 
 def board(folders: Sequence[Path]) -> list[Entry]:
@@ -70,19 +69,45 @@ def board(folders: Sequence[Path]) -> list[Entry]:
         entries.append(read_entry(run, who))
         progress.tell("runs", number, len(runs))
     name_copies(entries, [run / METRICS for _, run in runs])
+    name_commits(entries)
     return sorted(entries, key=lambda entry: (entry.em is None, -(entry.em or 0), entry.who))
 
 
 def name_copies(entries: Sequence[Entry], logs: Sequence[Path]) -> None:
     """Adds a fault to entries that are one run: no two runs take the same seconds to the last digit, step by step."""
-    same: dict[bytes, list[Entry]] = defaultdict(list)
+    same: dict[str, list[Entry]] = defaultdict(list)
     for entry, log in zip(entries, logs, strict=True):
-        if log.is_file() and (logged := log.read_bytes()):
-            same[hashlib.sha256(logged).digest()].append(entry)
+        if times := seconds_of(log):
+            same[times].append(entry)
     for copies in same.values():
         for entry in copies if len(copies) > 1 else ():
             others = ", ".join(other.who for other in copies if other is not entry)
             entry.faults.append(f"the same run as {others}, to the last digit of its {METRICS}")
+
+
+def seconds_of(log: Path) -> str:
+    """The seconds of every step, however the file writes them, or all that it logs without them; empty if damaged."""
+    try:
+        rows = read_metrics(log)
+    except UserError:  # of which the entry tells
+        return ""
+    times = [(row["step"], row["seconds"]) for row in rows if row.get("seconds") is not None]
+    return json.dumps(times or rows, sort_keys=True) if rows else ""
+
+
+def name_commits(entries: Sequence[Entry]) -> None:
+    """Adds to what was changed any commit but the board's most common one; all of them, where several are."""
+    times = Counter(commit for entry in entries for commit in entry.commits if not is_changed(commit))
+    most = [commit for commit, n in times.items() if n == max(times.values())]
+    for entry in entries:
+        odd = [each for each in entry.commits if not is_changed(each) and (len(most) > 1 or each not in most)]
+        if entry.changed is not None:
+            entry.changed.extend(map(named, odd))
+
+
+def is_changed(commit: str | None) -> bool:
+    """Whether the code was changed since that commit."""
+    return commit is not None and commit.endswith(DIRTY)
 
 
 def runs_below(base: Path) -> list[Path]:
@@ -117,14 +142,33 @@ def names(runs: Sequence[tuple[Path, Path]]) -> list[str]:
 def read_entry(run: Path, who: str) -> Entry:
     """What a run's folder holds, whatever is damaged or missing in it."""
     try:
-        if not (run / SUMMARY).is_file():
-            return unfinished(run, who)
-        summary = read_summary(run / SUMMARY)
+        entry = finished(run, who) if (run / SUMMARY).is_file() else unfinished(run, who)
     except UserError as error:
-        return Entry(who, faults=[str(error)])
+        entry = Entry(who, faults=[str(error)])
+    commits, faults = code_of(run)
+    return replace(entry, faults=list(dict.fromkeys(entry.faults + faults)), commits=commits)
+
+
+def code_of(run: Path) -> tuple[Sequence[str | None], list[str]]:
+    """The commits that a run was trained at, none without a config.json, and what they say against it."""
+    try:
+        commits = trained_at(run) if (run / CONFIG).is_file() else []
+    except UserError as error:
+        return [], [str(error)]
+    changed = [named(commit) for commit in commits if is_changed(commit)]
+    return commits, [f"{told}: its code was changed since, and nobody can tell how" for told in changed]
+
+
+def finished(run: Path, who: str) -> Entry:
+    """A run that has a summary.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    summary = read_summary(run / SUMMARY)
     after, emptied = summary["after"], summary.get("after_without_retriever")
     config, faults = trained_with(run, summary)
-    faults += figure_faults(summary) + (setting_faults(config) if config else [])
+    faults += figure_faults(summary) + log_faults(run, after["em"]) + (setting_faults(config) if config else [])
     return Entry(
         who,
         em=after["em"],
@@ -201,58 +245,3 @@ def _strange_sources(config: TrainConfig, sources: Iterable[str]) -> list[str]:
         return [source for source in sources if source.startswith("world-")]
     asked = {f"world-{hops}hop" for hops in world_hops_list(config)}
     return [source for source in sources if source not in asked]
-
-
-def figure_faults(summary: dict[str, Any]) -> list[str]:
-    """What the figures of a summary say against it, whatever the run's settings were."""
-    after, emptied, faults = summary["after"], summary.get("after_without_retriever"), []
-    parts = list(after["by_source"].values())
-    measured = [after, *parts, *([emptied] if emptied else [])]
-    if not parts or not all(part["n"] > 0 and 0 <= part["em"] <= 1 for part in measured):
-        return [f"{SUMMARY} holds figures that no evaluation gives"]
-    n = sum(part["n"] for part in parts)
-    mean = sum(part["n"] * part["em"] for part in parts) / n
-    if n != after["n"] or abs(mean - after["em"]) > ROUNDING:
-        faults.append(f"its exact match is {after['em']:.3f}, but by hops it comes to {mean:.3f}")
-    wanted = DEFAULT.data.eval_questions
-    if after["n"] < wanted:
-        faults.append(f"measured on {after['n']} held-out questions, the default run on {wanted}")
-    if emptied is None:
-        faults.append("never measured with the retriever emptied")
-    elif emptied["em"] > MOST_EMPTIED:
-        told = f"exact match {emptied['em']:.3f} with the retriever emptied, above {MOST_EMPTIED}"
-        faults.append(f"{told}: it answers without searching")
-    return faults
-
-
-def setting_faults(config: TrainConfig) -> list[str]:
-    """What a run's settings say against comparing it with the default run."""
-    run, data, faults = config.run, config.data, []
-    if run.bug is not None:
-        faults.append(f"--bug {run.bug}: the method is broken on purpose")
-    if run.mystery is not None:
-        faults.append(f"--mystery {run.mystery}: a bug hunt, the method is broken on purpose")
-    if not config.objective.mask_observations:
-        faults.append("--no-mask-observations: it was trained on what the engine wrote")
-    if config.run.method != DEFAULT.run.method:
-        faults.append(f"{spelled('method', run.method)}: another method than the default run's {DEFAULT.run.method}")
-    if config.retrieval.retriever == "oracle":
-        faults.append("--retriever oracle: its engine is handed the right passages")
-    elif config.retrieval.retriever in PROBES:
-        faults.append(f"{spelled('retriever', config.retrieval.retriever)}: it finds nothing, or anything")
-    elif is_own(config.retrieval.retriever):
-        engine = spelled("retriever", config.retrieval.retriever)
-        faults.append(f"{engine}: an engine of its own, of which nobody can tell what it hands over")
-    if data.dataset != DEFAULT.data.dataset:
-        named = shown(data.data_path or data.dataset)
-        return [*faults, f"measured on another data set than the default run: {named}"]
-    odd = [
-        name for name in ("world_difficulty", "world_hops", "world_noise") if get(config, name) != get(DEFAULT, name)
-    ]
-    if odd:
-        told = ", ".join(spelled(name, get(config, name)) for name in odd)
-        faults.append(f"measured on another world than the default run's: {told}")
-    if config.optimization.seed != DEFAULT.optimization.seed:
-        told = f"the default run's is {DEFAULT.optimization.seed}"
-        faults.append(f"measured on the world of --seed {config.optimization.seed}, {told}")
-    return faults

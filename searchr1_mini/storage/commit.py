@@ -52,6 +52,11 @@ def all_trained_at(run_dirs: Iterable[Path]) -> list[str | None]:
     return sorted({commit for run_dir in run_dirs for commit in trained_at(run_dir)}, key=lambda each: each or "")
 
 
+def named(commit: str | None) -> str:
+    """Returns `commit 123456789`, or that it is an unknown one."""
+    return short(commit) if commit is None else f"commit {short(commit)}"
+
+
 def short(commit: str | None) -> str:
     """Returns a commit as people write it: nine digits, and whether the code was changed since."""
     if commit is None:

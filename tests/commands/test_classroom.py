@@ -21,6 +21,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.pages import classroom as page
 from searchr1_mini.pages.classroom import terminal
 from searchr1_mini.pages.classroom_data import Entry, board, read_entry
+from searchr1_mini.storage.commit import keep_commit
 
 
 def said(*words: object) -> subprocess.CompletedProcess:
@@ -103,6 +104,17 @@ def test_another_data_set_is_named(tmp_path):
     assert faults[1] == "measured on another data set than the default run: hotpotqa"
 
 
+def test_a_run_that_begins_with_another_ones_learning_is_named(tmp_path):
+    run = hand_in(tmp_path / "run", 0.9, 0.9)
+    for name in ("summary.json", "config.json"):
+        held = json.loads((run / name).read_text())
+        held.get("settings", held)["init"] = "runs/other"
+        (run / name).write_text(json.dumps(held))
+    entry = read_entry(run, "run")
+    assert entry.faults == ["--init runs/other: it begins with what another run has learnt"]
+    assert entry.changed == ["--init runs/other"]
+
+
 def test_a_summary_that_is_not_of_its_config_is_named(tmp_path):
     """Somebody else's summary, and a config.json from which a fault was taken out."""
     run = hand_in(tmp_path / "a", 0.9, 0.9)
@@ -126,9 +138,48 @@ def test_figures_that_do_not_fit_each_other_are_named(tmp_path):
     assert faults == [
         "summary.json is of 20 steps, and its settings of 40",
         "summary.json is of 600 held-out questions, and its settings of 200",
+        "measured on 600 questions, and on 200 with the retriever emptied",
     ]
     change(run / "summary.json", after=measured(0.9, 0.9), steps=40, after_without_retriever=None)
     assert read_entry(run, "run").faults == ["never measured with the retriever emptied"]
+    change(run / "summary.json", after_without_retriever=measured(0.0, 0.0) | {"n": 1})
+    assert read_entry(run, "run").faults == [
+        "with the retriever emptied, it counts 1 questions, but by hops 200",
+        "measured on 200 questions, and on 1 with the retriever emptied",
+    ]
+    change(run / "summary.json", after_without_retriever=measured(0.5, 0.5) | {"em": 0.0})
+    told = "with the retriever emptied, its exact match is 0.000, but by hops it comes to 0.500"
+    assert read_entry(run, "run").faults == [told]
+
+
+def test_a_summary_that_the_log_contradicts_is_named(tmp_path):
+    run = hand_in(tmp_path / "run", 0.98, 0.98)
+    rows = [{"step": 20, "eval/em": 0.98}, {"step": 40, "seconds": 1.0}, {"step": 40, "eval/em": 0.41}]
+    write_lines(run / "metrics.jsonl", rows)
+    told = "its exact match is 0.980 in summary.json, but 0.410 at the end of metrics.jsonl"
+    assert read_entry(run, "run").faults == [told]
+    write_lines(run / "metrics.jsonl", [*rows[:2], {"step": 40, "eval/em": 0.98}])
+    assert read_entry(run, "run").faults == []
+    (run / "metrics.jsonl").write_text("7\n")
+    assert "metrics.jsonl is damaged" in read_entry(run, "run").faults[0]
+
+
+def test_another_commit_is_named_and_changed_code_has_no_place(tmp_path):
+    commits = {"anna": "a" * 40, "bela": "a" * 40, "carl": "b" * 40, "dora": "a" * 40 + "-dirty", "emil": None}
+    for who, commit in commits.items():
+        change(hand_in(tmp_path / who, 0.9, 0.9) / "config.json", git_commit=commit)
+    keep_commit(tmp_path / "bela", "c" * 40)
+    entries = {entry.who: entry for entry in board([tmp_path])}
+    changed = {who: entry.changed for who, entry in entries.items()}
+    assert changed == {"anna": [], "bela": ["commit ccccccccc"], "carl": ["commit bbbbbbbbb"], "dora": [],
+                       "emil": ["an unknown commit"]}  # fmt: skip
+    (fault,) = entries.pop("dora").faults
+    assert fault == "commit aaaaaaaaa-dirty: its code was changed since, and nobody can tell how"
+    assert not any(entry.faults for entry in entries.values())
+    two = {entry.who: entry.changed for entry in board([tmp_path / "anna", tmp_path / "carl"])}
+    assert two == {"anna": ["commit aaaaaaaaa"], "carl": ["commit bbbbbbbbb"]}  # no commit is the usual one
+    (tmp_path / "bela" / "resumed_at.json").write_text("{}")
+    assert "resumed_at.json is damaged" in read_entry(tmp_path / "bela", "bela").faults[0]
 
 
 def test_a_run_that_was_resumed_for_more_steps_is_one_run(tmp_path):
@@ -183,6 +234,9 @@ def test_a_copied_run_is_named_on_both_lines(tmp_path):
     faults = {entry.who: entry.faults for entry in board([tmp_path])}
     assert faults["carl"] == faults["dora"] == []
     assert "the same run as bela" in faults["anna"][0] and "the same run as anna" in faults["bela"][0]
+    again = tmp_path / "dora" / "metrics.jsonl"
+    again.write_text('\n{"seconds": 2.50, "step": 1}\n\n')  # the same numbers in other bytes
+    assert "the same run as anna, bela, to the last digit" in {e.who: e.faults for e in board([tmp_path])}["dora"][0]
 
 
 def test_on_eighty_columns_what_was_changed_stands_beneath():
