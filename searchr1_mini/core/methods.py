@@ -87,14 +87,13 @@ def search_r1(
     max_new_tokens: int = 500,
     topk: int = 3,
     serves_search: bool = True,
-    last_turn: bool = True,
     read: Callable[[Sequence[Passage]], Method] = show,
 ) -> Method:
     """Runs Search-R1 (paper, Algorithm 1): think, search, read, answer; at most `max_turns` actions.
 
     A turn that is neither a search nor an answer is told so and costs an action. After the budget is spent the policy
-    gets one last turn, in which a search is no longer served (the public code; the paper stops at B, as does
-    `last_turn=False`). Without `serves_search` there is no engine: a search is an invalid action too.
+    gets one last turn, in which a search is no longer served (the public code; the paper stops at B). Without
+    `serves_search` there is no engine: a search is an invalid action too.
     """
     yield Prompt(template.format(question=normalize_question(question)))
     for _ in range(max_turns):
@@ -106,9 +105,7 @@ def search_r1(
             yield from read(passages)
         else:
             yield Observe(INVALID_ACTION)
-    if last_turn:
-        action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
-        if action.kind == "answer":
-            yield Finish(action.content, "answer")
-        yield Finish(None, "turns", is_invalid=action.kind == "invalid")
-    yield Finish(None, "turns")
+    action = parse_action((yield Generate(STOP_STRINGS, max_new_tokens)))
+    if action.kind == "answer":
+        yield Finish(action.content, "answer")
+    yield Finish(None, "turns", is_invalid=action.kind == "invalid")

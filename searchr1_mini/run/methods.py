@@ -100,7 +100,6 @@ def make_method(
     max_new_tokens: int,
     topk: int,
     serves_search: bool = True,
-    last_turn: bool = True,
     shots: Sequence[Worked] = (),
     open_message: OpenMessage | None = None,
 ) -> MakeMethod:
@@ -119,5 +118,5 @@ def make_method(
     if name in ("search-r1", "search-o1", "ircot"):
         settings["max_turns"] = max_turns
     if name in ("search-r1", "search-o1"):
-        settings |= {"serves_search": serves_search, "last_turn": last_turn}
+        settings["serves_search"] = serves_search
     return partial(generators.get(name, reason), **settings)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from searchr1_mini.core import training
+from searchr1_mini.core.methods import Finish, Generate, MakeMethod, Method
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.core.trajectory import Trajectory
@@ -86,6 +87,19 @@ def weights_by_whole_length(loss_mask: Tensor) -> Tensor:
     not_ended = loss_mask.flip(1).float().cummax(1).values.flip(1)
     length = (started * not_ended).sum(1, keepdim=True)
     return loss_mask.float() / (len(loss_mask) * length.clamp(min=1))
+
+
+def without_last_turn(make_method: MakeMethod, max_turns: int) -> MakeMethod:
+    """Makes conversations that end after `max_turns` actions, without a last turn: `--bug no-last-turn`."""
+
+    def method(question: str) -> Method:
+        conversation, reply, turns = make_method(question), None, 0
+        while True:
+            request = conversation.send(reply)
+            turns += isinstance(request, Generate)
+            reply = yield Finish(None, "turns") if turns > max_turns else request
+
+    return method
 
 
 def whole_text_reward(trajectory: Trajectory, golden_answers: Sequence[str]) -> float:

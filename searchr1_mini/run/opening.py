@@ -39,7 +39,7 @@ from searchr1_mini.run.data_identity import check_data, data_identity
 from searchr1_mini.run.held_out import HELD_OUT, keep_held_out, keep_trained_on, keeps_held_out
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
 from searchr1_mini.run.methods import OpenMessage, make_method
-from searchr1_mini.run.museum import active_bug
+from searchr1_mini.run.museum import active_bug, without_last_turn
 from searchr1_mini.run.processes import main_first, on_main
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.task import Library, load_task
@@ -174,17 +174,19 @@ def configured_method(
             max_new_tokens=config.rollout.max_new_tokens,
             topk=config.retrieval.topk,
         )
-    return make_method(
+    make = make_method(
         config.run.method,
         template=config.data.template,
         max_turns=config.rollout.max_turns,
         max_new_tokens=config.rollout.max_new_tokens,
         topk=config.retrieval.topk,
         serves_search=config.retrieval.retriever != "none",
-        last_turn=active_bug(config.run) != "no-last-turn",
         shots=shots,
         open_message=open_message,
     )
+    if active_bug(config.run) == "no-last-turn" and config.run.method in ("search-r1", "search-o1"):
+        make = without_last_turn(make, config.rollout.max_turns)
+    return make
 
 
 def rollout_limits(config: TrainConfig) -> RolloutLimits:

@@ -10,6 +10,7 @@ from searchr1_mini.core.prompts import INVALID_ACTION, STOP_STRINGS
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.options.defaults import PROMPTED
 from searchr1_mini.run.methods import make_method
+from searchr1_mini.run.museum import without_last_turn
 from searchr1_mini.run.templates import PAPER, REASON_IN_DOCUMENTS, template_of
 
 OSLO = Passage("1", "Oslo", "Oslo is the capital of Norway.")
@@ -55,10 +56,17 @@ def test_the_last_turn_is_served_no_search():
 
 @pytest.mark.parametrize("name", ["search-r1", "search-o1"])
 def test_without_a_last_turn_the_budget_is_the_end(name):
-    """As in the paper, which stops at B."""
+    """As in the paper, which stops at B; up to there nothing is another."""
     replies = [None, "hm", None, "hm", None]
-    assert feed(make(name, last_turn=False), *replies)[-1] == Finish(None, "turns")
-    assert feed(make(name), *replies)[-1] == Generate(STOP_STRINGS, 9)
+    *asked, last = feed(without_last_turn(lambda _: make(name), max_turns=2)("Who"), *replies)
+    *sound, its_last = feed(make(name), *replies)
+    assert last == Finish(None, "turns") and its_last == Generate(STOP_STRINGS, 9) and asked == sound
+
+
+def test_without_a_last_turn_an_earlier_answer_ends_as_ever():
+    replies = [None, "<search> a </search>", [OSLO], None, "<answer> x </answer>"]
+    asked = feed(without_last_turn(lambda _: make("search-r1"), max_turns=2)("Who"), *replies)
+    assert asked == feed(make("search-r1"), *replies) and asked[-1] == Finish("x", "answer")
 
 
 def test_without_an_engine_a_search_is_an_invalid_action():

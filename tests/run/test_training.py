@@ -275,8 +275,11 @@ def test_the_options_of_a_rollout_reach_it():
     turns = [request for request in requests if isinstance(request, methods.Generate)]
     assert turns == [methods.Generate(STOP_STRINGS, 21)] * 4  # the last without an engine
     assert requests[-1] == methods.Finish(None, "turns")
+    for method in ("search-r1", "search-o1"):
+        faulty = with_options(config, bug="no-last-turn", method=method, max_turns=1)
+        assert asked(faulty, [None, "hm", None])[-1] == methods.Finish(None, "turns")
     without_last = asked(with_options(config, bug="no-last-turn"), [None, *search * 3])
-    assert without_last[-1] == methods.Finish(None, "turns")
+    assert without_last == [*requests[:-2], methods.Finish(None, "turns")]
     no_engine = asked(with_options(config, retriever="none"), [None, *search[:1]])
     assert no_engine[-1] == methods.Observe(methods.INVALID_ACTION)
 
