@@ -18,7 +18,9 @@ def option(default: Any, help_text: str, **bounds: float):
 class RolloutConfig:
     """The limits of a rollout, and how it is sampled."""
 
-    max_turns: int = option(4, "actions per question, before one last turn without a search", least=1, most=1000)
+    max_turns: int | None = option(
+        None, "actions per question, before one last turn without a search [default: 4; a hunt's 2]", least=1, most=1000
+    )
     max_new_tokens: int | None = option(None, "token limit per turn", least=1, most=MOST_TOKENS)
     max_total_tokens: int | None = option(
         None, "token limit per trajectory, prompt included", least=16, most=MOST_TOKENS

@@ -11,7 +11,7 @@ from searchr1_mini.data.names import BRING_PASSAGES, DATASETS
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.options.config import RetrievalConfig, TrainConfig
-from searchr1_mini.options.defaults import REAL
+from searchr1_mini.options.defaults import HUNT_TURNS, REAL
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of
@@ -236,6 +236,9 @@ def check_resolved(config: TrainConfig) -> None:
          f"--bug {bug} does nothing with a --method of your own; set --method search-r1, or leave it out"),
         (config.run.mystery is not None and is_own(config.run.method),
          "--mystery plants faults in --method search-r1; leave your own method out"),
+        (config.run.mystery is not None and rollout.max_turns > HUNT_TURNS and not config.run.resume,
+         f"--max-turns {rollout.max_turns}: with more than {HUNT_TURNS} a --mystery may not show; give at most "
+         f"{HUNT_TURNS}, here and to the sound run beside it"),
         (step.mini_batches > step.questions_per_step,
          f"--mini-batches {step.mini_batches} is more than --questions-per-step {step.questions_per_step}"),
         (objective.clip_eps >= 1, f"--clip-eps {objective.clip_eps}: it must be below 1"),

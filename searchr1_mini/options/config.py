@@ -56,7 +56,8 @@ class RunConfig:
     ] | None = option(None, "bug planted on purpose, as public code had it (docs/algorithms.md, museum)")  # fmt: skip
     mystery: int | None = option(
         None,
-        "number of a bug hunt, which plants one fault of the museum and says nowhere which",
+        "number of a bug hunt, which plants one fault of the museum and says nowhere which; compare it with a run of "
+        "--max-turns 2",
         least=0,
         most=1_000_000,
     )

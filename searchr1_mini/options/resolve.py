@@ -18,9 +18,11 @@ from searchr1_mini.options.defaults import (
     COLD_START_RATES,
     CRITIC_LEARNING_RATES,
     HUB_MODELS,
+    HUNT_TURNS,
     IMITATION,
     IMITATION_RATES,
     LEARNING_RATES,
+    MAX_TURNS,
     PAPERS_ROLLOUTS,
     PPO,
     REAL,
@@ -95,7 +97,8 @@ def checked(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} is damaged: it names no {missing[0]}; put back a copy of it, or name another run")
     check_saved(path, saved, TrainConfig)
-    empty = [name for name in TINY if name != "drop_zero_variance" and name in saved and saved[name] is None]
+    filled_in = {*TINY, "max_turns"} - {"drop_zero_variance"}
+    empty = [name for name in saved if name in filled_in and saved[name] is None]
     wrong = [name for name in ("data_hashes", "versions") if not isinstance(saved.get(name) or {}, dict)]
     for name in empty + wrong:
         raise UserError(
@@ -154,6 +157,7 @@ def filled(config: TrainConfig) -> TrainConfig:
     way = "full" if values["lora_rank"] == 0 else "lora"
     values.setdefault("learning_rate", (IMITATION_RATES if imitates else LEARNING_RATES)[size, way])
     values.setdefault("method", "direct" if config.run.algorithm == "sft" else "search-r1")
+    values.setdefault("max_turns", MAX_TURNS if config.run.mystery is None else HUNT_TURNS)
     values.setdefault("lora_alpha", max(2 * values["lora_rank"], 1))
     if config.imitation.cold_start:
         values.setdefault("cold_start_learning_rate", COLD_START_RATES[size, way])

@@ -331,6 +331,7 @@ WRONG = [
    ("seed", {}),     ("method", "evil"), ("method", 3), ("algorithm", "dpo"), ("learning_rate", "3e-3"),
     ("learning_rate", float("nan")),
     ("learning_rate", float("inf")), ("learning_rate", 1e308), ("learning_rate", 10**400), ("max_total_tokens", None),
+    ("max_turns", None),
     ("max_turns", 1e26), ("model", 7), ("model", None), ("model", "a\0b"), ("model", "\udcff"), ("tensorboard", 1),
     ("retriever", "google"), ("data_hashes", [1]), ("versions", "x"), ("lora_rank", -1), ("reward", ["em"]),
 ]  # fmt: skip

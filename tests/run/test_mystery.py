@@ -9,7 +9,7 @@ from searchr1_mini import mystery
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import RunConfig, TrainConfig
-from searchr1_mini.options.nested import make
+from searchr1_mini.options.nested import flat, make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.museum import BUGS, active_bug
@@ -33,7 +33,7 @@ def test_every_fault_hides_behind_some_number_and_a_number_hides_one():
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_hidden_fault_trains_as_the_named_one_and_nothing_names_it(bug, tmp_path, capsys):
     logs = []
-    for name, how in (("named", {"bug": bug}), ("hidden", {"mystery": number_of(bug)})):
+    for name, how in (("named", {"bug": bug, "max_turns": 2}), ("hidden", {"mystery": number_of(bug)})):
         run = train(resolve(make(TrainConfig, output_dir=str(tmp_path / name), **SMALL, **how)), write_report)
         rows = read_jsonl(run / "metrics.jsonl")
         logs.append([{k: v for k, v in row.items() if "second" not in k} for row in rows])
@@ -52,6 +52,29 @@ def test_a_hidden_fault_trains_as_the_named_one_and_nothing_names_it(bug, tmp_pa
             assert capsys.readouterr().out.startswith("no: ")
     with pytest.raises(UserError, match="is no bug hunt"):
         mystery.main([str(tmp_path / "named"), bug])
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_hunt_of_the_documented_command_is_not_the_sound_run(bug, tmp_path):
+    """Already in its first steps, though a base of this size answers at once mostly."""
+    logs = []
+    for name, how in (("sound", {"max_turns": 2}), ("hunt", {"mystery": number_of(bug)})):
+        options = {"steps": 2, "eval_every": 2, "eval_questions": 2, "tensorboard": False, "memory_check": False}
+        run = train(resolve(make(TrainConfig, output_dir=str(tmp_path / name), **options, **how)))
+        rows = read_jsonl(run / "metrics.jsonl")
+        logs.append([(row["reward"], row["answered"], row.get("policy_loss"), row.get("entropy")) for row in rows[:2]])
+    assert logs[0] != logs[1]
+
+
+def test_a_hunt_has_few_turns_so_that_every_fault_acts(tmp_path):
+    assert resolve(make(TrainConfig, mystery=6)).rollout.max_turns == 2
+    assert resolve(make(TrainConfig, mystery=6, max_turns=1)).rollout.max_turns == 1
+    assert resolve(TrainConfig()).rollout.max_turns == 4
+    for flags in (["--max-turns", "4"], ["--preset", "laptop-llm"]):
+        with pytest.raises(UserError, match=r"--max-turns [34]: with more than 2 a --mystery may not show"):
+            resolve(parse(TrainConfig, "train.py", "", ["--mystery", "3", *flags]))
+    older = flat(resolve(TrainConfig())) | {"mystery": 6, "resume": True, "output_dir": str(tmp_path)}
+    assert resolve(make(TrainConfig, **older)).rollout.max_turns == 4
 
 
 @pytest.mark.parametrize("how", [{"bug": "colliding-groups"}, {"mystery": number_of("no-last-turn")}])
