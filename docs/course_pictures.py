@@ -190,7 +190,7 @@ def suspects() -> str:
     stages = [  # stage, faults, numbers of the log and columns of the rollouts
         ("roll out", ["no-last-turn"], ["turns, answered"]),
         ("reward", ["reward-from-whole-text"], ["reward above em"]),
-        ("batch", ["retokenize"], ["entropy, grad_norm", "ratios are missing"]),
+        ("batch", ["retokenize"], ["entropy, grad_norm"]),
         ("advantages", ["colliding-groups"], ["group, advantage", "zero_variance_groups"]),
         ("loss", ["masked-in-denominator", "tool-tokens-in-length"], ["policy_loss", "grad_norm"]),
     ]

@@ -122,17 +122,16 @@ draw_trajectory(trajectories[row], tokenizer, f"reward {lines[row]['reward']:g},
 
 # %% [markdown]
 # The token inspector of a report ([The report](../docs/report.md#the-trajectories)) shows what the run recorded of
-# every token; here are the tokens of the first turn. The ratio is a token's probability after the update divided by
-# that before it, and stands only beside a token that the update used.
+# every token; here are the tokens of the first turn. A hunt records no ratios and no `logprob_diff_*`: how they are
+# rounded would tell one of the suspects from all others.
 
 # %%
 turn = lines[row]["segments"][1]
-ratios = turn.get("ratios", [None] * len(turn["token_ids"]))
-print(f"advantage {lines[row]['advantage']:.3f} of every token\n\n{'token':14}{'id':>5}{'log-prob':>10}{'ratio':>8}")
-for piece, id_, logprob, ratio in zip(
-    pieces_of(turn["token_ids"], tokenizer), turn["token_ids"], turn["logprobs"], ratios, strict=True
+print(f"advantage {lines[row]['advantage']:.3f} of every token\n\n{'token':14}{'id':>5}{'log-prob':>10}")
+for piece, id_, logprob in zip(
+    pieces_of(turn["token_ids"], tokenizer), turn["token_ids"], turn["logprobs"], strict=True
 ):
-    print(f"{piece:14}{id_:5}{logprob:10.4f}{'-' if ratio is None else f'{ratio:.3f}':>8}")
+    print(f"{piece:14}{id_:5}{logprob:10.4f}")
 
 # %% [markdown]
 # ## Checks by hand
@@ -282,9 +281,8 @@ check("11.1", answer, "77423d252e10", hint="weigh the loss as each suspect left 
 # <details><summary>Solution</summary>
 #
 # The first step clears who would have changed rollouts, rewards or groups by then; the checks clear the same three in
-# all steps. The inspector shows a ratio beside every token, so the tokens of the update are those that were sampled.
-# Two ways to weigh are left, and `museum.weights_by_whole_length` agrees with the log, `museum.weights_over_all_tokens`
-# does not.
+# all steps. Three are left. Weighed by `museum.weights_by_whole_length`, the sum agrees with the log in every step; by
+# `museum.weights_over_all_tokens` it does not, nor over turns that are encoded again (`museum.retokenized`).
 #
 # ```python
 # answer = "tool-tokens-in-length"
@@ -324,9 +322,10 @@ check_code("11.3", repaired(answer, 34), soundly, [(4,)], hint="what does the so
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# All checks hold, and the loss by hand agrees with the log in all steps but one. Yet in the first step, on the same
-# rollouts, `entropy` and `grad_norm` differ; and no token of the inspector has a ratio, since those of the update are
-# not those that were sampled: `retokenize`. The batch has to be built of the ids that were sampled:
+# All checks hold, and the loss by hand, which knows how many tokens there are and not which, agrees with the log in all
+# steps but one. Yet in the first step, on the same rollouts, `entropy` and `grad_norm` differ, which depend on the
+# tokens themselves: those of the update are not those that were sampled, `retokenize`. The batch has to be built of the
+# ids that were sampled:
 #
 # ```python
 # from torch.nn.utils.rnn import pad_sequence

@@ -25,7 +25,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run.museum import active_bug, planted
+from searchr1_mini.run.museum import HINTS, active_bug, planted
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import configured_reward, train
@@ -119,14 +119,15 @@ def first_step(take: Callable[[Run], dict[str, float]], **options) -> list[float
         options: of `TrainConfig`.
 
     Returns:
-        The row's numbers in the order of their names, without times; none if `take` returned no row.
+        The row's numbers in the order of their names, without times and without what a hunt does not log; none if
+        `take` returned no row.
     """
     config = resolve(make(TrainConfig, output_dir=f"{tempfile.mkdtemp()}/run", tensorboard=False, **options))
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         run = open_run(config)
         with planted(active_bug(config.run), run.policy.tokenizer):
             row = take(run) or {}
-    return [row[name] for name in sorted(row) if "second" not in name]
+    return [row[name] for name in sorted(row) if "second" not in name and name not in HINTS]
 
 
 def pieces_of(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -28,6 +28,7 @@ BUGS = (
     *("retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn"),
     "reward-from-whole-text",
 )
+HINTS = ("logprob_diff_max", "logprob_diff_mean", "ratios")  # a hunt logs none: their rounding tells `retokenize`
 
 
 def active_bug(config: RunConfig) -> str | None:

@@ -33,7 +33,7 @@ from searchr1_mini.run.evaluations import WITHOUT_SEARCH, Evaluations
 from searchr1_mini.run.invariants import check_step
 from searchr1_mini.run.log import Tracker, truncate_metrics, write_rollouts
 from searchr1_mini.run.metrics import eval_metrics, rollout_metrics
-from searchr1_mini.run.museum import active_bug
+from searchr1_mini.run.museum import HINTS, active_bug
 from searchr1_mini.run.preflight import give_back_free_memory
 from searchr1_mini.run.processes import on_main
 from searchr1_mini.run.task import Task
@@ -155,6 +155,8 @@ class Run:
             rows = rollout_rows(self, rollouts, experience)
         if is_main():
             write_rollouts(self.folder, step, rows)
+        if self.config.run.mystery is not None:
+            metrics = {name: value for name, value in metrics.items() if name not in HINTS}
         stats = sum_stats(rollouts.stats)
         seconds = time.perf_counter() - self.step_began
         self.log_step(

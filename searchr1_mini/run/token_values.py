@@ -10,7 +10,6 @@ import torch
 from searchr1_mini.core.experience import Experience, all_logprobs
 from searchr1_mini.core.training import Rollouts
 from searchr1_mini.run.log import trajectory_row
-from searchr1_mini.run.museum import active_bug
 
 if TYPE_CHECKING:
     from searchr1_mini.run.run import Run
@@ -47,11 +46,11 @@ def token_values(run: Run, experience: Experience) -> list[TokenValues]:
         `ratios`, pi(token) after the step's updates / pi_old(token), which costs a forward over all of them.
     """
     batch = experience.batch
-    if active_bug(run.config.run) == "retokenize":  # the tokens that were trained on are not those that were sampled
+    if run.config.run.bug == "retokenize":  # the tokens that were trained on are not those that were sampled
         return [{}] * len(batch.lengths)
     is_of_tokens = run.critic or run.config.variant.turn_coef or run.config.variant.tree_branches
     columns = {"advantages": experience.advantages} if is_of_tokens else {}
-    if run.wants_ratios:
+    if run.wants_ratios and run.config.run.mystery is None:  # one of the museum's HINTS
         now = all_logprobs(run.policy, batch, run.config.rollout.temperature, run.optimizer.micro_batches)
         columns["ratios"] = (now - batch.old_logprobs).exp()
     masked = ~batch.loss_mask

@@ -37,7 +37,11 @@ def test_a_hidden_fault_trains_as_the_named_one_and_nothing_names_it(bug, tmp_pa
         run = train(resolve(make(TrainConfig, output_dir=str(tmp_path / name), **SMALL, **how)), write_report)
         rows = read_jsonl(run / "metrics.jsonl")
         logs.append([{k: v for k, v in row.items() if "second" not in k} for row in rows])
-    assert logs[0] == logs[1]
+    hints = {"logprob_diff_max", "logprob_diff_mean"}
+    assert [{k: v for k, v in row.items() if k not in hints} for row in logs[0]] == logs[1]
+    assert hints < {key for row in logs[0] for key in row} and not any(
+        '"ratios"' in path.read_text() for path in run.rglob("step-*.jsonl")
+    )
     said = capsys.readouterr().out.split(str(tmp_path / "hidden"))[-1]
     files = [path for path in run.rglob("*") if path.suffix in (".json", ".jsonl", ".html")]
     files = [path for path in files if path.name != "tokenizer.json"]  # it speaks of pretokenizers
