@@ -247,6 +247,11 @@ def check_resolved(config: TrainConfig) -> None:
         (objective.dynamic_sampling > 1 and step.group_size == 1,
          "--dynamic-sampling replaces groups whose rewards are all equal, and a group of 1 has one reward; raise "
          "--group-size"),
+        (objective.dynamic_sampling > 1 and (objective.baseline in ("batch", "none") or config.variant.turn_coef > 0)
+         and not config.run.resume,
+         "--dynamic-sampling leaves out groups whose rewards are all equal, and "
+         f"{'--turn-coef' if config.variant.turn_coef > 0 else f'--baseline {objective.baseline}'} learns from them "
+         "too; leave one out"),
         (rollout.temperature < LEAST_TEMPERATURE,
          f"--temperature {rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
         (step.questions_per_step * step.group_size * objective.dynamic_sampling > MOST_ROLLOUTS,

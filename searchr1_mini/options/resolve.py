@@ -147,7 +147,9 @@ def filled(config: TrainConfig) -> TrainConfig:
     if imitates:
         values |= IMITATION[size] | {"group_size": 1 if config.run.algorithm == "sft" else PAPERS_ROLLOUTS}
         del values["drop_zero_variance"]
-    if config.objective.baseline in ("batch", "none") or config.variant.turn_coef:  # equal rewards teach there too
+    objective = config.objective
+    if objective.baseline in ("batch", "none") or config.variant.turn_coef or objective.llds_coef:
+        # there equal rewards teach too
         values["drop_zero_variance"] = False
     if config.weights.lora_rank == 0:
         values["load_in_4bit"] = False

@@ -50,7 +50,7 @@ def llds_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, los
     """Computes max(0, log pi_old - log pi) where a trajectory that was no worse than its group lost likelihood.
 
     The likelihood-preserving regularizer LLDS (arXiv 2512.04220): it acts only on trajectories with A >= 0 whose
-    log-likelihood fell as a whole, and in them only on the tokens that fell.
+    log-likelihood fell as a whole (the response-level gate), and in them only on the tokens that fell.
 
     Args:
         logprobs, old_logprobs, advantages: (B, T); advantages of GRPO, one value a row.

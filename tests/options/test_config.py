@@ -90,6 +90,12 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--algorithm", "ppo", "--llds-coef", "0.1"], "--llds-coef"),
         (["--algorithm", "ppo", "--gae-lambda", "1.5"], "must be at most 1"),
         (["--group-size", "1", "--dynamic-sampling", "2"], "raise --group-size"),
+        (
+            ["--dynamic-sampling", "2", "--baseline", "batch"],
+            "and --baseline batch learns from them too; leave one out",
+        ),
+        (["--dynamic-sampling", "2", "--baseline", "none"], "and --baseline none learns from them too; leave one out"),
+        (["--dynamic-sampling", "2", "--turn-coef", "1"], "and --turn-coef learns from them too; leave one out"),
         (["--group-size", "1", "--baseline", "leave-one-out"], "--baseline none"),
         (["--group-size", "1", "--no-normalize-std"], "--no-normalize-std does nothing with --group-size 1"),
         (["--reward", "f2"], "did you mean f1?"),

@@ -42,7 +42,7 @@ def test_a_step_of_reinforce_plus_plus(baseline, tmp_path):
     run = session_of(tmp_path, baseline=baseline)
     rollouts = collect(run, 1)
     assert run.config.objective.drop_zero_variance == (baseline == "group-batch")
-    for options in ({"baseline": "none"}, {"turn_coef": 1.0}):  # equal rewards teach there too
+    for options in ({"baseline": "none"}, {"turn_coef": 1.0}, {"llds_coef": 0.1}):  # equal rewards teach there too
         assert not resolve(make(TrainConfig, **options)).objective.drop_zero_variance
     logged = train_step(run, 1)
     assert logged["grad_norm"] > 0 and len(set(rollouts.rewards)) > 1
