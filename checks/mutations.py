@@ -130,6 +130,8 @@ BUGS = [
     # a step's questions, samples and rewards
     Bug("the same order every epoch", "questions", 'random.Random(f"{seed}/{epoch}"', 'random.Random(f"{seed}"',
         "question_order"),
+    Bug("a bonus for what is malformed", "run/rewards", ' and (kind != "format" or is_well_formed(trajectory))', "",
+        "rewards"),
     Bug("the same samples every step", "core/training", "seed=config.seed * 1_000_003 + step + round_ * 500_009",
         "seed=config.seed * 1_000_003 + round_ * 500_009", "training"),
     Bug("surplus groups kept", "core/training",

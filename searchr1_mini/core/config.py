@@ -80,7 +80,9 @@ class RewardConfig:
         "reward of a trajectory; format is exact match with the public code's partial credit for a well-formed one; "
         "your own as my_rewards.py:name",
     )
-    retrieval_bonus: float = option(0.0, "bonus for a wrong answer if a passage held the right one", least=0, most=10)
+    retrieval_bonus: float = option(
+        0.0, "bonus for a wrong answer or none, if a passage held the right one", least=0, most=10
+    )
     search_cost: float = option(0.0, "cost of each search beyond the first, taken off a right answer", least=0, most=1)
     overlong: Literal["keep", "drop", "penalise"] = option(
         "keep",

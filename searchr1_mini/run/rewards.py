@@ -62,8 +62,9 @@ def reward(
     """Computes r(x, y), by default EM(answer, gold), equation 4 of the paper.
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
-    prompt or in a passage never scores. The bonus pays a wrong answer for a search that found the right one, up to what
-    a right one earns: it reads what the engine returned. The cost is taken off a right answer, one with the full score
+    prompt or in a passage never scores. The bonus pays a wrong answer, or none, for a search that found the right one,
+    up to what a right one earns: it reads what the engine returned. With `format` it pays well-formed trajectories
+    alone, as the public code does. The cost is taken off a right answer, one with the full score
     of its kind, for each search beyond the first. The penalty is taken off for never searching, and again for giving no
     answer, so that avoiding to answer is worse than being wrong (Search-R1++, arXiv 2602.19526, read in summaries: they
     give no formula). All are 0 by default.
@@ -86,7 +87,7 @@ def reward(
         case _:
             raise ValueError(f"unknown reward {kind!r}; it is em, sub-em, f1 or format")
     is_right = score >= 1 or exact_match(trajectory.answer, golden_answers)
-    if not is_right and retrieval_bonus > 0:
+    if not is_right and retrieval_bonus > 0 and (kind != "format" or is_well_formed(trajectory)):
         has_found = any(contains_gold(text, golden_answers) for text in trajectory.retrieved)
         score = min(score + retrieval_bonus * has_found, 1.0)
     score -= action_penalty * ((not trajectory.queries) + (trajectory.answer is None))

@@ -179,6 +179,10 @@ def test_variants_by_hand():
     assert reward(episode(ANSWER, answer="Oslo", retrieved=("Romeo",)), ["Rome"], "em", retrieval_bonus=0.1) == 0.0
     assert reward(episode(ANSWER, answer="Romeo"), ["Rome"], "sub-em") == 0.0
     assert reward(said, ["Rome"], "format", retrieval_bonus=0.1) == pytest.approx(0.2 + 0.1)  # on top of what it earned
+    unanswered, malformed = episode(SEARCH, retrieved=("Rome",)), episode("hm", answer="Oslo", retrieved=("Rome",))
+    assert reward(unanswered, ["Rome"], retrieval_bonus=0.1) == 0.1
+    paid = [reward(made, ["Rome"], "format", retrieval_bonus=0.1) for made in (unanswered, malformed)]
+    assert paid == [0.0, 0.1]  # as without the bonus
     assert reward(episode(ANSWER, answer="Oslo"), ["Rome"], "em", retrieval_bonus=0.1) == 0.0  # nothing was retrieved
     assert reward(episode(ANSWER, answer="Oslo", retrieved=("x", "In Rome.")), ["Rome"], retrieval_bonus=0.1) == 0.1
     with pytest.raises(ValueError, match="sub-em"):
