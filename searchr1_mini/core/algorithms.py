@@ -68,17 +68,18 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
 
     With d = log pi_ref - log pi: `k1` is -d, unbiased and noisy, and as a loss its expected gradient is 0, so that it
     belongs in the reward; `k2` is d^2 / 2, biased, with the right gradient as a loss; `k3` is exp(d) - d - 1,
-    unbiased and never negative (GRPO, equation 4). d is clamped before exp, which would otherwise overflow.
+    unbiased and never negative (GRPO, equation 4); beyond d = 20, where exp would overflow, it has no gradient.
 
     Raises:
         ValueError: an unknown estimator.
     """
-    d = (ref_logprobs - logprobs).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    d = ref_logprobs - logprobs
     if estimator == "k1":
         return -d
     if estimator == "k2":
         return d.square() / 2
     if estimator == "k3":
+        d = d.clamp(max=LARGEST_LOG_RATIO)
         return d.exp() - d - 1
     raise ValueError(f"unknown KL estimator {estimator!r}; it is k1, k2 or k3")
 

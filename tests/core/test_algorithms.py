@@ -75,6 +75,13 @@ def test_k1_and_k3_are_unbiased_estimates_of_the_kl(estimator):
     assert torch.allclose((policy.exp() * kl_penalty(policy, reference, estimator)).sum(), exact, atol=1e-6)
 
 
+@pytest.mark.parametrize(("estimator", "gradient"), [("k1", 1.0), ("k2", 25.0), ("k3", 1.0)])
+def test_a_token_far_from_the_reference_is_pulled_back(estimator, gradient):
+    logprob = torch.tensor(-0.5, requires_grad=True)
+    kl_penalty(logprob, torch.tensor(-25.5), estimator).backward()
+    assert logprob.grad.item() == pytest.approx(gradient)
+
+
 def test_gradients_of_the_estimators_as_losses():
     """Under samples of pi, k1 as a loss has no expected gradient, k2 has that of the KL."""
     torch.manual_seed(0)
