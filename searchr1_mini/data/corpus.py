@@ -10,7 +10,7 @@ from typing import Any
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.data.notes import NOTES, Unread, note_files, note_rows
-from searchr1_mini.data.rows import is_text, is_whole, table_rows
+from searchr1_mini.data.rows import held_in, in_form, is_text, is_whole, table_rows
 from searchr1_mini.data.squad import is_squad, row_paragraph
 from searchr1_mini.retrievers.passages import split_contents
 from searchr1_mini.storage.printable import one_line
@@ -19,7 +19,7 @@ CORPUS_FILES = ("*.jsonl", "*.jsonl.gz")
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields rows of a file of any form, see rows.py, or passages of a text, each with where it stands, for messages.
+    """Yields rows of a file of any form, or passages of a text, as `in_form`, each with where it stands, for messages.
 
     Raises:
         UserError: there is no such file, it cannot be read, or a line is no JSON object.
@@ -34,7 +34,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             row = json.loads(row.decode("utf-8-sig")) if isinstance(row, bytes) else row
             if not isinstance(row, dict):
                 raise UserError(f"{where}: not a JSON object")
-            yield row, where
+            yield in_form(row), where
     except (ValueError, OSError, EOFError, RecursionError, Unread) as error:
         raise UserError(f"{where}: cannot be read: {one_line(str(error))[:200]}; fix it or leave it out") from error
 
@@ -132,6 +132,7 @@ def _joined(text: Any) -> str | None:
 def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Passage]:
     """Paragraphs of HotpotQA rows, in the original form [[title, [sentences]], ..] or the hub's {title, sentences}.
 
+    2WikiMultihopQA calls the sentences `content`, MuSiQue has `paragraphs`, and FlashRAG keeps either under `metadata`.
     A context that is one text, as in SQuAD, is a paragraph.
 
     Raises:
@@ -141,10 +142,13 @@ def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Pas
         if is_squad(row):
             yield row_paragraph(row, where)
             continue
-        context = row.get("context")
+        context = held_in(row, "context")
         try:
             if isinstance(context, dict):
-                context = list(zip(context["title"], context["sentences"], strict=True))
+                sentences = context["sentences" if "sentences" in context else "content"]
+                context = list(zip(context["title"], sentences, strict=True))
+            elif context is None:
+                context = [(part["title"], part["paragraph_text"]) for part in held_in(row, "paragraphs")]
             parts = [sentence for _, sentences in context for sentence in sentences[1:]]
             between = "" if any(sentence[:1].isspace() for sentence in parts) else " "  # 2WikiMultihopQA's bring none
             paragraphs = [
@@ -155,7 +159,8 @@ def context_passages(rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[Pas
                 raise ValueError("blank or broken Unicode")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f'{where}: "context" is not a list of [title, [sentences]]; name the passages with --corpus'
+                f'{where}: "context" is not a list of [title, [sentences]], nor "paragraphs" one of {{"title", '
+                '"paragraph_text"}; name the passages with --corpus'
             ) from error
         yield from (Passage("", title, text) for title, text in paragraphs)
 

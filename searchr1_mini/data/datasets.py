@@ -24,7 +24,7 @@ from searchr1_mini.data.answers import golden_answers, is_unanswerable
 from searchr1_mini.data.corpus import context_passages, corpus_files, distinct, parse_passage, passages_in, read_rows
 from searchr1_mini.data.names import BRING_PASSAGES
 from searchr1_mini.data.notes import tell
-from searchr1_mini.data.rows import QUESTION_FIELDS, is_text, question_files
+from searchr1_mini.data.rows import QUESTION_FIELDS, held_in, is_text, question_files
 from searchr1_mini.data.squad import is_squad, row_support
 from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
@@ -200,7 +200,6 @@ def _from_hub(hub_id: str, split: str, **arguments: Any) -> Iterator[tuple[dict[
 
 def _example(dataset: str, row: dict[str, Any], where: str) -> Example:
     """One row of any known form: HotpotQA, FlashRAG, the paper's parquet, or plain question and answers."""
-    row = {str(name).strip().lower(): value for name, value in row.items()} | row
     question = next((row[name] for name in QUESTION_FIELDS if is_text(row.get(name))), None)
     if question is None:
         raise UserError(
@@ -245,15 +244,12 @@ def _held(row: dict[str, Any]) -> str:
 
 
 def _supporting(row: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
-    """Supporting titles, from HotpotQA's `supporting_facts` in either form or MuSiQue's `paragraphs`; FlashRAG keeps
-    both under `metadata`. Empty where there are none."""
+    """Supporting titles, from HotpotQA's `supporting_facts` in either form or MuSiQue's `paragraphs`; () for none."""
     if is_squad(row):
         return row_support(row) if is_text(row["context"]) else ()
-    holders = [part for part in (row, row.get("metadata")) if isinstance(part, dict)]
-    facts = next((part["supporting_facts"] for part in holders if part.get("supporting_facts")), None)
-    paragraphs = next((part["paragraphs"] for part in holders if part.get("paragraphs")), [])
+    facts, paragraphs = held_in(row, "supporting_facts"), held_in(row, "paragraphs") or []
     try:
-        if facts is not None:
+        if facts:
             titles = facts["title"] if isinstance(facts, dict) else [title for title, _ in facts]
         else:
             titles = [paragraph["title"] for paragraph in paragraphs if paragraph.get("is_supporting")]

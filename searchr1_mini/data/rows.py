@@ -91,6 +91,24 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def in_form(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row with its field names in lower case, and lists and objects in place of text that spells them.
+
+    Where two names differ in case alone, the one in lower case counts.
+    """
+    exact = {name: value for name, value in row.items() if name in READ_FIELDS}
+    row = {name.strip().lower(): value for name, value in row.items()} | exact
+    texts = {name: row[name] for name in STRUCTURED if isinstance(row.get(name), str)}
+    found = {name: spelled(text, MOST_ROW) for name, text in texts.items()}
+    return row | {name: value for name, value in found.items() if value is not None}
+
+
+def held_in(row: dict[str, Any], name: str) -> Any:
+    """Returns what a field holds, of the row itself or, if nothing, of its `metadata`, where FlashRAG keeps it."""
+    holders = [part for part in (row, row.get("metadata")) if isinstance(part, dict)]
+    return next((part[name] for part in holders if part.get(name)), row.get(name))
+
+
 def table_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Reads rows of any of the forms with where each stands; a JSON line as bytes, so that bad UTF-8 is told.
 
@@ -200,18 +218,11 @@ def _delimited(path: Path, form: str) -> Iterator[tuple[str, Any]]:
                         f"{delimiter!r} in double quotes"
                     )
                 elif any(map(str.strip, cells)):
-                    filled = [(name, cell) for name, cell in zip(names, cells, strict=False) if cell.strip()]
-                    yield place, {name: _structure(name, cell) for name, cell in filled}
+                    yield place, {name: cell for name, cell in zip(names, cells, strict=False) if cell.strip()}
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{place}: cannot be read: {one_line(str(error))[:200]}; save it as CSV in UTF-8") from error
     finally:
         csv.field_size_limit(limit)
-
-
-def _structure(name: str, cell: str) -> Any:
-    """What a cell spells, in a column that holds lists or objects in other forms of the same data."""
-    found = spelled(cell, MOST_ROW) if name.lower() in STRUCTURED else None
-    return cell if found is None else found
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
