@@ -188,6 +188,8 @@ BUGS = [
         "methods"),
     Bug("tags in capitals stay", "prompts", 'answer)\\s*)>", re.IGNORECASE)', 'answer)\\s*)>")', "prompts"),
     Bug("an empty thought is one", "run/rewards", "is_bare and thought and content", "is_bare and content", "rewards"),
+    Bug("a no in a passage is found", "scores", "    if is_closed(golden_answers):", "    if False:",
+        "rewards evaluation"),
     Bug("the best checkpoint reported on what chose it", "cells",
         'chosen_by(run_folders(config)) if config.checkpoint == "best" else []', "[]", "held_out"),
     Bug("all that is held out of a file chooses", "datasets", "-(-len(examples) // 2)", "len(examples)", "held_out"),

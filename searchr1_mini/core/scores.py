@@ -24,9 +24,8 @@ FINISH_REASONS = ("answer", "eos", "turns", "length")
 def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
     """Computes the figures of one trajectory; docs/evaluation.md explains each.
 
-    `gold_retrieved`: a gold answer stood in some observation. `support_retrieved` and `all_support_retrieved` (where
-    supporting passages are known): some, or every one of them, came back, by its title and by the words that tell it
-    from others of that title.
+    `gold_retrieved`: see `has_found`. `support_retrieved` and `all_support_retrieved` (where supporting passages are
+    known): some, or every one of them, came back, see `support_found`.
     """
     golden = example.golden_answers
     figures = {
@@ -38,12 +37,9 @@ def score(example: Example, trajectory: Trajectory) -> dict[str, float]:
         "turns": sum(1 for _ in trajectory.of_kind("policy")),
         "invalid_actions": trajectory.invalid_actions,
         "answered": trajectory.answer is not None,
-        "gold_retrieved": any(contains_gold(text, golden) for text in trajectory.retrieved),
+        "gold_retrieved": has_found(trajectory, golden, example.supporting),
     }
-    if example.supporting:
-        titles = {title for titles in trajectory.titles for title in titles}
-        found = [title in titles and (not words or any(words in text for text in trajectory.retrieved))
-                 for title, words in example.supporting]  # fmt: skip
+    if found := support_found(trajectory, example.supporting):
         figures |= {"support_retrieved": any(found), "all_support_retrieved": all(found)}
     why = failure(example, trajectory)
     figures |= {f"failure/{name}": name == why for name in FAILURES}
@@ -56,7 +52,7 @@ def failure(example: Example, trajectory: Trajectory) -> str | None:
 
     malformed: no answer, and some turn was no valid action (but for one that the end of the context cut off). no
     answer: none, though every turn was valid. inexact: a gold answer stands in the answer. never retrieved: no
-    observation held a gold answer. misread: one did.
+    observation held a gold answer, see `has_found`. misread: one did.
     """
     golden = example.golden_answers
     if exact_match(trajectory.answer, golden):
@@ -65,7 +61,32 @@ def failure(example: Example, trajectory: Trajectory) -> str | None:
         return "malformed" if trajectory.invalid_actions and trajectory.finish_reason != "length" else "no answer"
     if sub_exact_match(trajectory.answer, golden):
         return "inexact"
-    return "misread" if any(contains_gold(text, golden) for text in trajectory.retrieved) else "never retrieved"
+    return "misread" if has_found(trajectory, golden, example.supporting) else "never retrieved"
+
+
+def has_found(trajectory: Trajectory, golden_answers: Sequence[str], supporting: Sequence[tuple[str, str]]) -> bool:
+    """Tells whether a gold answer stood in some observation; of a closed question, whether all its support came back.
+
+    The word `no` stands in nearly every passage: where no supporting passages are known, nothing counts as found.
+    """
+    if is_closed(golden_answers):
+        found = support_found(trajectory, supporting)
+        return bool(found) and all(found)
+    return any(contains_gold(text, golden_answers) for text in trajectory.retrieved)
+
+
+def is_closed(golden_answers: Sequence[str]) -> bool:
+    """Tells whether a question is answered by yes or no, true or false, which stand in no passage as its answer."""
+    return any(compared(gold) in ("yes", "no", "true", "false") for gold in golden_answers)
+
+
+def support_found(trajectory: Trajectory, supporting: Sequence[tuple[str, str]]) -> list[bool]:
+    """Tells of each supporting passage whether it came back: its title, and words that others of that title lack."""
+    titles = {title for titles in trajectory.titles for title in titles}
+    return [
+        title in titles and (not words or any(words in text for text in trajectory.retrieved))
+        for title, words in supporting
+    ]
 
 
 def summarize(examples: Sequence[Example], trajectories: Sequence[Trajectory]) -> dict:

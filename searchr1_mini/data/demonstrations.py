@@ -11,11 +11,12 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.prompts import STOP_STRINGS, parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold, exact_match
+from searchr1_mini.core.scores import is_closed
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.answers import texts_of
 from searchr1_mini.data.corpus import read_rows
 from searchr1_mini.data.rows import is_text
-from searchr1_mini.data.scripts import Script, is_closed
+from searchr1_mini.data.scripts import Script
 from searchr1_mini.storage.forms import misfit
 
 ROLLOUT = {"question": str, "segments": [{"kind": str, "text": str}]}  # what is read of a rollout's line

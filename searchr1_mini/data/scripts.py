@@ -20,6 +20,7 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.core.rollout import RolloutLimits
+from searchr1_mini.core.scores import is_closed
 from searchr1_mini.core.trajectory import Trajectory, opened_by
 from searchr1_mini.data.world import World
 from searchr1_mini.data.world_text import RELATIONS
@@ -128,11 +129,6 @@ def answer_hops(example: Example, find: Find) -> list[Hop] | None:
     passage = next((p for p in find(query) if contains_gold(p.text, example.golden_answers)), None)
     said = quotation(passage, example.golden_answers) if passage else ""
     return [Hop(query, query, said)] if contains_gold(said, example.golden_answers) else None
-
-
-def is_closed(answers: Sequence[str]) -> bool:
-    """Tells whether a question is answered by yes or no, which stands in no passage."""
-    return any(answer.lower().strip() in ("yes", "no") for answer in answers)
 
 
 def is_named(title: str, text: str) -> bool:

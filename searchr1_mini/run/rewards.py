@@ -9,8 +9,8 @@ import torch
 
 from searchr1_mini.core.config import RewardConfig
 from searchr1_mini.core.questions import Example
-from searchr1_mini.core.rewards import contains_gold, exact_match
-from searchr1_mini.core.scores import f1_score, sub_exact_match
+from searchr1_mini.core.rewards import exact_match
+from searchr1_mini.core.scores import f1_score, has_found, sub_exact_match
 from searchr1_mini.core.training import Reward
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.variants.rewards import soft_overlong
@@ -58,19 +58,21 @@ def reward(
     retrieval_bonus: float = 0.0,
     search_cost: float = 0.0,
     action_penalty: float = 0.0,
+    supporting: Sequence[tuple[str, str]] = (),
 ) -> float:
     """Computes r(x, y), by default EM(answer, gold), equation 4 of the paper.
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
-    prompt or in a passage never scores. The bonus pays a wrong answer, or none, for a search that found the right one,
-    up to what a right one earns: it reads what the engine returned. With `format` it pays well-formed trajectories
-    alone, as the public code does. The cost is taken off a right answer, one with the full score
-    of its kind, for each search beyond the first. The penalty is taken off for never searching, and again for giving no
+    prompt or in a passage never scores. The bonus pays a wrong answer, or none, for a search that found the right one
+    (see `has_found`), up to what a right one earns: it reads what the engine returned. With `format` it pays well-formed
+    trajectories alone, as the public code does. The cost is taken off a right answer, one with the full score of its
+    kind, for each search beyond the first. The penalty is taken off for never searching, and again for giving no
     answer, so that avoiding to answer is worse than being wrong (Search-R1++, arXiv 2602.19526, read in summaries: they
     give no formula). All are 0 by default.
 
     Args:
         kind: `em`, `sub-em`, `f1` or `format`.
+        supporting: of the example, for the bonus where the answer is yes or no.
 
     Raises:
         ValueError: an unknown kind.
@@ -88,8 +90,7 @@ def reward(
             raise ValueError(f"unknown reward {kind!r}; it is em, sub-em, f1 or format")
     is_right = score >= 1 or exact_match(trajectory.answer, golden_answers)
     if not is_right and retrieval_bonus > 0 and (kind != "format" or is_well_formed(trajectory)):
-        has_found = any(contains_gold(text, golden_answers) for text in trajectory.retrieved)
-        score = min(score + retrieval_bonus * has_found, 1.0)
+        score = min(score + retrieval_bonus * has_found(trajectory, golden_answers, supporting), 1.0)
     score -= action_penalty * ((not trajectory.queries) + (trajectory.answer is None))
     return score - search_cost * max(len(trajectory.queries) - 1, 0) if is_right else score
 
@@ -108,7 +109,7 @@ def outcome_reward(
             value = own(trajectory, example)
         else:
             how = config.reward, config.retrieval_bonus, config.search_cost, action_penalty
-            value = reward(trajectory, example.golden_answers, *how)
+            value = reward(trajectory, example.golden_answers, *how, example.supporting)
         if config.overlong == "penalise":
             n_tokens = torch.tensor(len(trajectory.token_ids))
             value += soft_overlong(n_tokens, max_total_tokens, config.overlong_buffer).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -55,6 +56,26 @@ def test_each_failure_has_one_name(made, why):
     assert [name for name in FAILURES if figures[f"failure/{name}"]] == ([why] if why else [])
     assert figures["em"] + sum(figures[f"failure/{name}"] for name in FAILURES) == 1
     assert sum(value for name, value in figures.items() if name.startswith("finish/")) == 1
+
+
+NO_FILM, YES = "Doc 1(Title: List) There is no such film in the list.", replace(EXAMPLE, golden_answers=("Yes.",))
+
+
+@pytest.mark.parametrize(
+    ("example", "titles", "found"),
+    [
+        (replace(EXAMPLE, golden_answers=("no",)), ["Oslo"], False),
+        (replace(EXAMPLE, golden_answers=("no", "false")), ["Norway", "Oslo"], True),
+        (YES, ["Norway", "Oslo"], True),
+        (replace(EXAMPLE, golden_answers=("no",), supporting=()), ["Oslo"], False),
+        (replace(EXAMPLE, golden_answers=("no such film",), supporting=()), ["List"], True),
+    ],
+)
+def test_a_no_in_a_passage_is_not_the_answer(example, titles, found):
+    """Of yes and no the supporting passages tell whether there was something to read it from."""
+    made = trajectory("Sweden", [NO_FILM], [titles])
+    assert score(example, made)["gold_retrieved"] == found
+    assert failure(example, made) == ("misread" if found else "never retrieved")
 
 
 def test_figures_of_a_trajectory_by_hand():

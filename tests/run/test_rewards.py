@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr1_mini.core.config import RewardConfig
+from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold, exact_match, normalize_answer
 from searchr1_mini.core.scores import f1_score, sub_exact_match
 from searchr1_mini.core.trajectory import Segment, Trajectory
-from searchr1_mini.run.rewards import reward
+from searchr1_mini.run.rewards import outcome_reward, reward
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,18 @@ def test_variants_by_hand():
     assert reward(episode(ANSWER, answer="Oslo", retrieved=("x", "In Rome.")), ["Rome"], retrieval_bonus=0.1) == 0.1
     with pytest.raises(ValueError, match="sub-em"):
         reward(said, ["Rome"], "exact")
+
+
+@pytest.mark.parametrize(
+    ("titles", "supporting", "paid"),
+    [(["Oslo"], ("Oslo", "Bern"), 0.0), (["Oslo", "Bern"], ("Oslo", "Bern"), 0.3), (["Oslo"], (), 0.0)],
+)
+def test_the_bonus_of_a_closed_question_is_for_its_support(titles, supporting, paid):
+    """`no` stands in nearly every passage."""
+    wrong = episode(ANSWER, answer="yes", retrieved=("There is no such film.",))
+    wrong.titles = [titles]
+    example = Example("0", "Is it?", ("no",), "q", tuple((title, "") for title in supporting))
+    assert outcome_reward(RewardConfig(retrieval_bonus=0.3), 99)(wrong, example) == paid
 
 
 @pytest.mark.parametrize(("n_searches", "answer", "paid"), [
