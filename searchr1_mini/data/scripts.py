@@ -99,7 +99,7 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
 
     In reach is a title that stands in the question or in a passage that was read; of the others the first is searched
     for with the question's own words, and so is a paragraph whose title is that of its article (SQuAD). None where the
-    answer was not read in the end (yes and no are exempt).
+    answer was not read in the end (yes and no are exempt), or where not all of a comparison was read.
     """
     words_of = dict(reversed(example.supporting))
     titles = list(dict.fromkeys(title for title, _ in example.supporting))
@@ -119,12 +119,19 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
         read += f" {passage.title} {passage.text}"
         wanted = [*example.golden_answers, *titles]
         hops.append(Hop(query, query, quotation(passage, wanted)))
-    is_read = is_closed(example.golden_answers) or any(contains_gold(hop.said, example.golden_answers) for hop in hops)
-    return hops if hops and is_read else None
+    golden, question = example.golden_answers, example.question
+    is_read = is_closed(golden) or any(contains_gold(hop.said, golden) for hop in hops)
+    compares = is_closed(golden) or contains_gold(question, golden) or all(is_named(t, question) for t in titles)
+    return hops if hops and is_read and (len(hops) == len(titles) or not compares) else None
 
 
 def answer_hops(example: Example, find: Find) -> list[Hop] | None:
-    """Returns one search with the question's own words; None where no passage that it finds holds the answer."""
+    """Returns one search with the question's own words; None where no passage that it finds holds the answer.
+
+    Yes and no stand in nearly every passage, and answer nothing there.
+    """
+    if is_closed(example.golden_answers):
+        return None
     query = own_words(example.question)
     passage = next((p for p in find(query) if contains_gold(p.text, example.golden_answers)), None)
     said = quotation(passage, example.golden_answers) if passage else ""
