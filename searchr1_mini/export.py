@@ -85,6 +85,7 @@ def export_run(config: ExportConfig) -> Path:
     """
     from searchr1_mini.evaluation.plan import chosen_checkpoint
     from searchr1_mini.pages.model_card import model_card
+    from searchr1_mini.run.held_out import TRAINED_ON
     from searchr1_mini.storage.checkpoint import checkpoint_step
 
     if config.run is None:
@@ -114,6 +115,8 @@ def export_run(config: ExportConfig) -> Path:
                 told, run, checkpoint_step(weights), part == "adapter", merge, config.checkpoint == "best"
             )
             (aside / part / "README.md").write_text(card, encoding="utf-8")
+            if (run / TRAINED_ON).is_file():  # an older version wrote none
+                shutil.copy(run / TRAINED_ON, aside / part)
     return out
 
 

@@ -31,6 +31,7 @@ from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
 from searchr1_mini.run.data_identity import TRAINING_QUESTIONS, data_identity
+from searchr1_mini.run.held_out import folders_of
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import listed_paths
 
@@ -157,6 +158,8 @@ def plan_rows(config: EvalConfig, runs: dict[Path, dict], own: dict[str, Any]) -
             rows.append(Row(method, method, with_options(settings, **adapter_settings(folder)), folder))
         elif trains:
             rows.append(Row(method, method, settings, must_train=True))
+        elif method == "search-r1" and folders_of(config.model):
+            rows.append(Row(method, method, settings))
         elif method == "search-r1" and not runs:
             rows.append(Row("search-r1, untrained", method, settings, shots=config.shots))
         else:

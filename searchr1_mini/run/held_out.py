@@ -30,16 +30,36 @@ def keeps_held_out(run: Path) -> bool:
     return path.is_file() and read_json(path).get("held_out_split") == "selection"
 
 
-def keep_trained_on(run: Path, examples: Iterable[Example], init: str | None = None) -> None:
+def keep_trained_on(run: Path, examples: Iterable[Example], *starts: str | None) -> None:
     """Writes the hashes of the training questions into the run's folder, once; an evaluation leaves them out.
 
     Args:
-        init: what the run starts from; the questions of a run that this lies in are trained on too.
+        starts: what the run starts from and its base; what these were trained on was trained on too.
     """
     if not (run / TRAINED_ON).is_file():
-        start = Path(init).expanduser().resolve() if init else run
-        before = trained_on([start, *start.parents])
+        before = trained_on(folders_of(*starts))
         write_json_atomic(run / TRAINED_ON, {"questions": sorted(before.union(map(question_key, examples)))})
+
+
+def folders_of(*weights: str | None) -> list[Path]:
+    """Returns the folders with a list of what weights were trained on: those they lie in, as a run's or an export's.
+
+    Args:
+        weights: names of files or folders; any other, as a hub id, was trained on nothing that is known.
+    """
+    places = [Path(name).expanduser().resolve() for name in weights if name not in (None, "tiny")]
+    found = [folder for place in places if place.exists() for folder in (place, *place.parents)]
+    return [folder for folder in dict.fromkeys(found) if (folder / TRAINED_ON).is_file()]
+
+
+def learnt_from_files(folder: Path) -> bool:
+    """Tells whether a run learned from files, which may hold anything; so may what an unknown run left."""
+    from searchr1_mini.models.initial import is_run  # heavy
+
+    run = next(filter(is_run, (folder, *folder.parents)), None)
+    saved = saved_config(run) if run else {}
+    names = [name for name in ("data_path", "demonstrations", "init") if saved.get(name)]
+    return not run or bool(names or folders_of(saved["model"]))
 
 
 def trained_on(runs: Iterable[Path]) -> set[str]:

@@ -94,7 +94,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
     on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match, short_name))
     on_main(lambda: None if is_older or (folder / HELD_OUT).is_file() else keep_held_out(folder, held_out.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
-    on_main(lambda: keep_trained_on(folder, train.examples + shown, config.run.init))
+    on_main(lambda: keep_trained_on(folder, train.examples + shown, config.run.init, config.run.model))
     newest = on_main(lambda: checkpoint.checkpoint_to_resume(folder)) if config.run.resume else None
     last = checkpoint.checkpoint_step(newest) if newest else 0
     if last > config.optimization.steps:

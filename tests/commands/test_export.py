@@ -31,6 +31,7 @@ from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make, options_of, with_options
 from searchr1_mini.options.resolve import resolve, resolve_model, saved_config
 from searchr1_mini.pages.model_card import model_card
+from searchr1_mini.run.held_out import TRAINED_ON
 from searchr1_mini.run.task import load_task
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.checkpoint import _checksum
@@ -251,7 +252,7 @@ def test_ppo_on_4_bits_is_merged_into_the_base_as_it_was(tmp_path):
     main([str(folder), "--dtype", "float32"])
     assert_same_model(folder / "export")
     names = {path.name for path in (folder / "export" / "adapter").iterdir()}
-    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", BASE_FILE}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", BASE_FILE, TRAINED_ON}
     assert "4-bit NF4" in (folder / "export" / "adapter" / "README.md").read_text()
 
 

@@ -18,13 +18,14 @@ from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
-from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.held_out import HELD_OUT, chosen_by, keep_trained_on, trained_on
+from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.run.held_out import HELD_OUT, TRAINED_ON, chosen_by, keep_trained_on, trained_on
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.task import load_task
 from searchr1_mini.storage.files import read_jsonl
 
 ROWS = [{"question": f"Where is T{n}?", "answer": f"x{n}"} for n in range(60)]
+TINY_BASE = resolve_model("tiny")
 PASSAGES = [{"id": str(n), "contents": f'"T{n}"\nT{n} is in x{n}.'} for n in range(60)]
 SHORT = {"max_new_tokens": 12, "max_turns": 1}
 
@@ -37,9 +38,9 @@ def run_with_a_best(folder: Path, **settings) -> Path:
     return folder
 
 
-def asked(run: Path, out: Path, **options) -> list[dict]:
+def asked(run: Path | None, out: Path, **options) -> list[dict]:
     """The questions that eval.py asked."""
-    evaluate_command(EvalConfig(run=str(run), output_dir=str(out), **{"limit": 4} | options))
+    evaluate_command(EvalConfig(run=run and str(run), output_dir=str(out), **{"limit": 4} | options))
     (cell,) = (out / "cells").glob("*.jsonl")
     return read_jsonl(cell)
 
@@ -133,11 +134,31 @@ def test_what_a_run_starts_from_was_trained_on_too(tmp_path):
     first, second = ([Example(f"q/{n}", f"Where is {n}?", ("x",), "q") for n in part] for part in ((1, 2), (2, 3)))
     old, run = tmp_path / "old", tmp_path / "run"
     for folder, examples, init in ((old, first, None), (run, second, str(old / "checkpoints" / "step-000005"))):
-        folder.mkdir()
-        keep_trained_on(folder, examples, init)
+        (folder / "checkpoints" / "step-000005").mkdir(parents=True)
+        keep_trained_on(folder, examples, init, "tiny")
     keep_trained_on(run, [])
     assert trained_on([run]) == {question_key(example) for example in first + second}
     assert trained_on([old]) == {question_key(example) for example in first} and trained_on([tmp_path]) == set()
+
+
+def test_an_adapter_or_a_model_of_a_run_is_not_asked_what_it_learned(of_a_file, tmp_path, capsys):
+    """Within the run's folder, and as an export that was moved elsewhere; such a model is not called untrained."""
+    path = json.loads((of_a_file / "config.json").read_text())
+    data = {"datasets": path["data_path"], "corpus": path["corpus"], "limit": 99}
+    data |= {"template": "short", "max_total_tokens": 600, "max_observation_tokens": 99, "load_in_4bit": False}
+    model = Path(shutil.copytree(TINY_BASE, tmp_path / "model"))
+    shutil.copy(of_a_file / TRAINED_ON, model)
+    held_out = {example.question for example in load_examples("jsonl", path["data_path"], "eval")}
+    adapter = of_a_file / "checkpoints" / "step-000001" / "model" / "policy"
+    for n, flags in enumerate([{"model": "tiny", "adapter": str(adapter)}, {"model": str(model)}]):
+        found = asked(None, tmp_path / str(n), **SHORT | data | flags)
+        told = capsys.readouterr().out
+        assert {row["question"] for row in found} == held_out and len(held_out) == 6
+        assert "no row is asked a question that a run was trained on" in told and "untrained" not in told
+    run = tmp_path / "run"
+    run.mkdir()
+    keep_trained_on(run, [], None, str(model))
+    assert trained_on([run]) == trained_on([of_a_file])
 
 
 def test_of_the_hub_others_take_the_places_of_those_that_chose(monkeypatch):
