@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.names import ADAPTER
+from searchr1_mini.models.names import HUB_ID, base_name, is_same_name
+from searchr1_mini.models.weights import ADAPTER_CONFIG
 from searchr1_mini.storage.files import read_json
+from searchr1_mini.storage.printable import one_line
 
 BASE_FILE = "base.json"
 SIZES = (
@@ -33,13 +37,17 @@ def base_identity(source: str, tokenizer: Any, config: Any) -> dict[str, Any]:
 
 
 def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
-    """Refuses a base that saved weights do not belong to; weights without `BASE_FILE` pass, as exported ones.
+    """Refuses a base that saved weights do not belong to; of weights without `BASE_FILE`, as other programs save them,
+    the name of their base is all that is known.
 
     Raises:
         UserError: names what differs.
     """
     paths = [folder / BASE_FILE for folder in (weights, weights.parent)]  # an adapter by itself lies one deeper
-    saved = next((read_json(path) for path in paths if path.is_file()), {})
+    saved = next((read_json(path) for path in paths if path.is_file()), None)
+    if saved is None:
+        refuse_other_hub_id(weights, source)
+        return
     for name, value in identity.items():
         if None in (value, saved.get(name)) or saved[name] == value:
             continue
@@ -47,6 +55,43 @@ def check_base(weights: Path, source: str, identity: dict[str, Any]) -> None:
         raise UserError(
             f"{weights} was trained on another base: {source} has {what}; give back the base that it was trained on, "
             "or train on this one in a new --output-dir"
+        )
+
+
+def named_base(weights: Path) -> str | None:
+    """Returns what an adapter calls its base, where no `BASE_FILE` says more; None of whole weights."""
+    if any((folder / BASE_FILE).is_file() for folder in (weights, weights.parent)):
+        return None
+    paths = [folder / ADAPTER_CONFIG for folder in (weights / ADAPTER, weights)]
+    path = next((path for path in paths if path.is_file()), None)
+    named = read_json(path).get("base_model_name_or_path") if path else None
+    return one_line(named)[:120] if isinstance(named, str) else None
+
+
+def refuse_other_hub_id(weights: Path, source: str) -> None:
+    """Refuses an adapter whose base has another hub id than the one in use; mirrors of one name pass.
+
+    Raises:
+        UserError: names both.
+    """
+    named, used = named_base(weights), base_name(source)
+    if named and HUB_ID.fullmatch(base_name(named)) and HUB_ID.fullmatch(used) and not is_same_name(named, used):
+        raise UserError(
+            f"{weights} was trained on {named}, as its {ADAPTER_CONFIG} says, and not on {used}; give --model {named}, "
+            f"or put {used} in its place there if that is another name of it"
+        )
+
+
+def tell_other_name(weights: Path, source: str) -> None:
+    """Says in one line that an adapter calls its base otherwise than the one in use; refuses as above."""
+    refuse_other_hub_id(weights, source)
+    named, used = named_base(weights), base_name(source)
+    are_ids = named is not None and all(HUB_ID.fullmatch(name) for name in (base_name(named), used))
+    if named and not (base_name(named) == used if are_ids else is_same_name(named, used)):
+        print(
+            f"{weights} was trained on {named}, as its {ADAPTER_CONFIG} says, and goes onto {used}: another model "
+            "would compute nonsense with it",
+            flush=True,
         )
 
 

@@ -21,7 +21,7 @@ from searchr1_mini.models.adapters import load_adapter
 from searchr1_mini.models.architecture import still, unsupported
 from searchr1_mini.models.base_check import check_files
 from searchr1_mini.models.bases import auto_class, check_source, load_base
-from searchr1_mini.models.identity import base_identity, check_base
+from searchr1_mini.models.identity import base_identity, check_base, tell_other_name
 from searchr1_mini.models.names import base_name
 from searchr1_mini.models.probe import Probe
 from searchr1_mini.models.prompting import eos_ids, prompt_ids
@@ -118,6 +118,7 @@ def load_policy(
     tokenizer = check_source(source, day)
     if weights:
         check_files(str(weights)) if lora_rank == 0 else adapter_folder(find_adapter(weights), may_search=True)
+        tell_other_name(weights, source)
     auto = auto_class(fused_kernels)
     if lora_rank == 0:
         torch.manual_seed(seed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def base_name(source: str) -> str:
@@ -12,6 +15,12 @@ def base_name(source: str) -> str:
         return source
     cached = next((part for part in path.resolve().parts if part.startswith("models--")), None)
     return "/".join(cached.split("--")[1:]) if cached else path.resolve().name
+
+
+def is_same_name(one: str, other: str) -> bool:
+    """Tells whether two names may mean one model, as a hub id and a folder that is called like it."""
+    last = [re.split(r"[/\\]", base_name(name).rstrip("/\\"))[-1].casefold() for name in (one, other)]
+    return last[0] == last[1]
 
 
 def base_revision(source: str) -> str | None:

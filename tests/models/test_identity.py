@@ -18,10 +18,12 @@ from helpers.files import write_lines
 from helpers.models import save_random_qwen2
 from safetensors.torch import load_file, save, save_file
 
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.data import datasets
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.export import ExportConfig, export_run
 from searchr1_mini.models.identity import BASE_FILE, weights_hash
+from searchr1_mini.models.initial import check_init
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
 from searchr1_mini.options.config import TrainConfig
@@ -121,6 +123,45 @@ def test_an_adapter_of_unknown_origin_must_fit_too(own_run, hidden, layers, tmp_
     config = with_options(config, corpus=str(own_run.corpus), output_dir=str(tmp_path / "out"))
     assert "does not go onto" in sentence_of(capsys, evaluate_command, config)
     assert "no adapter in" in sentence_of(capsys, evaluate_command, replace(config, adapter=str(tmp_path)))
+
+
+NAMES = [  # what an adapter calls its base, the folder of the base in use, and what is told
+    ("Qwen/Qwen2.5-3B-Instruct", "models--Qwen--Qwen2.5-1.5B/snapshots/abc", "refused"),
+    ("Qwen/Qwen2.5-1.5B", "models--Qwen--Qwen2.5-1.5B/snapshots/abc", ""),
+    ("/home/me/qwen2.5-1.5b/", "Qwen2.5-1.5B", ""),
+    ("Qwen/Qwen2.5-1.5B", "Qwen2.5-1.5B", ""),
+    ("models/base/Qwen2.5-1.5B", "models--Qwen--Qwen2.5-1.5B/snapshots/abc", ""),
+    ("unsloth/Qwen2.5-1.5B", "models--Qwen--Qwen2.5-1.5B/snapshots/abc", "told"),
+    ("Qwen/Qwen2.5-3B-Instruct", "mine", "told"),
+    ("../other\x1b[31m", "models--Qwen--Qwen2.5-1.5B/snapshots/abc", "told"),
+    (None, "mine", ""),
+]
+
+
+@pytest.mark.parametrize(("named", "folder", "wanted"), NAMES)
+def test_the_base_that_a_foreign_adapter_names_is_looked_at(own_run, named, folder, wanted, tmp_path, capsys):
+    """One line where names differ, a refusal where both are hub ids; a name says nothing beside a base.json."""
+    base = Path(shutil.copytree(own_run.base, tmp_path / folder))
+    model = own_run.folder / "checkpoints" / "step-000001" / "model"
+    adapter = Path(shutil.copytree(model / "policy", tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": named}))
+
+    def load():
+        arguments = {"lora_rank": 4, "lora_alpha": 8, "load_in_4bit": False, "dtype": torch.float32}
+        load_policy(str(base), **arguments, device=torch.device("cpu"), weights=adapter)
+        return capsys.readouterr().out
+
+    if wanted == "refused":
+        told = sentence_of(capsys, load)
+        assert f"trained on {named}" in told and "not on Qwen/Qwen2.5-1.5B" in told
+        with pytest.raises(UserError, match=named):
+            check_init(adapter, str(base))
+    else:
+        told = load()
+        assert told.count("would compute nonsense with it") == (wanted == "told") and "\x1b" not in told
+    shutil.copy(model / BASE_FILE, adapter)
+    assert "nonsense" not in load()
 
 
 def test_the_same_weights_in_another_precision_are_the_same_base(own_run, tmp_path):
