@@ -64,9 +64,9 @@ def reward(
 
     The answer is the one that ended the episode, which the rollout read from policy tokens only: an `<answer>` in the
     prompt or in a passage never scores. The bonus pays a wrong answer, or none, for a search that found the right one
-    (see `has_found`), up to what a right one earns: it reads what the engine returned. With `format` it pays well-formed
-    trajectories alone, as the public code does. The cost is taken off a right answer, one with the full score of its
-    kind, for each search beyond the first. The penalty is taken off for never searching, and again for giving no
+    (see `has_found`), up to what a right one earns: it reads what the engine returned. With `format` it pays only
+    well-formed trajectories, as the public code does. The cost is taken off a right answer, one with the full score of
+    its kind, for each search beyond the first. The penalty is taken off for never searching, and again for giving no
     answer, so that avoiding to answer is worse than being wrong (Search-R1++, arXiv 2602.19526, read in summaries: they
     give no formula). All are 0 by default.
 
