@@ -218,7 +218,7 @@ _ = axes[0].legend()
 
 # %%
 def grade(folder, guess):
-    with suppress(SystemExit):  # the exit code of a wrong guess is 1
+    with suppress(SystemExit):  # the exit code of a wrong guess is 3
         mystery.main(["check", str(folder), guess])
 
 

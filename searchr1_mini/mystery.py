@@ -23,13 +23,19 @@ from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import saved_config
 from searchr1_mini.storage import status
 
+WRONG = 3  # exit code of a wrong guess; 1 is a bug of the program, 2 bad input
+
 
 @dataclass(frozen=True)
 class MysteryConfig:
     """Options of the grading."""
 
-    run: str | None = grouped("what", None, "folder of a run that was trained with --mystery")
-    guess: str | None = grouped("what", None, "name of the fault, as --bug has it")
+    run: str | None = grouped(
+        "what", None, "folder of a run that was trained with --mystery; it may stand first, without this flag"
+    )
+    guess: str | None = grouped(
+        "what", None, "name of the fault, as --bug has it; it may stand second, without this flag"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         UserError: no run of a bug hunt, or a guess that names no fault.
-        SystemExit: 1, the guess is wrong.
+        SystemExit: `WRONG`, the guess is.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     words = words[1:] if words[:1] == ["check"] else words
-    if len(words) == 2 and not words[0].startswith("-"):
-        words = ["--run", words[0], "--guess", words[1]]
-    config = parse(MysteryConfig, "python -m searchr1_mini.mystery", __doc__.splitlines()[0], words)
+    n = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
+    named = [word for pair in zip(("--run", "--guess"), words[:n], strict=False) for word in pair]
+    about = f"{__doc__.splitlines()[0]}\n\npython -m searchr1_mini.mystery check RUN GUESS"
+    config = parse(MysteryConfig, "python -m searchr1_mini.mystery", about, named + words[min(n, 2) :])
     if config.run is None or config.guess is None:
         raise UserError("name the run and your guess: python -m searchr1_mini.mystery check runs/NAME no-last-turn")
     saved = saved_config(Path(config.run))
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_right = active_bug(RunConfig(mystery=saved["mystery"])) == config.guess
     print(f"{'right' if is_right else 'no'}: mystery {saved['mystery']} is {'' if is_right else 'not '}{config.guess}")
     if not is_right:
-        raise SystemExit(1)
+        raise SystemExit(WRONG)
 
 
 if __name__ == "__main__":

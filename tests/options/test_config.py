@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from searchr1_mini.classroom import ClassroomConfig
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.export import ExportConfig
+from searchr1_mini.mystery import MysteryConfig
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
@@ -238,7 +239,8 @@ def test_every_option_is_documented(config):
 
 def test_the_manual_names_every_option_and_preset():
     manual = (ROOT / "docs" / "cli.md").read_text()
-    configs = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ClassroomConfig, RaceConfig)
+    configs = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ClassroomConfig, RaceConfig,
+               MysteryConfig)  # fmt: skip
     for name in (name for config in configs for name in options_of(config)):
         assert f"`--{name.replace('_', '-')}`" in manual, name
     for preset, values in PRESETS.items():

@@ -14,7 +14,7 @@ from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.run.museum import BUGS, active_bug
 from searchr1_mini.run.training import train
-from searchr1_mini.storage.files import read_jsonl
+from searchr1_mini.storage.files import read_jsonl, write_json_atomic
 
 SMALL = {"steps": 2, "questions_per_step": 4, "group_size": 4, "eval_questions": 4, "mini_batches": 1,
          "tensorboard": False, "max_new_tokens": 24, "memory_check": False, "temperature": 1.3}  # fmt: skip
@@ -51,7 +51,7 @@ def test_a_hidden_fault_trains_as_the_named_one_and_nothing_names_it(bug, tmp_pa
             mystery.main(["check", str(run), guess])
             assert capsys.readouterr().out.startswith("right: ")
         else:
-            with pytest.raises(SystemExit, match="1"):
+            with pytest.raises(SystemExit, match="3"):
                 mystery.main(["check", str(run), guess])
             assert capsys.readouterr().out.startswith("no: ")
     with pytest.raises(UserError, match="is no bug hunt"):
@@ -79,6 +79,22 @@ def test_a_hunt_has_few_turns_so_that_every_fault_acts(tmp_path):
             resolve(parse(TrainConfig, "train.py", "", ["--mystery", "3", *flags]))
     older = flat(resolve(TrainConfig())) | {"mystery": 6, "resume": True, "output_dir": str(tmp_path)}
     assert resolve(make(TrainConfig, **older)).rollout.max_turns == 4
+
+
+def test_what_is_left_out_of_a_guess_is_told(tmp_path, capsys):
+    for words in ([], ["check"], ["check", "runs/a"], ["runs/a"], ["check", "--guess", "no-last-turn"]):
+        with pytest.raises(UserError, match=r"name the run and your guess: .* check runs/NAME no-last-turn"):
+            mystery.main(words)
+    with pytest.raises(UserError, match="unexpected argument 'more'"):
+        mystery.main(["check", "runs/a", "no-last-turn", "more"])
+    config = flat(resolve(make(TrainConfig, mystery=number_of("no-last-turn"))))
+    write_json_atomic(tmp_path / "config.json", config)
+    for words in ([str(tmp_path), "no-last-turn"], [str(tmp_path), "--guess", "no-last-turn"]):
+        mystery.main(["check", *words])
+        assert capsys.readouterr().out.startswith("right: ")
+    with pytest.raises(SystemExit, match="0"):
+        mystery.main(["--help"])
+    assert "check RUN GUESS" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", [{"bug": "colliding-groups"}, {"mystery": number_of("no-last-turn")}])
