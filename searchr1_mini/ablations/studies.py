@@ -64,11 +64,13 @@ STUDIES = {
         {
             "masked": {},
             "unmasked": {"mask_observations": False},
+            "masked, a third of the rate": {"learning_rate": 1e-3},
             "unmasked, a third of the rate": {"mask_observations": False, "learning_rate": 1e-3},
             "unmasked, 1 passage": {"mask_observations": False, "topk": 1},
             "unmasked, KL 0.1": {"mask_observations": False, "kl_coef": 0.1},
             "unmasked, without the std": {"mask_observations": False, "normalize_std": False},
         },
+        against={"unmasked, a third of the rate": "masked, a third of the rate"},
     ),
     "algorithm": Study(
         "GRPO or PPO",

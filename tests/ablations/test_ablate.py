@@ -295,6 +295,39 @@ def test_a_table_of_the_docs_is_what_a_study_would_write(path):
     assert table(written["results"]) in (ROOT / "docs" / "ablations.md").read_text()
 
 
+def documented(study: str, arm: str) -> list[dict[str, float]]:
+    return json.loads((ROOT / "docs" / f"ablation_{study}.json").read_text())["results"][arm]
+
+
+@pytest.mark.parametrize(
+    ("masked", "unmasked", "told"),
+    [
+        (("mask-why", "masked"), "unmasked", "it costs {}."), (("kl", "k3, 0.1"), "unmasked, KL 0.1", "ends {} below"),
+        (("rloo-why", "GRPO without the std"), "unmasked, without the std", "it ends {} below"),
+        (("topk", "1"), "unmasked, 1 passage", "the mask is worth {} over both"),
+    ],
+)  # fmt: skip
+def test_the_docs_tell_what_the_mask_is_worth_beside_its_like(masked, unmasked, told):
+    """An unmasked arm beside the masked one of the same settings, seed by seed."""
+    pairs = zip(documented(*masked), documented("mask-why", unmasked), strict=True)
+    mean, width = interval([(a["EM 1hop"] + a["EM 2hop"] - b["EM 1hop"] - b["EM 2hop"]) / 2 for a, b in pairs])
+    text = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
+    assert told.format(f"{mean:.3f} ± {width:.2f}") in text
+
+
+def test_the_docs_tell_the_largest_kl_of_any_run():
+    warm, base = (max(run["largest KL"] for run in documented("base-vs-warm", arm)) for arm in ("warm", "base"))
+    text = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
+    assert f"of {warm:.2f} at most, where the base's runs come to 0.086 and {base:.1f}." in text
+
+
+@pytest.mark.parametrize("study", [study for study in STUDIES.values() if study.against], ids=lambda study: study.title)
+def test_an_arm_differs_in_one_thing_from_what_it_is_against(study):
+    for arm, reference in study.against.items():
+        assert len(dict(study.arms[arm].items() ^ study.arms[reference].items())) == 1
+    assert study.arms["unmasked"] == {"mask_observations": False} and set(study.against) < set(study.arms)
+
+
 def test_one_seed_has_no_interval_and_tells_no_difference():
     results = {arm: [{"EM 1hop": em, "KL": None}] for arm, em in (("a", 0.9), ("b", 0.2))}
     told = finding(results, {})
