@@ -19,7 +19,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flag_name, options_of, with_options
-from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.options.resolve import filled, resolve, resolve_model
 
 PACKAGE = ROOT / "searchr1_mini"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checks/*.md"), *ROOT.glob("notebooks/*.md")])
@@ -315,3 +315,13 @@ def test_the_chinese_readme_has_the_same_commands_links_and_figures():
         found, wanted = (re.findall(pattern, text, re.M) for text in (chinese, english))
         ours = {"README.md", "README.zh-CN.md"}
         assert [part for part in found if part not in ours] == [part for part in wanted if part not in ours], pattern
+
+
+def test_the_papers_page_tells_which_groups_are_left_out():
+    """A default that differs from the paper's, and decides over what the mean of the loss is."""
+    told = {False: "count in the mean", True: "left out (`--drop-zero-variance`)"}
+    configs = [parse_asked(TrainConfig, "train.py", "", words.split())[0] for words in ("--model Qwen2.5-3B", "")]
+    defaults = [told[filled(config).objective.drop_zero_variance] for config in configs]
+    row = f"| groups whose rewards agree, GRPO | {told[False]} | {' | '.join(defaults)} |"
+    departures = (ROOT / "docs" / "paper.md").read_text().partition("## Deliberate departures")
+    assert row in departures[0] and "groups whose rewards agree" in departures[2]
