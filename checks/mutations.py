@@ -211,10 +211,26 @@ BUGS = [
         'self.updates = state["updates"]', "checkpoint::test_a_resumed_run_knows_all_that_it_knew"),
     Bug("the first questions again after a resume", "run", "            yield step\n",
         "            yield step - self.first_step + 1\n", "interrupt"),
+    Bug("a commit that a run is resumed at is forgotten", "storage/commit",
+        "    if commit not in known:\n", "    if False:\n",
+        "checkpoint::test_every_commit_that_a_run_is_resumed_at_is_kept"),
     # places for results
     Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "", "paths"),
     Bug("no room is a full disk, whatever the error says", "checkpoint", "return error.errno in FULL_DISK",
         "return error.errno in FULL_DISK or shutil.disk_usage(folder).free < 1 << 20", "checkpoint"),
+    # what runs are compared by
+    Bug("rounding is an interval", "findings", "SAME = 1e-9", "SAME = -1.0",
+        "ablate::test_a_difference_that_all_seeds_share_cannot_be_told"),
+    Bug("a run of two commits is taken over", "ablate", "if is_same and trained_at(path.parent) == [commit]:",
+        "if is_same:", "ablate::test_a_run_that_went_on_at_another_commit_is_not_taken_over"),
+    Bug("a seed that guesses has a time", "races", "getattr(finish, name) if finish.counts else math.inf",
+        "math.inf if getattr(finish, name) is None else getattr(finish, name)",
+        "race::test_a_seed_that_does_not_count_is_one_that_never_got_there"),
+    Bug("a copy in other bytes is another run", "classroom_data", "json.dumps(times or rows, sort_keys=True)",
+        "log.read_text()", "classroom::test_a_copied_run_is_named_on_both_lines"),
+    Bug("the log is not compared with the summary", "classroom_faults", "if not measured or abs(",
+        "if measured or abs(",
+        "classroom::test_a_summary_that_the_log_contradicts_is_named"),
 ]  # fmt: skip
 
 
