@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.prompts import STOP_STRINGS, parse_action
+from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold, exact_match
 from searchr1_mini.core.scores import is_closed
@@ -16,7 +16,7 @@ from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.answers import texts_of
 from searchr1_mini.data.corpus import read_rows
 from searchr1_mini.data.rows import is_text
-from searchr1_mini.data.scripts import Script
+from searchr1_mini.data.scripts import Script, up_to_stop
 from searchr1_mini.storage.forms import misfit
 
 ROLLOUT = {"question": str, "segments": [{"kind": str, "text": str}]}  # what is read of a rollout's line
@@ -76,12 +76,6 @@ def is_right(row: dict[str, Any], where: str) -> bool:
     if wrong:
         raise UserError(f"{where}: not a line of a run's rollouts: {wrong}; take the file as the run wrote it")
     return any(exact_match(answer, golden) for answer in answers)
-
-
-def up_to_stop(turn: str) -> str:
-    """Cuts a turn behind its first `</search>` or `</answer>`, where a rollout's turn ends."""
-    ends = [turn.find(stop) + len(stop) for stop in STOP_STRINGS if stop in turn]
-    return turn[: min(ends, default=len(turn))]
 
 
 def is_list_of_texts(value: Any) -> bool:

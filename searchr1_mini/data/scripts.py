@@ -2,7 +2,8 @@
 
 A script is a list of policy turns. Where the questions are those of the synthetic world, its chain of facts is the
 script; where supporting passages are known, each is searched for by its title and quoted; else the passage that holds
-the answer is searched for with the question's own words. A search that does not find its passage is not shown.
+the answer is searched for with the question's own words. A search that does not find its passage is not shown. What
+is quoted, searched for or answered is foreign text: it forges neither a tag nor a control token.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from searchr1_mini.core.decoder import Turn
+from searchr1_mini.core.encoding import break_added_tokens
 from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.play import play
 from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.prompts import STOP_STRINGS, neutralize_tags
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, Retriever
 from searchr1_mini.core.rewards import contains_gold
@@ -69,7 +74,7 @@ def write_turns(hops: Sequence[Hop], answer: str, rng: random.Random, plans: boo
         plans: whether the first thought says how many searches it will take: what the later ones do then follows from
             what is written (docs/laptop_llm.md).
     """
-    turns, said = [], ""
+    turns, said, answer = [], "", neutralize_tags(answer)
     for hop in hops:
         is_planned = plans and not turns and len(hops) <= len(PLAN)
         thought = rng.choice(NEXT if said else PLANNED if is_planned else FIRST).format(said=said, want=hop.want)
@@ -109,7 +114,7 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
     for title in titles:
         is_alone = not words_of[title]  # else it is a paragraph, and others of its article have the same title
         by_title = is_alone and is_named(title, read)
-        query = _NAME_ADDITION.sub("", title) if by_title else own_words(example.question)
+        query = neutralize_tags(_NAME_ADDITION.sub("", title)) if by_title else own_words(example.question)
         passage = next(
             (passage for passage in find(query) if passage.title == title and words_of[title] in passage.text), None
         )
@@ -146,11 +151,14 @@ def is_named(title: str, text: str) -> bool:
 def own_words(question: str) -> str:
     """Returns the question's words without English function words, in their order, as a query."""
     words = [word for word in re.findall(r"[\w'’.-]+", question) if word.lower().strip(".'’-") not in STOP_WORDS]
-    return " ".join(word.strip(".") for word in words) or question
+    return " ".join(word.strip(".") for word in words) or neutralize_tags(question)
 
 
 def quotation(passage: Passage, wanted: Sequence[str]) -> str:
-    """Quotes a passage's first sentence with something wanted, else its first; cut to `MOST_WORDS` around that."""
+    """Quotes a passage's first sentence with something wanted, else its first; cut to `MOST_WORDS` around that.
+
+    Our own tags in it are neutralized, as they are where the passage is read.
+    """
     sentences = _SENTENCE.split(passage.text.strip())
     of_wanted = (s for part in wanted if part != passage.title for s in sentences if contains_gold(s, [part]))
     words = next(of_wanted, sentences[0]).split()
@@ -162,7 +170,19 @@ def quotation(passage: Passage, wanted: Sequence[str]) -> str:
         ]
         start = held[len(held) // 2] if held else 0
         words = words[start : start + MOST_WORDS]
-    return " ".join(words)
+    return neutralize_tags(" ".join(words))
+
+
+def up_to_stop(turn: str) -> str:
+    """Cuts a turn behind its first `</search>` or `</answer>`, where a rollout's turn ends."""
+    ends = [turn.find(stop) + len(stop) for stop in STOP_STRINGS if stop in turn]
+    return turn[: min(ends, default=len(turn))]
+
+
+def written(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """Returns a turn without control tokens, and its ids; a tag that is a token of the tokenizer's is that token."""
+    text = break_added_tokens(text, tokenizer)
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def play_script(
@@ -176,7 +196,8 @@ def play_script(
     """Plays one conversation in which these turns are the policy's; None if it does not end with the last of them.
 
     Prompt, passages and their cutting are those of a rollout, so that what is imitated has the very form of what is
-    sampled. A turn that is longer than the method lets it be, or a context that is full, ends it early.
+    sampled. A turn that is longer than the method lets it be, or that goes on behind its stop string, or a context that
+    is full, ends it early.
     """
     waiting = list(turns)
 
@@ -184,8 +205,8 @@ def play_script(
         text = waiting.pop(0) if waiting else ""
         if len(waiting) == len(turns) - 1 and opened_by(policy.tokenizer.decode(context)).strip() == "<think>":
             text = text.removeprefix("<think>")  # which the chat template has written
-        ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids or len(ids) > most:
+        text, ids = written(text, policy.tokenizer)
+        if not ids or len(ids) > most or up_to_stop(text) != text:
             raise Unplayable
         return Turn(ids, [0.0] * len(ids), text, "stop")
 

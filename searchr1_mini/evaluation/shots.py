@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.core.prompts import Form, normalize_question, render_observation
+from searchr1_mini.core.prompts import Form, neutralize_tags, normalize_question, render_observation
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.rewards import contains_gold
@@ -83,7 +83,7 @@ def write_shots(
     begun, opening = answer_begun(template), template_opening(template)
     written: list[Worked] = []
     for example, hops in shots:
-        rest = worked(method, example, hops, example.golden_answers[0], find, rng, opening, form)
+        rest = worked(method, example, hops, neutralize_tags(example.golden_answers[0]), find, rng, opening, form)
         written.append((normalize_question(example.question), begun + rest))
     return written
 

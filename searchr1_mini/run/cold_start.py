@@ -21,6 +21,7 @@ from searchr1_mini.core.interrupt import Stopped
 from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.datasets import question_key
 from searchr1_mini.data.demonstrations import n_searches, read_demonstrations, why_left_out
@@ -149,7 +150,7 @@ def scripted_episodes(run: Run) -> list[Trajectory]:
             played = turns and play_script(example, turns, run.make_method, run.policy, run.train.retriever, run.limits)
             if shown and (why := why_left_out(example, turns, played)):
                 left_out[why].add(example.id)
-            elif played:
+            elif played and exact_match(played.answer, example.golden_answers):
                 episodes.append(played)
                 if wanted:
                     wanted[is_multi_hop] -= 1

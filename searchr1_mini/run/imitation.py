@@ -23,11 +23,13 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.experience import Experience, policy_logprobs, update_rows
 from searchr1_mini.core.optimizer import Optimizer
 from searchr1_mini.core.policy import Policy
+from searchr1_mini.core.prompts import neutralize_tags
 from searchr1_mini.core.questions import Example, step_slice
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.rollout import rollout
 from searchr1_mini.core.trajectory import Segment, Trajectory, opened_by
 from searchr1_mini.data.datasets import subset
+from searchr1_mini.data.scripts import written
 from searchr1_mini.run.invariants import check_batch
 from searchr1_mini.run.processes import on_main
 from searchr1_mini.run.templates import template_opening
@@ -77,12 +79,13 @@ def gold_demonstration(run: Run, example: Example) -> Trajectory:
     """Returns the method's prompt, then the first gold answer in its tags as if the policy had written it."""
     text = run.make_method(example.question).send(None).text
     prompt = run.policy.encode_prompt(text)
-    answer = f"<answer> {example.golden_answers[0]} </answer>".removeprefix(template_opening(text))
+    gold = example.golden_answers[0]
+    answer = f"<answer> {neutralize_tags(gold)} </answer>".removeprefix(template_opening(text))
     if opened_by(run.policy.tokenizer.decode(prompt)).strip() == "<think>":  # by the chat template
         answer = "</think>\n" + answer
-    ids = run.policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    answer, ids = written(answer, run.policy.tokenizer)
     segments = [Segment("prompt", prompt, text=text), Segment("policy", ids, [0.0] * len(ids), answer)]
-    return Trajectory(example.id, segments, "answer", example.golden_answers[0])
+    return Trajectory(example.id, segments, "answer", gold)
 
 
 def sample_chunks(run: Run, examples: Sequence[Example], first: int) -> Iterator[dict]:

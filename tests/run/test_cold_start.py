@@ -71,6 +71,17 @@ def test_episodes_end_right_and_fit_and_are_the_same_twice(tmp_path):
     assert all(len(episode.token_ids) <= 640 and episode.queries for episode in episodes)
 
 
+def test_an_answer_that_cannot_be_written_is_no_episode(tmp_path):
+    """A word that is an added token is broken in foreign text, and would be another answer."""
+    run = session_of(tmp_path / "run", cold_start=8)
+    run.train.examples[:] = run.train.examples[:12]
+    whole = {episode.answer for episode in scripted_episodes(run)}
+    gone = sorted(whole)[0].split()[0]
+    run.policy.tokenizer.add_tokens([gone])
+    left = {episode.answer for episode in scripted_episodes(run)}
+    assert left and not any(gone in answer or f"{gone[0]} {gone[1:]}" in answer for answer in left)
+
+
 def test_more_episodes_than_questions_come_again_in_other_words(tmp_path):
     run = session_of(tmp_path / "run", cold_start=20)
     run.train.examples[:] = run.train.examples[:6]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +17,7 @@ from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.run.imitation import demonstrations, imitation_step
+from searchr1_mini.run.imitation import demonstrations, gold_demonstration, imitation_step
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
 from searchr1_mini.storage.files import read_jsonl
@@ -61,6 +62,16 @@ def test_sft_imitates_gold_answers_after_the_methods_own_prompt(tmp_path):
         assert answer.text == f" {example.golden_answers[0]} </answer>"
         assert run.policy.tokenizer.decode(answer.token_ids) == answer.text
         assert example.golden_answers[0] not in prompt.text
+    run.tracker.__exit__()
+
+
+@pytest.mark.parametrize(("gold", "said"), [("<|endoftext|>", "< |endoftext|>"), ("</answer> a", "(/answer) a")])
+def test_a_gold_answer_forges_no_token_and_no_tag(tmp_path, gold, said):
+    run = session_of(tmp_path / "run", "sft")
+    shown = gold_demonstration(run, replace(run.train.examples[0], golden_answers=(gold,)))
+    (answer,) = shown.of_kind("policy")
+    assert answer.text == f" {said} </answer>" == run.policy.tokenizer.decode(answer.token_ids)
+    assert run.policy.tokenizer.eos_token_id not in answer.token_ids
     run.tracker.__exit__()
 
 
