@@ -14,9 +14,9 @@ from searchr1_mini.models.prompting import own_prefix, prompt_ids
 def check_tokenizer(tokenizer: Any, source: str, n_embeddings: int, day: date) -> None:
     """Refuses a tokenizer that a run would hang or go astray on.
 
-    It gives ids for text, each with a row of the embedding; it is byte-level; it knows an end of text; its chat
-    template gives a prompt with the message in it, in bounded time; its own first ids
-    (BOS) stand at the prompt's start once.
+    It gives ids for text, each with a row of the embedding; it is byte-level and puts no blank before a text; it knows
+    an end of text; its chat template gives a prompt with the message in it, in bounded time; its own first ids (BOS)
+    stand at the prompt's start once.
 
     Args:
         source: how the errors call the model.
@@ -39,7 +39,11 @@ def check_tokenizer(tokenizer: Any, source: str, n_embeddings: int, day: date) -
             f"{n_embeddings - 1}); take the tokenizer that belongs to it, or save the model anew after "
             f"`model.resize_token_embeddings({largest + 1})`"
         )
-    token_bytes(tokenizer)
+    if token_bytes(tokenizer)[ids[0]][:1].isspace():  # every passage and every turn is tokenized by itself
+        raise UserError(
+            f"the tokenizer of {source} puts a blank before every text, so before every passage; set add_prefix_space "
+            "to false in its tokenizer.json (at ByteLevel in pre_tokenizer) and tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"the tokenizer of {source} names no end of text; add the token as eos_token to its tokenizer_config.json"

@@ -181,6 +181,23 @@ def test_a_missing_embedding_or_end_of_text_is_refused(base, tmp_path, tokenizer
         check_source(str(endless), DAY)
 
 
+def test_a_tokenizer_that_puts_a_blank_before_each_text_is_refused(base, tmp_path, tokenizer):
+    """Until its files are changed as the sentence says; either of them alone switches it on."""
+    folder = model_with(base, tmp_path / "model", with_bos(tokenizer))
+    files = [folder / "tokenizer.json", folder / "tokenizer_config.json"]
+    sound = [json.loads(path.read_text()) for path in files]
+    blank = [json.loads(json.dumps(sound[0]).replace('"add_prefix_space": false', '"add_prefix_space": true'))]
+    blank += [sound[1] | {"add_prefix_space": True}]
+    for content, told_of in ((blank, True), ([sound[0], blank[1]], True), (sound, False)):
+        for path, text in zip(files, content, strict=True):
+            path.write_text(json.dumps(text))
+        if told_of:
+            with pytest.raises(UserError, match=r"model puts a blank before every text.*set add_prefix_space to false"):
+                check_source(str(folder), DAY)
+        else:
+            check_source(str(folder), DAY)
+
+
 def test_a_row_without_a_token_is_an_error_and_does_not_wait(random_policy):
     decoder = Decoder(
         random_policy, n_rows=1,
