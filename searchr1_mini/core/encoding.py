@@ -16,14 +16,15 @@ MOST_CHARS_A_TOKEN = 16  # of a passage, on average; prose has about 4. What is 
 def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Splits every control token that is spelled out in foreign text, `<|im_end|>` -> `< |im_end|>`.
 
-    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed. Tokens of
-    blanks, which some tokenizers add, are left alone, and so are our own tags (Qwen3 has `<think>` as a token).
+    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed. Left alone are
+    tokens of blanks, our own tags (Qwen3 has `<think>` as a token), and single letters unless they are special.
     """
-    added = {token.strip() for token in tokenizer.get_added_vocab() if neutralize_tags(token) == token}
-    tokens = sorted((token for token in added if len(token) > 1), key=len, reverse=True)
+    added = {token.content.strip(): token.special for token in tokenizer.added_tokens_decoder.values()}
+    special = {*map(str.strip, tokenizer.all_special_tokens), *(token for token in added if added[token])}
+    tokens = {t for t in added if (len(t) > 1 or t in special) and neutralize_tags(t) == t} - {""}
     while any(token in text for token in tokens):
-        for token in tokens:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
+        for token in sorted(tokens, key=len, reverse=True):
+            text = text.replace(token, f"{token[0]} {token[1:]}" if token[1:] else " ")
     return text
 
 

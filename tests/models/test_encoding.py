@@ -56,6 +56,18 @@ def test_no_added_token_of_qwen_comes_out_of_foreign_text(qwen_tokenizer, token)
     assert sum(id_ in added for id_ in prompt) == sum(id_ in added for id_ in plain)
 
 
+def test_a_control_token_of_one_character_is_dropped(qwen_tokenizer):
+    """It cannot be split; a letter that a vocabulary was extended by is text like any other."""
+    tokenizer = copy.deepcopy(qwen_tokenizer)
+    tokenizer.add_tokens(["☃"], special_tokens=True)
+    tokenizer.add_tokens(["÷", "★"])
+    tokenizer.eos_token = "★"  # which the list of added tokens does not call special
+    snowman, divided, star = tokenizer.convert_tokens_to_ids(["☃", "÷", "★"])
+    assert break_added_tokens("☃a☃ ÷ <|im_★end|>", tokenizer).split() == ["a", "÷", "<|im_", "end|>"]
+    for ids in (foreign_ids("☃ ★ ÷", tokenizer), prompt_ids("☃ ★ ÷?", tokenizer, DAY)):
+        assert snowman not in ids and star not in ids and divided in ids
+
+
 # what the public code's `_passages2string` and `execute_predictions` make of these lines of wiki-18's form
 WIKI_18 = ['"Oslo"\nOslo is the capital of Norway. ', '""Weird Al" Yankovic"\nBorn in 1959.\nA singer.', '"Bern"\n']
 PUBLIC = (
