@@ -22,6 +22,7 @@ from searchr1_mini.core.retrieval import Retriever
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.corpus import is_text
+from searchr1_mini.models.names import is_instructed
 from searchr1_mini.options.entry import lost_output
 from searchr1_mini.run.log import render_segment
 from searchr1_mini.storage.cache import cache_dir
@@ -62,8 +63,8 @@ class Chat:
 
     @property
     def is_instructed(self) -> bool:
-        """Whether the model has a chat template."""
-        return bool(self.policy.tokenizer.chat_template)
+        """Whether the model follows instructions, as far as its name tells."""
+        return is_instructed(self.policy.base_name)
 
     def answer(self, question: str, tell: Tell, is_stopped: Callable[[], bool] = lambda: False) -> Trajectory:
         """Answers one question.
@@ -110,7 +111,7 @@ def verdict(trajectory: Trajectory, is_instructed: bool = False) -> str:
 
     Args:
         trajectory: of any method; some search by themselves, without an action of the policy.
-        is_instructed: the tokenizer has a chat template.
+        is_instructed: the model follows instructions, as far as its name tells.
     """
     if trajectory.answer:
         return one_line(trajectory.answer)

@@ -23,6 +23,13 @@ def is_same_name(one: str, other: str) -> bool:
     return last[0] == last[1]
 
 
+def is_instructed(name: str) -> bool:
+    """Tells whether a model was taught to follow instructions, by its name: many bases have a chat template too."""
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
+    words = set(re.findall("[a-z0-9]+", last))
+    return bool(words & {"instruct", "chat", "it"}) or (last.startswith("qwen3") and "base" not in words)
+
+
 def base_revision(source: str) -> str | None:
     """Returns the commit on the hub that this machine holds of a hub id; None where there is none."""
     path = Path(source).expanduser()

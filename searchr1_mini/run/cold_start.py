@@ -35,6 +35,7 @@ from searchr1_mini.data.scripts import (
     write_turns,
 )
 from searchr1_mini.data.world import make_world
+from searchr1_mini.models.names import is_instructed
 from searchr1_mini.options.checks import check_demonstrations
 from searchr1_mini.options.config import ImitationConfig, TrainConfig
 from searchr1_mini.options.nested import with_options
@@ -95,7 +96,7 @@ def cold_start(run: Run) -> None:
     run.policy.freeze_reference()
     run.evaluations.after_cold_start = run.evaluations.measure(run, "after the cold start")
     if is_main():
-        tell(run.folder, diagnose(run.evaluations.samples, run.config, bool(run.policy.tokenizer.chat_template)))
+        tell(run.folder, diagnose(run.evaluations.samples, run.config, is_instructed(run.policy.base_name)))
     run.save(0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.storage.files import write_text_atomic
@@ -26,7 +27,7 @@ def diagnose(
 
     Args:
         trajectories: of an evaluation, or the rollouts of a step.
-        is_instructed: the tokenizer has a chat template.
+        is_instructed: the model follows instructions, as far as its name tells.
         rewards: of the rollouts of a step, all of the same weights.
     """
     turns = sum(sum(1 for _ in t.of_kind("policy")) for t in trajectories)
@@ -35,14 +36,18 @@ def diagnose(
     is_flat = rewards is not None and len(rewards) >= ENOUGH and len(set(rewards)) == 1 and rewards[0] < 1
     if not (is_formless or is_flat):
         return None
+    n_cut = sum(cut_turns(trajectory, config.rollout.max_new_tokens) for trajectory in trajectories)
+    is_cut = 2 * n_cut > turns
     told = f"only {valid:.0%} of {turns} turns are a valid action, <search> or <answer>"
     if not is_formless:
         told = (
             f"all {len(rewards)} rewards are equal ({rewards[0]:g}), though {valid:.0%} of the turns are valid actions"
         )
+    if is_cut:
+        told += f"; {n_cut} were cut at --max-new-tokens {config.rollout.max_new_tokens}, or left their tag open"
     remedies = [
         f"  {number}. {remedy}"
-        for number, remedy in enumerate(what_to_try(config, is_formless, is_instructed), start=1)
+        for number, remedy in enumerate(what_to_try(config, is_formless, is_instructed, is_cut), start=1)
     ]
     return "\n".join(
         [
@@ -54,12 +59,28 @@ def diagnose(
     )
 
 
-def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool) -> list[str]:
+def cut_turns(trajectory: Trajectory, max_new_tokens: int) -> int:
+    """Counts the invalid turns that took all their tokens, or opened an action without closing it."""
+    n_tokens = [len(segment.token_ids) for segment in trajectory.of_kind("policy")]
+    return sum(
+        parse_action(text).kind == "invalid" and (n >= max_new_tokens or is_open(text))
+        for text, n in zip(trajectory.turns(), n_tokens, strict=True)
+    )
+
+
+def is_open(text: str) -> bool:
+    """Tells whether an action was begun after the last one that was closed."""
+    return any(text.rfind(f"<{kind}>") > text.rfind(f"</{kind}>") for kind in ("search", "answer"))
+
+
+def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool, is_cut: bool = False) -> list[str]:
     """Returns remedies, the likeliest first, less those that the run already takes."""
     has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
     more = max(200, 2 * config.imitation.cold_start)
     sampled_again = ", or --dynamic-sampling 3" if config.run.algorithm == "grpo" else ""
+    room = f"--max-new-tokens {max(100, 2 * config.rollout.max_new_tokens)}"
     remedies = {
+        f"{room}, and --max-total-tokens if that is short: most turns are cut before their closing tag": is_cut,
         f"--cold-start {more}: imitate {more} scripted episodes before RL": has_search,
         "an -Instruct model, which follows the prompt sooner": not is_instructed,
         "--reward format: pay for a well-formed turn too": is_formless and config.reward.reward != "format",

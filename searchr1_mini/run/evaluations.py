@@ -19,6 +19,7 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import exact_match
 from searchr1_mini.core.scores import evaluate
 from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.models.names import is_instructed
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.probes import EmptyRetriever
@@ -83,7 +84,7 @@ class Evaluations:
         self.samples_before = self.samples[:20]
         is_shown = run.config.imitation.cold_start or run.config.run.algorithm == "sft"
         if is_main() and not is_shown:  # else the first steps show it the form
-            tell(run.folder, diagnose(self.samples, run.config, bool(run.policy.tokenizer.chat_template)))
+            tell(run.folder, diagnose(self.samples, run.config, is_instructed(run.policy.base_name)))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs."""

@@ -25,6 +25,7 @@ from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.rollout_stats import sum_stats
 from searchr1_mini.core.training import Environment, Rollouts
+from searchr1_mini.models.names import is_instructed
 from searchr1_mini.models.saving import load_reference, save_critic, save_policy, save_reference
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.own_parts import is_from_python
@@ -144,8 +145,8 @@ class Run:
         """
         give_back_free_memory()
         if self.step == 1 and is_main():
-            is_instructed = bool(self.policy.tokenizer.chat_template)
-            tell(self.folder, diagnose(rollouts.trajectories, self.config, is_instructed, rollouts.rewards))
+            knows_form = is_instructed(self.policy.base_name)
+            tell(self.folder, diagnose(rollouts.trajectories, self.config, knows_form, rollouts.rewards))
         if active_bug(self.config.run) is None:
             check_step(self, batch, rollouts)
 

@@ -22,6 +22,7 @@ class Dictated:
         self.tokenizer, self.device, self.dtype = tokenizer, torch.device("cpu"), torch.float32
         self.encode_prompt, self.eos_ids = partial(prompt_ids, tokenizer=tokenizer, day=DAY), {tokenizer.eos_token_id}
         self.ids, self.for_rollouts = iter(ids), nullcontext
+        self.base_name = "dictated"
         self.config = torch.nn.Module()
         self.config.num_hidden_layers = self.config.num_key_value_heads = self.config.num_attention_heads = 1
         self.config.hidden_size, self.config.eos_token_id = 4, tokenizer.eos_token_id

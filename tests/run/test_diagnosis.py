@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from helpers.sessions import session_of, train_step
 
 from searchr1_mini.chat.terminal import verdict
 from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.models.names import is_instructed
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
@@ -54,6 +57,51 @@ def test_a_model_that_writes_tags_and_learns_is_not_told(rewards):
     assert diagnose([RIGHT_FORM] * 20, CONFIG, True, rewards) is None
 
 
+def cut(text: str, n_tokens: int) -> Trajectory:
+    trajectory = rollout_of(text)
+    trajectory.segments[1].token_ids = [2] * n_tokens
+    return trajectory
+
+
+@pytest.mark.parametrize(
+    ("text", "n_tokens", "is_told"),
+    [
+        ("<think> I know this. </think> <answer> Rosa Yates </answer", 16, True),
+        ("<think> I know this. </think> <answer> Rosa", 9, True),  # the context was full
+        ("It is Paris, which is", 16, True),
+        ("It is Paris.", 9, False),
+        ("<answer> </answer>", 9, False),
+    ],
+)
+def test_turns_that_were_cut_are_told_before_the_form(text, n_tokens, is_told):
+    config = with_options(CONFIG, max_new_tokens=16)
+    told = diagnose([cut(text, n_tokens)] * 20, config, False)
+    assert ("20 were cut at --max-new-tokens 16" in told) == ("1. --max-new-tokens 100" in told) == is_told
+    few = diagnose([cut(text, n_tokens)] * 9 + [FORMLESS] * 11, config, False)
+    assert "--max-new-tokens" not in few
+    valid = replace(cut("<answer> Paris </answer>", 16), answer="Paris", invalid_actions=0)
+    assert "--max-new-tokens" not in diagnose([valid] * 20, config, False, [0.0] * 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("Qwen/Qwen2.5-3B", False),
+        ("Qwen/Qwen2.5-3B-Instruct", True),
+        ("SmolLM2-135M-Instruct.Q4_1-0a1b", True),
+        ("meta-llama/Llama-2-7b-chat-hf", True),
+        ("google/gemma-3-1b-it", True),
+        ("Qwen/Qwen3-4B", True),
+        ("Qwen/Qwen3-4B-Base", False),
+        ("chat/merged", False),
+        ("tiny_base", False),
+    ],
+)
+def test_a_models_name_tells_whether_it_is_instructed(name, is_one):
+    """Qwen2.5's bases have a chat template too."""
+    assert is_instructed(name) == is_one
+
+
 def test_hostile_text_in_a_diagnosis_is_made_safe():
     told = diagnose([rollout_of("a\x1b[31m\nb")] * 8, CONFIG, True)
     assert "\x1b" not in told and "wrote: a\\x1b[31m b" in told
@@ -68,10 +116,11 @@ def test_the_tiny_base_gets_no_diagnosis(tmp_path, capsys):
 
 def test_a_random_model_is_diagnosed_at_once_and_in_the_report(tmp_path, random_qwen2, capsys):
     run = session_of(tmp_path / "run", **WITHOUT_TAGS, model=str(random_qwen2), reward="em", steps=1)
-    run.evaluations.measure_before(run)
-    assert "diagnosis: only 0%" in capsys.readouterr().out
-    train_step(run, 1)
-    assert "diagnosis: only 0%" in capsys.readouterr().out
+    run.policy.tokenizer.chat_template = "{{ messages[0].content }}"  # which does not make it an instructed model
+    for measure in (run.evaluations.measure_before, lambda run: train_step(run, 1)):
+        measure(run)
+        told = capsys.readouterr().out
+        assert "diagnosis: only 0%" in told and "an -Instruct model" in told
     assert "what to try" in write_report(run.folder).read_text()
 
 
