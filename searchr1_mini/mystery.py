@@ -17,7 +17,7 @@ from pathlib import Path
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.cli import parse
-from searchr1_mini.options.config import RunConfig
+from searchr1_mini.options.config import BUGS, RunConfig
 from searchr1_mini.options.nested import grouped
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import saved_config
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{config.run} is no bug hunt; train one with --mystery N")
     status.now("looking it up")
 
-    from searchr1_mini.run.museum import BUGS, active_bug
+    from searchr1_mini.run.museum import active_bug
 
     if config.guess not in BUGS:
         raise UserError(f"there is no fault {config.guess!r}{suggest(config.guess, BUGS)}; known: {', '.join(BUGS)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from searchr1_mini.core.config import (
     ObjectiveConfig,
@@ -23,6 +23,11 @@ MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how lon
     "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
     "compile_decode fused_kernels max_skipped_updates retriever_url"
 ).split()
+Bug = Literal[  # of the museum; one more deals every number of a --mystery anew
+    "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn",
+    "reward-from-whole-text",
+]  # fmt: skip
+BUGS: tuple[str, ...] = get_args(Bug)
 KEPT_ON_RESUME = [name for name in MAY_CHANGE if name not in ("output_dir", "resume", "check")]
 
 
@@ -50,10 +55,7 @@ class RunConfig:
     output_dir: str | None = option(None, "folder of the run [default: runs/<time>-<model>-<algorithm>]")
     resume: bool = option(False, "continue from the newest checkpoint in --output-dir")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "device to compute on")
-    bug: Literal[
-        "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn",
-        "reward-from-whole-text",
-    ] | None = option(None, "bug planted on purpose, as public code had it (docs/algorithms.md, museum)")  # fmt: skip
+    bug: Bug | None = option(None, "bug planted on purpose, as public code had it (docs/algorithms.md, museum)")
     mystery: int | None = option(
         None,
         "number of a bug hunt, which plants one fault of the museum and says nowhere which; compare it with a run of "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.options.config import BUGS
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of, type_hints, with_options
 from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.retrievers.names import ENGINES
@@ -26,8 +27,9 @@ _ASKS = _SEARCHES | {"retriever": (*_FINDS["retriever"], "empty")}
 _OF_A_GROUP = {"group_size": 1}
 _WORLD = {"dataset": ("world",)}
 _SOUND = {"mystery": (None,)}  # what one fault or another would make idle
-_OWN_REWARD = _SOUND | {
-    "bug": (None, "retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn")
+_OWN_REWARD = _SOUND | {"bug": (None, *(bug for bug in BUGS if bug != "reward-from-whole-text"))}
+_OWN_WEIGHTS = _SOUND | {
+    "bug": (None, *(bug for bug in BUGS if bug not in ("masked-in-denominator", "tool-tokens-in-length")))
 }
 # option of training -> what it does nothing without: options with the values under which it is read, or the number
 # that they must be above; what only some retrievers read is in retrievers/names.py
@@ -48,9 +50,7 @@ NEEDS: dict[str, Needs] = {
     "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalise",)},
     "baseline": _GRPO, "normalize_std": _GRPO | {"baseline": ("group", "batch", "group-batch")},
     "drop_zero_variance": _RL | _OF_A_GROUP, "dynamic_sampling": _GRPO | _OF_A_GROUP,
-    "loss_aggregation": _RL
-    | _SOUND
-    | {"bug": (None, "retokenize", "colliding-groups", "no-last-turn", "reward-from-whole-text")},
+    "loss_aggregation": _RL | _OWN_WEIGHTS,
     "ratio": _RL, "clip_eps": _RL | {"surrogate": ("clip",)}, "clip_eps_high": _RL, "kl_coef": _RL,
     "kl_estimator": _RL | {"kl_coef": 0}, "entropy_coef": _RL,
     "importance_cap": _RL, "importance_mode": _RL | {"importance_cap": 0}, "llds_coef": _GRPO,

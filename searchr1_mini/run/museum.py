@@ -22,12 +22,8 @@ from searchr1_mini.core.methods import Finish, Generate, MakeMethod, Method
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold
 from searchr1_mini.core.trajectory import Trajectory
-from searchr1_mini.options.config import RunConfig
+from searchr1_mini.options.config import BUGS, RunConfig
 
-BUGS = (
-    *("retokenize", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn"),
-    "reward-from-whole-text",
-)
 HINTS = ("logprob_diff_max", "logprob_diff_mean", "ratios")  # a hunt logs none: their rounding tells `retokenize`
 
 

@@ -8,11 +8,11 @@ from helpers.files import write_lines
 from searchr1_mini import mystery
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse
-from searchr1_mini.options.config import RunConfig, TrainConfig
+from searchr1_mini.options.config import BUGS, RunConfig, TrainConfig
 from searchr1_mini.options.nested import flat, make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run.museum import BUGS, active_bug
+from searchr1_mini.run.museum import active_bug
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_jsonl, write_json_atomic
 
