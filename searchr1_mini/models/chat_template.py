@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.storage.printable import first_line
 
 CPU_SECONDS, WALL_SECONDS = 5, 120  # a sound template takes milliseconds; on a busy machine Python starts slowly
 MOST_BYTES = 2**31  # of the process that renders
@@ -129,7 +130,7 @@ def rendered(template: str, tokenizer: Any, content: str, day: date, before: Seq
     try:
         return render(template, messages, special_tokens(tokenizer), day, is_prompt=True)
     except Exception as error:  # Jinja hands on whatever a template's own code raises
-        raise UserError(f"the model's chat template cannot be rendered ({_first_line(error)}); {REMEDY}") from error
+        raise UserError(f"the model's chat template cannot be rendered ({first_line(error)}); {REMEDY}") from error
 
 
 def takes_turns(tokenizer: Any) -> bool:
@@ -217,10 +218,6 @@ def _rendered_aside(template: str, special: str, day: date) -> dict[str, str]:
         return {"fault": f"cannot be rendered ({last[:200]})"}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]
-
-
 def _limit_this_process(cpu_seconds: int) -> None:
     try:
         import resource
@@ -253,7 +250,7 @@ def main() -> None:
     except MemoryError:
         reply = {"fault": "takes more memory than a template may"}
     except Exception as error:  # whatever the template raises
-        reply = {"fault": f"cannot be rendered ({type(error).__name__}: {_first_line(error)})"}
+        reply = {"fault": f"cannot be rendered ({type(error).__name__}: {first_line(error)})"}
     json.dump(reply, sys.stdout)
 
 

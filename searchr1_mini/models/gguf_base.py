@@ -21,6 +21,7 @@ from searchr1_mini.models.gguf_rope import restore_angles
 from searchr1_mini.storage import status
 from searchr1_mini.storage.hub import hide_loading_bars
 from searchr1_mini.storage.lock import aside_folder
+from searchr1_mini.storage.printable import first_line
 
 SAMPLE = 2**20  # bytes in five places, the header among them, that tell a file from another
 FLOAT32 = 4
@@ -121,7 +122,7 @@ def refuse_without_room(path: Path, folder: Path) -> None:
 
         needed = FLOAT32 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except Exception as error:  # the package raises whatever a wrong byte leads to
-        raise UserError(f"{path} is damaged, or cut ({_first_line(error)}); download it again") from error
+        raise UserError(f"{path} is damaged, or cut ({first_line(error)}); download it again") from error
     held = psutil.virtual_memory().available
     if needed > held:
         raise UserError(
@@ -158,7 +159,7 @@ def write_unpacked(path: Path, folder: Path) -> None:
         )
     except Exception as error:  # the same
         raise UserError(
-            f"cannot load {path}: {_first_line(error)}; take a GGUF file of an architecture that transformers reads "
+            f"cannot load {path}: {first_line(error)}; take a GGUF file of an architecture that transformers reads "
             "(llama, qwen2, qwen3 and others), or the model's safetensors"
         ) from error
     if missing := sorted(loading["missing_keys"]):  # transformers would make them up
@@ -180,7 +181,3 @@ def write_unpacked(path: Path, folder: Path) -> None:
             delattr(config, name)
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]

@@ -11,7 +11,7 @@ from searchr1_mini.data.names import BRING_PASSAGES, DATASETS
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.models.chat_template import parse_day
 from searchr1_mini.options.config import RetrievalConfig, TrainConfig
-from searchr1_mini.options.defaults import HUNT_TURNS, REAL
+from searchr1_mini.options.defaults import HUNT_TURNS, REAL, WITHOUT_SEARCH
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of
@@ -91,7 +91,7 @@ def check_given(config: TrainConfig, unasked: Collection[str]) -> None:
     if config.run.resume and config.run.output_dir is None:
         raise UserError("--resume needs the run's folder; add --output-dir runs/NAME")
     check_retriever(config, [config.retrieval.retriever])
-    has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
+    has_search = config.run.method not in WITHOUT_SEARCH and config.run.algorithm != "sft"
     of_search = [*options_of(RetrievalConfig), "corpus"]
     asked = [name for name in of_search if name not in unasked]
     given = [flag_name(name) for name in asked if get(config, name) != default_value(TrainConfig, name)]
@@ -226,7 +226,7 @@ def check_resolved(config: TrainConfig) -> None:
         (config.logging.check and bug, "--check is for sound steps, not for those with a --bug; leave one out"),
         (bug == "colliding-groups" and config.run.algorithm != "grpo",
          "--bug colliding-groups does nothing with --algorithm ppo; set --algorithm grpo, or leave it out"),
-        (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in ("r1", "direct"),
+        (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in WITHOUT_SEARCH,
          f"--bug {bug} does nothing with --method {config.run.method}; set --method search-r1, or leave it out"),
         (may_collide and is_world and "," not in data.world_hops, f"{COLLIDING_NEEDS_SOURCES}; add --world-hops 1,2"),
         (may_collide and objective.baseline in ("batch", "none"),

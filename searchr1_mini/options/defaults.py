@@ -18,7 +18,8 @@ HUB_MODELS = {
 PROMPTED = ("direct", "cot", "ircot", "search-o1", "rag")  # methods that need no training
 TRAINED = ("sft", "r1", "rejection-sampling", "search-r1")
 MAX_TURNS, HUNT_TURNS = 4, 2  # in a bug hunt so few that conversations use them up, else one fault would not act
-SEARCHING = ("ircot", "search-o1", "rag", "rejection-sampling", "search-r1")
+WITHOUT_SEARCH = ("direct", "cot", "r1", "sft")  # every other method asks an engine, one of the user's own too
+SEARCHING = tuple(name for name in (*PROMPTED, *TRAINED) if name not in WITHOUT_SEARCH)
 
 
 TINY = {

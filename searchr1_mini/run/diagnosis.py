@@ -8,6 +8,7 @@ from pathlib import Path
 from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import WITHOUT_SEARCH
 from searchr1_mini.storage.files import write_text_atomic
 from searchr1_mini.storage.printable import one_line
 
@@ -75,7 +76,7 @@ def is_open(text: str) -> bool:
 
 def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool, is_cut: bool = False) -> list[str]:
     """Returns remedies, the likeliest first, less those that the run already takes."""
-    has_search = config.run.method not in ("r1", "direct") and config.run.algorithm != "sft"
+    has_search = config.run.method not in WITHOUT_SEARCH and config.run.algorithm != "sft"
     more = max(200, 2 * config.imitation.cold_start)
     sampled_again = ", or --dynamic-sampling 3" if config.run.algorithm == "grpo" else ""
     room = f"--max-new-tokens {max(100, 2 * config.rollout.max_new_tokens)}"

@@ -21,6 +21,7 @@ from searchr1_mini.core.scores import evaluate
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.models.names import is_instructed
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import WITHOUT_SEARCH
 from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from searchr1_mini.run.run import Run
 
 
-WITHOUT_SEARCH = ("r1", "direct")
 NO_SETTINGS = ("output_dir", "resume", "date")  # where and when it ran
 N_WATCHED = 5  # questions of which the report shows the answer at every evaluation
 

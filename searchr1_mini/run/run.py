@@ -28,9 +28,10 @@ from searchr1_mini.core.training import Environment, Rollouts
 from searchr1_mini.models.names import is_instructed
 from searchr1_mini.models.saving import load_reference, save_critic, save_policy, save_reference
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import WITHOUT_SEARCH
 from searchr1_mini.options.own_parts import is_from_python
 from searchr1_mini.run.diagnosis import diagnose, tell
-from searchr1_mini.run.evaluations import WITHOUT_SEARCH, Evaluations
+from searchr1_mini.run.evaluations import Evaluations
 from searchr1_mini.run.invariants import check_step
 from searchr1_mini.run.log import Tracker, truncate_metrics, write_rollouts
 from searchr1_mini.run.metrics import eval_metrics, rollout_metrics

@@ -11,6 +11,7 @@ from searchr1_mini.data.datasets import Split, load_corpus, load_examples, quest
 from searchr1_mini.data.world import make_world, world_examples
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import WITHOUT_SEARCH
 from searchr1_mini.options.own_parts import is_own, own_engine
 from searchr1_mini.retrievers.bm25 import fingerprint
 from searchr1_mini.retrievers.engines import Engine, build_retriever, configured_engine
@@ -72,7 +73,7 @@ def load_task(
 def _retriever(config: TrainConfig, key: tuple, examples: list[Example], library: Library) -> tuple[Retriever, str]:
     """The engine that the config names, or one of the probes on its corpus; and the hash of what it searches."""
     name, engine = config.retrieval.retriever, configured_engine(config.retrieval)
-    if name in ("none", "empty") or config.run.method in ("r1", "direct", "cot"):
+    if name in ("none", "empty") or config.run.method in WITHOUT_SEARCH:
         return EmptyRetriever(), ""
     if name == "http":
         key = ("http", config.retrieval.retriever_url)

@@ -29,6 +29,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an exception says, or its name where it says nothing; at most 200 characters."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
 _MARKDOWN = str.maketrans({char: "\\" + char for char in "\\`*_~[]<>|&"})
 
 

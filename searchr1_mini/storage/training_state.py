@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.storage.printable import first_line
 
 OF_ANOTHER_VERSION = (
     "is of another form than this version writes; go on with the version that began the run (`versions` in its "
@@ -73,8 +74,4 @@ def own_format(path: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
-        raise UserError(f"{path} {OF_ANOTHER_VERSION} ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{path} {OF_ANOTHER_VERSION} ({first_line(error)})") from error

@@ -89,6 +89,17 @@ def test_files_are_short_enough_to_read():
         assert len(path.read_text().splitlines()) <= 400, path.name
 
 
+def test_no_function_stands_in_two_modules():
+    """Whatever it is called: the same parameters and the same lines."""
+    homes: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                lines = node.body[ast.get_docstring(node) is not None :]
+                homes.setdefault("".join(map(ast.dump, [node.args, *lines])), []).append(f"{path.name}: {node.name}")
+    assert [places for places in homes.values() if len(places) > 1] == []
+
+
 def test_the_method_can_be_read_in_an_afternoon():
     """The reading list of docs/architecture.md is the core, each module once, and about as long as it says."""
     page = (ROOT / "docs" / "architecture.md").read_text()
