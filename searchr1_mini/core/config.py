@@ -18,9 +18,7 @@ def option(default: Any, help_text: str, **bounds: float):
 class RolloutConfig:
     """The limits of a rollout, and how it is sampled."""
 
-    max_turns: int | None = option(
-        None, "actions per question, before one last turn without a search [default: 4; a hunt's 2]", least=1, most=1000
-    )
+    max_turns: int | None = option(None, "actions before a last turn without a search [default: 4]", least=1, most=1000)
     max_new_tokens: int | None = option(None, "token limit per turn", least=1, most=MOST_TOKENS)
     max_total_tokens: int | None = option(
         None, "token limit per trajectory, prompt included", least=16, most=MOST_TOKENS
@@ -80,9 +78,7 @@ class RewardConfig:
         "reward of a trajectory; format is exact match with the public code's partial credit for a well-formed one; "
         "your own as my_rewards.py:name",
     )
-    retrieval_bonus: float = option(
-        0.0, "bonus for a wrong answer or none, if a passage held the right one", least=0, most=10
-    )
+    retrieval_bonus: float = option(0.0, "bonus for a wrong answer or none if the right one was read", least=0, most=10)
     search_cost: float = option(0.0, "cost of each search beyond the first, taken off a right answer", least=0, most=1)
     overlong: Literal["keep", "drop", "penalise"] = option(
         "keep",
