@@ -225,7 +225,7 @@ def test_a_terminal_shows_tokens_as_they_come_and_obeys_its_keys(notes, tmp_path
     flags = ["--model", model, "--no-load-in-4bit", "--max-new-tokens", 3900, "--max-total-tokens", 4096]
     terminal = Terminal(command(notes, *flags), {"SEARCHR1_CACHE": str(tmp_path), "TERM": "xterm"})
     try:
-        assert "rag of" in terminal.until("help lists what else can be typed")
+        assert " with rag; auto on " in terminal.until("help lists what else can be typed")
         terminal.until("> ")
         terminal.type("a line that is cleared")
         terminal.until("cleared")
