@@ -220,9 +220,11 @@ BUGS = [
         "    if commit not in known:\n", "    if False:\n",
         "checkpoint::test_every_commit_that_a_run_is_resumed_at_is_kept"),
     # places for results
-    Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "", "paths"),
+    Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "",
+        "paths::test_where_no_file_can_be_made_nothing_is_begun"),
     Bug("no room is a full disk, whatever the error says", "checkpoint", "return error.errno in FULL_DISK",
-        "return error.errno in FULL_DISK or shutil.disk_usage(folder).free < 1 << 20", "checkpoint"),
+        "return error.errno in FULL_DISK or shutil.disk_usage(folder).free < 1 << 20",
+        "checkpoint::test_an_errors_own_number_tells_whether_the_disk_is_full"),
     # what runs are compared by
     Bug("rounding is an interval", "findings", "SAME = 1e-9", "SAME = -1.0",
         "ablate::test_a_difference_that_all_seeds_share_cannot_be_told"),
