@@ -234,7 +234,7 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
         UserError: an unknown retriever, or an option that none of them reads.
     """
     names = chosen_engines(config.retriever, (*ENGINES, *PROBES), ("auto", *PROBES))
-    out = []
+    out, shorts = [], list(map(short_name, names))
     for row in rows:
         searches = row.method in SEARCHING
         for name in (names if searches else []) or [row.settings.retrieval.retriever]:
@@ -244,7 +244,8 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
                 continue
             settings = only_what_is_read(with_options(row.settings, retriever=name))
             check_retriever(settings, [name])
-            label = f"{row.label}, {short_name(name)}" if searches and len(names) > 1 else row.label
+            short = short_name(name) if shorts.count(short_name(name)) == 1 else name  # two files by one name
+            label = f"{row.label}, {short}" if searches and len(names) > 1 else row.label
             out.append(replace(row, label=label, settings=settings))
     refuse_unread(
         config, list(dict.fromkeys(row.settings.retrieval.retriever for row in out if row.method in SEARCHING))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from searchr1_mini.core.optimizer import change_metrics
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.evaluate import evaluate_command
 from searchr1_mini.evaluate import main as evaluate
+from searchr1_mini.evaluation.plan import plan_evaluation
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
@@ -270,6 +272,16 @@ def test_a_run_with_ones_own_engine_on_documents_can_be_asked(parts, notes, tmp_
     run = trained(tmp_path / "run", retriever=f"{parts}:Last", dataset=str(tmp_path / "q.jsonl"), corpus=notes[1])
     evaluate_command(EvalConfig(run=str(run), ask="Which river is in Oslo?"))
     assert "\nanswer: " in capsys.readouterr().out
+
+
+def test_engines_of_one_name_in_two_folders_are_told_apart(parts, notes, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(parts, tmp_path / "other")
+    engines = f"{parts}:Last,{other}:Last"
+    labels = [row.label for row in plan_evaluation(EvalConfig(model="tiny", methods="rag", retriever=engines)).rows]
+    assert labels == [f"rag, {parts}:Last", f"rag, {other}:Last"]
+    retrieval_metrics(["--retriever", engines, *notes, "--dataset", str(tmp_path / "q.jsonl"), "--topk", "1"])
+    assert capsys.readouterr().out.count("1.000") == 2 * 2
 
 
 @pytest.mark.parametrize("command", [evaluate, retrieval_metrics, serve])
