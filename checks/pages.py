@@ -7,8 +7,8 @@ Each page is opened at 390 and 1400 pixels, light and dark. axe-core must find n
 that can be worked must be reached, show that it has the focus, not be covered, and do something. No text of a chart
 touches another, steps are whole numbers, nothing scrolls sideways, and a chart tells its values under the pointer.
 
-Colours: what a legend tells apart is put through Chromium's own simulations of four kinds of colour-blindness. Two
-colours must differ by 10 in CIEDE2000 under each, or the two things by a mark that is no colour: an edge, a dash, a
+Colors: what a legend tells apart is put through Chromium's own simulations of four kinds of color-blindness. Two
+colors must differ by 10 in CIEDE2000 under each, or the two things by a mark that is no color: an edge, a dash, a
 line above. About 1 is just noticeable for large patches side by side; of small marks that stand apart, as words and
 lines do, half of the viewers need 7 to 14 along an axis of CIELAB (Stone, Szafir and Setlur, An Engineering Model for
 Color Difference as a Function of Size, 2014, for marks of a third of a degree). Exits with 1 where anything is missed.
@@ -48,7 +48,7 @@ MOST_STOPS = 400  # of the tab key on a page
 TINTS = ("logprob", "ratio", "advantage")
 SWATCH = 20  # pixels
 
-# [group, name, colours from the back to the front, mark] of what a legend tells apart
+# [group, name, colors from the back to the front, mark] of what a legend tells apart
 LOOKS = """() => {
   const of = (element) => getComputedStyle(element), found = [];
   const add = (group, selector, look) => {
@@ -61,7 +61,7 @@ LOOKS = """() => {
   for (const edge of [".is-right", ".is-wrong"])
     add("right and wrong", edge, (style) => [[page, style.borderTopColor], `edge ${style.borderTopStyle}`]);
   for (const token of document.querySelectorAll("#legend:not([hidden]) .token"))
-    found.push([`colours by ${document.querySelector("#colour").value}`, token.textContent,
+    found.push([`colors by ${document.querySelector("#color").value}`, token.textContent,
       [page, of(token).backgroundColor], of(token).textDecorationLine]);
   [...document.querySelectorAll("svg")].forEach((chart, index) => {
     for (const line of chart.querySelectorAll("polyline"))
@@ -164,13 +164,13 @@ def seen(page, where: str | None = None, rules: list[str] | None = None) -> list
 
 
 def see_report(page) -> tuple[list[str], list[list[Any]]]:
-    """Faults of a report with all unfolded, and the looks of what legends tell apart, in each colouring."""
+    """Faults of a report with all unfolded, and the looks of what legends tell apart, in each coloring."""
     faults, looks = colliding_texts(page), []
     page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
     faults += seen(page)
-    for colour in ("", *TINTS):
-        page.locator("#colour").select_option(colour)
-        if colour:
+    for color in ("", *TINTS):
+        page.locator("#color").select_option(color)
+        if color:
             faults += seen(page, "#trajectories", ["color-contrast"])
         looks += page.evaluate(LOOKS)
     return faults, looks
@@ -202,16 +202,16 @@ def steps_and_values(page) -> list[str]:
 
 def told_apart(browser, looks: list[list[Any]]) -> tuple[list[str], str]:
     """Pairs of a legend that one kind of sight can't tell apart; and how close the closest pairs are, in words."""
-    colours = list(dict.fromkeys(tuple(colours) for _, _, colours, _ in looks))
-    shown = {sight: dict(zip(colours, simulated(browser, colours, sight), strict=True)) for sight in SIGHTS}
+    colors = list(dict.fromkeys(tuple(colors) for _, _, colors, _ in looks))
+    shown = {sight: dict(zip(colors, simulated(browser, colors, sight), strict=True)) for sight in SIGHTS}
     groups: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {}
-    for group, name, colour, mark in looks:
-        groups.setdefault(group, {})[name] = tuple(colour), mark
+    for group, name, color, mark in looks:
+        groups.setdefault(group, {})[name] = tuple(color), mark
     faults, closest = [], {sight: (float("inf"), "") for sight in SIGHTS}
     for group, members in groups.items():
-        for (one, (colour, mark)), (other, (its_colour, its_mark)) in combinations(members.items(), 2):
+        for (one, (color, mark)), (other, (its_color, its_mark)) in combinations(members.items(), 2):
             for sight in SIGHTS:
-                apart = shown[sight][colour].delta_e(shown[sight][its_colour], method="2000")
+                apart = shown[sight][color].delta_e(shown[sight][its_color], method="2000")
                 if mark == its_mark:
                     closest[sight] = min(closest[sight], (apart, f"{one} and {other}"))
                     if apart < LEAST:
@@ -220,18 +220,18 @@ def told_apart(browser, looks: list[list[Any]]) -> tuple[list[str], str]:
     return faults, "of one mark apart by at least " + ", ".join(told) if told else "each has a mark of its own"
 
 
-def simulated(browser, colours: list[tuple[str, ...]], sight: str) -> list[Color]:
-    """The colours, each painted over those behind it, as Chromium shows them to that sight."""
-    page = browser.new_page(viewport={"width": SWATCH, "height": SWATCH * len(colours) or SWATCH})
+def simulated(browser, colors: list[tuple[str, ...]], sight: str) -> list[Color]:
+    """The colors, each painted over those behind it, as Chromium shows them to that sight."""
+    page = browser.new_page(viewport={"width": SWATCH, "height": SWATCH * len(colors) or SWATCH})
     boxes = "".join(
-        "".join(f'<div style="background:{colour};height:{SWATCH}px">' for colour in each) + "</div>" * len(each)
-        for each in colours
+        "".join(f'<div style="background:{color};height:{SWATCH}px">' for color in each) + "</div>" * len(each)
+        for each in colors
     )
     page.set_content(f'<body style="margin:0;color-scheme:light">{boxes}')
     page.context.new_cdp_session(page).send("Emulation.setEmulatedVisionDeficiency", {"type": sight})
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     page.close()
-    pixels = [image.getpixel((SWATCH // 2, SWATCH * index + SWATCH // 2)) for index in range(len(colours))]
+    pixels = [image.getpixel((SWATCH // 2, SWATCH * index + SWATCH // 2)) for index in range(len(colors))]
     return [Color("srgb", [part / 255 for part in pixel]) for pixel in pixels]
 
 

@@ -17,7 +17,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
-from searchr1_mini.pages.charts import COLOURS, html_text, line_chart, svg
+from searchr1_mini.pages.charts import COLORS, html_text, line_chart, svg
 from searchr1_mini.run.memory import GB, predict
 from searchr1_mini.run.shape import model_shape
 
@@ -174,7 +174,7 @@ def memory() -> str:
     for preset in ("24gb", "16gb", "12gb"):
         predicted = predict(resolve(make(TrainConfig, model="Qwen2.5-3B", **PRESETS[preset])), shape, 2, on_gpu=True)
         parts.append(text(20, y + 34, f"--preset {preset}", "start", "name"))
-        for color, phase in zip(COLOURS, predicted.phases, strict=False):
+        for color, phase in zip(COLORS, predicted.phases, strict=False):
             size = predicted.total(phase) / GB
             parts += [
                 box(130, y, 22 * size, 16, color),

@@ -37,7 +37,7 @@ def chromium() -> Iterator:
             browser.close()
 
 
-def shoot(browser, report: Path, path: Path, width: int, height: int, scheme: str, at: str, colour: str = "") -> Path:
+def shoot(browser, report: Path, path: Path, width: int, height: int, scheme: str, at: str, color: str = "") -> Path:
     """One picture of a report.
 
     Args:
@@ -47,11 +47,11 @@ def shoot(browser, report: Path, path: Path, width: int, height: int, scheme: st
         width, height: of the window, in CSS pixels.
         scheme: light or dark.
         at: selector of what stands at the top of the window.
-        colour: what tokens are coloured by, as the page's own control has it.
+        color: what tokens are colored by, as the page's own control has it.
     """
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.goto(report.resolve().as_uri())
-    page.locator("#colour").select_option(colour)
+    page.locator("#color").select_option(color)
     page.locator(at).evaluate("element => element.scrollIntoView()")
     if at == "#controls":
         page.locator("#panes .policy .token").nth(3).hover()

@@ -222,7 +222,7 @@ assert after["em"] > before["em"]
 # %%
 index = next((i for i, t in enumerate(asked_after) if t.answer in held_out[i].golden_answers), 0)
 for name, asked in (("before", asked_before), ("after", asked_after)):
-    print(f"--- {name}\n{render_trajectory(asked[index], colour=False)}\n")
+    print(f"--- {name}\n{render_trajectory(asked[index], color=False)}\n")
 print("right:", held_out[index].golden_answers)
 
 # %% [markdown]

@@ -83,7 +83,7 @@ STUDIES = {
             "RLOO": {"baseline": "leave-one-out"},
             # ten times the clip range of its paper, for a learning rate as much above full fine-tuning's
             "GSPO": {"ratio": "sequence", "loss_aggregation": "sequence", "clip_eps": 0.003, "clip_eps_high": 0.004},
-            "DAPO": {"clip_eps_high": 0.28, "dynamic_sampling": 3, "overlong": "penalise", "kl_coef": 0.0},
+            "DAPO": {"clip_eps_high": 0.28, "dynamic_sampling": 3, "overlong": "penalize", "kl_coef": 0.0},
         },
     ),
     "rloo-why": Study(

@@ -22,7 +22,7 @@ from searchr1_mini.options.own_parts import is_own, short_name
 from searchr1_mini.retrievers.engines import configured_engine, described
 from searchr1_mini.retrievers.listening import LOOPBACK, listen
 from searchr1_mini.retrievers.probes import EmptyRetriever, RandomRetriever
-from searchr1_mini.run.log import shows_colour
+from searchr1_mini.run.log import shows_color
 from searchr1_mini.run.opening import rollout_limits
 from searchr1_mini.run.task import load_task, make_engine
 from searchr1_mini.storage import status
@@ -106,7 +106,7 @@ def about(config: EvalConfig, row: Row, settings: TrainConfig, column: Column) -
 
 
 def answer_live(config: EvalConfig, flag: str) -> None:
-    """Answers --ask in the terminal, coloured by who wrote what; or questions as they come, with --chat or --web.
+    """Answers --ask in the terminal, colored by who wrote what; or questions as they come, with --chat or --web.
 
     Raises:
         UserError: the question is blank, the flags do not fit, or anything else that the user can fix.
@@ -121,11 +121,11 @@ def answer_live(config: EvalConfig, flag: str) -> None:
     policy = load(config, settings, settings.run.model, row.weights)
     how = method_for(policy, settings), rollout_limits(settings), config.temperature, config.seed
     chat = Chat(policy, retriever, *how, about(config, row, settings, column), examples)
-    colour = config.colour == "always" or (config.colour == "auto" and shows_colour())
+    color = config.color == "always" or (config.color == "auto" and shows_color())
     status.now("answering" if config.ask else None)
     if config.ask:
-        Screen(chat, colour, shows_prompt=True).answer(config.ask)
+        Screen(chat, color, shows_prompt=True).answer(config.ask)
     elif config.chat:
-        chat_in_terminal(chat, colour)
+        chat_in_terminal(chat, color)
     else:
         web.serve(chat, config.host, listener)

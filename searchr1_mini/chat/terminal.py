@@ -124,10 +124,10 @@ def verdict(trajectory: Trajectory, is_instructed: bool = False) -> str:
 
 
 class Screen:
-    """Prints answers: with colours each piece as it comes, without them whole segments, line by line."""
+    """Prints answers: with colors each piece as it comes, without them whole segments, line by line."""
 
-    def __init__(self, chat: Chat, colour: bool, shows_prompt: bool = False) -> None:
-        self.chat, self.colour, self.shows_prompt = chat, colour, shows_prompt
+    def __init__(self, chat: Chat, color: bool, shows_prompt: bool = False) -> None:
+        self.chat, self.color, self.shows_prompt = chat, color, shows_prompt
         self.kind, self.pieces = "", []
 
     def answer(self, question: str, is_stopped: Callable[[], bool] = lambda: False) -> None:
@@ -143,7 +143,7 @@ class Screen:
         """Takes the next piece of text."""
         if kind == "prompt" and not self.shows_prompt:
             return
-        if self.colour:
+        if self.color:
             print(render_segment(kind, text, True), end="", flush=True)
             return
         if kind != self.kind:
@@ -158,13 +158,13 @@ class Screen:
         self.kind, self.pieces = "", []
 
 
-def chat_in_terminal(chat: Chat, colour: bool) -> None:
+def chat_in_terminal(chat: Chat, color: bool) -> None:
     """Answers question after question, from the keyboard or a pipe, until its end or /quit.
 
     Raises:
         UserError: at the end of a pipe, if a question of it could not be answered.
     """
-    screen = Screen(chat, colour)
+    screen = Screen(chat, color)
     if sys.stdin.isatty() and sys.stdout.isatty():
         print(f"{one_line(chat.about)}\n{numbered_list(chat.examples)}\n/help lists what else can be typed.")
         with line_editing(), CtrlC() as ctrl_c:

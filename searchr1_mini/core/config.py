@@ -80,9 +80,9 @@ class RewardConfig:
     )
     retrieval_bonus: float = option(0.0, "bonus for a wrong answer or none if the right one was read", least=0, most=10)
     search_cost: float = option(0.0, "cost of each search beyond the first, taken off a right answer", least=0, most=1)
-    overlong: Literal["keep", "drop", "penalise"] = option(
+    overlong: Literal["keep", "drop", "penalize"] = option(
         "keep",
-        "fate of trajectories cut by --max-total-tokens: kept, dropped from the loss, or penalised softly (DAPO)",
+        "fate of trajectories cut by --max-total-tokens: kept, dropped from the loss, or penalized softly (DAPO)",
     )
     overlong_buffer: int = option(
         64, "tokens before the limit over which the penalty grows to 1", least=1, most=MOST_TOKENS

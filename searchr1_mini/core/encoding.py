@@ -58,12 +58,12 @@ def observation_ids(
     titles, texts = ([foreign_ids(getattr(p, part), tokenizer) for p in passages] for part in ("title", "text"))
     longest = max(map(len, texts))
 
-    def spelt(text: str, ids: list[int], n: int) -> str:
+    def spelled(text: str, ids: list[int], n: int) -> str:
         return text if len(ids) <= n else tokenizer.decode(ids[:n]).rstrip("\ufffd")
 
     def cut(most_title: int, most_text: int) -> tuple[list[int], str]:
         pieces = [
-            replace(p, title=spelt(p.title, title, most_title), text=spelt(p.text, words, most_text))
+            replace(p, title=spelled(p.title, title, most_title), text=spelled(p.text, words, most_text))
             for p, title, words in zip(passages, titles, texts, strict=True)
         ]
         shown = render_observation(pieces, form)

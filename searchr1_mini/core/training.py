@@ -66,7 +66,7 @@ class Rollouts:
         is_flat: (N,) bool, rows of groups whose rewards are all equal.
         advantages: (N,) of GRPO; PPO has one for each token, in its `Experience`.
         token_advantages: (N, T-1) of GRPO, 0 where masked: those, and what a variant adds to them.
-        kept: rows that are learnt from.
+        kept: rows that are learned from.
     """
 
     trajectories: list[Trajectory] = field(default_factory=list)
@@ -143,7 +143,7 @@ def train_policy(
         # 2. Reward: each trajectory is paid for what the policy wrote.
         rollouts = collect(policy, environment, settings, step, reward, variant)
 
-        # 3. The mask: what the policy wrote is learnt from, what the engine wrote is not.
+        # 3. The mask: what the policy wrote is learned from, what the engine wrote is not.
         batch = build_batch(
             rollouts.trajectories, rollouts.rewards, rollouts.group_ids, policy.tokenizer.pad_token_id,
             objective.mask_observations,

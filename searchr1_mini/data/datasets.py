@@ -1,7 +1,7 @@
 """Questions and passages: HotpotQA, the paper's training set, the FlashRAG sets and local files, read into one form.
 
 Data sets are read as parquet or json lines; loading scripts are an error in `datasets` 4 and later. docs/data.md lists
-fields and licences.
+fields and licenses.
 """
 
 from __future__ import annotations

@@ -95,10 +95,12 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
         )
     status.now("reading questions and passages")
     for column in plan.columns:  # what cannot be read is told before any work
-        learnt = trained_on(runs if column.data["data_path"] else of_files) if column.data["dataset"] != "world" else ()
+        learned = (
+            trained_on(runs if column.data["data_path"] else of_files) if column.data["dataset"] != "world" else ()
+        )
         for row in plan.rows:
-            tasks[row.label, column.name] = make_task(config, row, column, library, tasks, chose, learnt)
-        if learnt:
+            tasks[row.label, column.name] = make_task(config, row, column, library, tasks, chose, learned)
+        if learned:
             plan.notes.append(f"Of {column.name} no row is asked a question that a run was trained on.")
         if config.shots:
             tell_shots(config, plan, column, library, tasks, prompts)

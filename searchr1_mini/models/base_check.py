@@ -16,7 +16,7 @@ LARGEST = {  # of these a config names whole numbers from 1 to about ten times w
     "num_key_value_heads": 10_000, "head_dim": 100_000, "intermediate_size": 10_000_000,
     "max_position_embeddings": 1_000_000_000, "n_layer": 10_000, "n_layers": 10_000, "num_layers": 10_000,
 }  # fmt: skip
-QUANTISED = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
+QUANTIZED = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 BESIDE = ("quantize_config.json", "quant_config.json")  # where older GPTQ and AWQ weights say it
 
 
@@ -61,7 +61,7 @@ def refuse_quantized(source: str, values: dict[str, Any]) -> None:
     Raises:
         UserError: names the method and what to take instead.
     """
-    found = next((values[name] for name in QUANTISED if values.get(name)), None)
+    found = next((values[name] for name in QUANTIZED if values.get(name)), None)
     if found is None and Path(source).is_dir() and any(Path(source, name).is_file() for name in BESIDE):
         found = {}
     if found is None:

@@ -10,7 +10,7 @@ from searchr1_mini.options.needs import NEEDS, idle, spelled, without
 from searchr1_mini.options.nested import default_value, flag_name, flat, get
 from searchr1_mini.options.resolve import filled
 
-UNTOLD = (  # what decides neither what is learnt nor how it is measured
+UNTOLD = (  # what decides neither what is learned nor how it is measured
     "output_dir resume date check eval_every save_every keep_checkpoints tensorboard wandb memory_check memory_limit "
     "rollout_weights"
 ).split()

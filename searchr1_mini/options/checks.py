@@ -153,12 +153,12 @@ def check_live(config: EvalConfig, flag: str | None) -> None:
     if flag is None:
         if config.host is not None or config.port is not None:
             raise UserError("--host and --port are about the --web page; add --web, or leave them out")
-        if config.colour != EvalConfig.colour:
-            raise UserError("--colour is about trajectories in the terminal; add --ask or --chat, or leave it out")
+        if config.color != EvalConfig.color:
+            raise UserError("--color is about trajectories in the terminal; add --ask or --chat, or leave it out")
         return
     of_others = [name for name in ("ask", "chat", "web") if getattr(config, name) and flag_name(name) != flag]
     of_tables = ("train", "shots", "limit", "compare", "against", "output_dir")
-    unread = (*of_others, *of_tables, *(("colour",) if config.web else ("host", "port")))
+    unread = (*of_others, *of_tables, *(("color",) if config.web else ("host", "port")))
     for option_ in fields(config):
         if option_.name in unread and getattr(config, option_.name) != option_.default:
             raise UserError(f"{flag_name(option_.name)} does nothing with {flag}; leave it out")
@@ -257,9 +257,9 @@ def check_resolved(config: TrainConfig) -> None:
         (step.questions_per_step * step.group_size * objective.dynamic_sampling > MOST_ROLLOUTS,
          f"--questions-per-step {step.questions_per_step} times --group-size {step.group_size} (times "
          f"--dynamic-sampling) are more than {MOST_ROLLOUTS} rollouts per step; lower one of them"),
-        (overlong == "penalise" and bug == "reward-from-whole-text",
-         "--overlong penalise does nothing with --bug reward-from-whole-text; leave one out"),
-        (overlong == "penalise" and config.reward.overlong_buffer >= rollout.max_total_tokens,
+        (overlong == "penalize" and bug == "reward-from-whole-text",
+         "--overlong penalize does nothing with --bug reward-from-whole-text; leave one out"),
+        (overlong == "penalize" and config.reward.overlong_buffer >= rollout.max_total_tokens,
          f"--overlong-buffer {config.reward.overlong_buffer} must be below --max-total-tokens "
          f"{rollout.max_total_tokens}"),
         (objective.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",

@@ -18,7 +18,7 @@ from searchr1_mini.retrievers.names import DENSE_MODEL, MOST_TOPK
 
 MOST_QUESTIONS = 10**7
 NEVER = 10**9  # steps between evaluations, or checkpoints to keep
-MAY_CHANGE = (  # with --resume: what does not decide what is learnt, or how long
+MAY_CHANGE = (  # with --resume: what does not decide what is learned, or how long
     "output_dir resume steps decay_steps eval_every save_every keep_checkpoints tensorboard wandb check device dtype "
     "memory_check memory_limit rollout_weights rollout_batch_size tokens_per_micro_batch gradient_checkpointing "
     "compile_decode fused_kernels max_skipped_updates retriever_url"
@@ -210,7 +210,7 @@ class ModelConfig:
         above=0,
         most=10**6,
     )
-    rollout_weights: Literal["auto", "base", "dequantised"] = option(
+    rollout_weights: Literal["auto", "base", "dequantized"] = option(
         "auto",
         "weights that rollouts read of a 4-bit base: the base itself, or a copy of the same numbers unpacked to "
         "--dtype, which is faster; auto takes the copy if the memory check finds room",

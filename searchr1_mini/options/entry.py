@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 INTERRUPTED = 130
-COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
+COLOR = re.compile(rb"\x1b\[[0-9;]*m")
 _is_begun = False
 
 
@@ -34,7 +34,7 @@ class Forgiving(io.FileIO):
     Attributes:
         error: why nothing is written any more.
         printing: what a write stands in: the status line makes room for it.
-        log: takes the same again, without colours.
+        log: takes the same again, without colors.
     """
 
     error: OSError | None = None
@@ -44,7 +44,7 @@ class Forgiving(io.FileIO):
     def write(self, data) -> int:
         """Writes; the first time that it cannot, what is at the other end is replaced by nothing."""
         if Forgiving.log is not None and self is not Forgiving.log:
-            Forgiving.log.write(COLOUR.sub(b"", bytes(data)))
+            Forgiving.log.write(COLOR.sub(b"", bytes(data)))
         with self.printing(data):
             try:
                 return super().write(data)

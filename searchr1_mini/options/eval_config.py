@@ -64,8 +64,8 @@ class EvalConfig:
         None,
         "folder for the results; finished parts are kept [default: in the run's own, or evaluations/NAME]",
     )
-    colour: Literal["auto", "always", "never"] = grouped(
-        "how", "auto", "colours that tell who wrote what; auto is where a terminal shows them, without NO_COLOR"
+    color: Literal["auto", "always", "never"] = grouped(
+        "how", "auto", "colors that tell who wrote what; auto is where a terminal shows them, without NO_COLOR"
     )
     host: str | None = grouped("how", None, "address of the --web page [default: 127.0.0.1, this machine only]")
     port: int | None = grouped("how", None, "port of the --web page [default: 8765]", least=1, most=65535)

@@ -47,7 +47,7 @@ NEEDS: dict[str, Needs] = {
     "reward": _RL | _OWN_REWARD, "retrieval_bonus": _RL | _FINDS | _OWN_REWARD,
     "search_cost": _RL | _ASKS | _OWN_REWARD, "action_penalty": _RL | _ASKS | _OWN_REWARD,
     "overlong": _RL,
-    "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalise",)},
+    "overlong_buffer": _RL | _OWN_REWARD | {"overlong": ("penalize",)},
     "baseline": _GRPO, "normalize_std": _GRPO | {"baseline": ("group", "batch", "group-batch")},
     "drop_zero_variance": _RL | _OF_A_GROUP, "dynamic_sampling": _GRPO | _OF_A_GROUP,
     "loss_aggregation": _RL | _OWN_WEIGHTS,

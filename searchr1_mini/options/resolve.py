@@ -31,6 +31,7 @@ from searchr1_mini.options.defaults import (
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
 from searchr1_mini.options.nested import flag_name, flat, get, with_options
 from searchr1_mini.options.own_parts import FITS, with_whole_path
+from searchr1_mini.options.words import as_now
 from searchr1_mini.storage.checkpoint import CHANGED, changed_since
 from searchr1_mini.storage.files import read_json
 
@@ -96,6 +97,7 @@ def checked(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in ("model", "method", "algorithm", "dataset") if saved.get(name) is None]
     if missing:
         raise UserError(f"{path} is damaged: it names no {missing[0]}; put back a copy of it, or name another run")
+    saved |= {name: as_now(saved[name]) for name in ("overlong", "rollout_weights") if name in saved}
     check_saved(path, saved, TrainConfig)
     filled_in = {*TINY, "max_turns"} - {"drop_zero_variance"}
     empty = [name for name in saved if name in filled_in and saved[name] is None]

@@ -15,7 +15,13 @@ RENAMED = {  # flags of older versions
         "retokenise", "colliding-groups", "masked-in-denominator", "tool-tokens-in-length", "no-last-turn",
         "reward-from-whole-text",
     )
-}  # fmt: skip
+} | {"--colour": "--color"}  # fmt: skip
+RENAMED_VALUES = {"penalise": "penalize", "dequantised": "dequantized"}  # choices, in what older versions saved
+
+
+def as_now(value: Any) -> Any:
+    """Returns the present name of a choice that an older version saved; any other value as it is."""
+    return RENAMED_VALUES.get(value, value) if isinstance(value, str) else value
 
 
 def spell_out_switches(argv: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from searchr1_mini.storage.printable import one_line
 Series = dict[str, list[tuple[float, float]]]
 Bands = dict[str, list[tuple[float, float, float]]]
 # two lines of the same dash differ in lightness too, so that no eye needs hue; style.css has those of dark mode
-COLOURS = ("#0072b2", "#d55e00", "#00805d", "#7c3aed", "#5c3a00", "#0b3b44", "#701040", "#20262e")
+COLORS = ("#0072b2", "#d55e00", "#00805d", "#7c3aed", "#5c3a00", "#0b3b44", "#701040", "#20262e")
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")
 MARGIN_TOP, MARGIN_BOTTOM = 40, 40
 DIGIT, LETTER, SAMPLE = 7.7, 8.2, 26  # widths in px: of a tick's character, of a name's (bold), of the line before it
@@ -67,7 +67,7 @@ def line_chart(
     """Draws a `<g>` with one chart: grid, axes with units, and each line named beside its end, with a sample of it.
 
     Args:
-        series: name -> points (x, y), x ascending; a name without points is not drawn but keeps its colour.
+        series: name -> points (x, y), x ascending; a name without points is not drawn but keeps its color.
         at: where its left upper corner goes.
         bands: name -> (x, low, high), shaded behind the line of that name.
         is_log: whether y is drawn on a log axis; a point at or below 0 has no place there, and is left out.
@@ -114,8 +114,8 @@ def line_chart(
     heights = spread([py(line[-1][1]) for line in series.values()], bottom - 3)
     for (name, line), label, label_y in zip(series.items(), labels, heights, strict=True):
         style = styles[name]
-        out.append(f'<g class="s{style % len(COLOURS)}" color="{COLOURS[style % len(COLOURS)]}">')
-        dashes = DASHES[(style + style // len(COLOURS)) % len(DASHES)]  # other ones when the colours come round again
+        out.append(f'<g class="s{style % len(COLORS)}" color="{COLORS[style % len(COLORS)]}">')
+        dashes = DASHES[(style + style // len(COLORS)) % len(DASHES)]  # other ones when the colors come round again
         dash = f'stroke="currentColor" stroke-width="2" stroke-dasharray="{dashes}"'
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line)
         out.append(f'<polyline points="{path}" fill="none" {dash} stroke-linejoin="round"/>')

@@ -84,7 +84,7 @@ def _letters(run_dirs: Sequence[Path]) -> Sequence[str]:
 
 
 def _before(run_dirs: Sequence[Path]) -> str:
-    """What the page begins with: the runs, what they learnt, held-out scores, warnings."""
+    """What the page begins with: the runs, what they learned, held-out scores, warnings."""
     summaries = [_summary(run_dir) for run_dir in run_dirs]
     letters = _letters(run_dirs)
     heads = [_head(*each) for each in zip(letters, run_dirs, summaries, strict=True)]
@@ -124,8 +124,8 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
         told.append(f"{trained}, peak {summary['peak_memory_gb']} GB")
     lines = [f'<p class="soft">{html_text(" · ".join(told))}</p>']
     if summary:
-        learnt = f"{summary['before']['em']:.2f} → {summary['after']['em']:.2f} exact match"
-        lines.insert(0, f'<p class="learnt">{html_text(f"{letter} {learnt}".strip())}</p>')
+        learned = f"{summary['before']['em']:.2f} → {summary['after']['em']:.2f} exact match"
+        lines.insert(0, f'<p class="learned">{html_text(f"{letter} {learned}".strip())}</p>')
     if command := _command(run_dir):
         commits = [short(commit) for commit in trained_at(run_dir)] if config.get("git_commit") else []
         commit = f" at commit {', then '.join(commits)}" if commits else ""

@@ -65,7 +65,7 @@ ALL_WORDS = Terms(stop_words=False)
 def tokenize(text: str, terms: Terms = DEFAULT_TERMS, singles: bool = False) -> list[str]:
     """Splits a text into terms: folded words of letters, marks, digits and underscores, as `terms` says.
 
-    Scripts without blanks between words give their pairs of neighbouring characters, or the one that stands alone.
+    Scripts without blanks between words give their pairs of neighboring characters, or the one that stands alone.
 
     Args:
         text: a query, or what a passage is found by.

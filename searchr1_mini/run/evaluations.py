@@ -25,7 +25,7 @@ from searchr1_mini.options.defaults import WITHOUT_SEARCH
 from searchr1_mini.options.nested import flat
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.diagnosis import diagnose, tell, tell_again
-from searchr1_mini.run.log import render_trajectory, shows_colour, summary_table, trajectory_row, write_watched
+from searchr1_mini.run.log import render_trajectory, shows_color, summary_table, trajectory_row, write_watched
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import write_json_atomic
 from searchr1_mini.storage.printable import counted
@@ -143,9 +143,9 @@ def finish(run: Run, write_report: Callable[[Path], Path] | None = None) -> None
     }
     write_json_atomic(run.folder / "summary.json", summary)
     index = _most_telling(run)
-    colour = shows_colour()
+    color = shows_color()
     for title, trajectory in (("Before", evaluations.samples_before[index]), ("After", evaluations.samples[index])):
-        print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, colour)}")
+        print(f"\n{title} training, on a held-out question:\n{render_trajectory(trajectory, color)}")
     columns = {"before": evaluations.before, "after cold start": evaluations.after_cold_start, "after": after}
     columns["after, empty retriever"] = emptied
     print("\n" + summary_table({name: column for name, column in columns.items() if column}))

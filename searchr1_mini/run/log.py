@@ -33,7 +33,7 @@ SHOWN = {  # in a step's line: the name there, and the form
     "kl": ("kl", "{:.3f}"),
     "tokens_per_second": ("tokens/s", "{:.0f}"),
 }
-COLOURS = {"prompt": "\x1b[2m", "policy": "\x1b[1;94m", "observation": "\x1b[33m"}
+COLORS = {"prompt": "\x1b[2m", "policy": "\x1b[1;94m", "observation": "\x1b[33m"}
 
 
 def loggable(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -228,24 +228,24 @@ def write_watched(run_dir: Path, name: str, rows: Iterable[dict]) -> None:
     write_jsonl_atomic(folder / f"{name}.jsonl", rows)
 
 
-def render_segment(kind: str, text: str, colour: bool) -> str:
-    """Renders one segment for the terminal: coloured by who wrote it, or with the writer's name before each line."""
-    if colour:
-        return f"{COLOURS[kind]}{plain(text)}\x1b[0m"
+def render_segment(kind: str, text: str, color: bool) -> str:
+    """Renders one segment for the terminal: colored by who wrote it, or with the writer's name before each line."""
+    if color:
+        return f"{COLORS[kind]}{plain(text)}\x1b[0m"
     lines = plain(text).strip("\n").split("\n")
     return "".join(f"{kind:>11} | {line}\n" for line in lines)
 
 
-def shows_colour() -> bool:
-    """Tells whether standard output is to be coloured: it is a terminal, and nobody set NO_COLOR (no-color.org)."""
+def shows_color() -> bool:
+    """Tells whether standard output is to be colored: it is a terminal, and nobody set NO_COLOR (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def render_trajectory(trajectory: Trajectory, colour: bool) -> str:
+def render_trajectory(trajectory: Trajectory, color: bool) -> str:
     """Renders a trajectory for the terminal, see `render_segment`; of a long prompt its end, with the question."""
     texts = [folded(s.text) if s.kind == "prompt" else s.text for s in trajectory.segments]
     pairs = zip(trajectory.segments, texts, strict=True)
-    return "".join(render_segment(segment.kind, text, colour) for segment, text in pairs).rstrip("\n")
+    return "".join(render_segment(segment.kind, text, color) for segment, text in pairs).rstrip("\n")
 
 
 def folded(text: str) -> str:

@@ -143,7 +143,7 @@ def rollout_terms(config: TrainConfig, shape: Shape, width: int, prompt: int) ->
         "weights of rollouts": beside,
         "stacked weights": stacked_weights(config, shape, width),
         "autocast weights": autocast_weights(config, shape, width),
-        "dequantised matrix": width * shape.largest if config.weights.load_in_4bit else 0,
+        "dequantized matrix": width * shape.largest if config.weights.load_in_4bit else 0,
         "prefill or sampling": max(prefill, sampling),
     }
 
@@ -176,7 +176,7 @@ def prefill_bytes(shape: Shape, width: int, is_adapted: bool, n_rows: int, fed: 
 
 def rollout_weights(config: TrainConfig, shape: Shape, width: int) -> float:
     """Copies of the matrices for the time of a rollout: a 4-bit base unpacked, an adapter merged into a float32 one."""
-    is_unpacked = config.weights.load_in_4bit and config.weights.rollout_weights == "dequantised"
+    is_unpacked = config.weights.load_in_4bit and config.weights.rollout_weights == "dequantized"
     is_merged = config.weights.lora_rank > 0 and width == FLOAT32 and (is_unpacked or not config.weights.load_in_4bit)
     return (width * is_unpacked + FLOAT32 * is_merged) * shape.linear
 
@@ -191,7 +191,7 @@ def logprob_terms(config: TrainConfig, shape: Shape, width: int) -> Terms:
     layer = forward_peak(shape, width, is_adapted) * tokens
     return {
         "batch": batch_bytes(config),
-        "dequantised matrix": width * shape.largest if config.weights.load_in_4bit else 0,
+        "dequantized matrix": width * shape.largest if config.weights.load_in_4bit else 0,
         "autocast weights": 0 if is_plain else autocast_weights(config, shape, width),
         "layer or logits": max(layer, logits_bytes(shape) + 2 * width * shape.hidden * tokens),
     }
@@ -220,7 +220,7 @@ def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) ->
         "layer or logits": working,
         "AdamW's copies": max(FLOAT32 * trained - saved - working, 0) if on_gpu else 0,  # once activations are gone
         "gradient of the embeddings": 2 * FLOAT32 * shape.vocabulary * shape.hidden if is_full else 0,
-        "dequantised matrix": width * shape.largest if config.weights.load_in_4bit else 0,
+        "dequantized matrix": width * shape.largest if config.weights.load_in_4bit else 0,
         "autocast weights": autocast_weights(config, shape, width),
     }
 

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ from searchr1_mini.options.entry import keep_log
 from searchr1_mini.options.nested import flat, get, options_of, with_options
 from searchr1_mini.options.own_parts import FITS, from_python, is_own, own_hashes, own_method, short_name, source_hash
 from searchr1_mini.options.resolve import resolve_model
+from searchr1_mini.options.words import as_now
 from searchr1_mini.run import preflight
 from searchr1_mini.run.cold_start import demonstrated
 from searchr1_mini.run.data_identity import check_data, data_identity
@@ -91,7 +93,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
     about |= {"held_out_split": "eval" if is_older else "selection"}
     shown = [example for example, turns in demonstrated(config, held_out.examples) if turns]
     must_match = [name for name in options_of(TrainConfig) if name not in MAY_CHANGE]
-    on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match, short_name))
+    on_main(lambda: checkpoint.prepare_run_dir(folder, config.run.resume, about, must_match, compared))
     on_main(lambda: None if is_older or (folder / HELD_OUT).is_file() else keep_held_out(folder, held_out.examples))
     on_main(lambda: check_data(folder, data_hashes) if config.run.resume else None)
     on_main(lambda: keep_trained_on(folder, train.examples + shown, config.run.init, config.run.model))
@@ -116,7 +118,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
         load_in_4bit=config.weights.load_in_4bit,
         dtype=dtype,
         device=device,
-        dequantize=config.weights.rollout_weights == "dequantised",
+        dequantize=config.weights.rollout_weights == "dequantized",
         gradient_checkpointing=config.weights.gradient_checkpointing,
         fused_kernels=config.weights.fused_kernels,
         compile_decode=config.weights.compile_decode,
@@ -153,6 +155,11 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
         on_main(lambda: checkpoint.keep_changed(Path(config.run.output_dir), flat(asked), KEPT_ON_RESUME))
         on_main(lambda: keep_commit(Path(config.run.output_dir), about["git_commit"]))
     return run
+
+
+def compared(value: Any) -> Any:
+    """Returns what counts of an option's value where a resumed run is compared with what it was trained with."""
+    return short_name(as_now(value))
 
 
 def files_of_ones_own(config: TrainConfig, reward: Reward | None = None) -> dict[str, str]:

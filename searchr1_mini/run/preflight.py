@@ -52,7 +52,7 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
         return config
     predicted = predictor(source, device, dtype, questions)
     room = min(available_bytes(device), (config.weights.memory_limit or math.inf) * GB)
-    unpacked = with_options(config, rollout_weights="dequantised")
+    unpacked = with_options(config, rollout_weights="dequantized")
     if (
         config.weights.load_in_4bit
         and config.weights.rollout_weights == "auto"
@@ -73,7 +73,7 @@ def unpacked_fits(config: TrainConfig, source: str, device: Any, dtype: Any) -> 
     Raises:
         UserError: there is no such model.
     """
-    unpacked = with_options(config, rollout_weights="dequantised")
+    unpacked = with_options(config, rollout_weights="dequantized")
     return predictor(source, device, dtype, ())(unpacked).total("rollout") <= COPY_ROOM * available_bytes(device)
 
 
@@ -116,7 +116,7 @@ def ways_to_save(config: TrainConfig) -> Iterator[tuple[str, list]]:
     )
     yield "tokens_per_micro_batch", halvings(config.optimization.tokens_per_micro_batch, 1)
     yield "rollout_batch_size", halvings(config.rollout.rollout_batch_size, 1)
-    yield "rollout_weights", ["base"] if config.weights.rollout_weights == "dequantised" else []
+    yield "rollout_weights", ["base"] if config.weights.rollout_weights == "dequantized" else []
     yield "gradient_checkpointing", [] if config.weights.gradient_checkpointing else [True]
     can_pack = config.weights.lora_rank > 0 and not config.weights.load_in_4bit and find_spec("bitsandbytes")
     yield "load_in_4bit", [True] if can_pack else []

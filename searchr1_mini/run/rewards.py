@@ -110,7 +110,7 @@ def outcome_reward(
         else:
             how = config.reward, config.retrieval_bonus, config.search_cost, action_penalty
             value = reward(trajectory, example.golden_answers, *how, example.supporting)
-        if config.overlong == "penalise":
+        if config.overlong == "penalize":
             n_tokens = torch.tensor(len(trajectory.token_ids))
             value += soft_overlong(n_tokens, max_total_tokens, config.overlong_buffer).item()
         return value

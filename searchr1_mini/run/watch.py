@@ -89,7 +89,7 @@ SIGNS: dict[str, tuple[Callable[[Trends], bool], str]] = {
     "length runs away": (
         lambda t: t["overlong"].now > 0.2 and t["response_tokens"].now > 2 * t["response_tokens"].start,
         "responses grew to {response_tokens.now:.0f} tokens from {response_tokens.start:.0f} and {overlong.now:.0%} "
-        "are cut: length runs away; try --overlong penalise or --loss-aggregation constant",
+        "are cut: length runs away; try --overlong penalize or --loss-aggregation constant",
     ),
     "thinks nothing": (
         lambda t: t["empty_think"].now > max(0.5, t["empty_think"].start + 0.2),

@@ -215,7 +215,7 @@ def test_each_arm_is_compared_with_its_own_reference_over_seeds():
 
 
 def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
-    """The arm without one is the second, so that the third must keep its colour."""
+    """The arm without one is the second, so that the third must keep its color."""
     runs = {}
     for arm, kl in (("k3", 0.2), ("none", None), ("k2", 0.4)):
         runs[arm] = [tmp_path / arm / f"seed-{seed}" for seed in range(2)]

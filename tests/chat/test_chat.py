@@ -1,4 +1,4 @@
-"""The chat in the terminal, as a user meets it: through a pipe, and through a terminal (pty) with colours and keys."""
+"""The chat in the terminal, as a user meets it: through a pipe, and through a terminal (pty) with colors and keys."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_is_no_question_is_told(tokenizer, question, told):
 
 def test_lines_of_a_pipe_name_who_wrote_them(tokenizer, capsys):
     ids = tokenizer(SEARCH)["input_ids"] + tokenizer("<answer> Norway </answer>")["input_ids"]
-    Screen(chat_of(Dictated(tokenizer, ids), OSLO), colour=False).answer("Where is Oslo?")
+    Screen(chat_of(Dictated(tokenizer, ids), OSLO), color=False).answer("Where is Oslo?")
     assert capsys.readouterr().out.splitlines() == [
         "     policy | <think> x </think>",
         "     policy | <search> Oslo </search>",

@@ -142,13 +142,13 @@ def test_a_flag_that_does_nothing_is_refused(options, told):
         plan_live(EvalConfig(model="tiny", chat=True, **options), "--chat")
 
 
-@pytest.mark.parametrize(("flags", "told"), [("--port=80", "add --web"), ("--colour=always", "add --ask or")])
+@pytest.mark.parametrize(("flags", "told"), [("--port=80", "add --web"), ("--color=always", "add --ask or")])
 def test_what_a_table_does_not_read_is_refused(flags, told):
     with pytest.raises(UserError, match=told):
         evaluate.main(["--model=tiny", flags])
 
 
-@pytest.mark.parametrize(("options", "told"), [({"colour": "never"}, "--colour"), ({"host": "0.0.0.0"}, "ssh -L")])
+@pytest.mark.parametrize(("options", "told"), [({"color": "never"}, "--color"), ({"host": "0.0.0.0"}, "ssh -L")])
 def test_what_the_page_does_not_read_is_refused(options, told):
     with pytest.raises(UserError, match=told):
         plan_live(EvalConfig(model="tiny", web=True, **options), "--web")
@@ -162,7 +162,7 @@ def test_a_chat_model_reads_in_its_message_what_rag_found_for_it(tmp_path, token
     evaluate_command(
         EvalConfig(
             model=str(model), methods="rag", ask="Where is Oslo?", corpus=corpus, load_in_4bit=False, max_new_tokens=4,
-            template="short", colour="never",
+            template="short", color="never",
         )
     )  # fmt: skip
     shown = capsys.readouterr().out

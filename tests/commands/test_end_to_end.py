@@ -131,8 +131,8 @@ def test_the_adapter_is_what_is_evaluated(whole_run, tmp_path):
     assert missing.returncode == 2 and "it has [2, 4]" in missing.stderr
 
 
-def test_live_trajectories_are_coloured_by_writer(whole_run):
-    result = run_program("eval.py", "--run", whole_run, "--ask", "Who is Ada Abbott?", "--colour", "always")
+def test_live_trajectories_are_colored_by_writer(whole_run):
+    result = run_program("eval.py", "--run", whole_run, "--ask", "Who is Ada Abbott?", "--color", "always")
     assert "\x1b[1;94m" in result.stdout and "\x1b[2m" in result.stdout
 
 
@@ -192,7 +192,7 @@ def test_every_relative_of_grpo_trains(tmp_path):
     """Flags that change the objective, all at once where they allow it: two steps, finite losses."""
     families = {
         "gspo": "--ratio sequence --loss-aggregation sequence --clip-eps 0.003 --clip-eps-high 0.004",
-        "dapo": "--clip-eps-high 0.28 --dynamic-sampling 2 --overlong penalise --kl-coef 0",
+        "dapo": "--clip-eps-high 0.28 --dynamic-sampling 2 --overlong penalize --kl-coef 0",
         "dr-grpo": "--no-normalize-std --loss-aggregation constant --entropy-coef 0.01 --llds-coef 0.1",
         "rloo": "--baseline leave-one-out --kl-estimator k2 --importance-cap 2 --overlong drop",
         "reinforce": "--group-size 1 --questions-per-step 16 --retrieval-bonus 0.1",
@@ -251,7 +251,7 @@ def test_lora_on_nf4_trains_and_evaluates_with_a_real_tokenizer(shared, qwen_tok
     assert scored.returncode == 0 and "3 of hotpotqa" in scored.stdout, scored.stderr
 
 
-def test_the_4_bit_base_is_quantised_and_only_the_adapter_trains(random_qwen2):
+def test_the_4_bit_base_is_quantized_and_only_the_adapter_trains(random_qwen2):
     import bitsandbytes
 
     policy = load_policy(

@@ -174,7 +174,7 @@ def test_an_earlier_checkpoint_is_merged_in_the_requested_dtype(grpo, tmp_path, 
 
 
 def test_the_default_dtype_keeps_a_small_update(grpo, tmp_path, capsys):
-    """A hundredth of what was learnt is less than half a step of bfloat16 almost everywhere."""
+    """A hundredth of what was learned is less than half a step of bfloat16 almost everywhere."""
     run = Path(shutil.copytree(grpo, tmp_path / "run"))
     checkpoint = run / "checkpoints" / "step-000002"
     file = checkpoint / "model" / "policy" / "adapter_model.safetensors"

@@ -131,9 +131,9 @@ def test_a_model_card_names_hostile_folders_as_text(tmp_path, text):
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_the_terminal_gets_no_control_characters(tmp_path, capsys, text):
     for kind in ("prompt", "policy", "observation"):
-        assert not unsafe(render_segment(kind, text, colour=False))
-        coloured = render_segment(kind, text, colour=True)
-        assert not unsafe(coloured[coloured.index("m") + 1 : -len("\x1b[0m")])
+        assert not unsafe(render_segment(kind, text, color=False))
+        colored = render_segment(kind, text, color=True)
+        assert not unsafe(colored[colored.index("m") + 1 : -len("\x1b[0m")])
     assert not unsafe(summary_table({"before": {**PART, "by_source": {text: PART}}}))
     with Tracker(tmp_path, 3, 1, False, False, {}, "r") as tracker:
         tracker.progress(1, {f"eval/{text}/em": 0.5}, 60.0)
@@ -152,11 +152,11 @@ def test_asking_shows_hostile_text_without_its_escape_codes(tmp_path, capfd, tok
     flags = ["--model", "tiny", "--methods", "rag", "--datasets", data, "--corpus", corpus]
     said = tokenizer("<answer> \x1b[31m Norway \u202e </answer>")["input_ids"]
     monkeypatch.setattr(live, "load", lambda *_: Dictated(tokenizer, said))
-    for colour in ("never", "always"):
-        asked = ["--ask", f"Where is Oslo {evil}?", "--colour", colour]
+    for color in ("never", "always"):
+        asked = ["--ask", f"Where is Oslo {evil}?", "--color", color]
         evaluate.evaluate_command(parse(EvalConfig, "eval.py", "", [*flags, *asked]))
         shown = capfd.readouterr().out
-        for code in ("\x1b[2m", "\x1b[1;94m", "\x1b[33m", "\x1b[0m") if colour == "always" else ():
+        for code in ("\x1b[2m", "\x1b[1;94m", "\x1b[33m", "\x1b[0m") if color == "always" else ():
             shown = shown.replace(code, "")
         assert not unsafe(shown) and r"answer: \x1b[31m Norway \u202e" in shown and "Oslo is in Norway" in shown
     with pytest.raises(UserError, match="--ask is blank or broken Unicode"):

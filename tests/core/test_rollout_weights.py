@@ -48,7 +48,7 @@ def test_rollout_weights_are_the_same_policy_and_leave_no_trace(random_qwen2, lo
     assert trainable == [p.requires_grad for p in policy.model.parameters()]
 
 
-def test_a_dequantised_base_in_16_bits_is_not_rounded_again(random_qwen2):
+def test_a_dequantized_base_in_16_bits_is_not_rounded_again(random_qwen2):
     """Its products are those of the 4-bit base, bit for bit, and the adapter stays beside it."""
     policy = load_policy(
         str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=True, dtype=torch.bfloat16, device=CPU

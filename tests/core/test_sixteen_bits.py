@@ -128,15 +128,15 @@ def test_one_update_alone_makes_its_forward_once(tmp_path, monkeypatch, flags):
     forwards, forward = [], training.policy_logprobs
     for module in (training, experience_module):
         monkeypatch.setattr(module, "policy_logprobs", lambda *a, **k: forwards.append(1) or forward(*a, **k))
-    learnt = []
+    learned = []
     for name, eval_every in (("before", 1), ("once", 100)):  # a step that is evaluated writes ratios, which need pi_old
         run = session_of(tmp_path / name, dtype="bfloat16", eval_every=eval_every, **SMALL, **flags)
         forwards.clear()
         logged = train_step(run, 1)
         weights = torch.cat([parameter.flatten() for parameter in run.policy.trainable()])
-        learnt.append((len(forwards), weights, {k: v for k, v in logged.items() if "second" not in k}))
-    assert learnt[1][0] < learnt[0][0] and learnt[1][2] == learnt[0][2]
-    assert torch.equal(learnt[0][1], learnt[1][1])
+        learned.append((len(forwards), weights, {k: v for k, v in logged.items() if "second" not in k}))
+    assert learned[1][0] < learned[0][0] and learned[1][2] == learned[0][2]
+    assert torch.equal(learned[0][1], learned[1][1])
 
 
 def test_the_preflight_knows_of_the_forward():

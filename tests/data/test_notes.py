@@ -151,7 +151,7 @@ def test_an_odd_marked_section_skips_the_page_and_not_the_folder(tmp_path, capsy
 
 
 def test_json_among_notes_is_skipped_and_a_text_like_it_read(tmp_path, capsys):
-    (tmp_path / "settings.txt").write_text('{"colour": 1}\n')
+    (tmp_path / "settings.txt").write_text('{"color": 1}\n')
     (tmp_path / "story.txt").write_text('{"A fine day"} she said.\n')
     (passage,) = load_corpus(str(tmp_path), "jsonl", None)
     assert passage.text == '{"A fine day"} she said.'

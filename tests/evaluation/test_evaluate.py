@@ -260,8 +260,8 @@ def test_every_method_on_the_hotpotqa_sample_with_a_random_model(shared, qwen_to
         assert sum(row[f"finish/{reason}"] for reason in ("answer", "eos", "turns", "length")) == pytest.approx(1)
     (cell,) = (out / "cells").glob("rag*")
     asked = {row["example_id"].rpartition("/")[2] for row in read_jsonl(cell)}
-    learnt = {example.id.rpartition("/")[2] for example in load_examples("hotpotqa", str(first), "train")}
-    assert len(asked) == n and not asked & learnt and len(learnt) == 54
+    learned = {example.id.rpartition("/")[2] for example in load_examples("hotpotqa", str(first), "train")}
+    assert len(asked) == n and not asked & learned and len(learned) == 54
     find = titles_by_formula(again)
     examples = [e for e in load_examples("hotpotqa", str(again), "all") if e.id.rpartition("/")[2] in asked]
     found = [(find(example.question, 3), {title for title, _ in example.supporting}) for example in examples]

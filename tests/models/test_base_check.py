@@ -48,7 +48,7 @@ def model(random_qwen2, tmp_path) -> Path:
     return Path(shutil.copytree(random_qwen2, tmp_path / "model"))
 
 
-QUANTISED = {
+QUANTIZED = {
     "awq": ({"quant_method": "awq", "bits": 4}, "(awq)"),
     "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "(gptq)"),
     "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "(fp8)"),
@@ -60,9 +60,9 @@ QUANTISED = {
 }
 
 
-@pytest.mark.parametrize("form", QUANTISED)
-def test_weights_already_quantised_are_refused_before_training(model, tmp_path, capsys, form):
-    value, said = QUANTISED[form]
+@pytest.mark.parametrize("form", QUANTIZED)
+def test_weights_already_quantized_are_refused_before_training(model, tmp_path, capsys, form):
+    value, said = QUANTIZED[form]
     changed(model / "config.json", quantization_config=value)
     settings = {"model": str(model), "dataset": "world", "memory_check": form == "awq"}
     config = make(TrainConfig, **settings, output_dir=str(tmp_path / "run"))
@@ -73,7 +73,7 @@ def test_weights_already_quantised_are_refused_before_training(model, tmp_path, 
     assert said in told(lambda: evaluate.evaluate_command(answered), capsys)
 
 
-def test_older_and_mlx_quantised_weights_are_refused_too(model):
+def test_older_and_mlx_quantized_weights_are_refused_too(model):
     """Older ones say so in a separate file, MLX under another name."""
     (model / "quantize_config.json").write_text('{"bits": 4}')
     with pytest.raises(UserError, match="quantized already"):

@@ -100,6 +100,8 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--group-size", "1", "--baseline", "leave-one-out"], "--baseline none"),
         (["--group-size", "1", "--no-normalize-std"], "--no-normalize-std does nothing with --group-size 1"),
         (["--reward", "f2"], "did you mean f1?"),
+        (["--overlong", "penalise"], "did you mean penalize?"),
+        (["--bug-retokenise"], "--bug-retokenise is now --bug retokenize"),
         (["--model", "Qwen2.5-3B", "--world-noise", "3"], "--world-noise need --dataset world"),
         (["--method", "r1", "--retriever", "bm25"], "without a search engine"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
@@ -229,6 +231,11 @@ def test_flags_say_what_the_fields_hold(as_underscores, **values):
         elif value is not None:
             words += [f"--{spelled}", str(value)]
     assert parsed(*words) == make(TrainConfig, **values)
+
+
+def test_a_flag_of_an_older_version_names_todays():
+    with pytest.raises(UserError, match="--colour is now --color"):
+        parse(EvalConfig, "eval.py", "", ["--colour", "never"])
 
 
 @pytest.mark.parametrize("config", [TrainConfig, EvalConfig])

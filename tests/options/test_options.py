@@ -33,7 +33,9 @@ from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.race import RaceConfig
 from searchr1_mini.report import ReportConfig
 from searchr1_mini.run import imitation
+from searchr1_mini.run.opening import compared
 from searchr1_mini.run.training import train
+from searchr1_mini.storage.checkpoint import prepare_run_dir
 from searchr1_mini.storage.files import write_json_atomic
 
 CONFIGS = (TrainConfig, EvalConfig, ServerConfig, MetricsConfig, ExportConfig, ReportConfig, RaceConfig)
@@ -321,6 +323,18 @@ def test_a_run_of_an_older_version_may_keep_idle_options(tmp_path):
     config, unasked = parse_asked(TrainConfig, "train.py", "", [*words, "--overlong-buffer", "16"], base=began)
     with pytest.raises(UserError, match="--overlong-buffer does nothing with --overlong keep"):
         resolve(config, unasked)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("overlong", "penalise", "penalize"), ("rollout_weights", "dequantised", "dequantized")],
+)
+def test_a_choice_that_an_older_version_spelled_otherwise_is_todays(tmp_path, name, old, new):
+    write_json_atomic(tmp_path / "config.json", flat(resolve(TrainConfig())) | {name: old})
+    assert saved_config(tmp_path)[name] == new
+    prepare_run_dir(tmp_path, True, {name: new}, [name], compared)
+    with pytest.raises(UserError, match=f"{name} {old}, not another"):
+        prepare_run_dir(tmp_path, True, {name: "another"}, [name], compared)
 
 
 # what a run saved

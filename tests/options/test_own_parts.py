@@ -177,7 +177,7 @@ def test_a_reward_from_python_is_refused_where_a_file_is(reward, options, told):
 
 
 def test_a_reward_from_python_pays_within_the_options():
-    config = resolve(make(TrainConfig, overlong="penalise", overlong_buffer=100))
+    config = resolve(make(TrainConfig, overlong="penalize", overlong_buffer=100))
     most = config.rollout.max_total_tokens
     long = Trajectory("1", [Segment("policy", [0] * most, [0.0] * most)])
     assert configured_reward(paid_by(config, pays), pays)(long, None) == -0.5
@@ -346,15 +346,15 @@ def test_a_method_is_called_with_what_it_has_a_place_for(parts):
         prompt("no_generator")
 
 
-def test_a_file_imports_its_neighbour_which_is_hashed_too(tmp_path, monkeypatch):
+def test_a_file_imports_its_neighbor_which_is_hashed_too(tmp_path, monkeypatch):
     (tmp_path / "beside_it.py").write_text("VALUE = 1\n")
-    (tmp_path / "neighbour.py").write_text("from beside_it import VALUE\ndef pays(trajectory, example): return VALUE\n")
-    named = {"reward": f"{tmp_path}/neighbour.py:pays"}
+    (tmp_path / "neighbor.py").write_text("from beside_it import VALUE\ndef pays(trajectory, example): return VALUE\n")
+    named = {"reward": f"{tmp_path}/neighbor.py:pays"}
     assert own_part("reward", named["reward"])(None, None) == 1
     hashes = own_hashes(named)
     (tmp_path / "beside_it.py").write_text("VALUE = 2\n")
     edited = own_hashes(named)
-    assert sorted(hashes) == ["beside_it.py", "neighbour.py"]
+    assert sorted(hashes) == ["beside_it.py", "neighbor.py"]
     assert [hashes[name] == edited[name] for name in sorted(hashes)] == [False, True]
     (tmp_path / "here.py").write_text("def pays(trajectory, example): return 3\n")
     monkeypatch.chdir(tmp_path)

@@ -56,7 +56,7 @@ def test_everybody_is_on_it_with_figures_changes_and_reasons(opened_board, page_
     steps = str(PRESETS["laptop-llm"]["steps"])
     assert cells[1][:8] == ["1", "bela", "0.925", "0.940", "0.910", "0.000", steps, "122"]
     assert all(flag in cells[1][8] for flag in ("--preset laptop-llm", "--no-normalize-std", "--learning-rate 0.002"))
-    assert cells[2][-1] == "nothing" and page.locator(".learnt").text_content() == (
+    assert cells[2][-1] == "nothing" and page.locator(".learned").text_content() == (
         "4 runs, 2 of which can be compared"
     )
     faults = page.locator("tbody tr").nth(0).locator(".faults li").all_text_contents()

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.trajectory import Segment, Trajectory
-from searchr1_mini.pages.charts import COLOURS, DASHES, Chart, decades, line_label, picture, spread, ticks
+from searchr1_mini.pages.charts import COLORS, DASHES, Chart, decades, line_label, picture, spread, ticks
 from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
 from searchr1_mini.run.log import (
     Tracker,
     render_trajectory,
-    shows_colour,
+    shows_color,
     summary_table,
     truncate_metrics,
 )
@@ -110,28 +110,28 @@ def test_no_text_forges_markup(tmp_path_factory, text):
 
 @given(st.text(max_size=60))
 def test_no_text_sends_escape_codes_to_the_terminal(text):
-    shown = render_trajectory(trajectory(text), colour=False)
+    shown = render_trajectory(trajectory(text), color=False)
     assert not any(ord(char) < 32 and char not in "\n\t" for char in shown)
     assert "\x9b" not in shown
-    coloured = render_trajectory(trajectory(text), colour=True)
-    assert coloured.count("\x1b") == 8
+    colored = render_trajectory(trajectory(text), color=True)
+    assert colored.count("\x1b") == 8
 
 
 @pytest.mark.parametrize(("is_terminal", "asked", "shown"), [(True, "", True), (True, "1", False), (False, "", False)])
-def test_colours_are_for_terminals_where_nobody_minds(monkeypatch, is_terminal, asked, shown):
+def test_colors_are_for_terminals_where_nobody_minds(monkeypatch, is_terminal, asked, shown):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     monkeypatch.setenv("NO_COLOR", asked)
-    assert shows_colour() == shown
+    assert shows_color() == shown
 
 
 def test_a_long_prompt_is_folded_in_the_terminal():
     lines = [f"line {n}" for n in range(40)]
     long = Trajectory("q", [Segment("prompt", [1], text="\n".join(lines) + "\n"), Segment("policy", [2], text="so")])
-    shown = render_trajectory(long, colour=False).splitlines()
+    shown = render_trajectory(long, color=False).splitlines()
     assert len(shown) == 7 and shown[0].endswith("line 0") and shown[1].endswith("(.. 35 more lines)")
     assert shown[-2].endswith("line 39") and shown[-1].endswith("policy | so")
     short = Trajectory("q", [Segment("prompt", [1], text="\n".join(lines[:6]))])
-    assert len(render_trajectory(short, colour=False).splitlines()) == 6
+    assert len(render_trajectory(short, color=False).splitlines()) == 6
 
 
 def test_the_picture_is_an_svg_with_both_curves(tmp_path):
@@ -191,13 +191,13 @@ def test_writers_have_one_palette_in_report_chat_course_and_notebooks():
 def test_lines_of_a_chart_are_told_apart_without_hue():
     """By dash, or by a lightness that differs by 10 in CIEDE2000; each stands out from the card by 3 to 1."""
     style = STYLES[0].read_text()
-    dark = [re.search(rf"\.s{n} {{ color: (#\w+)", style)[1] for n in range(len(COLOURS))]
-    for colours, card in ((COLOURS, "#fff"), (dark, "#1c2027")):
-        assert f"--card: {card}" in style and len(COLOURS) == 2 * len(DASHES) == 2 * len(set(DASHES))
-        grays = [Color(colour).filter("grayscale") for colour in colours]
-        for one, other in combinations(range(len(colours)), 2):
+    dark = [re.search(rf"\.s{n} {{ color: (#\w+)", style)[1] for n in range(len(COLORS))]
+    for colors, card in ((COLORS, "#fff"), (dark, "#1c2027")):
+        assert f"--card: {card}" in style and len(COLORS) == 2 * len(DASHES) == 2 * len(set(DASHES))
+        grays = [Color(color).filter("grayscale") for color in colors]
+        for one, other in combinations(range(len(colors)), 2):
             assert one % len(DASHES) != other % len(DASHES) or grays[one].delta_e(grays[other], method="2000") >= 10
-        assert all(Color(colour).contrast(card, method="wcag21") >= 3 for colour in colours)
+        assert all(Color(color).contrast(card, method="wcag21") >= 3 for color in colors)
 
 
 @given(st.floats(1e-12, 1e12), st.floats(1, 1e12))

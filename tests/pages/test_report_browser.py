@@ -104,7 +104,7 @@ def test_the_whole_page_is_usable_by_keyboard(opened, report):
         reached.append(watched.page.evaluate(f"{focus}.id || {focus}.getAttribute('aria-label') || {focus}.tagName"))
         if watched.page.evaluate(f"{focus}.classList.contains('token')"):
             break
-    wanted = ["previous step", "step", "next step", "question", "least", "most", "finish", "colour", "SUMMARY"]
+    wanted = ["previous step", "step", "next step", "question", "least", "most", "finish", "color", "SUMMARY"]
     wanted.insert(0, "SUMMARY")  # of the curves that are folded
     assert [name for name in reached if name in wanted] == wanted
     assert watched.page.evaluate(f"{focus}.closest('.tokens').getAttribute('aria-label')").startswith(
@@ -127,9 +127,9 @@ def test_the_whole_page_is_usable_by_keyboard(opened, report):
     assert watched.page.evaluate(f"{unnamed}.length") == 0
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Of `rgb(r, g, b)`, as WCAG 2 defines it."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -163,9 +163,9 @@ def test_it_is_readable_on_a_phone_and_in_the_dark(opened, both, width, scheme):
         assert len({card["x"] for card in cards}) == 1 and cards[0]["width"] > 0.8 * width
 
 
-def test_colours_tell_numbers(opened, both):
+def test_colors_tell_numbers(opened, both):
     watched = opened(both)
-    watched.choose(colour="advantage")
+    watched.choose(color="advantage")
     tints = watched.page.locator(".pane:nth-child(2) .card:first-child .policy").evaluate_all(
         "segments => segments.map(e => [e.firstChild.classList.contains('low'), e.firstChild.style.cssText])"
     )
@@ -251,7 +251,7 @@ def test_the_slider_shows_the_same_questions_at_each_evaluation(opened, tmp_path
         write_watched(folder, name, rows)
     (folder / "train.log").write_text("$ python train.py --seed 7\nstep 1/3\n")
     watched = opened(write_report(folder), 390, 800)
-    assert watched.shown(".learnt") == ["0.50 → 0.50 exact match"] and "python train.py --seed 7" in watched.shown(
+    assert watched.shown(".learned") == ["0.50 → 0.50 exact match"] and "python train.py --seed 7" in watched.shown(
         "code"
     )
     assert watched.shown("#watch output") == ["after step 2: 2 of 2 questions right"]

@@ -13,7 +13,7 @@ from searchr1_mini.pages.report import write_report
 def test_axe_finds_nothing_serious(opened, report, width, scheme):
     watched = opened(report, width, 900, color_scheme=scheme)
     assert serious_findings(watched.page) == []
-    watched.choose(colour="advantage")
+    watched.choose(color="advantage")
     assert serious_findings(watched.page, "#trajectories", ["color-contrast"]) == []
     watched.page.evaluate("document.querySelector('h1').replaceChildren(document.createElement('button'))")
     assert len(serious_findings(watched.page, "h1")) == 1, "a button without a name"
@@ -60,18 +60,18 @@ def test_right_and_wrong_rollouts_are_told_apart_by_mark_and_edge(opened, report
     assert styles == ["dotted", "solid", "double", "solid"]
 
 
-@pytest.mark.parametrize("colour", ["logprob", "ratio", "advantage"])
-def test_each_coloring_has_a_legend(opened, report, colour):
+@pytest.mark.parametrize("color", ["logprob", "ratio", "advantage"])
+def test_each_coloring_has_a_legend(opened, report, color):
     watched = opened(report)
     assert watched.page.locator("#legend").is_hidden()
-    watched.choose(colour=colour)
+    watched.choose(color=color)
     ends = {"logprob": ["−4 and below", "0"], "ratio": ["0.74 and below", "1", "1.35 and above"],
-            "advantage": ["−1.5 and below", "0", "+1.5 and above"]}[colour]  # fmt: skip
+            "advantage": ["−1.5 and below", "0", "+1.5 and above"]}[color]  # fmt: skip
     assert watched.shown("#legend .token") == ends
     look = "one => [getComputedStyle(one).backgroundColor, getComputedStyle(one).textDecorationLine]"
     low, *others = (one.evaluate(look) for one in watched.page.locator("#legend .token").all())
     assert low[1] == "overline" and all(mark == "none" for _, mark in others)
     token = watched.page.locator(".card:first-child .policy .token").first
-    assert token.evaluate(look)[1] == ("overline" if colour != "ratio" else "none")
-    watched.choose(colour="")
+    assert token.evaluate(look)[1] == ("overline" if color != "ratio" else "none")
+    watched.choose(color="")
     assert watched.page.locator("#legend").is_hidden()

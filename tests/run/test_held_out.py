@@ -179,10 +179,10 @@ def test_of_the_hub_nothing_is_asked_that_a_file_taught(of_a_file, tmp_path, mon
     (run / "config.json").write_text(json.dumps(saved | (others if named != "data_path" else {})))
     rows = [(row | {"id": str(n), "golden_answers": [row["answer"]]}, f"row {n}") for n, row in enumerate(ROWS)]
     monkeypatch.setattr(datasets, "_hub_rows", lambda dataset, split: rows)
-    learnt = trained_on([of_a_file])
+    learned = trained_on([of_a_file])
     corpus = write_lines(tmp_path / "c.jsonl", PASSAGES)
     found = {row["question"] for row in asked(run, tmp_path / "eval", datasets="nq", corpus=corpus, limit=99)}
     assert found == {
-        row["question"] for row in ROWS if question_key(Example("", row["question"], (), "")) not in learnt
+        row["question"] for row in ROWS if question_key(Example("", row["question"], (), "")) not in learned
     }
     assert len(found) == 6 and "Of nq no row is asked a question that a run was trained on" in capsys.readouterr().out

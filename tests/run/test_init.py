@@ -1,4 +1,4 @@
-"""`--init`: a run that starts from what another learnt, which is its reference."""
+"""`--init`: a run that starts from what another learned, which is its reference."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_init_starts_from_another_runs_best_checkpoint(warm, going_on):
     config = json.loads((going_on / "config.json").read_text())
     assert (config["lora_rank"], config["lora_alpha"], config["started_from"]) == (4, 12, "warm, step 1")
     first, second = (weights_of(going_on, step) for step in (1, 2))
-    learnt = weights_of(warm, 1)
-    assert not same(learnt, weights_of(warm, 2)) and not same(first, learnt) and not same(first, second)
+    learned = weights_of(warm, 1)
+    assert not same(learned, weights_of(warm, 2)) and not same(first, learned) and not same(first, second)
     for step in (1, 2):
-        assert same(weights_of(going_on, step, "reference"), learnt)
+        assert same(weights_of(going_on, step, "reference"), learned)
     kl = [row["kl"] for row in read_metrics(going_on / "metrics.jsonl")]
     assert abs(kl[0]) < 1e-6 < kl[1]
 
@@ -112,11 +112,11 @@ def test_whole_weights_are_gone_on_with_too(warm_full, tmp_path):
     broken = train(config_of(tmp_path / "broken", init=str(other), **settings, resume=True))
     for part in ("", "reference"):
         assert same(weights_of(whole, 2, part), weights_of(broken, 2, part))
-    learnt = weights_of(warm_full, 2, "")
-    assert same(weights_of(whole, 2, "reference"), learnt) and not same(weights_of(whole, 2, ""), learnt)
+    learned = weights_of(warm_full, 2, "")
+    assert same(weights_of(whole, 2, "reference"), learned) and not same(weights_of(whole, 2, ""), learned)
 
 
-def test_every_form_of_what_was_learnt_is_taken(warm, warm_full, tmp_path):
+def test_every_form_of_what_was_learned_is_taken(warm, warm_full, tmp_path):
     """A checkpoint, its model, the adapter alone, an export, its parts; whole weights: each starts as it was."""
     export([str(warm), "--what", "adapter", "--output-dir", str(tmp_path / "lora")])
     export([str(warm_full), "--what", "merged", "--dtype", "float32", "--output-dir", str(tmp_path / "full")])

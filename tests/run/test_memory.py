@@ -207,10 +207,10 @@ def test_a_4_bit_base_is_unpacked_for_rollouts_if_there_is_room(tmp_path):
     config = resolve(make(TrainConfig, model=str(tmp_path), tokens_per_micro_batch=1024, memory_limit=1000.0))
     predicted = preflight.predictor(*arguments)
     packed, unpacked = (
-        predicted(with_options(config, rollout_weights=name)).peak / memory.GB for name in ("base", "dequantised")
+        predicted(with_options(config, rollout_weights=name)).peak / memory.GB for name in ("base", "dequantized")
     )
     assert unpacked - packed > 3  # 2.8e9 numbers in the layers' matrices, two bytes each
-    for room, settled in ((unpacked / 0.85 + 0.1, "dequantised"), (packed / 0.85, "auto")):
+    for room, settled in ((unpacked / 0.85 + 0.1, "dequantized"), (packed / 0.85, "auto")):
         assert preflight.check(with_options(config, memory_limit=room), *arguments).weights.rollout_weights == settled
 
 

@@ -1,4 +1,4 @@
-"""Imitation: what is learnt from, the loss against a loop, and a sampling that was interrupted."""
+"""Imitation: what is learned from, the loss against a loop, and a sampling that was interrupted."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_only_right_rollouts_are_imitated_and_sampling_resumes(tmp_path):
 
 
 def test_only_an_exact_answer_is_imitated(tmp_path, monkeypatch):
-    """Not one that merely holds the gold answer: its words would be learnt as if they were right."""
+    """Not one that merely holds the gold answer: its words would be learned as if they were right."""
     run = session_of(tmp_path / "run", "rejection-sampling")
     forms = ["{}", "The {}.", "it is {}", "{} of Norway", "nobody", None]
     asked = []

@@ -1,4 +1,4 @@
-"""A step around its update: which questions, which samples, what they earn, which of them are learnt from."""
+"""A step around its update: which questions, which samples, what they earn, which of them are learned from."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def play(monkeypatch, make) -> list:
     return asked
 
 
-def learnt_from(run: Run, step: int = 1) -> list[bool]:
+def learned_from(run: Run, step: int = 1) -> list[bool]:
     """Takes a step; which of its rollouts the log says were in the update, as share and tokens trained on do."""
     metrics = train_step(run, step)
     rows = read_jsonl(run.folder / "rollouts" / f"step-{step:06d}.jsonl")
@@ -83,7 +83,7 @@ def learnt_from(run: Run, step: int = 1) -> list[bool]:
 
 
 def test_a_question_that_comes_again_is_answered_anew(run):
-    """In the next step, in another round and with another seed of the run: else the same words were learnt twice."""
+    """In the next step, in another round and with another seed of the run: else the same words were learned twice."""
     run.train = replace(run.train, examples=run.train.examples[:2])
 
     def sampled(step: int, **settings) -> dict[str, list]:
@@ -114,7 +114,7 @@ def test_dynamic_sampling_trains_on_a_full_step_of_groups(run, monkeypatch):
     right = {0, 4, 7}
     run.config = with_options(run.config, dynamic_sampling=3)
     asked = play(monkeypatch, lambda number, example: played(run, example, is_right=number in right))
-    is_in = learnt_from(run)
+    is_in = learned_from(run)
     assert len(asked) == 2
     assert is_in == [True, True, False, False, True, True, False, False]
 
@@ -122,20 +122,20 @@ def test_dynamic_sampling_trains_on_a_full_step_of_groups(run, monkeypatch):
 def test_one_round_is_enough_where_every_group_differs(run, monkeypatch):
     run.config = with_options(run.config, dynamic_sampling=3)
     asked = play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
-    assert learnt_from(run) == [True] * 4 and len(asked) == 1
+    assert learned_from(run) == [True] * 4 and len(asked) == 1
 
 
 @pytest.mark.parametrize(("drops", "is_in"), [(True, [False, False, True, True]), (False, [True] * 4)])
 def test_groups_without_a_difference_are_left_out_where_asked(run, monkeypatch, drops, is_in):
     run.config = with_options(run.config, drop_zero_variance=drops)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number == 3))
-    assert learnt_from(run) == is_in
+    assert learned_from(run) == is_in
 
 
 def test_a_token_counts_once_for_every_pass_over_it(run, monkeypatch):
     run.config = with_options(run.config, epochs=3)
     play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
-    assert learnt_from(run) == [True] * 4
+    assert learned_from(run) == [True] * 4
 
 
 def test_the_update_gets_each_rollouts_own_advantage(run, monkeypatch):
@@ -165,7 +165,7 @@ def test_overlong_drop_leaves_out_only_what_the_context_cut(run, monkeypatch):
     run.config = with_options(run.config, overlong="drop", drop_zero_variance=False)
     reasons = ["length", "turns", "eos", "answer"]
     play(monkeypatch, lambda number, example: played(run, example, reason=reasons[number], is_right=number == 3))
-    assert learnt_from(run) == [False, True, True, True]
+    assert learned_from(run) == [False, True, True, True]
 
 
 def test_the_overlong_penalty_counts_all_tokens_of_a_trajectory(run, monkeypatch):
@@ -173,7 +173,7 @@ def test_the_overlong_penalty_counts_all_tokens_of_a_trajectory(run, monkeypatch
     trajectory = played(run, run.train.examples[0], is_right=True, n_observed=200)
     n_tokens = len(trajectory.token_ids)
     limit = n_tokens + 70
-    run.config = with_options(run.config, overlong="penalise", max_total_tokens=limit, overlong_buffer=100)
+    run.config = with_options(run.config, overlong="penalize", max_total_tokens=limit, overlong_buffer=100)
     assert trajectory.n_policy_tokens < 40
     play(monkeypatch, lambda number, example: played(run, example, number % 2 == 0, n_observed=200))
     rollouts = collect(run, 1)
@@ -241,8 +241,8 @@ def test_what_was_read_is_trained_on_only_where_asked(run, monkeypatch, masks):
     play(monkeypatch, lambda number, example: played(run, example, is_right=number % 2 == 0))
     train_step(run, run.config.optimization.steps)  # whose ratios are written down
     (row, *_) = read_jsonl(run.folder / "rollouts" / f"step-{run.config.optimization.steps:06d}.jsonl")
-    learnt = [segment["kind"] for segment in row["segments"] if "ratios" in segment]
-    assert learnt == (["policy", "policy"] if masks else ["policy", "observation", "policy"])
+    learned = [segment["kind"] for segment in row["segments"] if "ratios" in segment]
+    assert learned == (["policy", "policy"] if masks else ["policy", "observation", "policy"])
 
 
 def test_questions_come_in_an_order_of_the_runs_seed(run, monkeypatch):

@@ -7,8 +7,8 @@ const KINDS = ["prompt", "policy", "observation"];
 const WRITERS = { prompt: "the prompt", policy: "the policy", observation: "the engine" };
 const LETTERS = data.runs.map((_, index) => (data.runs.length > 1 ? String.fromCharCode(65 + index) : ""));
 const CARD_TITLE = data.runs.length > 1 ? "h4" : "h3"; // below the title of a run, where there are several
-const [step, question, least, most, finish, colour, legend, matches, panes, readout] = [
-  "step", "question", "least", "most", "finish", "colour", "legend", "matches", "panes", "token",
+const [step, question, least, most, finish, color, legend, matches, panes, readout] = [
+  "step", "question", "least", "most", "finish", "color", "legend", "matches", "panes", "token",
 ].map((id) => document.getElementById(id));
 const tokenOf = new WeakMap(); // element -> what is known of its token
 
@@ -207,11 +207,11 @@ function paint(token, strength) { // below 0 with a line above it too, for those
 }
 
 function tint() {
-  panes.classList.toggle("tinted", colour.value !== "");
-  legend.hidden = colour.value === "";
-  if (colour.value === "") return;
-  for (const token of panes.querySelectorAll(".token")) paint(token, TINTS[colour.value](tokenOf.get(token)) || 0);
-  legend.replaceChildren(`${colour.selectedOptions[0].text}:`, ...SCALES[colour.value].map(([strength, text]) => {
+  panes.classList.toggle("tinted", color.value !== "");
+  legend.hidden = color.value === "";
+  if (color.value === "") return;
+  for (const token of panes.querySelectorAll(".token")) paint(token, TINTS[color.value](tokenOf.get(token)) || 0);
+  legend.replaceChildren(`${color.selectedOptions[0].text}:`, ...SCALES[color.value].map(([strength, text]) => {
     const sample = make("span", "token", text);
     paint(sample, strength);
     return sample;
@@ -254,7 +254,7 @@ finish.addEventListener("change", fillSteps);
 for (const control of [least, most]) control.addEventListener("input", fillSteps);
 step.addEventListener("change", fillQuestions);
 question.addEventListener("change", show);
-colour.addEventListener("change", tint);
+color.addEventListener("change", tint);
 const everyRollout = data.runs.flatMap((run) => run.steps.flatMap((one) => one.groups.flatMap((group) => group.rollouts)));
 finish.append(...[...new Set(everyRollout.map((rollout) => rollout.finish))].sort().map((name) => option(name, name)));
 const controls = document.getElementById("controls");
