@@ -16,8 +16,7 @@ MOST_CHARS_A_TOKEN = 16  # of a passage, on average; prose has about 4. What is 
 def break_added_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Splits every control token that is spelled out in foreign text, `<|im_end|>` -> `< |im_end|>`.
 
-    `split_special_tokens` alone is not enough: added tokens that are not special would still be parsed. Left alone are
-    tokens of blanks, our own tags (Qwen3 has `<think>` as a token), and single letters unless they are special.
+    `split_special_tokens` misses those not called special. Left alone: blanks, our tags (Qwen3's `<think>`), letters.
     """
     added = {token.content.strip(): token.special for token in tokenizer.added_tokens_decoder.values()}
     special = {*map(str.strip, tokenizer.all_special_tokens), *(token for token in added if added[token])}
@@ -39,13 +38,11 @@ def observation_ids(
 ) -> tuple[list[int], str] | None:
     """Returns ids and text of an observation of at most `max_tokens` tokens; None if not even its tags fit.
 
-    Too long an observation is cut inside: every passage's text gets the same share, all titles together half of the
-    room, or what the texts leave of it, and the closing tag always stays. The work is bounded by `max_tokens`, however
-    long a passage is.
+    Too long an observation is cut inside: each text gets the same share, all titles together half of the room, or what
+    the texts leave of it; the closing tag stays. The work is bounded by `max_tokens`, however long a passage is.
 
     Args:
         passages: best first.
-        tokenizer: of the model that reads them.
         max_tokens: of the observation, its tags included.
         form: see `render_observation`.
     """
