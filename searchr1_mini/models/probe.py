@@ -17,6 +17,7 @@ from searchr1_mini.core.batch import Batch, build_batch
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError, is_out_of_memory
 from searchr1_mini.core.logprobs import token_logprobs
+from searchr1_mini.core.names import ADAPTER
 from searchr1_mini.core.packing import pack, rows_by_prompt
 from searchr1_mini.core.policy import without_undefined
 from searchr1_mini.core.trajectory import Segment, Trajectory
@@ -26,7 +27,12 @@ TEXT = "Who wrote the play? It was written in 1601 by William Shakespeare, they 
 N_IDS, N_PROMPTS, N_OBSERVED, N_SAMPLED = 16, (4, 7), 3, (1, 2)
 # mean and largest difference of log-probs; docs/models.md has what was measured
 LIMITS = {torch.float32: (3e-4, 3e-3), torch.bfloat16: (0.15, torch.inf), torch.float16: (0.05, torch.inf)}
-JOLT = 0.02  # spread of the numbers that stand in for a fresh adapter's zeros while it is probed
+# what an adapter does to hidden states may differ by this share of it, where that is no less than this share of them
+ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.1
+JOLT = 0.6  # of what goes into it, what an adapter's matrix is made to add while it is probed
+
+
+States = dict[tuple[int, int], Tensor]  # hidden states (H,) by row and position
 
 
 class Failed(Exception):
@@ -103,16 +109,21 @@ class Probe:
 
     def check_rollout(self, policy: Any, is_loaded: bool) -> None:
         """Rolls out two short conversations, and compares what was sampled with the update and the own forward."""
-        batch = runs("a rollout", lambda: self.roll(policy)).to(policy.device)
-        update = runs("the update", lambda: update_logprobs(policy, batch))
+        batch, rolled = runs("a rollout", lambda: self.roll(policy))
+        batch = batch.to(policy.device)
+        update, hidden = runs("the update", lambda: update_pass(policy, batch))
         agree("rollout and update", batch.old_logprobs, update, batch.loss_mask, policy.dtype)
+        if policy.has_adapter:
+            with torch.no_grad(), policy.reference():
+                base = runs("the reference", lambda: run_hidden(policy, batch))
+            agree_on_adapter(rolled, hidden, base)
         if is_loaded:  # else its numbers are the probe's, and the base's own forward has been compared
             own = runs("its own forward", lambda: own_logprobs(policy, batch))
             agree("update and own forward", update, own, seen(batch), policy.dtype)
 
-    def roll(self, policy: Any) -> Batch:
+    def roll(self, policy: Any) -> tuple[Batch, States]:
         """Rolls out two prompts of different lengths: a turn on each, an observation on the first while the other is
-        idle, and one more turn."""
+        idle, and one more turn; returns the hidden states of all that was fed, too."""
         decoder = Decoder(
             policy,
             n_rows=len(N_PROMPTS),
@@ -120,6 +131,8 @@ class Probe:
             temperature=1.0,
             seed=0,
         )
+        states: States = {}
+        decoder.cached_hidden = kept_states(decoder.cached_hidden, states)
         prompts, observed = [self.ids[:n] for n in N_PROMPTS], self.ids[-N_OBSERVED:]
         rows = [Trajectory("", [Segment("prompt", prompt)]) for prompt in prompts]
         with torch.no_grad(), policy.for_rollouts():
@@ -131,7 +144,20 @@ class Probe:
             rows[0].segments.append(Segment("observation", observed))
             decoder.generate(0, (), N_SAMPLED[0])
             take_turns(decoder, rows, 1)
-        return build_batch(rows, [0.0] * len(rows), range(len(rows)), policy.tokenizer.pad_token_id or 0)
+        batch = build_batch(rows, [0.0] * len(rows), range(len(rows)), policy.tokenizer.pad_token_id or 0)
+        return batch, states
+
+
+def kept_states(forward: Callable[..., Tensor], states: States) -> Callable[..., Tensor]:
+    """Returns a cached forward that keeps the hidden states of real tokens in `states`, by row and position."""
+
+    def keeping(rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor, cache: Any) -> Tensor:
+        hidden = forward(rows, ids, positions, is_real, cache)
+        for row, column in is_real.nonzero().tolist():
+            states[int(rows[row]), int(positions[row, column])] = hidden[row, column].clone()
+        return hidden
+
+    return keeping
 
 
 def take_turns(decoder: Decoder, rows: list[Trajectory], n_turns: int) -> None:
@@ -152,7 +178,12 @@ def own_logprobs(policy: Any, batch: Batch) -> Tensor:
 
 def run_logprobs(policy: Any, batch: Batch) -> Tensor:
     """Computes log-probs (B, T-1) of all targets as update and reference compute them, 0 in the padding."""
-    return target_logprobs(policy, policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids), batch)
+    return target_logprobs(policy, run_hidden(policy, batch), batch)
+
+
+def run_hidden(policy: Any, batch: Batch) -> Tensor:
+    """Computes last hidden states (B, T, H) as update and reference do."""
+    return policy.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids)
 
 
 def target_logprobs(policy: Any, hidden: Tensor, batch: Batch) -> Tensor:
@@ -160,19 +191,21 @@ def target_logprobs(policy: Any, hidden: Tensor, batch: Batch) -> Tensor:
     return token_logprobs(hidden[:, :-1], policy.lm_head, batch.targets, seen(batch), temperature=1.0)[0]
 
 
-def update_logprobs(policy: Any, batch: Batch) -> Tensor:
-    """Computes the same in the update's mode, backward included, which must reach the weights that are trained."""
+def update_pass(policy: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Computes log-probs and hidden states in the update's mode, backward included, which must reach the weights that
+    are trained."""
     trained = policy.trainable()
     try:
         with torch.enable_grad(), policy.training():
-            logprobs = run_logprobs(policy, batch)
+            hidden = run_hidden(policy, batch)
+            logprobs = target_logprobs(policy, hidden, batch)
             logprobs.sum().backward()
         if not any(weight.grad is not None and weight.grad.any() for weight in trained):
             raise Failed("no gradient of the update reaches the weights that are trained")
     finally:
         for weight in trained:
             weight.grad = None
-    return logprobs.detach()
+    return logprobs.detach(), hidden.detach()
 
 
 def seen(batch: Batch) -> Tensor:
@@ -188,7 +221,29 @@ def agree(what: str, one: Tensor, other: Tensor, mask: Tensor, dtype: torch.dtyp
         raise Failed(f"{what} differ in their log-probs, by {mean:.2g} in the mean and {largest:.2g} at most")
 
 
-def runs(what: str, way: Callable[[], Tensor | Batch]) -> Tensor | Batch:
+def agree_on_adapter(rolled: States, update: Tensor, base: Tensor) -> None:
+    """Raises Failed unless an adapter does to rollouts what it does to the update; nan is not the same.
+
+    In 16 bits a whole adapter may change log-probs by less than their noise. Of hidden states, all numbers tell. The
+    median over the tokens leaves out the few that rounding sends to another expert of a mixture.
+
+    Args:
+        rolled: hidden states of rollouts.
+        update, base: hidden states (B, T, H) of the same tokens in the update, and without the adapter.
+    """
+    states = torch.stack(list(rolled.values())).float()
+    rows, positions = torch.tensor(list(rolled)).T.to(update.device)
+    update, base = update[rows, positions].float(), base[rows, positions].float()
+    effect, change = (update - base).norm(dim=-1), (states - update).norm(dim=-1)
+    is_seen = ~(effect < LEAST_EFFECT * update.norm(dim=-1))  # less is hardly more than rounding
+    if 2 * is_seen.sum() < len(is_seen):
+        return
+    share = (change / effect)[is_seen].median().item()
+    if not share <= ADAPTER_LIMIT:
+        raise Failed(f"rollout and update differ in what the adapter does, by {share:.0%} of it")
+
+
+def runs(what: str, way: Callable[[], Any]) -> Any:
     """Returns the result of one way; whatever breaks in the code of an architecture is told as that, with its cause."""
     try:
         return way()
@@ -212,16 +267,21 @@ def told(policy: Any) -> Iterator[None]:
 
 @contextmanager
 def numbers_in_adapter(policy: Any) -> Iterator[None]:
-    """Moves an adapter's weights a little at random inside: a fresh one computes 0, whatever is wrong with it."""
-    weights = policy.trainable() if policy.has_adapter else []
-    kept = [weight.data for weight in weights]
+    """Moves an adapter's weights at random inside: a fresh one computes 0, whatever is wrong with it."""
+    named = policy.model.named_parameters() if policy.has_adapter else ()
+    moved = [(name, weight, weight.data) for name, weight in named if weight.requires_grad]
     generator = torch.Generator().manual_seed(0)
     try:
-        for weight in weights:
-            spread = max(JOLT, JOLT * weight.data.abs().max().item())
-            noise = torch.empty(weight.shape).normal_(0, spread, generator=generator)
-            weight.data = weight.data + noise.to(weight.device, weight.dtype)
+        for name, weight, numbers in moved:
+            noise = torch.empty(weight.shape).normal_(0, spread(policy, name, weight), generator=generator)
+            weight.data = numbers + noise.to(weight.device, weight.dtype)
         yield
     finally:
-        for weight, numbers in zip(weights, kept, strict=True):
+        for _, weight, numbers in moved:
             weight.data = numbers
+
+
+def spread(policy: Any, name: str, weight: Tensor) -> float:
+    """Returns how far a weight's numbers are moved: a layer then adds about as much at any width, rank and alpha."""
+    lora = policy.model.peft_config[ADAPTER]
+    return JOLT / weight.shape[-1] ** 0.5 / (lora.lora_alpha / lora.r if ".lora_B." in name else 1)

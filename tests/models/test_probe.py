@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.evaluation import cells
-from searchr1_mini.models import loading, probe
+from searchr1_mini.models import loading, probe, stacked
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import make
-from searchr1_mini.options.resolve import resolve
+from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run import invariants, preflight
 from searchr1_mini.run.methods import make_method
@@ -156,6 +157,58 @@ def test_an_adapter_of_any_form_is_computed_as_peft_computes_it(case, tmp_path, 
     torch.testing.assert_close(of_update(policy, ids, where), expected, atol=1e-3, rtol=0)
     with policy.reference():
         torch.testing.assert_close(of_update(policy, ids, where), of_base, atol=1e-3, rtol=0)
+
+
+def scaled(share: float):
+    def change(up: torch.Tensor, bases) -> torch.Tensor:
+        return up * share
+
+    return change
+
+
+def without_v(up: torch.Tensor, bases) -> torch.Tensor:
+    starts = up.shape[1] - bases[-1].out_features if len(bases) == 3 else up.shape[1]
+    return torch.cat([up[:, :starts], torch.zeros_like(up[:, starts:])], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("change", "is_right"), [(scaled(1), True), (scaled(0), False), (scaled(0.5), False), (without_v, False)]
+)
+def test_a_rollout_that_drops_some_of_an_adapter_is_told(change, is_right, dtype, monkeypatch, capsys):
+    """In 16 bits the whole adapter may change log-probs by less than the noise that is allowed."""
+    of_peft = stacked.stacked_adapters
+
+    def with_fault(projections, bases):
+        down, up = of_peft(projections, bases)
+        return down, up if up is None else change(up, bases)
+
+    monkeypatch.setattr(stacked, "stacked_adapters", with_fault)
+    monkeypatch.setattr("searchr1_mini.models.rollout_weights.merged", lambda *_: nullcontext())
+    policy = load(resolve_model("tiny"), lora_rank=16, lora_alpha=32, dtype=dtype)
+    assert policy.stacks == is_right
+    assert ("rollouts run transformers' own forward" in capsys.readouterr().out) != is_right
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(1, 1), (16, 1), (4, 64)])
+@pytest.mark.parametrize("name", ["tiny", "llama"])
+def test_what_the_probe_adds_depends_on_no_width_rank_or_alpha(name, rank, alpha, tmp_path, tokenizer, monkeypatch):
+    shares = []
+
+    def see(rolled, update, base) -> None:
+        shares.append(((update - base).norm() / update.norm()).item())
+
+    monkeypatch.setattr(probe, "agree_on_adapter", see)
+    wide = {"hidden_size": 512, "initializer_range": 0.1}
+    base = resolve_model("tiny") if name == "tiny" else save_family(tmp_path, name, tokenizer, **wide)
+    load(base, lora_rank=rank, lora_alpha=alpha)
+    assert 0.1 < shares[0] < 1
+
+
+def test_an_adapter_too_weak_to_be_seen_in_16_bits_is_let_through(tmp_path, tokenizer):
+    base = save_family(tmp_path / "base", "llama", tokenizer)
+    save_adapter(tmp_path / "adapter", base, target_modules=["k_proj"], layers_to_transform=[1])
+    assert load(base, weights=tmp_path / "adapter", dtype=torch.bfloat16).stacks
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
