@@ -53,7 +53,7 @@ from searchr1_mini.options.own_parts import own_hashes
 from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.retrievers.engines import configured_engine
 from searchr1_mini.retrievers.names import READ_BY
-from searchr1_mini.run.held_out import chosen_by, folders_of, learnt_from_files, trained_on
+from searchr1_mini.run.held_out import chosen_by, folders_of, learned_from_files, trained_on
 from searchr1_mini.run.log import trajectory_row
 from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.preflight import unpacked_fits
@@ -88,7 +88,7 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
     check_models(config, [row.settings for row in plan.rows])
     chose = chosen_by(run_folders(config)) if config.checkpoint == "best" else []
     runs = list(dict.fromkeys([*run_folders(config), *folders_of(config.adapter, config.model)]))
-    of_files = [run for run in runs if learnt_from_files(run)]  # who knows what files hold of a test set
+    of_files = [run for run in runs if learned_from_files(run)]  # who knows what files hold of a test set
     if chose:
         plan.notes.append(
             f"The best checkpoint was chosen by {len(chose)} held-out questions of its run, which no row is asked here."

@@ -67,7 +67,7 @@ def setting_faults(config: TrainConfig) -> list[str]:
     if run.mystery is not None:
         faults.append(f"--mystery {run.mystery}: a bug hunt, the method is broken on purpose")
     if run.init is not None:
-        faults.append(f"{spelled('init', run.init)}: it begins with what another run has learnt")
+        faults.append(f"{spelled('init', run.init)}: it begins with what another run has learned")
     if not config.objective.mask_observations:
         faults.append("--no-mask-observations: it was trained on what the engine wrote")
     if config.run.method != DEFAULT.run.method:

@@ -52,7 +52,7 @@ def folders_of(*weights: str | None) -> list[Path]:
     return [folder for folder in dict.fromkeys(found) if (folder / TRAINED_ON).is_file()]
 
 
-def learnt_from_files(folder: Path) -> bool:
+def learned_from_files(folder: Path) -> bool:
     """Tells whether a run learned from files, which may hold anything; so may what an unknown run left."""
     from searchr1_mini.models.initial import is_run  # heavy
 

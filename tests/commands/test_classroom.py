@@ -111,7 +111,7 @@ def test_a_run_that_begins_with_another_ones_learning_is_named(tmp_path):
         held.get("settings", held)["init"] = "runs/other"
         (run / name).write_text(json.dumps(held))
     entry = read_entry(run, "run")
-    assert entry.faults == ["--init runs/other: it begins with what another run has learnt"]
+    assert entry.faults == ["--init runs/other: it begins with what another run has learned"]
     assert entry.changed == ["--init runs/other"]
 
 
