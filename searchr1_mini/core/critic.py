@@ -26,7 +26,7 @@ class Critic:
 
     def __init__(self, policy: Policy, seed: int) -> None:
         self.policy = policy
-        self.head = nn.Linear(policy.config.hidden_size, 1, device=policy.device)
+        self.head = nn.Linear(policy.causal_lm.get_output_embeddings().weight.shape[1], 1, device=policy.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.copy = None if policy.has_adapter else copy.deepcopy(policy.model)

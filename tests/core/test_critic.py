@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.families import save_family
 from helpers.models import CPU
 
 from searchr1_mini.core.critic import Critic
@@ -35,6 +36,15 @@ def test_values_start_at_zero_and_the_policy_is_untouched(random_qwen2):
     critic = Critic(policy, seed=0)
     assert values(critic).tolist() == [[0.0] * 18]
     torch.testing.assert_close(policy.hidden(input_ids=IDS), before)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_head_fits_states_of_another_width_than_the_layers(lora_rank, tmp_path, tokenizer):
+    """As OPT-350m has them: 1,024 in the layers, 512 at its embeddings."""
+    opt = save_family(tmp_path, "opt", tokenizer, word_embed_proj_dim=32)
+    policy, critic = make(opt, lora_rank)
+    assert policy.config.hidden_size == 64 and values(critic).shape == (1, 18)
+    assert any(gradient is not None and gradient.any() for gradient in one_step(policy, critic)[1])
 
 
 def test_two_adapters_share_one_base(random_qwen2):
