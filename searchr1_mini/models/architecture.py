@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from searchr1_mini.core.errors import UserError
 
 SUPPORTED = (
-    "take a decoder-only model whose layers all attend to every token before, such as one of the Qwen2, Qwen3, Llama, "
-    "Mistral, Gemma or SmolLM families (docs/models.md lists those that were tried)"
+    "take a decoder-only model whose layers all attend to every token before, such as one of the Qwen2, Qwen3, Llama 3 "
+    "or SmolLM families (docs/models.md lists those that were tried)"
 )
 ATTENTION = "sdpa"
 # attention over every token before; windows are looked at by their length

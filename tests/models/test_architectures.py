@@ -11,12 +11,13 @@ import pytest
 import torch
 from helpers.families import FAMILIES, config_of, save_family
 from helpers.models import CPU
+from helpers.paths import ROOT
 from transformers import Qwen2Config, T5Config
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.policy import undefined_ids, without_undefined
 from searchr1_mini.evaluate import evaluate_command
-from searchr1_mini.models.architecture import check_length
+from searchr1_mini.models.architecture import SUPPORTED, check_length
 from searchr1_mini.models.bases import check_model
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.config import TrainConfig
@@ -36,6 +37,13 @@ def test_unsupported_models_are_refused_before_weights_are_read(name, tmp_path, 
     for asked in (lambda: check_model(str(tmp_path), 640), lambda: load_shape(str(tmp_path))):
         with pytest.raises(UserError, match=f"^models of the family {family} are not supported: .*docs/models.md"):
             asked()
+
+
+def test_no_family_is_advised_whose_own_tokenizers_are_refused():
+    """Of these only the architecture was tried: their published tokenizers are sentencepiece's."""
+    table = (ROOT / "docs" / "models.md").read_text()
+    for name, family in (("Mistral", "mistral"), ("Gemma", "gemma"), ("Phi", "phi3")):
+        assert name not in SUPPORTED and f"| `{family}` | right, architecture only |" in table
 
 
 def test_an_encoder_decoder_is_no_causal_language_model(tmp_path):
