@@ -21,10 +21,11 @@ from searchr1_mini.models.gguf_rope import restore_angles
 from searchr1_mini.storage import status
 from searchr1_mini.storage.hub import hide_loading_bars
 from searchr1_mini.storage.lock import aside_folder
-from searchr1_mini.storage.printable import first_line
+from searchr1_mini.storage.printable import first_line, one_line
 
 SAMPLE = 2**20  # bytes in five places, the header among them, that tell a file from another
 FLOAT32 = 4
+TOKEN_BYTES = 4_000  # that the gguf package and the tokenizer take for each token of the vocabulary
 RECIPE = 2  # of what is unpacked; one more where the same file gives another model
 
 
@@ -83,7 +84,7 @@ def unpacked(path: Path) -> Path:
         raise UserError(f'{path} needs the gguf package; run `pip install -e ".[gguf]" -c constraints.txt`')
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"unpacking {path.name} to float32, once, into {folder}", file=sys.stderr, flush=True)
-    refuse_without_room(path, folder.parent)
+    look_ahead(path, folder.parent)
     hide_loading_bars()
     with status.phase(f"unpacking {path.name}"), aside_folder(folder.parent, "unpacking") as aside:
         write_unpacked(path, aside / "whole")
@@ -111,18 +112,40 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def refuse_without_room(path: Path, folder: Path) -> None:
-    """Refuses a file that memory or disk cannot hold unpacked: its header says how many weights it has.
+def look_ahead(path: Path, folder: Path) -> None:
+    """Refuses what a file's header shows to be of no use: a tokenizer that no run can take, no room to unpack it.
 
     Raises:
-        UserError: names what is needed.
+        UserError: names what it has, or needs.
     """
     try:
         from gguf import GGUFReader
 
-        needed = FLOAT32 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+        reader = GGUFReader(path)
+        sizes = [FLOAT32 * int(tensor.n_elements) for tensor in reader.tensors]
+        kind, tokens = (reader.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "tokens"))
+        kind, n_tokens = kind and kind.contents(), len(tokens.data) if tokens else 0
     except Exception as error:  # the package raises whatever a wrong byte leads to
         raise UserError(f"{path} is damaged, or cut ({first_line(error)}); download it again") from error
+    if kind not in (None, "gpt2"):
+        raise UserError(
+            f"the tokenizer of {path} is no byte-level BPE but of the kind {one_line(str(kind))[:40]!r}, and stop "
+            "strings are matched on bytes; use a model of the Qwen2, Qwen2.5, Qwen3 or Llama 3 families"
+        )
+    refuse_without_room(path, folder, sizes, n_tokens)
+
+
+def refuse_without_room(path: Path, folder: Path, sizes: list[int], n_tokens: int) -> None:
+    """Refuses a file that memory or disk cannot hold unpacked.
+
+    Args:
+        sizes: bytes of each tensor in float32; one of them is in memory three times while it is made.
+        n_tokens: of the vocabulary.
+
+    Raises:
+        UserError: names what is needed.
+    """
+    needed = sum(sizes) + 2 * max(sizes, default=0) + TOKEN_BYTES * n_tokens
     held = psutil.virtual_memory().available
     if needed > held:
         raise UserError(
@@ -130,10 +153,10 @@ def refuse_without_room(path: Path, folder: Path) -> None:
             "a smaller model, or its safetensors"
         )
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if sum(sizes) > free:
         raise UserError(
-            f"{path} takes {needed / 1e9:.1f} GB unpacked, but {folder} has {free / 1e9:.1f} GB; free some space, or "
-            "set XDG_CACHE_HOME to a folder on another disk"
+            f"{path} takes {sum(sizes) / 1e9:.1f} GB unpacked, but {folder} has {free / 1e9:.1f} GB; free some space, "
+            "or set XDG_CACHE_HOME to a folder on another disk"
         )
 
 
@@ -149,14 +172,19 @@ def write_unpacked(path: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from searchr1_mini.core.stops import token_bytes
+
     arguments = {"dtype": torch.float32, "output_loading_info": True}
     if hasattr(transformers, "GgufConfig"):  # with a kernel at hand it would keep the weights packed
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        token_bytes(tokenizer)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, use_safetensors=True, trust_remote_code=False, **arguments
         )
+    except UserError:  # no byte-level tokenizer, told before the weights are read
+        raise
     except Exception as error:  # the same
         raise UserError(
             f"cannot load {path}: {first_line(error)}; take a GGUF file of an architecture that transformers reads "

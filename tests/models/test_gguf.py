@@ -7,6 +7,7 @@ import json
 import shutil
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,10 +48,12 @@ def write_gguf(
     base: float = 10000.0,
     factors=None,
     scaling: tuple[str, float] | None = None,
+    kind: str = "gpt2",
 ) -> Path:
     """A random llama of two layers, with the tokenizer and a chat template in its metadata.
 
-    `base`, `factors` (as llama.cpp keeps those of Llama 3) and `scaling` are of its rotary angles.
+    `base`, `factors` (as llama.cpp keeps those of Llama 3) and `scaling` are of its rotary angles, `kind` is of its
+    tokenizer.
     """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(2048)
@@ -68,7 +71,7 @@ def write_gguf(
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     added = tokenizer.get_added_vocab()
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(kind)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in added else 1 for token in tokens])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
@@ -179,6 +182,32 @@ def test_what_cannot_be_read_is_told_in_a_sentence(file, tmp_path, tokenizer, ca
     other = write_gguf(tmp_path / "other.gguf", tokenizer, seed=2)
     assert '".[gguf]"' in sentence_of(capsys, resolve_model, str(other))
     assert not list(gguf_base.cache_folder().glob(".unpacking-*"))
+
+
+def test_a_tokenizer_that_is_not_byte_level_is_told_before_weights_are_read(tmp_path, tokenizer, capsys, monkeypatch):
+    """By the kind that the file names, as Mistral's and Gemma's do, or by what transformers makes of it."""
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    path = write_gguf(tmp_path / "mistral.gguf", tokenizer, kind="llama")
+    assert "no byte-level BPE but of the kind 'llama'" in sentence_of(capsys, resolve_model, str(path))
+    pieces = copy.deepcopy(tokenizer)
+    pieces.get_vocab = lambda: {"▁the": 300}
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pieces)
+    path = write_gguf(tmp_path / "x.gguf", tokenizer)
+    assert "not a byte-level BPE" in sentence_of(capsys, resolve_model, str(path))
+    assert not list(gguf_base.cache_folder().glob("*x-*")) and not list(gguf_base.cache_folder().glob("mistral*"))
+
+
+def test_a_file_that_memory_cannot_hold_unpacked_is_refused(tmp_path, tokenizer, capsys, monkeypatch):
+    """Beside all weights, one of them is there twice more, and the vocabulary takes room."""
+    path = write_gguf(tmp_path / "room.gguf", tokenizer)
+    shapes = [tensor.n_elements for tensor in gguf.GGUFReader(path).tensors]
+    needed = 4 * int(sum(shapes) + 2 * max(shapes)) + gguf_base.TOKEN_BYTES * len(tokenizer)
+    for free in (needed - 1, needed):
+        monkeypatch.setattr(gguf_base.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        if free < needed:
+            assert "of memory while unpacked" in sentence_of(capsys, resolve_model, str(path))
+        else:
+            assert Path(resolve_model(str(path))).is_dir()
 
 
 LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
