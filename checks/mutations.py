@@ -238,6 +238,20 @@ BUGS = [
     Bug("the log is not compared with the summary", "classroom_faults", "if not measured or abs(",
         "if measured or abs(",
         "classroom::test_a_summary_that_the_log_contradicts_is_named"),
+    # models, and what is said of them
+    Bug("half an adapter in rollouts", "probe", "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.1",
+        "ADAPTER_LIMIT, LEAST_EFFECT = 2.0, 0.1", "probe"),
+    Bug("weak adapters refused", "probe", "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.1",
+        "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.0", "probe"),
+    Bug("a critic as wide as the layers", "critic", "policy.causal_lm.get_output_embeddings().weight.shape[1]",
+        "policy.config.hidden_size", "critic"),
+    Bug("an adapter of another hub id", "identity", "        refuse_other_hub_id(weights, source)\n        return\n",
+        "        return\n", "identity"),
+    Bug("an export is asked what it learned", "evaluation/cells", ", *folders_of(config.adapter, config.model)", "",
+        "held_out"),
+    Bug("cut turns are formless", "diagnosis", "is_cut = 2 * n_cut > turns", "is_cut = False", "diagnosis"),
+    Bug("room for the weights alone", "gguf_base",
+        "sum(sizes) + 2 * max(sizes, default=0) + TOKEN_BYTES * n_tokens", "sum(sizes)", "gguf"),
 ]  # fmt: skip
 
 
