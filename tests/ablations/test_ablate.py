@@ -62,7 +62,8 @@ def test_a_study_runs_resumes_and_reports(tmp_path, ablate, monkeypatch):
     told = ablate(*flags)
     assert "[6/6]" in told and "| 4 |" in told and "The paper" in told
     report = (out / "report.md").read_text()
-    assert report.count("±") >= 3 * 6 and "curves.svg" in report
+    assert "95 % interval over 2 seeds, the mean alone where all agree" in report
+    assert table(json.loads((out / "results.json").read_text())["results"]) in report and "curves.svg" in report
     assert "<polyline" in (out / "curves.svg").read_text()
     assert "`python -m searchr1_mini.ablate max-turns --seeds 2 --steps 1`" in report
     written = json.loads((out / "results.json").read_text())
