@@ -249,7 +249,7 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
     assert lines["KL"] == [lines["Entropy"][0], lines["Entropy"][2]] and len(lines["Entropy"]) == 3
 
 
-def test_the_kl_of_an_arm_that_explodes_leaves_the_others_to_be_seen(tmp_path):
+def test_an_arm_whose_kl_explodes_leaves_the_others_visible(tmp_path):
     """On a log axis: as far from 0.001 to 0.1 as from 0.1 to 10; what is 0 at the first step has no place there."""
     runs = {}
     for arm, kls in (("masked", (0.0, 0.001, 0.1)), ("unmasked", (0.0, 0.1, 10.0))):

@@ -97,7 +97,7 @@ def write_seed(folder: Path, steps: list[tuple], emptied: float | None = 0.0) ->
     return folder
 
 
-def test_what_a_seed_needed_is_summed_up_to_the_first_evaluation_that_reached_every_target(tmp_path):
+def test_what_a_seed_needed_ends_where_every_target_is_reached(tmp_path):
     """At the second step 2 hops are there and 1 hop is not, at the fourth both; what comes then is not counted."""
     steps = [(10, 2, 1.0, None), (20, 2, 2.0, (0.89, 0.95)), (0, 0, 0.5, None), (40, 1, 4.0, (0.90, 0.85)),
              (80, 2, 8.0, (0.99, 0.99))]  # fmt: skip
@@ -109,7 +109,7 @@ def test_what_a_seed_needed_is_summed_up_to_the_first_evaluation_that_reached_ev
     )
 
 
-def test_a_seed_that_never_gets_there_is_told_with_the_nearest_it_came(tmp_path):
+def test_a_seed_that_never_gets_there_tells_the_nearest(tmp_path):
     steps = [(10, 2, 1.0, (0.95, 0.80)), (10, 2, 1.0, (0.88, 0.84)), (10, 2, 1.0, (0.80, 0.99))]
     finish = read_finish(write_seed(tmp_path / "s", steps), 7003)
     assert finish.step is None and not finish.counts and finish.em == {"world-1hop": 0.88, "world-2hop": 0.84}

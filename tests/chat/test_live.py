@@ -57,7 +57,7 @@ def test_there_are_questions_to_begin_with(tmp_path, corpus, options, monkeypatc
     assert len(examples) == 6 if not options else examples == ("What is Oslo?", "What is Bern?")
 
 
-def test_a_corpus_of_eight_articles_gives_six_questions_however_long_its_articles_are(tmp_path):
+def test_eight_articles_of_any_length_give_six_questions(tmp_path):
     lengths = [40, 1, 1, 3, 1, 1, 1, 1]
     rows = [f"{name}\ntext {n}" for name, length in zip("ABCDEFGH", lengths, strict=True) for n in range(length)]
     corpus = write_lines(tmp_path / "c.jsonl", [{"id": str(n), "contents": row} for n, row in enumerate(rows)])

@@ -43,7 +43,7 @@ def handed_in(tmp_path) -> Path:
     return folder
 
 
-def test_the_board_lists_everybody_by_exact_match_and_says_who_cannot_be_compared(handed_in):
+def test_the_board_lists_all_and_says_who_cannot_be_compared(handed_in):
     done = said(handed_in)
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
@@ -249,7 +249,7 @@ def test_on_eighty_columns_what_was_changed_stands_beneath():
     assert beneath == f"a-student-of-a-long-name: {' '.join(flags)}"
 
 
-def test_equals_share_a_place_and_who_cannot_be_compared_has_none():
+def test_equals_share_a_place_and_the_others_have_none():
     ems = [(0.9, []), (0.9, ["x"]), (0.9, []), (0.8, []), (None, ["x"])]
     assert page.places([Entry(str(n), em=em, faults=faults) for n, (em, faults) in enumerate(ems)]) == [
         "1",
@@ -260,7 +260,7 @@ def test_equals_share_a_place_and_who_cannot_be_compared_has_none():
     ]
 
 
-def test_foreign_text_stays_on_its_line_and_sends_nothing_to_the_terminal():
+def test_foreign_text_stays_on_its_line_and_sends_no_codes():
     entry = Entry("a\x1b[2J\nb", em=0.5, changed=["--reward [red]x[/red]\n.py:y"], faults=["c\rd\u202e"])
     shown = terminal([entry], 200)
     assert "\x1b" not in shown and "a\\x1b[2J b" in shown and "[red]x[/red] .py:y" in shown and "\\u202e" in shown
@@ -268,7 +268,7 @@ def test_foreign_text_stays_on_its_line_and_sends_nothing_to_the_terminal():
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.json"])
-def test_a_file_that_was_changed_anywhere_leaves_its_line_on_the_board(tmp_path, name):
+def test_a_changed_file_leaves_its_line_on_the_board(tmp_path, name):
     """A part of it becomes something else, each part in turn; the others are listed as ever."""
     run, others = hand_in(tmp_path / "class" / "anna", 0.9, 0.9), hand_in(tmp_path / "class" / "bela", 0.8, 0.8)
     sound = json.loads((run / name).read_text())

@@ -309,7 +309,7 @@ def test_help_loads_no_torch():
     assert "| torch\n" not in shown.stderr and "| numpy\n" not in shown.stderr
 
 
-def test_without_rollouts_a_method_of_ones_own_is_probed_by_a_prompt(tmp_path):
+def test_without_rollouts_an_own_method_is_probed_by_a_prompt(tmp_path):
     settings = resolve(make(TrainConfig, model="tiny"))
     for method in ("my.py:mine", "search-r1"):
         settings = replace(settings, run=replace(settings.run, method=method))

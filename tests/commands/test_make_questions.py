@@ -89,7 +89,7 @@ def test_what_was_drafted_before_an_interrupt_is_kept(tmp_path, monkeypatch):
     assert len(read_jsonl(tmp_path / "q.jsonl")) == 2
 
 
-def test_a_question_that_does_not_find_its_passage_or_comes_again_is_not_kept():
+def test_a_question_that_misses_its_passage_or_recurs_is_dropped():
     passages = [Passage(str(n), "", f"Fram number {n} sails to port {n}.") for n in range(9)]
     asked = "Where does number 3 go?", "port 3", passages[3], RankBM25(passages), 1
     assert fault_of(*asked) is None

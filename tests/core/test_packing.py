@@ -49,7 +49,7 @@ groups = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(groups=groups, order=st.randoms(use_true_random=False))
-def test_log_probs_and_gradients_are_those_of_rows_that_stand_alone(policy, groups, order):
+def test_log_probs_and_gradients_are_those_of_rows_alone(policy, groups, order):
     """Whatever rows meet in a micro-batch, in whatever order; a row without a turn of the policy among them."""
     batch = batch_of(groups)
     rows = list(range(len(batch.lengths)))
@@ -73,7 +73,7 @@ def test_log_probs_and_gradients_are_those_of_rows_that_stand_alone(policy, grou
     torch.testing.assert_close(results[1][2] / scale, results[0][2] / scale, atol=1e-5, rtol=0)
 
 
-def test_short_turns_after_a_long_prompt_are_packed_and_long_ones_are_not(policy, monkeypatch):
+def test_short_turns_after_a_long_prompt_alone_are_packed(policy, monkeypatch):
     prompt = list(range(1, 101))
     short = batch_of([(prompt, [[("policy", [5, 6, 7])]] * 8)])
     long = batch_of([(prompt[:20], [[("policy", [5] * 300)]] * 8)])

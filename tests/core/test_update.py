@@ -311,7 +311,7 @@ def test_the_gradient_of_grpo_is_that_of_a_loop_over_tokens(grpo, settings, monk
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-def test_rows_without_an_advantage_are_not_computed_and_change_no_gradient(grpo, aggregation, monkeypatch):
+def test_rows_without_an_advantage_are_not_computed(grpo, aggregation, monkeypatch):
     """They count in the weights of the others, as in the loop; with a KL or an entropy they have a gradient too."""
     flat = range(0, len(grpo.rows), 3)
     monkeypatch.setattr(grpo.experience, "advantages", grpo.experience.advantages.clone())

@@ -176,7 +176,7 @@ def test_a_line_of_3_gb_is_not_read_whole(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["q.json", "q.jsonl", "q.json.gz", "squad.json"])
-def test_one_line_that_is_the_whole_file_may_be_longer_than_a_row(tmp_path, name, monkeypatch):
+def test_a_line_that_is_the_file_may_be_longer_than_a_row(tmp_path, name, monkeypatch):
     """HotpotQA's training file is one line of 566 MB, as `json.dump` writes a list."""
     monkeypatch.setattr(rows, "MOST_ROW", 1000)
     pairs = [(f"Who is {number}?", (f"number {number}",)) for number in range(100)]
@@ -264,7 +264,7 @@ def test_sentences_without_blanks_of_their_own_are_parted(tmp_path):
         (["q.jsonl", "q.rejected.jsonl"], False),
     ],
 )
-def test_a_folder_of_several_splits_is_told_by_words_of_its_paths(tmp_path, files, is_refused):
+def test_splits_of_a_folder_are_told_by_words_of_paths(tmp_path, files, is_refused):
     for n, name in enumerate(files):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_lines(tmp_path / name, [{"question": f"q{n}?", "answer": "a"}])
@@ -276,7 +276,7 @@ def test_a_folder_of_several_splits_is_told_by_words_of_its_paths(tmp_path, file
         assert len(found) == len([name for name in files if "rejected" not in name])
 
 
-def test_questions_without_an_answer_are_left_out_where_the_data_says_so(tmp_path, capsys):
+def test_questions_that_the_data_leaves_unanswered_are_left_out(tmp_path, capsys):
     rows = [
         {"question": "q?", "answer": "a", "answerable": True},
         {"question": "q?", "answer": "a", "answerable": False},

@@ -197,7 +197,7 @@ def test_a_cell_is_answered_again_once_the_program_has_changed(tmp_path, capsys,
 
 @pytest.mark.parametrize(("module", "is_read"), [("core/prompts.py", True), ("run/templates.py", True),
                                                  ("pages/report.py", False)])  # fmt: skip
-def test_the_program_is_another_where_prompts_and_scores_come_from(tmp_path, module, is_read):
+def test_another_source_of_prompts_or_scores_is_another_program(tmp_path, module, is_read):
     package = tmp_path / "package"
     shutil.copytree(ROOT / "searchr1_mini", package, ignore=shutil.ignore_patterns("__pycache__", "tiny_base"))
     before = code_hash(package)

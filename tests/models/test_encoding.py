@@ -179,7 +179,7 @@ ALONE = "{% if messages | length > 1 %}{{ raise_exception('one message') }}{% en
 
 
 @pytest.mark.parametrize(("template", "takes"), [(CHAT, True), (CUT, False), (ALONE, False), (None, False)])
-def test_a_template_that_would_lose_a_worked_example_gets_one_message(tokenizer, template, takes):
+def test_a_template_that_would_lose_a_shot_gets_one_message(tokenizer, template, takes):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
     assert takes_turns(tokenizer) is takes

@@ -184,7 +184,7 @@ def test_what_cannot_be_read_is_told_in_a_sentence(file, tmp_path, tokenizer, ca
     assert not list(gguf_base.cache_folder().glob(".unpacking-*"))
 
 
-def test_a_tokenizer_that_is_not_byte_level_is_told_before_weights_are_read(tmp_path, tokenizer, capsys, monkeypatch):
+def test_a_tokenizer_not_byte_level_is_told_before_weights(tmp_path, tokenizer, capsys, monkeypatch):
     """By the kind that the file names, as Mistral's and Gemma's do, or by what transformers makes of it."""
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
     path = write_gguf(tmp_path / "mistral.gguf", tokenizer, kind="llama")

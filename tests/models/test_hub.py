@@ -78,7 +78,7 @@ def test_a_silent_hub_is_asked_once_and_its_cache_is_read(random_qwen2, tmp_path
     assert len(calls) == 1, done.stderr[-2000:]
 
 
-def test_bars_of_loading_are_hidden_and_those_of_downloads_are_not(monkeypatch):
+def test_bars_of_loading_are_hidden_and_of_downloads_shown(monkeypatch):
     from huggingface_hub.utils import are_progress_bars_disabled
     from transformers.utils import logging
 

@@ -205,7 +205,7 @@ def test_what_the_probe_adds_depends_on_no_width_rank_or_alpha(name, rank, alpha
     assert 0.1 < shares[0] < 1
 
 
-def test_an_adapter_too_weak_to_be_seen_in_16_bits_is_let_through(tmp_path, tokenizer):
+def test_an_adapter_too_weak_for_16_bits_is_let_through(tmp_path, tokenizer):
     base = save_family(tmp_path / "base", "llama", tokenizer)
     save_adapter(tmp_path / "adapter", base, target_modules=["k_proj"], layers_to_transform=[1])
     assert load(base, weights=tmp_path / "adapter", dtype=torch.bfloat16).stacks
@@ -296,7 +296,7 @@ def test_an_evaluation_unpacks_a_4_bit_base_where_there_is_room(room, is_unpacke
     assert policy.dequantize == is_unpacked
 
 
-def test_loading_lets_onednn_keep_few_kernels_unless_the_user_says_how_many(random_qwen2, monkeypatch):
+def test_onednn_keeps_few_kernels_unless_the_user_says(random_qwen2, monkeypatch):
     """By itself it keeps 1,024: 20 MB for every new shape of a micro-batch of SmolLM2-135M in 16 bits."""
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     for asked, kept in ((None, str(loading.KERNELS_KEPT)), ("5", "5")):

@@ -181,7 +181,7 @@ def test_a_missing_embedding_or_end_of_text_is_refused(base, tmp_path, tokenizer
         check_source(str(endless), DAY)
 
 
-def test_a_tokenizer_that_puts_a_blank_before_each_text_is_refused(base, tmp_path, tokenizer):
+def test_a_tokenizer_that_prefixes_a_blank_is_refused(base, tmp_path, tokenizer):
     """Until its files are changed as the sentence says; either of them alone switches it on."""
     folder = model_with(base, tmp_path / "model", with_bos(tokenizer))
     files = [folder / "tokenizer.json", folder / "tokenizer_config.json"]

@@ -329,7 +329,7 @@ def test_a_run_of_an_older_version_may_keep_idle_options(tmp_path):
     ("name", "old", "new"),
     [("overlong", "penalise", "penalize"), ("rollout_weights", "dequantised", "dequantized")],
 )
-def test_a_choice_that_an_older_version_spelled_otherwise_is_todays(tmp_path, name, old, new):
+def test_a_choice_that_an_older_version_spelled_is_todays(tmp_path, name, old, new):
     write_json_atomic(tmp_path / "config.json", flat(resolve(TrainConfig())) | {name: old})
     assert saved_config(tmp_path)[name] == new
     prepare_run_dir(tmp_path, True, {name: new}, [name], compared)

@@ -285,7 +285,7 @@ def test_engines_of_one_name_in_two_folders_are_told_apart(parts, notes, tmp_pat
 
 
 @pytest.mark.parametrize("command", [evaluate, retrieval_metrics, serve])
-def test_every_command_with_engines_refuses_one_that_does_not_fit(parts, notes, command):
+def test_every_command_refuses_an_engine_that_does_not_fit(parts, notes, command):
     with pytest.raises(UserError, match="of_one does not fit; it must be a class made from a list of passages"):
         command(["--retriever", f"{parts}:of_one", *notes])
 
@@ -447,6 +447,6 @@ def test_the_calculator_of_the_recipes_computes(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [{"bug": "no-last-turn"}, {"mystery": 3}, {"template": "paper"}])
-def test_what_the_built_in_methods_alone_read_is_refused_with_ones_own(parts, flags):
+def test_what_built_in_methods_alone_read_is_refused_with_own(parts, flags):
     with pytest.raises(UserError, match=f"--{next(iter(flags))}"):
         resolve(make(TrainConfig, method=f"{parts}:calculator", **flags))

@@ -178,7 +178,7 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path):
 STYLES = (ROOT / "searchr1_mini/pages/report_page/style.css", ROOT / "searchr1_mini/chat/page/index.html")
 
 
-def test_writers_have_one_palette_in_report_chat_course_and_notebooks():
+def test_writers_have_one_palette_everywhere():
     light = []
     for path in (*STYLES, ROOT / "docs/course_pictures.py", ROOT / "notebooks/lesson.py"):
         text = path.read_text(encoding="utf-8").lower()

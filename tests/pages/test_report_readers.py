@@ -33,7 +33,7 @@ def test_no_text_of_a_chart_touches_another(opened, runs, tmp_path, tokenizer):
     assert len(colliding_texts(watched.page)) > 10
 
 
-def test_a_chart_tells_its_values_under_the_pointer_and_by_keyboard(opened, both):
+def test_a_chart_tells_its_values_to_pointer_and_keyboard(opened, both):
     watched = opened(both)
     figure = watched.page.locator("figure").filter(has_text="mean reward of the step")
     chart, told = figure.locator("svg"), figure.locator("output")
@@ -49,7 +49,7 @@ def test_a_chart_tells_its_values_under_the_pointer_and_by_keyboard(opened, both
         assert told.text_content().endswith(f" at {step}") and chart.get_attribute("aria-valuenow") == str(step - 1)
 
 
-def test_right_and_wrong_rollouts_are_told_apart_by_mark_and_edge(opened, report):
+def test_right_and_wrong_rollouts_differ_in_mark_and_edge(opened, report):
     watched = opened(report)
     marks = ["✗ wrong", "✓ right", "✗ wrong", "✗ wrong"]
     assert watched.shown(".card p strong") == marks

@@ -309,7 +309,7 @@ def test_the_readme_is_short_and_the_index_has_every_page():
     assert pages <= linked_from(ROOT / "docs" / "README.md") | {(ROOT / "docs" / "README.md").resolve()}
 
 
-def test_the_chinese_readme_has_the_same_commands_links_and_figures():
+def test_the_chinese_readme_has_the_same_commands_and_figures():
     english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
     for pattern in (r"^    .*$", r"\]\(([^)]+)\)", r"\d\.\d{3}", r"`[^`]*`"):
         found, wanted = (re.findall(pattern, text, re.M) for text in (chinese, english))

@@ -159,7 +159,7 @@ def test_a_title_begins_with_the_number_of_its_notebook(path):
     assert len(titles) == 1 and re.match(rf"{int(path.stem[:2])}\. [A-Z]", titles[0])
 
 
-def test_badge_and_install_stand_before_the_title_once_there_is_an_address(monkeypatch):
+def test_badge_and_install_come_before_the_title_with_an_address(monkeypatch):
     text = SOURCES[0].read_text(encoding="utf-8")
     monkeypatch.setattr(build, "REPOSITORY", "")
     hidden = build.with_head(text, "01_x")

@@ -89,6 +89,11 @@ def test_files_are_short_enough_to_read():
         assert len(path.read_text().splitlines()) <= 400, path.name
 
 
+def test_names_of_tests_are_short_enough_to_read():
+    names = re.findall(r"def (test_\w+)", "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py")))
+    assert len(names) > 1000 and [name for name in names if len(name) > 60] == []
+
+
 def test_no_function_stands_in_two_modules():
     """Whatever it is called: the same parameters and the same lines."""
     homes: dict[str, list[str]] = {}

@@ -22,7 +22,7 @@ def test_the_slides_hold_every_session_and_every_picture(tmp_path):
     assert not re.search(r'(src|href)="https?:', page)
 
 
-def test_every_session_has_a_goal_ninety_minutes_a_question_and_a_capstone():
+def test_every_session_has_goal_minutes_question_and_capstone():
     course = (ROOT / "docs" / "course.md").read_text()
     parts = re.split(r"^## ", course, flags=re.M)
     sessions = {part.partition("\n")[0]: part for part in parts if re.match(r"\d ", part)}

@@ -289,7 +289,7 @@ def test_interrupting_the_cold_start_changes_no_result(whole, tmp_path, monkeypa
     assert [row["loss"] for row in cold[0]] == [row["loss"] for row in cold[1]]
 
 
-def test_a_critic_of_whole_weights_begins_before_the_cold_start_however_often_it_stops(tmp_path, monkeypatch):
+def test_a_critic_of_whole_weights_begins_before_the_cold_start(tmp_path, monkeypatch):
     settings = {"algorithm": "ppo", "lora_rank": 0, "group_size": 1, "questions_per_step": 8, "cold_start": 16}
     for name, stop_at in (("whole", None), ("stopped", ((module, "imitation_step"), 2))):
         trained(tmp_path / name, stop_at, monkeypatch, **settings)
@@ -310,7 +310,7 @@ def test_an_update_that_cannot_move_a_weight_is_not_made():
         assert teaches(replace(no_kl, **{term: 0.1}), 0.0, flat, updates=0)
 
 
-def test_updates_that_are_not_finite_are_logged_as_such_and_end_it(tmp_path, monkeypatch):
+def test_updates_that_are_not_finite_are_logged_and_end_it(tmp_path, monkeypatch):
     """One is skipped and harms no reader of the log; too many in a row end the run, and name the flag of their rate."""
     real, n_skipped = module.imitation_step, 1
 
@@ -330,7 +330,7 @@ def test_updates_that_are_not_finite_are_logged_as_such_and_end_it(tmp_path, mon
         trained(tmp_path / "other", None, monkeypatch, **few)
 
 
-def test_a_demonstration_whose_search_finds_no_answer_is_left_out(tmp_path, capsys):
+def test_a_demonstration_that_finds_no_answer_is_left_out(tmp_path, capsys):
     """It would teach to make answers up; yes, no and what the question names stand in no passage."""
     data = demonstration_file(tmp_path / "q.jsonl", *({"question": f"Is T{n} old?", "answer": "no"} for n in range(4)))
     search = SEARCH.replace(" q ", " Oslo Ferry ")

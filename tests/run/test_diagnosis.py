@@ -168,7 +168,7 @@ def test_remedies_are_flags_that_the_run_can_take():
     assert "--dynamic-sampling" not in diagnose([FORMLESS] * 20, resolve(make(TrainConfig, algorithm="ppo")), False)
 
 
-def test_a_run_that_imitates_is_shown_the_form_and_not_told_that_the_base_lacks_it(tmp_path, random_qwen2):
+def test_a_run_that_imitates_is_not_told_of_formless_turns(tmp_path, random_qwen2):
     flags = WITHOUT_TAGS | {"model": str(random_qwen2), "eval_questions": 8}
     for algorithm, is_told in [("sft", False), ("rejection-sampling", True), ("grpo", True)]:
         run = session_of(tmp_path / algorithm, **flags)

@@ -141,7 +141,7 @@ def test_what_a_run_starts_from_was_trained_on_too(tmp_path):
     assert trained_on([old]) == {question_key(example) for example in first} and trained_on([tmp_path]) == set()
 
 
-def test_an_adapter_or_a_model_of_a_run_is_not_asked_what_it_learned(of_a_file, tmp_path, capsys):
+def test_what_a_run_learned_is_not_asked_of_its_weights(of_a_file, tmp_path, capsys):
     """Within the run's folder, and as an export that was moved elsewhere; such a model is not called untrained."""
     path = json.loads((of_a_file / "config.json").read_text())
     data = {"datasets": path["data_path"], "corpus": path["corpus"], "limit": 99}

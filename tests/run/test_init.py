@@ -293,7 +293,7 @@ def test_a_copy_that_was_broken_off_is_made_anew(warm, tmp_path):
     assert checkpoint.latest_checkpoint(run)
 
 
-def test_an_adapters_alpha_is_a_whole_number_however_it_is_spelled(warm, tmp_path, capsys):
+def test_an_adapters_alpha_is_whole_however_it_is_spelled(warm, tmp_path, capsys):
     """peft writes 16.0 too; a run keeps it as its own flag would set it."""
     adapter = shutil.copytree(weights_folder(warm), tmp_path / "adapter")
     saved = json.loads((adapter / "adapter_config.json").read_text())
@@ -306,7 +306,7 @@ def test_an_adapters_alpha_is_a_whole_number_however_it_is_spelled(warm, tmp_pat
             assert "lora_alpha is 12.5" in sentence_of(capsys, resolve, config)
 
 
-def test_a_preset_gives_way_to_the_rank_of_what_a_run_starts_from(warm):
+def test_a_preset_gives_way_to_the_rank_of_init(warm):
     config = make(TrainConfig, init=str(warm), lora_rank=16, lora_alpha=32)
     assert resolve(config, {"lora_rank", "lora_alpha"}).weights.lora_rank == LORA["lora_rank"]
     with pytest.raises(UserError, match="--lora-rank 16: --init"):

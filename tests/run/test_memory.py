@@ -219,9 +219,7 @@ def test_a_4_bit_base_is_unpacked_for_rollouts_if_there_is_room(tmp_path):
     [(False, 8.0, False), (False, 1.5, True), (True, 8.0, True)],
     ids=["the default run, with room", "the default run, without", "Qwen2.5-3B, with room"],
 )
-def test_malloc_gives_blocks_back_where_memory_is_scarce_or_much_is_needed(
-    tmp_path, monkeypatch, is_large, share, gives_back
-):
+def test_malloc_gives_blocks_back_where_memory_is_scarce(tmp_path, monkeypatch, is_large, share, gives_back):
     """Elsewhere every block that is given back costs page faults: a fifth of the default run's time."""
     QWEN_3B.save_pretrained(tmp_path)
     config = resolve(make(TrainConfig, **({"model": str(tmp_path), "load_in_4bit": False} if is_large else {})))

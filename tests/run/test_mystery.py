@@ -26,14 +26,14 @@ def number_of(bug: str) -> int:
     return next(n for n in range(1000) if active_bug(RunConfig(mystery=n)) == bug)
 
 
-def test_every_fault_hides_behind_some_number_and_a_number_hides_one():
+def test_every_fault_has_a_number_and_a_number_hides_one():
     assert {active_bug(RunConfig(mystery=n)) for n in range(60)} == set(BUGS)
     assert active_bug(RunConfig(mystery=7)) == active_bug(RunConfig(mystery=7))
     assert active_bug(RunConfig()) is None and active_bug(RunConfig(bug="no-last-turn")) == "no-last-turn"
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_hidden_fault_trains_as_the_named_one_and_nothing_names_it(bug, tmp_path, capsys):
+def test_a_hidden_fault_trains_as_the_named_one_unnamed(bug, tmp_path, capsys):
     logs = []
     for name, how in (("named", {"bug": bug, "max_turns": 2}), ("hidden", {"mystery": number_of(bug)})):
         run = train(resolve(make(TrainConfig, output_dir=str(tmp_path / name), **SMALL, **how)), write_report)

@@ -47,7 +47,7 @@ def test_a_run_goes_on_in_another_dtype(run, tiny_policy):
     assert again.scaler.is_enabled() and again.state_dict()["scaler"]
 
 
-def test_a_run_killed_before_its_held_out_questions_were_written_keeps_them(run):
+def test_a_run_killed_early_keeps_its_held_out_questions(run):
     """It is no run of an older version, which kept none and was measured on others."""
     kept = (run / HELD_OUT).read_text()
     (run / HELD_OUT).unlink()

@@ -77,7 +77,7 @@ def drawn(written: str) -> list[str]:
     return [line for part in written.split("\n") for line in part.split(ERASE)[1:] if line]
 
 
-def test_what_is_printed_stands_alone_and_the_line_is_gone_at_the_end():
+def test_what_is_printed_stands_alone_and_the_line_is_gone():
     written = on_terminal(PRINTING, 100)
     assert shown(written) == "one\ntwo three\na warning\nfour\n"
     assert "starting, 00:00" in drawn(written)
@@ -99,7 +99,7 @@ def test_the_line_is_trimmed_to_the_terminal():
     assert max(map(len, lines)) == 23 and "counting the questions " in lines
 
 
-def test_a_log_holds_what_is_printed_and_no_status_of_what_is_quick():
+def test_a_log_holds_what_is_printed_and_no_quick_status():
     done = subprocess.run([sys.executable, "-c", PRINTING], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("one\ntwo three\nfour\n", "a warning\n")
 

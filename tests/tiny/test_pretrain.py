@@ -46,7 +46,7 @@ def test_a_worker_that_died_is_told_and_not_waited_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_are_computed_in_the_precision_that_is_asked_for(dtype):
+def test_products_have_the_precision_that_is_asked_for(dtype):
     model = Qwen2ForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
     seen = []
     hook = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))

@@ -62,7 +62,7 @@ def test_turns_in_one_state_are_compared(rows, gamma, normalize_std):
         assert of_row == pytest.approx(wanted, rel=1e-3, abs=1e-3)
 
 
-def test_the_shorter_way_to_a_right_answer_is_the_better_first_turn():
+def test_the_shorter_way_to_a_right_answer_is_the_better_turn():
     trajectories = [trajectory_of(["Falcon"]), trajectory_of(["Falcon", "Heron"])]
     first, last = turn_advantages(trajectories, torch.ones(2), [0, 0])
     assert first[0] > 0 > last[0] and first[1] > 0 > last[1] and last[2] == 0  # nobody else came that far
