@@ -1,7 +1,7 @@
 """Data parallel training: what several processes share; with one process every function does nothing.
 
-Each process rolls out its share of a step's questions; then all of them hold all trajectories, so that rewards,
-advantages and loss weights are those of one process with the whole batch. Each then computes its share of the
+Each process rolls out and rewards its share of a step's questions; then all of them hold all trajectories and rewards,
+so that advantages and loss weights are those of one process with the whole batch. Each then computes its share of the
 micro-batches, and the gradients are summed. The first process alone writes files.
 """
 

@@ -24,6 +24,7 @@ from searchr1_mini.core.algorithms import (
 from searchr1_mini.core.batch import Batch, build_batch
 from searchr1_mini.core.config import ObjectiveConfig, OptimizationConfig, PPOConfig, RewardConfig, RolloutConfig
 from searchr1_mini.core.critic import Critic
+from searchr1_mini.core.distributed import gather, share
 from searchr1_mini.core.experience import Experience, policy_logprobs, prepare_grpo, prepare_ppo, update_rows
 from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.optimizer import Optimizer, logprob_changes
@@ -196,7 +197,8 @@ def collect(
         )  # fmt: skip
         rollouts.trajectories += trajectories
         rollouts.examples += group
-        rollouts.rewards += [reward(t, e) for t, e in zip(trajectories, group, strict=True)]
+        own = share(len(group))  # a reward that is asked twice need not say the same
+        rollouts.rewards += gather([reward(t, e) for t, e in zip(trajectories[own], group[own], strict=True)])
         rollouts.group_ids += number_groups(group, config.group_size, round_ * config.questions_per_step)
         rollouts.stats.append(stats)
         if len(rollouts.groups_with_signal()) >= config.questions_per_step:

@@ -119,6 +119,24 @@ def test_two_processes_sample_what_one_does_and_log_it_once(runs):
     assert summaries[0] == summaries[1]
 
 
+def test_two_processes_ask_a_judge_once_per_rollout(tmp_path):
+    """A judge is dear, and says something else when asked again: all processes go by the one answer."""
+    (tmp_path / "judge.py").write_text(
+        "import pathlib, random\n"
+        "def judged(trajectory, example):\n"
+        "    paid = random.SystemRandom().random()\n"
+        "    with pathlib.Path(__file__).with_name('paid').open('a') as file:\n"
+        "        file.write(f'{paid}\\n')\n"
+        "    return paid\n"
+    )
+    run = tmp_path / "run"
+    done = in_two_processes(*words_of(run, "--reward", f"{tmp_path / 'judge.py'}:judged", steps=1, eval_every=1))
+    assert done.returncode == 0, done.stderr
+    paid = [float(line) for line in (tmp_path / "paid").read_text().splitlines()]
+    logged = [row["reward"] for row in read_jsonl(run / "rollouts" / "step-000001.jsonl")]
+    assert len(logged) == 16 and sorted(logged) == sorted(paid)
+
+
 def test_a_run_of_two_processes_goes_on_in_one(runs, tmp_path):
     one, two = runs
     resumed = tmp_path / "resumed"
