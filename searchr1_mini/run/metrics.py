@@ -24,7 +24,7 @@ def rollout_metrics(
         "searches": fmean(len(t.queries) for t in trajectories),
         "response_tokens": fmean(t.n_policy_tokens for t in trajectories),
         "observation_tokens": fmean(sum(len(s.token_ids) for s in t.of_kind("observation")) for t in trajectories),
-        "answered": fmean(t.finish_reason == "answer" for t in trajectories),
+        "answered": fmean(t.answer is not None for t in trajectories),
         "overlong": fmean(t.finish_reason == "length" for t in trajectories),
         "invalid_actions": fmean(t.invalid_actions for t in trajectories),
         "valid_actions": 1 - sum(t.invalid_actions for t in trajectories) / sum(turns),

@@ -47,6 +47,13 @@ def test_a_steps_figures_by_hand():
     assert {name: told[name] for name in wanted} == pytest.approx(wanted)
 
 
+def test_an_answer_counts_whatever_ended_the_rollout():
+    """A method of one's own ends for reasons of its own; an evaluation counts the same."""
+    ended = made(9, 3, answer="Norway", reason="calculator")
+    told = rollout_metrics([ended], [ONE], [1.0], RolloutStats(30, 60, 24, 17, 2.0))
+    assert told["answered"] == 1 == summarize([ONE], [ended])["answered"]
+
+
 def test_an_evaluations_curves_are_those_of_each_source():
     summary = summarize([ONE, TWO, TWO], [ROLLOUTS[0], *ROLLOUTS[2:]])
     told = eval_metrics(summary)
