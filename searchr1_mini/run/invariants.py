@@ -39,6 +39,8 @@ def check_step(run: Run, batch: Batch, rollouts: Rollouts) -> None:
     check_groups(batch.group_ids, trajectories)
     if rollouts.advantages is not None:
         check_advantages(rollouts.advantages, batch.rewards, batch.group_ids, config.objective.baseline)
+    if rollouts.token_advantages is not None:
+        check_finite(token_advantages=rollouts.token_advantages)
     if config.logging.check:
         check_texts(trajectories, run.policy.tokenizer)
         check_frozen(run)

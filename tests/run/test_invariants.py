@@ -96,6 +96,14 @@ def test_a_batch_that_is_not_what_was_sampled_is_told(run, step, fault, told):
     assert told in str(caught.value)
 
 
+def test_an_advantage_of_a_token_that_is_no_number_is_told(run, step):
+    """A variant adds to each token's, which those of the groups do not show."""
+    rollouts, batch, _ = step
+    rollouts = replace(rollouts, token_advantages=torch.where(batch.loss_mask, torch.nan, 0.0))
+    with pytest.raises(UserError, match="token_advantages are finite"):
+        check_step(run, batch, rollouts)
+
+
 def test_log_probs_that_the_update_does_not_find_again_are_told(run, step):
     """Trajectories and batch agree with each other, so that only a forward can tell."""
     rollouts, batch, advantages = step
