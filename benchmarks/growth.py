@@ -25,6 +25,7 @@ from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.training import configured_reward
+from searchr1_mini.run.variant import configured_variant
 from searchr1_mini.storage.files import read_metrics
 
 BAR = 1.0  # MB per 100 steps
@@ -49,7 +50,8 @@ def main() -> None:
         steps, found = run.steps, []
         run.steps = lambda: watched(steps(), found)
         with run.tracker, redirect_stdout(Path(os.devnull).open("w")):
-            train_policy(run.policy, run.critic, run.environment, run.optimizer, config, run, configured_reward(config))
+            parts = run.policy, run.critic, run.environment, run.optimizer
+            train_policy(*parts, config, run, configured_reward(config), configured_variant(config))
         rows = read_metrics(run.folder / "metrics.jsonl")
     memory, seconds = np.array(found), np.array([row["seconds"] for row in rows])
     tokens = seconds * np.array([row["tokens_per_second"] for row in rows])

@@ -29,6 +29,7 @@ from searchr1_mini.run.museum import HINTS, active_bug, planted
 from searchr1_mini.run.opening import open_run
 from searchr1_mini.run.run import Run
 from searchr1_mini.run.training import configured_reward, train
+from searchr1_mini.run.variant import configured_variant
 from searchr1_mini.storage.files import read_jsonl
 
 # Okabe and Ito's colors, told apart by every eye; those of writers are light enough for dark text
@@ -107,7 +108,8 @@ def one_step(run: Run, step: int, reward: Reward | None = None) -> dict[str, flo
     """
     one, config = OneStep(run, step), run.config
     reward = reward or configured_reward(config)
-    train_policy(run.policy, run.critic, run.environment, run.optimizer, config, one, reward)
+    parts = run.policy, run.critic, run.environment, run.optimizer
+    train_policy(*parts, config, one, reward, configured_variant(config))
     return one.metrics
 
 
