@@ -259,6 +259,8 @@ def folded(text: str) -> str:
 
 def summary_table(columns: dict[str, dict]) -> str:
     """Renders held-out EM, searches per question and response length in tokens, by source and in all, as columns."""
+    from rich.cells import cell_len, set_cell_size  # a Chinese letter takes two columns
+
     measures = {"EM": ("em", "{:.3f}"), "searches": ("searches", "{:.2f}"), "tokens": ("response_tokens", "{:.1f}")}
     first = next(iter(columns.values()))
     rows = [["held-out questions", "", *columns]]
@@ -267,9 +269,9 @@ def summary_table(columns: dict[str, dict]) -> str:
         for label, (key, form) in measures.items():
             name = f"{one_line(source or 'all')} ({parts[0]['n']})" if label == "EM" else ""
             rows.append([name, label, *(form.format(part[key]) for part in parts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, label, *cells in rows:
         numbers = [cell.rjust(width) for cell, width in zip(cells, widths[2:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), label.ljust(widths[1]), *numbers]))
+        lines.append("  ".join([set_cell_size(name, widths[0]), label.ljust(widths[1]), *numbers]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -14,6 +14,7 @@ from helpers.paths import ROOT
 from helpers.report_runs import SUMMARY, fill_run, trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.trajectory import Segment, Trajectory
@@ -161,6 +162,14 @@ def test_the_table_lines_up():
     lines = summary_table({"before": SUMMARY, "after": SUMMARY}).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "world-2hop (10)" in lines[5] and lines[5].split()[-2:] == ["0.250", "0.250"]
+
+
+def test_the_table_lines_up_where_letters_are_two_wide():
+    (part, *_) = SUMMARY["by_source"].values()
+    lines = summary_table(
+        {"before": SUMMARY | {"by_source": {"\u4e2d\u6587\u95ee\u9898": part, "b": part}}}
+    ).splitlines()
+    assert len({cell_len(line) for line in lines}) == 1
 
 
 def test_tensorboard_shows_a_resumed_run_once(tmp_path):
