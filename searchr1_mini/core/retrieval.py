@@ -38,12 +38,11 @@ def ask(retriever: Retriever, queries: Sequence[str], ids: Sequence[str], topk: 
 
 
 class CachedRetriever:
-    """Keeps the newest `max_entries` results (a group asks the same things); counts queries and hits."""
+    """Keeps the newest `max_entries` results: a group asks the same things."""
 
     def __init__(self, retriever: Retriever, max_entries: int = 50_000) -> None:
         self.retriever, self.max_entries = retriever, max_entries
         self.results: OrderedDict[tuple[str, int], list[Hit]] = OrderedDict()
-        self.n_queries = self.n_hits = 0
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """Searches as the wrapped retriever does, which sees each missing query once, all in one call."""
@@ -51,7 +50,6 @@ class CachedRetriever:
         missing = list(dict.fromkeys(key for key in keys if key not in self.results))
         fresh = self.retriever.search([query for query, _ in missing], topk) if missing else []
         found = dict(zip(missing, fresh, strict=True))
-        self.n_queries, self.n_hits = self.n_queries + len(keys), self.n_hits + len(keys) - len(missing)
         out = [found[key] if key in found else self.results[key] for key in keys]
         for key, hits in zip(keys, out, strict=True):
             self.results[key] = hits

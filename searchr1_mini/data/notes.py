@@ -102,16 +102,6 @@ def note_rows(path: Path, name: str) -> Iterator[dict[str, str]]:
         yield {"id": f"{name}#{number}", "title": title or path.stem, "text": text}
 
 
-def text_passages(path: Path) -> Iterator[str]:
-    """Cuts a text into passages, see `cut_passages`.
-
-    Raises:
-        Unread: it holds JSON lines, or NUL bytes.
-        UnicodeDecodeError: it is no UTF-8, nor UTF-16 or UTF-32 with a byte order mark.
-    """
-    return cut_passages(text_lines(path))
-
-
 def cut_passages(lines: Iterable[str]) -> Iterator[str]:
     """Yields passages of 50 to 150 words: short paragraphs are joined, longer ones cut; the last may have fewer.
 

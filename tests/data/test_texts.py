@@ -11,7 +11,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.data import datasets
 from searchr1_mini.data.corpus import read_rows
 from searchr1_mini.data.datasets import load_corpus
-from searchr1_mini.data.notes import LEAST_WORDS, MOST_LINE, MOST_WORDS, text_passages
+from searchr1_mini.data.notes import LEAST_WORDS, MOST_LINE, MOST_WORDS, cut_passages, text_lines
 from searchr1_mini.retrievers import index
 
 paragraph = st.integers(0, 400).map(lambda n: " ".join(f"w{i}" for i in range(n)))
@@ -21,7 +21,7 @@ paragraph = st.integers(0, 400).map(lambda n: " ".join(f"w{i}" for i in range(n)
 def test_passages_hold_every_word_once_and_have_about_100(tmp_path_factory, paragraphs, gap):
     path = tmp_path_factory.mktemp("t") / "a.txt"
     path.write_bytes(gap.join(paragraphs).encode())
-    passages = [passage.split() for passage in text_passages(path)]
+    passages = [passage.split() for passage in cut_passages(text_lines(path))]
     assert [word for words in passages for word in words] == " ".join(paragraphs).split()
     assert all(LEAST_WORDS <= len(words) <= MOST_WORDS for words in passages[:-1])
     assert all(1 <= len(words) <= MOST_WORDS for words in passages)
@@ -30,12 +30,12 @@ def test_passages_hold_every_word_once_and_have_about_100(tmp_path_factory, para
 def test_a_paragraph_of_about_100_words_stays_whole(tmp_path):
     first, second = ("one " * 110).strip(), ("two " * 90).strip()
     (tmp_path / "a.md").write_text(f"{first}\n\n{second}\n")
-    assert list(text_passages(tmp_path / "a.md")) == [first, second]
+    assert list(cut_passages(text_lines(tmp_path / "a.md"))) == [first, second]
 
 
 def test_a_line_without_an_end_is_cut_and_none_of_it_is_lost(tmp_path):
     (tmp_path / "a.txt").write_text("x" * 1_000_000)
-    passages = list(text_passages(tmp_path / "a.txt"))
+    passages = list(cut_passages(text_lines(tmp_path / "a.txt")))
     assert "".join(passages) == "x" * 1_000_000 and max(map(len, passages)) <= MOST_LINE
 
 
