@@ -22,7 +22,7 @@ from typing import Any
 
 from searchr1_mini.ablations.findings import write_study
 from searchr1_mini.ablations.side_by_side import open_folder, train_all
-from searchr1_mini.ablations.studies import STUDIES, Study
+from searchr1_mini.ablations.studies import STUDIES, Study, fitted, in_numbers
 from searchr1_mini.core.config import MOST_STEPS
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.cli import parse
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: anything that the user can fix.
     """
     config = parse_study(argv)
-    study = STUDIES[config.study]
+    study = fitted(STUDIES[config.study], config.model)
     out = Path(config.output_dir or f"runs/ablate-{config.study}")
     seeds, steps, model = range(config.seeds or study.seeds), config.steps, config.model
     configs = {(arm, seed): arm_config(study, arm, seed, out, steps, model) for arm in study.arms for seed in seeds}
@@ -112,7 +112,7 @@ def run_folder(out: Path, arm: str, seed: int) -> Path:
 
 def arm_config(study: Study, arm: str, seed: int, out: Path, steps: int | None, model: str) -> TrainConfig:
     """Resolves the config of one run; on the warmed-up tiny base, with settings of the tiny base's size."""
-    values: dict[str, Any] = {"model": model} | study.common | study.arms[arm]
+    values: dict[str, Any] = {"model": model} | study.common | in_numbers(study, arm, model)
     if steps is not None:
         values["steps"] = steps
     if arm in study.warm:

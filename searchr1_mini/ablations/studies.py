@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import get, make
+from searchr1_mini.options.resolve import filled
+
+
+@dataclass(frozen=True)
+class Times:
+    """A number as a factor of the model's own default, so that an arm is what its name says with any model."""
+
+    factor: float
+
+    def of(self, default: float) -> float:
+        """Multiplies the default; whole numbers stay whole, others keep 6 digits."""
+        number = default * self.factor
+        return round(number) if isinstance(default, int) else float(f"{number:.6g}")
+
 
 # where studies share an arm (GRPO as it stands), they share its runs: `take_over` in ablate.py
 SMALL_STEP = {
@@ -16,7 +33,8 @@ SMALL_STEP = {
     "decay_steps": 0,
 }
 PPO_STEP = {"algorithm": "ppo", "questions_per_step": 64, "group_size": 1}
-NOISE = {"world_noise": 4, "max_observation_tokens": 400, "max_total_tokens": 1024}
+ROOM_FOR_MORE = {"max_observation_tokens": Times(1.5625), "max_total_tokens": Times(1.6)}  # 400, 1,024 on the tiny base
+NOISE = {"world_noise": 4} | ROOM_FOR_MORE
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,7 @@ class Study:
     Attributes:
         title: what is varied.
         paper: what the paper found, in a sentence.
-        arms: name -> options over `common`.
+        arms: name -> options over `common`; a number that depends on the model is a factor, see `Times`.
         against: what an arm is compared with, where that is not the first arm.
         common: options of every arm.
         seeds: runs per arm.
@@ -64,8 +82,8 @@ STUDIES = {
         {
             "masked": {},
             "unmasked": {"mask_observations": False},
-            "masked, a third of the rate": {"learning_rate": 1e-3},
-            "unmasked, a third of the rate": {"mask_observations": False, "learning_rate": 1e-3},
+            "masked, a third of the rate": {"learning_rate": Times(1 / 3)},
+            "unmasked, a third of the rate": {"mask_observations": False, "learning_rate": Times(1 / 3)},
             "unmasked, 1 passage": {"mask_observations": False, "topk": 1},
             "unmasked, KL 0.1": {"mask_observations": False, "kl_coef": 0.1},
             "unmasked, without the std": {"mask_observations": False, "normalize_std": False},
@@ -93,7 +111,7 @@ STUDIES = {
             "RLOO": {"baseline": "leave-one-out"},
             "GRPO": {},
             "GRPO without the std": {"normalize_std": False},
-            "RLOO, half the rate": {"baseline": "leave-one-out", "learning_rate": 1.5e-3},
+            "RLOO, half the rate": {"baseline": "leave-one-out", "learning_rate": Times(0.5)},
             "RLOO, KL 0.1": {"baseline": "leave-one-out", "kl_coef": 0.1},
             "RLOO, groups of 16": {"baseline": "leave-one-out", "questions_per_step": 4, "group_size": 16},
         },
@@ -134,7 +152,7 @@ STUDIES = {
         {
             "3": {"topk": 3},
             "1": {"topk": 1},
-            "5": {"topk": 5, "max_observation_tokens": 400, "max_total_tokens": 1024},
+            "5": {"topk": 5} | ROOM_FOR_MORE,
         },
     ),
     "kl": Study(
@@ -187,3 +205,16 @@ STUDIES = {
         common=SMALL_STEP | {"dataset": "world"},  # of two sources, whatever the model
     ),
 }
+
+
+def fitted(study: Study, model: str) -> Study:
+    """Returns the study with what its arms state as factors in the numbers of a model."""
+    return replace(study, arms={arm: in_numbers(study, arm, model) for arm in study.arms})
+
+
+def in_numbers(study: Study, arm: str, model: str) -> dict[str, Any]:
+    """Returns an arm's own options, each factor as the number that it comes to with a model."""
+    own = study.arms[arm]
+    plain = {name: value for name, value in (study.common | own).items() if not isinstance(value, Times)}
+    defaults = filled(make(TrainConfig, model=model, **plain))
+    return {name: value.of(get(defaults, name)) if isinstance(value, Times) else value for name, value in own.items()}

@@ -19,10 +19,11 @@ from searchr1_mini import ablate as command
 from searchr1_mini.ablate import arm_config, check_finished, main, take_over
 from searchr1_mini.ablations import side_by_side, studies
 from searchr1_mini.ablations.findings import curves_svg, finding, interval, of_commits, table, write_study
-from searchr1_mini.ablations.studies import STUDIES
+from searchr1_mini.ablations.studies import STUDIES, fitted
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, get, make
+from searchr1_mini.options.words import as_now
 from searchr1_mini.storage.commit import keep_commit
 from searchr1_mini.storage.files import read_metrics, write_json_atomic
 
@@ -54,6 +55,31 @@ def test_every_arm_is_a_valid_run_and_differs_from_the_first(name, tmp_path):
         assert first.optimization.steps == other.optimization.steps
         n_rollouts = [one.optimization.questions_per_step * one.optimization.group_size for one in (first, other)]
         assert n_rollouts[0] - n_rollouts[1] in range(-4, 5)
+
+
+@pytest.mark.parametrize(
+    ("study", "arm", "name", "tiny", "real"),
+    [
+        ("rloo-why", "RLOO, half the rate", "learning_rate", 1.5e-3, 1e-5),
+        ("mask-why", "masked, a third of the rate", "learning_rate", 1e-3, 6.66667e-6),
+        ("topk", "5", "max_observation_tokens", 400, 781), ("topk", "5", "max_total_tokens", 1024, 6554),
+        ("mask", "masked, noise", "max_total_tokens", 1024, 6554),
+    ],
+)  # fmt: skip
+def test_an_arm_is_what_its_name_says_with_any_model(tmp_path, random_qwen2, study, arm, name, tiny, real):
+    for model, value in (("tiny", tiny), (str(random_qwen2), real)):
+        config = arm_config(STUDIES[study], arm, 0, tmp_path, None, model)
+        assert get(config, name) == value == fitted(STUDIES[study], model).arms[arm][name]
+
+
+def test_the_tiny_models_arms_are_those_of_the_docs():
+    """What a study recorded once, it would record again."""
+    for path in (ROOT / "docs").glob("ablation_*.json"):
+        name, recorded = path.stem.removeprefix("ablation_"), json.loads(path.read_text())["settings"]
+        study = fitted(STUDIES[name], "tiny")
+        for arm, values in recorded["arms"].items():
+            assert {option: as_now(value) for option, value in values.items()} == study.arms[arm]
+        assert recorded["common"].items() <= study.common.items()
 
 
 def test_a_study_runs_resumes_and_reports(tmp_path, ablate, monkeypatch):
