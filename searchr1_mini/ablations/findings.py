@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from searchr1_mini.storage.forms import OF_AN_ARM
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 SAME = 1e-9  # what rounding alone puts between equal figures, as a share of them or of 1
-LAST_STEPS = 10  # training metrics are means over so many last steps
+LAST_STEPS = 10  # training metrics are means over so many last steps, of those that logged them
 CURVES = {
     "eval/em": "Held-out exact match (greedy)",
     "kl": "KL to the reference (nats per token, log axis)",
@@ -49,16 +50,16 @@ def with_interval(values: Sequence[float], form: str) -> str:
 def measures(folder: Path) -> dict[str, float | None]:
     """Measures a finished run: held-out figures at its end, training metrics as means over its last steps.
 
-    None is what it never measured, as the KL of a run without a KL term.
+    None is what none of those steps logged: the KL of a run without a KL term, or of one that has collapsed, since
+    nothing is trained on in a step whose groups all agree.
     """
     after = read_json(folder / "summary.json", OF_AN_ARM)["after"]
     rows = read_metrics(folder / "metrics.jsonl")
-
-    def logged(key: str) -> list[float]:
-        return [row[key] for row in rows if row.get(key) is not None]
+    n_steps = max((row["step"] for row in rows), default=0)
 
     def last(key: str) -> float | None:
-        return fmean(values[-LAST_STEPS:]) if (values := logged(key)) else None
+        values = [row[key] for row in rows if row["step"] > n_steps - LAST_STEPS and row.get(key) is not None]
+        return fmean(values) if values else None
 
     by_source = {f"EM {name.removeprefix('world-')}": part["em"] for name, part in sorted(after["by_source"].items())}
     return by_source | {
@@ -67,7 +68,7 @@ def measures(folder: Path) -> dict[str, float | None]:
         "reward": last("reward"),
         "KL": last("kl"),
         "entropy": last("entropy"),
-        "largest KL": max(logged("kl"), default=None),
+        "largest KL": max((row["kl"] for row in rows if row.get("kl") is not None), default=None),
     }
 
 
@@ -105,8 +106,8 @@ def write_study(
     text = (
         f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} {flags}`{of_commits(commits)}; {over}. "
         f"EM, searches and tokens are greedy, on held-out questions; the rest are means over the last {LAST_STEPS} "
-        f"training steps, `-` where a run measures none.\n\n{table(results)}\n\n"
-        f"![curves](curves.svg)\n\nThe paper: {study.paper} Here: {finding(results, study.against)}"
+        f"training steps, of those that logged them, `-` where no run did.\n\n{table(results)}\n\n"
+        f"![curves](curves.svg)\n\n{of_fewer(drawn)}The paper: {study.paper} Here: {finding(results, study.against)}"
     )
     write_text_atomic(out / "report.md", text + "\n")
     return text
@@ -120,15 +121,23 @@ def of_commits(commits: Sequence[str | None]) -> str:
 
 
 def table(results: Results) -> str:
-    """Renders a markdown table, one line per arm; `-` is what none of its runs measured."""
+    """Renders a markdown table, one line per arm; `-` is what none of its runs measured.
+
+    A cell of fewer runs than came to their end says of how many.
+    """
     ended = {arm: [run for run in runs if run is not None] for arm, runs in results.items()}
     names = list(dict.fromkeys(key for runs in ended.values() for run in runs for key in run))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, runs in ended.items():
         measured = [[run[key] for run in runs if run.get(key) is not None] for key in names]
-        cells = [with_interval(values, ".3g") if values else "-" for values in measured]
+        cells = [with_interval(values, ".3g") + part_of(values, runs) if values else "-" for values in measured]
         lines.append(f"| {arm}{lost_of(results[arm])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def part_of(values: Sequence[float], runs: Sequence[Any]) -> str:
+    """Says of how many runs a cell is, where not all of them measured it."""
+    return f" ({len(values)} of {len(runs)} seeds)" if len(values) < len(runs) else ""
 
 
 def lost_of(runs: Sequence[Any]) -> str:
@@ -185,6 +194,22 @@ def kept_curves(path: Path) -> dict[str, dict[int, float]]:
     """Returns the curves of one run, as metric -> step -> value in 4 significant digits, so that each can be told."""
     rows = read_metrics(path)
     return {key: {row["step"]: float(f"{row[key]:.4g}") for row in rows if row.get(key) is not None} for key in CURVES}
+
+
+def of_fewer(drawn: Mapping[str, Sequence[Mapping[str, Mapping[int, float]]]]) -> str:
+    """Names the curves that are not the mean over all seeds at every step, in a paragraph; nothing where all are.
+
+    Args:
+        drawn: arm -> of each seed its curves, see `kept_curves`.
+    """
+    told = []
+    for arm, seeds in drawn.items():
+        for key in CURVES:
+            n_logged = Counter(step for seed in seeds for step in seed[key])
+            fewest = min(n_logged.values(), default=len(seeds))
+            told += [f"{key} of {arm} ({fewest} of {len(seeds)})"] if fewest < len(seeds) else []
+    what = "A line is the mean over the seeds that logged the figure at a step. Not all did at every step"
+    return f"{what} (the fewest in brackets): {', '.join(told)}.\n\n" if told else ""
 
 
 def curves(logs: dict[str, list[list[dict]]], key: str) -> tuple[Series, Bands]:

@@ -18,7 +18,7 @@ from helpers.paths import ROOT
 from searchr1_mini import ablate as command
 from searchr1_mini.ablate import arm_config, check_finished, main, take_over
 from searchr1_mini.ablations import side_by_side, studies
-from searchr1_mini.ablations.findings import curves_svg, finding, interval, of_commits, table, write_study
+from searchr1_mini.ablations.findings import curves_svg, finding, interval, measures, of_commits, table, write_study
 from searchr1_mini.ablations.studies import STUDIES, fitted
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
@@ -273,6 +273,28 @@ def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
     lines = {title: re.findall(r'<g class="s\d" color="(#[0-9a-f]+)">', chart) for title, chart in
              re.findall(r'class="title"[^>]*>(\w+)(.*?)\n</g>', curves, re.DOTALL)}  # fmt: skip
     assert lines["KL"] == [lines["Entropy"][0], lines["Entropy"][2]] and len(lines["Entropy"]) == 3
+
+
+def test_figures_of_a_collapsed_run_are_not_those_of_before(tmp_path):
+    """From step 5 on the first seed's groups all agree: nothing is trained on, and neither KL nor entropy is logged."""
+    folders = [tmp_path / f"seed-{seed}" for seed in range(3)]
+    for folder in folders:
+        folder.mkdir()
+        after = {"searches": 1.5, "response_tokens": 50.0, "by_source": {"world-1hop": {"em": 0.9}}}
+        (folder / "summary.json").write_text(json.dumps({"after": after}))
+        (folder / "config.json").write_text("{}")
+        n_trained = 4 if folder is folders[0] else 15
+        rows = [{"step": step, "reward": 0.5, "response_tokens": 50.0} for step in range(1, 16)]
+        rows = [row | ({"kl": row["step"] / 10, "entropy": 0.1} if row["step"] <= n_trained else {}) for row in rows]
+        write_lines(folder / "metrics.jsonl", rows)
+    collapsed, sound, _ = map(measures, folders)
+    assert collapsed["KL"] is None and collapsed["entropy"] is None and collapsed["largest KL"] == 0.4
+    assert sound["KL"] == pytest.approx(1.05) and collapsed["reward"] == 0.5
+    text = write_study(STUDIES["kl"], "kl", tmp_path, {"GRPO": folders, "sound": [*folders[1:], folders[1]]})
+    assert "| GRPO | 0.9 | 1.5 | 50 | 0.5 | 1.05 (2 of 3 seeds) | 0.1 (2 of 3 seeds) | 1.13 ± " in text
+    assert "| sound | 0.9 | 1.5 | 50 | 0.5 | 1.05 | 0.1 | 1.5 |" in text
+    assert "(the fewest in brackets): kl of GRPO (2 of 3), entropy of GRPO (2 of 3).\n" in text
+    assert "in brackets" not in write_study(STUDIES["kl"], "kl", tmp_path, {"sound": folders[1:]})
 
 
 def test_an_arm_whose_kl_explodes_leaves_the_others_visible(tmp_path):
