@@ -73,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{config.study} warms up the tiny base; compare a real model with its -Instruct sister instead"
         )
-    open_folder(out, {"study": config.study, "steps": steps, "model": model})
+    threads = open_folder(out, {"study": config.study, "steps": steps, "model": model}, config.jobs, len(configs))
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
     for one in configs.values():
         take_over(one, out)
         check_finished(one)
-    diverged = train_all(configs, config.jobs, goes_on=True)
+    diverged = train_all(configs, config.jobs, threads, goes_on=True)
     runs = {arm: [run_folder(out, arm, seed) for seed in seeds] for arm in study.arms}
     text = write_study(study, config.study, out, runs, steps, model, {run_folder(out, *key) for key in diverged})
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)

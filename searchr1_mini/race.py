@@ -13,7 +13,6 @@ if __name__ in ("__main__", "__mp_main__"):
     begin(is_child=__name__ != "__main__")
 
 import math
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from searchr1_mini.ablations import races
-from searchr1_mini.ablations.side_by_side import open_folder, train_all
+from searchr1_mini.ablations.side_by_side import n_cores, open_folder, ran_on, train_all
 from searchr1_mini.options.changes import changes
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
@@ -57,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     races.check_rules(setting)
     flags, out = changes(resolve(setting, unasked)), Path(config.output_dir)
     configs = {("race", seed): races.seed_config(setting, unasked, seed, out) for seed in races.SEEDS}
-    open_folder(out, {"flags": flags, "jobs": config.jobs}, "setting")
+    threads = open_folder(out, {"flags": flags, "jobs": config.jobs}, config.jobs, len(configs), "setting")
     steps = next(iter(configs.values())).optimization.steps
     named = " ".join(flags) or "the default run"
     seeds = ", ".join(map(str, races.SEEDS))
     print(f"racing {named}: {counted(steps, 'step')} on each of the seeds {seeds}, in {out}", flush=True)
-    diverged = train_all(configs, config.jobs, goes_on=True)
+    diverged = train_all(configs, config.jobs, threads, goes_on=True)
     folders = {key: Path(each.run.output_dir) for key, each in configs.items()}
     finishes = [races.read_finish(folder, key[1], diverged.get(key)) for key, folder in folders.items()]
     row = write_race(out, flags, shlex.join(words), config.jobs, finishes)
@@ -96,8 +95,8 @@ def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes:
         several = f"different commits ({', '.join(map(short, commits))})"
         told = f"the seeds ran at {several if len(commits) > 1 else short(None)}"
         print(f"warning: {told}; race the setting anew in another --output-dir to send it in", file=sys.stderr)
-    named = ("resolved_device", "resolved_dtype", "python", "versions")
-    on = f"{ran.get('resolved_device')}, {os.cpu_count()} cores" + (f", {jobs} runs at a time" if jobs > 1 else "")
+    machine = {name: ran.get(name) for name in ("resolved_dtype", "python", "versions")} | ran_on(folders)
+    machine |= {"cores": n_cores(), "jobs": jobs}
     medians = {name: races.middle(finishes, name) for name in races.COUNTED}
     result = {
         "command": f"python -m searchr1_mini.race {words}".strip(),
@@ -107,9 +106,9 @@ def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes:
         "counts": all(finish.counts for finish in finishes),
         "medians": {name: value if math.isfinite(value) else None for name, value in medians.items()},
         "seeds": [asdict(finish) for finish in finishes],
-        "machine": {name: ran.get(name) for name in named} | {"cores": os.cpu_count(), "jobs": jobs},
+        "machine": machine,
         "commits": commits,
-        "row": races.row(flags, finishes, on),
+        "row": races.row(flags, finishes, races.on_machine(machine)),
     }
     write_json_atomic(out / "race.json", result)
     return result["row"]

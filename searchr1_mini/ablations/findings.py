@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from searchr1_mini.ablations.side_by_side import ran_on
 from searchr1_mini.ablations.studies import Study
 from searchr1_mini.pages.charts import Bands, Chart, Series, picture
 from searchr1_mini.storage.commit import all_trained_at, named, short
@@ -96,9 +97,10 @@ def write_study(
     results = {
         arm: [None if folder in diverged else measures(folder) for folder in folders] for arm, folders in runs.items()
     }
-    commits = all_trained_at(folder for folders in runs.values() for folder in folders)
+    every_run = [folder for folders in runs.values() for folder in folders]
+    commits = all_trained_at(every_run)
     drawn = {arm: [kept_curves(folder / "metrics.jsonl") for folder in folders] for arm, folders in runs.items()}
-    kept = {"settings": settings, "commits": commits, "results": results, "curves": drawn}
+    kept = {"settings": settings, "commits": commits, "machine": ran_on(every_run), "results": results, "curves": drawn}
     write_json_atomic(out / "results.json", kept)
     curves_svg(runs, out / "curves.svg")
     over = f"mean and 95 % interval over {n_seeds} seeds, the mean alone where all agree"

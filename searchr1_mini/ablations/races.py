@@ -6,7 +6,7 @@ The seeds are numbers that nobody tuned on: neither the tiny base nor the defaul
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,7 @@ from searchr1_mini.options.nested import default_value, get, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.names import MOST_EMPTIED
 from searchr1_mini.storage.files import joined_by_step, read_jsonl, read_summary
+from searchr1_mini.storage.printable import counted
 
 SEEDS = (7001, 7002, 7003)
 TARGETS = {"world-1hop": 0.90, "world-2hop": 0.85}  # held-out exact match
@@ -140,6 +141,14 @@ def describe_finish(finish: Finish) -> str:
         came += f"; {finish.emptied:.3f} emptied"
         came += f", which is above {MOST_EMPTIED}" if finish.emptied > MOST_EMPTIED else ""
     return f"seed {finish.seed} {came}"
+
+
+def on_machine(machine: Mapping[str, Any]) -> str:
+    """What the runs computed on, as the last cell of a row: `cpu, 2 cores, 2 runs at a time, 1 thread a run`."""
+    told = [" and ".join(map(str, machine["devices"])), f"{machine['cores']} cores"]
+    told += [f"{machine['jobs']} runs at a time"] if machine["jobs"] > 1 else []
+    known = [counted(threads, "thread") for threads in machine["threads"] if threads]
+    return ", ".join([*told, f"{' or '.join(known)} a run"] if known else told)
 
 
 def named(setting: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
@@ -21,32 +21,72 @@ from searchr1_mini.options.paths import check_folder
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.storage import status
 from searchr1_mini.storage.files import read_json, write_json_atomic
+from searchr1_mini.storage.printable import counted
 
 DIVERGED = "diverged.json"
 Key = tuple[str, int]  # name of the arm, and the seed
 
 
-def open_folder(out: Path, settings: Mapping[str, Any], name: str = "study") -> None:
+def open_folder(out: Path, settings: Mapping[str, Any], jobs: int | None, n_runs: int, name: str = "study") -> int:
     """Makes the folder of a study, or a race; refuses one that holds another, or the same with other settings.
+
+    Args:
+        jobs: see `train_all`.
+        n_runs: of the whole study.
+
+    Returns:
+        The threads of every run, as at the folder's first start: results depend on their number.
 
     Raises:
         UserError: it does, and both are named; or it cannot be made.
     """
     check_folder(out)
     path = out / f"{name}.json"
-    if path.exists():
-        old = read_json(path)
-        if old != settings:
-            raise UserError(f"{out} holds the {name} {old}, not {settings}; name another --output-dir")
+    old = read_json(path, {"?threads": (int, None)}) if path.exists() else {}
+    differing = [key for key, value in settings.items() if old.get(key) not in (None, value)]
+    if differing:
+        theirs, ours = ({key: each[key] for key in differing} for each in (old, settings))
+        raise UserError(f"{out} holds the {name} {theirs}, not {ours}; name another --output-dir")
+    threads = threads_per_run(out, old.get("threads"), jobs, n_runs)
     out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, settings)
+    write_json_atomic(path, old | settings | {"threads": threads})
+    return threads
 
 
-def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: bool = False) -> dict[Key, str]:
-    """Trains what has no summary yet, `jobs` runs at a time; the cores are shared out among them.
+def threads_per_run(out: Path, began: int | None, jobs: int | None, n_runs: int) -> int:
+    """Returns what OMP_NUM_THREADS says, or what the folder began with, or a run's share of the cores.
+
+    Raises:
+        UserError: the first two differ.
+    """
+    word = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is of nested loops
+    given = int(word) if word.isdecimal() else 0
+    if given and began and given != began:
+        told = f"the runs in {out} have {counted(began, 'thread')} each, and OMP_NUM_THREADS is {given}"
+        raise UserError(f"{told}; set it to {began}, or name another --output-dir")
+    return given or began or max(n_cores() // min(jobs or usual_jobs(), n_runs), 1)
+
+
+def n_cores() -> int:
+    """Counts the cores that this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_jobs() -> int:
+    """Returns the runs at a time where nobody says: one for each core, and one on a GPU."""
+    with status.phase("loading torch"):
+        import torch
+    return 1 if torch.cuda.is_available() else n_cores()
+
+
+def train_all(
+    configs: Mapping[Key, TrainConfig], jobs: int | None, threads: int, goes_on: bool = False
+) -> dict[Key, str]:
+    """Trains what has no summary yet, `jobs` runs at a time.
 
     Args:
-        jobs: None is one for each core, and one on a GPU.
+        jobs: None is `usual_jobs`.
+        threads: of each run.
         goes_on: a run that diverges does not end the others, and stays as it is from then on.
 
     Returns:
@@ -58,11 +98,8 @@ def train_all(configs: Mapping[Key, TrainConfig], jobs: int | None, goes_on: boo
     waiting = [key for key in configs if key not in diverged and not (folders[key] / "summary.json").exists()]
     if not waiting:
         return diverged
-    with status.phase("loading torch"):
-        import torch
-    cores = os.cpu_count() or 1
-    jobs = min(jobs or (1 if torch.cuda.is_available() else cores), len(waiting))
-    os.environ["OMP_NUM_THREADS"] = str(max(cores // jobs, 1))
+    jobs = min(jobs or usual_jobs(), len(waiting))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the runs as they load torch
     done, context = len(configs) - len(waiting), process_context()
     with status.phase(f"training, {jobs} run{'s' * (jobs > 1)} at a time"), ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(in_a_process, configs[key], goes_on, context): key for key in waiting}
@@ -102,7 +139,8 @@ def process_context() -> BaseContext:
 
     Loading torch, transformers and peft takes a run about ten seconds; a fork cannot use a GPU that its parent touched.
     """
-    import torch
+    with status.phase("loading torch"):
+        import torch
 
     if sys.platform != "linux" or torch.cuda.is_available():
         return get_context("spawn")
@@ -163,3 +201,11 @@ def train_one(config: TrainConfig, keeps_divergence: bool = False) -> float | st
         write_json_atomic(folder / DIVERGED, {"why": str(error)})
         return str(error)
     return read_json(folder / "summary.json", {"after": {"em": float}})["after"]["em"]
+
+
+def ran_on(folders: Iterable[Path]) -> dict[str, list[Any]]:
+    """Returns the devices and numbers of threads that runs had, each once; None is what an older version left out."""
+    form = {"?resolved_device": (str, None), "?threads": (int, None)}
+    configs = [read_json(folder / "config.json", form) for folder in folders]
+    named = {"devices": "resolved_device", "threads": "threads"}
+    return {name: sorted({each.get(key) for each in configs}, key=str) for name, key in named.items()}

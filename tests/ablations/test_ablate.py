@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from searchr1_mini.storage.files import read_metrics, write_json_atomic
 @pytest.fixture
 def ablate(monkeypatch, capfd):
     """Runs a study on fewer questions, whose runs are forks of what has loaded torch already; returns what it said."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which a study sets for its runs
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name, value in {"eval_questions": 8, "questions_per_step": 2, "group_size": 4}.items():
         monkeypatch.setitem(studies.SMALL_STEP, name, value)
 
@@ -95,6 +96,7 @@ def test_a_study_runs_resumes_and_reports(tmp_path, ablate, monkeypatch):
     written = json.loads((out / "results.json").read_text())
     results, settings = written["results"], written["settings"]
     assert (settings["common"]["steps"], settings["seeds"], settings["model"]) == (1, 2, "tiny")
+    assert written["machine"]["threads"] == [1]  # what OMP_NUM_THREADS says
     assert {arm: len(runs) for arm, runs in results.items()} == {"4": 2, "2": 2, "1": 2}
     assert json.loads((out / "1" / "seed-1" / "config.json").read_text())["max_turns"] == 1
 
@@ -118,6 +120,20 @@ def test_a_study_runs_resumes_and_reports(tmp_path, ablate, monkeypatch):
     assert "| 2 (1 of 2 diverged) |" in ablate(*flags)
     with pytest.raises(UserError, match="name another --output-dir"):
         main(["topk", "--output-dir", str(out)])
+
+
+def test_runs_have_as_many_threads_at_every_start(tmp_path, monkeypatch):
+    """A study that is resumed with one run left would else give that one the cores of all."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5, 7}, raising=False)  # of a machine with more
+    opened = partial(side_by_side.open_folder, tmp_path / "a", {"study": "kl"})
+    assert side_by_side.n_cores() == 4 and opened(jobs=2, n_runs=6) == 2
+    assert opened(jobs=2, n_runs=1) == opened(jobs=4, n_runs=6) == 2
+    assert json.loads((tmp_path / "a" / "study.json").read_text()) == {"study": "kl", "threads": 2}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    with pytest.raises(UserError, match="have 2 threads each, and OMP_NUM_THREADS is 3; set it to 2, or name another"):
+        opened(jobs=2, n_runs=6)
+    assert side_by_side.open_folder(tmp_path / "b", {"study": "kl"}, 2, 6) == 3
 
 
 def test_runs_end_with_a_study_that_is_killed(tmp_path):

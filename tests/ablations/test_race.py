@@ -32,7 +32,7 @@ FLAGS = "--steps 2 --questions-per-step 4 --group-size 2 --max-new-tokens 4 --ma
 @pytest.fixture
 def raced(monkeypatch, capfd):
     """Races two seeds on fewer and shorter questions, with what it takes to get there; returns what it said."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which a race sets for its runs
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(races, "SEEDS", (7001, 7002))
     for name, value in {"eval_questions": 4, "eval_every": 1, "save_every": 1, "memory_check": False}.items():
         monkeypatch.setitem(races.OF_THE_RACE, name, value)
@@ -52,6 +52,8 @@ def test_a_race_trains_every_seed_goes_on_and_ends_in_a_row(tmp_path, raced):
     written = json.loads((out / "race.json").read_text())
     assert written["row"] in done.splitlines() and written["counts"] is True
     assert written["row"].startswith(f"| `{' '.join(written['flags'])}` | ") and "| 2 of 2 | 0.000 |" in written["row"]
+    assert written["row"].endswith(" cores, 2 runs at a time, 1 thread a run |")
+    assert written["machine"]["threads"] == [1]
     assert set(" ".join(written["flags"]).split()) == set(FLAGS) and " ".join(FLAGS) in written["command"]
     for seed, told in zip((7001, 7002), written["seeds"], strict=True):
         folder = out / f"seed-{seed}"
@@ -211,3 +213,10 @@ def test_a_seed_whose_run_diverges_does_not_end_the_race(tmp_path, raced):
     assert first["diverged"] and first["emptied"] is None and second["diverged"] is None and second["emptied"] == 0
     again = raced(0, "--output-dir", tmp_path / "race", *FLAGS, *flags)  # it is not tried again until it goes well
     assert "[2/2]" not in again and "seed 7001 diverged: the last 2" in again
+
+
+def test_the_row_tells_every_device_and_number_of_threads():
+    machine = {"devices": ["cpu"], "threads": [None], "cores": 4, "jobs": 1}
+    assert races.on_machine(machine) == "cpu, 4 cores"
+    machine |= {"devices": ["NVIDIA H100", "cpu"], "threads": [1, 2, None], "jobs": 3}
+    assert races.on_machine(machine) == "NVIDIA H100 and cpu, 4 cores, 3 runs at a time, 1 thread or 2 threads a run"
