@@ -25,8 +25,9 @@ from searchr1_mini.options.changes import changes
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import check_ranges
-from searchr1_mini.options.nested import flag_name, grouped, options_of
+from searchr1_mini.options.nested import flag_name, get, grouped, options_of
 from searchr1_mini.options.outcome import run_command
+from searchr1_mini.options.own_parts import FITS, own_hashes
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.words import take
 from searchr1_mini.retrievers.names import MOST_EMPTIED
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     races.check_rules(setting)
     flags, out = changes(resolve(setting, unasked)), Path(config.output_dir)
     configs = {("race", seed): races.seed_config(setting, unasked, seed, out) for seed in races.SEEDS}
-    threads = open_folder(out, {"flags": flags, "jobs": config.jobs}, config.jobs, len(configs), "setting")
+    contents = own_hashes({name: get(setting, name) for name in FITS})
+    settings = {"flags": flags, "jobs": config.jobs} | ({"contents": contents} if contents else {})
+    threads = open_folder(out, settings, config.jobs, len(configs), "setting")
     steps = next(iter(configs.values())).optimization.steps
     named = " ".join(flags) or "the default run"
     seeds = ", ".join(map(str, races.SEEDS))
@@ -64,9 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     diverged = train_all(configs, config.jobs, threads, goes_on=True)
     folders = {key: Path(each.run.output_dir) for key, each in configs.items()}
     finishes = [races.read_finish(folder, key[1], diverged.get(key)) for key, folder in folders.items()]
-    row = write_race(out, flags, shlex.join(words), config.jobs, finishes)
-    print("\n".join([*map(races.describe_finish, finishes), "", races.HEADER, races.RULE, row, ""]))
-    if not all(finish.counts for finish in finishes):
+    result = write_race(out, flags, shlex.join(words), config.jobs, finishes)
+    print("\n".join([*map(races.describe_finish, finishes), "", races.HEADER, races.RULE, result["row"], ""]))
+    if mixed := races.mixed(result["contents"]):
+        told = f"the seeds ran with different contents of {', '.join(mixed)}"
+        print(f"it does not count: {told}; race the setting anew in another --output-dir")
+    elif not result["counts"]:
         print(f"it does not count: every seed must get there, with {MOST_EMPTIED} emptied at most")
     print(f"written to {out / 'race.json'}", flush=True)
 
@@ -87,14 +93,15 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
     return own, before + words[end + 1 :]
 
 
-def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes: Sequence[races.Finish]) -> str:
-    """Writes race.json; returns the race's row."""
+def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes: Sequence[races.Finish]) -> dict:
+    """Writes race.json; returns what is in it."""
     folders = [out / f"seed-{finish.seed}" for finish in finishes]
     ran, commits = read_json(folders[0] / "config.json"), all_trained_at(folders)
     if len(commits) > 1 or None in commits:
         several = f"different commits ({', '.join(map(short, commits))})"
         told = f"the seeds ran at {several if len(commits) > 1 else short(None)}"
         print(f"warning: {told}; race the setting anew in another --output-dir to send it in", file=sys.stderr)
+    contents = races.contents(folders)
     machine = {name: ran.get(name) for name in ("resolved_dtype", "python", "versions")} | ran_on(folders)
     machine |= {"cores": n_cores(), "jobs": jobs}
     medians = {name: races.middle(finishes, name) for name in races.COUNTED}
@@ -103,15 +110,16 @@ def write_race(out: Path, flags: Sequence[str], words: str, jobs: int, finishes:
         "flags": list(flags),
         "targets": races.TARGETS,
         "most_emptied": MOST_EMPTIED,
-        "counts": all(finish.counts for finish in finishes),
+        "counts": all(finish.counts for finish in finishes) and not races.mixed(contents),
         "medians": {name: value if math.isfinite(value) else None for name, value in medians.items()},
         "seeds": [asdict(finish) for finish in finishes],
         "machine": machine,
         "commits": commits,
+        "contents": contents,
         "row": races.row(flags, finishes, races.on_machine(machine)),
     }
     write_json_atomic(out / "race.json", result)
-    return result["row"]
+    return result
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from searchr1_mini.options.needs import spelled
 from searchr1_mini.options.nested import default_value, get, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.retrievers.names import MOST_EMPTIED
-from searchr1_mini.storage.files import joined_by_step, read_jsonl, read_summary
+from searchr1_mini.run.data_identity import CONTENTS
+from searchr1_mini.storage.files import joined_by_step, read_json, read_jsonl, read_summary
 from searchr1_mini.storage.printable import counted
 
 SEEDS = (7001, 7002, 7003)
@@ -141,6 +142,18 @@ def describe_finish(finish: Finish) -> str:
         came += f"; {finish.emptied:.3f} emptied"
         came += f", which is above {MOST_EMPTIED}" if finish.emptied > MOST_EMPTIED else ""
     return f"seed {finish.seed} {came}"
+
+
+def contents(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Returns the hashes of the files of one's own that the seeds ran with, by name; `""` where a seed has none."""
+    saved = [read_json(folder / "config.json").get("data_hashes") or {} for folder in folders]
+    names = sorted({name for hashes in saved for name in hashes if name.startswith(CONTENTS)})
+    return {name.removeprefix(CONTENTS): sorted({hashes.get(name) or "" for hashes in saved}) for name in names}
+
+
+def mixed(hashes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names the files that were not the same for every seed, so that it was no race of one setting."""
+    return [name for name, of_seeds in hashes.items() if len(of_seeds) > 1]
 
 
 def on_machine(machine: Mapping[str, Any]) -> str:

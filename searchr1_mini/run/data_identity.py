@@ -12,6 +12,7 @@ from searchr1_mini.models.identity import digest
 from searchr1_mini.storage.files import read_json
 
 TRAINING_QUESTIONS = "training questions"
+CONTENTS = "contents of "  # begins the name of a file of one's own
 
 
 def data_identity(examples: Sequence[Example], corpus_hash: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ from searchr1_mini.options.resolve import resolve_model
 from searchr1_mini.options.words import as_now
 from searchr1_mini.run import preflight
 from searchr1_mini.run.cold_start import demonstrated
-from searchr1_mini.run.data_identity import check_data, data_identity
+from searchr1_mini.run.data_identity import CONTENTS, check_data, data_identity
 from searchr1_mini.run.held_out import HELD_OUT, keep_held_out, keep_trained_on, keeps_held_out
 from searchr1_mini.run.log import COLD_START, Tracker, truncate_metrics
 from searchr1_mini.run.methods import OpenMessage, make_method
@@ -87,7 +87,7 @@ def open_run(config: TrainConfig, scratch: Path | None = None, reward: Reward | 
     checked = preflight.check(config, source, device, dtype, questions)
     config = on_main(lambda: checked)
     data_hashes = data_identity(train.examples, train.corpus_hash if config.retrieval.retriever != "http" else "")
-    data_hashes |= {f"contents of {place}": value for place, value in files_of_ones_own(config, reward).items()}
+    data_hashes |= {CONTENTS + place: value for place, value in files_of_ones_own(config, reward).items()}
     about = _describe(config, source, device, dtype) | {"data_hashes": data_hashes}
     about |= {"started_from": origin(config.run.init, init)} if init else {}
     about |= {"held_out_split": "eval" if is_older else "selection"}

@@ -220,3 +220,29 @@ def test_the_row_tells_every_device_and_number_of_threads():
     assert races.on_machine(machine) == "cpu, 4 cores"
     machine |= {"devices": ["NVIDIA H100", "cpu"], "threads": [1, 2, None], "jobs": 3}
     assert races.on_machine(machine) == "NVIDIA H100 and cpu, 4 cores, 3 runs at a time, 1 thread or 2 threads a run"
+
+
+def test_seeds_of_two_rewards_do_not_count(tmp_path, raced):
+    """A reward that is edited between two seeds, and one that is edited before the same command is given again."""
+    reward, out = tmp_path / "my_rewards.py", tmp_path / "race"
+    reward.write_text("def one(trajectory, example):\n    return 1.0\n")
+    out.mkdir()
+
+    def raced_on(*contents: str) -> tuple[str, dict]:
+        for seed, content in zip(races.SEEDS, contents, strict=True):
+            hashes = {"contents of my_rewards.py": content, "passages": str(seed)}
+            write_json_atomic(out / f"seed-{seed}" / "config.json", {"data_hashes": hashes})
+        told = raced(0, "--output-dir", out, "--reward", f"{reward}:one")
+        return told, json.loads((out / "race.json").read_text())
+
+    for seed in races.SEEDS:
+        write_seed(out / f"seed-{seed}", [(10, 2, 1.0, (1.0, 1.0))])
+    told, written = raced_on("a", "b")
+    assert "it does not count: the seeds ran with different contents of my_rewards.py; race the setting anew" in told
+    assert written["counts"] is False and written["contents"] == {"my_rewards.py": ["a", "b"]}
+    told, written = raced_on("a", "a")
+    assert written["counts"] is True and "does not count" not in told
+    assert written["contents"] == {"my_rewards.py": ["a"]}
+    reward.write_text("def one(trajectory, example):\n    return 2.0\n")
+    with pytest.raises(UserError, match=r"holds the setting \{'contents': \{'my_rewards\.py': "):
+        raced_on("a", "a")
