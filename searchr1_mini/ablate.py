@@ -25,14 +25,17 @@ from searchr1_mini.ablations.side_by_side import open_folder, train_all
 from searchr1_mini.ablations.studies import STUDIES, Study, fitted, in_numbers
 from searchr1_mini.core.config import MOST_STEPS
 from searchr1_mini.core.errors import UserError, suggest
+from searchr1_mini.options.changes import UNTOLD
 from searchr1_mini.options.cli import parse
-from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
+from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import LEARNING_RATES, TINY
 from searchr1_mini.options.needs import check_ranges, shown
 from searchr1_mini.options.nested import flat, grouped, make
 from searchr1_mini.options.outcome import run_command
 from searchr1_mini.options.resolve import resolve, resolve_model
+from searchr1_mini.options.words import as_now
 from searchr1_mini.storage import status
+from searchr1_mini.storage.checkpoint import changed_since
 from searchr1_mini.storage.commit import DIRTY, git_commit, trained_at
 from searchr1_mini.storage.files import read_json
 
@@ -73,12 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{config.study} warms up the tiny base; compare a real model with its -Instruct sister instead"
         )
-    threads = open_folder(out, {"study": config.study, "steps": steps, "model": model}, config.jobs, len(configs))
+    settings = {"study": config.study, "steps": steps or study.common["steps"], "model": model}
+    threads = open_folder(out, settings, config.jobs, len(configs))
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
     for one in configs.values():
         take_over(one, out)
-        check_finished(one)
+        check_trained(one)
     diverged = train_all(configs, config.jobs, threads, goes_on=True)
     runs = {arm: [run_folder(out, arm, seed) for seed in seeds] for arm in study.arms}
     text = write_study(study, config.study, out, runs, steps, model, {run_folder(out, *key) for key in diverged})
@@ -157,17 +161,19 @@ def take_over(config: TrainConfig, out: Path) -> None:
             return print(f"{folder} is that of {path.parent}", flush=True)
 
 
-def check_finished(config: TrainConfig) -> None:
-    """Refuses a finished run in the study's folder that was trained with other options than the arm has today.
+def check_trained(config: TrainConfig) -> None:
+    """Refuses a run in the study's folder that was trained with other options than the arm has today.
+
+    Options that change neither what is learned nor how it is measured in the end may differ.
 
     Raises:
         UserError: names them.
     """
     folder = Path(config.run.output_dir)
-    if (folder / "summary.json").exists():
-        saved = read_json(folder / "config.json")
-        wanted = {name: value for name, value in flat(config).items() if name not in (*MAY_CHANGE, "date")}
-        if other := [name for name, value in wanted.items() if name in saved and saved[name] != value]:
+    if (folder / "config.json").exists():
+        saved = read_json(folder / "config.json") | changed_since(folder)
+        wanted = {name: value for name, value in flat(config).items() if name not in UNTOLD}
+        if other := [name for name, value in wanted.items() if name in saved and as_now(saved[name]) != value]:
             raise UserError(
                 f"{folder} was trained with another {', '.join(other)} than the arm has now; name another --output-dir"
             )

@@ -49,7 +49,7 @@ def open_folder(out: Path, settings: Mapping[str, Any], jobs: int | None, n_runs
         raise UserError(f"{out} holds the {name} {theirs}, not {ours}; name another --output-dir")
     threads = threads_per_run(out, old.get("threads"), jobs, n_runs)
     out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, old | settings | {"threads": threads})
+    write_json_atomic(path, settings | old | {"threads": threads})
     return threads
 
 

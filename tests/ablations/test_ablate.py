@@ -17,7 +17,7 @@ from helpers.files import write_lines
 from helpers.paths import ROOT
 
 from searchr1_mini import ablate as command
-from searchr1_mini.ablate import arm_config, check_finished, main, take_over
+from searchr1_mini.ablate import arm_config, check_trained, main, take_over
 from searchr1_mini.ablations import side_by_side, studies
 from searchr1_mini.ablations.findings import curves_svg, finding, interval, measures, of_commits, table, write_study
 from searchr1_mini.ablations.studies import STUDIES, fitted
@@ -118,6 +118,13 @@ def test_a_study_runs_resumes_and_reports(tmp_path, ablate, monkeypatch):
     (out / "2" / "seed-1" / "summary.json").unlink()
     write_json_atomic(out / "2" / "seed-1" / "diverged.json", {"why": "its loss was no number"})
     assert "| 2 (1 of 2 diverged) |" in ablate(*flags)
+    write_json_atomic(out / "study.json", {"study": "max-turns", "steps": None, "model": "tiny"})  # of an older version
+    with pytest.raises(UserError, match="was trained with another steps than the arm has now"):
+        main(["max-turns", "--seeds", "2", "--steps", "2", "--output-dir", str(out)])
+    assert json.loads((out / "study.json").read_text())["steps"] is None  # what is refused leaves nothing
+    write_json_atomic(out / "study.json", {"study": "max-turns", "steps": 1, "model": "tiny"})
+    with pytest.raises(UserError, match=r"holds the study \{'steps': 1\}, not \{'steps': 40\}; name another"):
+        main(["max-turns", "--output-dir", str(out)])
     with pytest.raises(UserError, match="name another --output-dir"):
         main(["topk", "--output-dir", str(out)])
 
@@ -193,18 +200,25 @@ def test_runs_save_and_leave_when_a_study_is_told_to(tmp_path):
     assert "saved step" in said and "step 40/40" not in said
 
 
-def test_a_finished_run_of_other_options_is_no_arm_of_the_study(tmp_path):
-    """An arm that was edited since would else be reported with the figures of what it was."""
+@pytest.mark.parametrize("ending", ["summary.json", "diverged.json", "train.log"])
+def test_a_run_of_other_options_is_no_arm_of_the_study(tmp_path, ending):
+    """An arm that was edited since would else be reported with the figures of what it was, however the run ended."""
     config = arm_config(STUDIES["topk"], "5", 0, tmp_path, None, "tiny")
     folder = Path(config.run.output_dir)
-    check_finished(config)
+    check_trained(config)
     folder.mkdir(parents=True)
-    (folder / "summary.json").write_text("{}")
-    (folder / "config.json").write_text(json.dumps(flat(config) | {"output_dir": "elsewhere", "save_every": 7}))
-    check_finished(config)
-    (folder / "config.json").write_text(json.dumps(flat(config) | {"topk": 4}))
-    with pytest.raises(UserError, match="was trained with another topk than the arm has now"):
-        check_finished(config)
+    (folder / ending).write_text("{}")
+    write_json_atomic(folder / "config.json", flat(config) | {"output_dir": "elsewhere", "save_every": 7})
+    check_trained(config)
+    for other in ({"topk": 4}, {"steps": 60}, {"decay_steps": 20}, {"learning_rate": 1.0, "device": "cuda"}):
+        write_json_atomic(folder / "config.json", flat(config) | other)
+        told = f"was trained with another {', '.join(sorted(other))} than the arm has now"
+        with pytest.raises(UserError, match=told):
+            check_trained(config)
+    write_json_atomic(folder / "config.json", flat(config))
+    write_json_atomic(folder / "resumed_with.json", {"steps": 60})
+    with pytest.raises(UserError, match="another steps than"):
+        check_trained(config)
 
 
 @pytest.mark.parametrize(
