@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from searchr1_mini.ablations.alike import is_alike
 from searchr1_mini.ablations.findings import write_study
 from searchr1_mini.ablations.side_by_side import open_folder, train_all
 from searchr1_mini.ablations.studies import STUDIES, Study, fitted, in_numbers
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if study.warm and not (out / "warm_base" / "config.json").exists():
         make_warm_base(out / "warm_base")
     for one in configs.values():
-        take_over(one, out)
+        take_over(one, out, threads)
         check_trained(one)
     diverged = train_all(configs, config.jobs, threads, goes_on=True)
     runs = {arm: [run_folder(out, arm, seed) for seed in seeds] for arm in study.arms}
@@ -143,17 +144,20 @@ def make_warm_base(folder: Path) -> None:
     aside.rename(folder)
 
 
-def take_over(config: TrainConfig, out: Path) -> None:
-    """Copies a run that another study beside OUT has finished with the very same options, at this very commit alone."""
+def take_over(config: TrainConfig, out: Path, threads: int) -> None:
+    """Copies a run that another study beside OUT has finished with the very same options, at this very commit alone.
+
+    It must have been computed on what this study's runs are, with `threads` threads, and from the same base.
+    """
     folder, commit = Path(config.run.output_dir), git_commit()
     if (folder / "config.json").exists() or commit is None or commit.endswith(DIRTY):
         return
     of_its_own = {"output_dir": None, "date": None}  # the day is filled in as a run begins
     wanted = flat(config) | of_its_own | {"git_commit": commit}
     for path in sorted(out.parent.glob(f"*/*/{folder.name}/summary.json")):
-        saved = read_json(path.with_name("config.json")) | of_its_own
+        saved = read_json(path.with_name("config.json")) | changed_since(path.parent) | of_its_own
         is_same = all(name in saved and saved[name] == value for name, value in wanted.items())
-        if is_same and trained_at(path.parent) == [commit]:
+        if is_same and trained_at(path.parent) == [commit] and is_alike(path.parent, config, threads):
             aside = folder.with_name(f".{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(path.parent, aside)

@@ -243,11 +243,18 @@ def _describe(config: TrainConfig, source: str, device: torch.device, dtype: tor
     return {
         **flat(config),
         "resolved_model": source,
+        **computes_on(device, dtype),
+        "git_commit": git_commit(),
+    }
+
+
+def computes_on(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Returns what decides how the numbers of a run are rounded, beside its options."""
+    return {
         "resolved_device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "resolved_dtype": str(dtype).removeprefix("torch."),
         "processes": n_processes(),
         "threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
         "versions": {"searchr1_mini": __version__, **{name: version(name) for name in PACKAGES if find_spec(name)}},
-        "git_commit": git_commit(),
     }

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.files import write_lines
 from helpers.paths import ROOT
+from safetensors.torch import load_file, save_file
 
 from searchr1_mini import ablate as command
 from searchr1_mini.ablate import arm_config, check_trained, main, take_over
-from searchr1_mini.ablations import side_by_side, studies
+from searchr1_mini.ablations import alike, side_by_side, studies
 from searchr1_mini.ablations.findings import curves_svg, finding, interval, measures, of_commits, table, write_study
 from searchr1_mini.ablations.studies import STUDIES, fitted
 from searchr1_mini.core.errors import UserError
@@ -221,6 +224,16 @@ def test_a_run_of_other_options_is_no_arm_of_the_study(tmp_path, ending):
         check_trained(config)
 
 
+def finished(config: TrainConfig, **saved: Any) -> Path:
+    """The folder of a run that ended on this machine."""
+    folder = Path(config.run.output_dir)
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    on = alike.computed_on(config) | {"threads": 1, "git_commit": "a" * 40}
+    write_json_atomic(folder / "config.json", flat(config) | on | saved)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("commit", "is_taken"), [("a" * 40, True), ("a" * 40 + "-dirty", False), ("b" * 40, False), (None, False)]
 )
@@ -228,25 +241,47 @@ def test_a_run_is_taken_over_from_the_same_code_alone(tmp_path, monkeypatch, com
     """A student edits the loss and runs the study again: it must train with the edited one."""
     monkeypatch.setattr(command, "git_commit", lambda: commit)
     theirs, mine = (arm_config(STUDIES["topk"], "5", 0, tmp_path / name, None, "tiny") for name in ("a", "b"))
-    folder = Path(theirs.run.output_dir)
-    folder.mkdir(parents=True)
-    (folder / "summary.json").write_text("{}")
-    saved = "a" * 40 if is_taken or commit == "b" * 40 else commit
-    (folder / "config.json").write_text(json.dumps(flat(theirs) | {"git_commit": saved}))
-    take_over(mine, tmp_path / "b")
+    finished(theirs, git_commit="a" * 40 if is_taken or commit == "b" * 40 else commit)
+    take_over(mine, tmp_path / "b", 1)
     assert Path(mine.run.output_dir).exists() == is_taken
 
 
 def test_a_run_that_went_on_at_another_commit_is_not_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "git_commit", lambda: "a" * 40)
     theirs, mine = (arm_config(STUDIES["topk"], "5", 0, tmp_path / name, None, "tiny") for name in ("a", "b"))
-    folder = Path(theirs.run.output_dir)
-    folder.mkdir(parents=True)
-    (folder / "summary.json").write_text("{}")
-    write_json_atomic(folder / "config.json", flat(theirs) | {"git_commit": "a" * 40})
-    keep_commit(folder, "b" * 40)
-    take_over(mine, tmp_path / "b")
+    keep_commit(finished(theirs), "b" * 40)
+    take_over(mine, tmp_path / "b", 1)
     assert not Path(mine.run.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{}, {"threads": 2}, {"resolved_device": "NVIDIA H100"}, {"resolved_dtype": "bfloat16"}, {"versions": {}}],
+    ids=lambda other: "".join(other),
+)
+def test_a_run_is_taken_over_from_the_same_machine_alone(tmp_path, monkeypatch, other):
+    """The arms of one study would else be rounded differently, and differ by that."""
+    monkeypatch.setattr(command, "git_commit", lambda: "a" * 40)
+    theirs, mine = (arm_config(STUDIES["topk"], "5", 0, tmp_path / name, None, "tiny") for name in ("a", "b"))
+    finished(theirs, **other)
+    take_over(mine, tmp_path / "b", 1)
+    assert Path(mine.run.output_dir).exists() == (not other)
+
+
+def test_a_run_is_taken_over_from_the_same_base_alone(tmp_path, monkeypatch, random_qwen2, random_policy):
+    """A folder that --model names may hold other weights by now."""
+    monkeypatch.setattr(command, "git_commit", lambda: "a" * 40)
+    base = Path(shutil.copytree(random_qwen2, tmp_path / "base"))
+    configs = [arm_config(STUDIES["kl"], "none", 0, tmp_path / name, None, str(base)) for name in "abc"]
+    model = finished(configs[0]) / "checkpoints" / "step-000040" / "model"
+    model.mkdir(parents=True)
+    write_json_atomic(model / "base.json", random_policy.base_identity)
+    take_over(configs[1], tmp_path / "b", 1)
+    assert Path(configs[1].run.output_dir).exists()
+    weights = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    take_over(configs[2], tmp_path / "c", 1)
+    assert not Path(configs[2].run.output_dir).exists()
 
 
 def test_a_study_tells_every_commit_and_what_nobody_can_tell():
