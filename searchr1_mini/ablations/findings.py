@@ -109,7 +109,7 @@ def write_study(
         f"# {study.title}\n\n`python -m searchr1_mini.ablate {name} {flags}`{of_commits(commits)}; {over}. "
         f"EM, searches and tokens are greedy, on held-out questions; the rest are means over the last {LAST_STEPS} "
         f"training steps, of those that logged them, `-` where no run did.\n\n{table(results)}\n\n"
-        f"![curves](curves.svg)\n\n{of_fewer(drawn)}The paper: {study.paper} Here: {finding(results, study.against)}"
+        f"![curves](curves.svg)\n\n{of_fewer(drawn)}{study.paper} Here: {finding(results, study.against)}"
     )
     write_text_atomic(out / "report.md", text + "\n")
     return text

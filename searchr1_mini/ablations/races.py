@@ -132,7 +132,7 @@ def describe_finish(finish: Finish) -> str:
     if finish.diverged is not None:
         came = f"diverged: {finish.diverged}"
     elif finish.step is None:
-        came = f"never got there; nearest {ems or 'nothing was measured'}"
+        came = f"never got there; {f'nearest {ems}' if ems else 'nothing was measured'}"
     else:
         came = (
             f"got there after step {finish.step} ({ems}): {finish.trained_tokens:,.0f} tokens, {finish.updates:,.0f} "

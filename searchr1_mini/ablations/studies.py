@@ -43,7 +43,7 @@ class Study:
 
     Attributes:
         title: what is varied.
-        paper: what the paper found, in a sentence.
+        paper: what the paper found, in whole sentences that name it.
         arms: name -> options over `common`; a number that depends on the model is a factor, see `Times`.
         against: what an arm is compared with, where that is not the first arm.
         common: options of every arm.
@@ -63,8 +63,8 @@ class Study:
 STUDIES = {
     "mask": Study(
         "Masking what the engine returned out of the loss",
-        "With the mask Qwen2.5-7B reached 0.431 exact match on average, and without it 0.343; the 3B model reached "
-        "0.303 and 0.262 (section 5.4).",
+        "In the paper Qwen2.5-7B reached 0.431 exact match on average with the mask, and 0.343 without it; the 3B "
+        "model reached 0.303 and 0.262 (section 5.4).",
         {
             "masked": {},
             "unmasked": {"mask_observations": False},
@@ -77,8 +77,8 @@ STUDIES = {
     ),
     "mask-why": Study(
         "Why training on what the engine returned costs more here than in the paper",
-        "Without the mask the 7B model lost 0.088 exact match on average (section 5.4); all its weights are trained, "
-        "at a learning rate of 1e-6.",
+        "In the paper the 7B model lost 0.088 exact match on average without the mask (section 5.4); all its weights "
+        "are trained, at a learning rate of 1e-6.",
         {
             "masked": {},
             "unmasked": {"mask_observations": False},
@@ -92,8 +92,8 @@ STUDIES = {
     ),
     "algorithm": Study(
         "GRPO or PPO",
-        "GRPO converges faster, then may collapse; PPO is slower and steadier. On average PPO and GRPO reached 0.431 "
-        "and 0.350 on the 7B base model, and 0.303 and 0.312 on the 3B (section 5.1).",
+        "In the paper GRPO converges faster, then may collapse; PPO is slower and steadier. On average PPO and GRPO "
+        "reached 0.431 and 0.350 on the 7B base model, and 0.303 and 0.312 on the 3B (section 5.1).",
         {
             "GRPO": {},
             "PPO": PPO_STEP,
@@ -106,7 +106,7 @@ STUDIES = {
     ),
     "rloo-why": Study(
         "Why RLOO fell where GRPO did not",
-        "It does not train with RLOO.",
+        "The paper does not train with RLOO.",
         {
             "RLOO": {"baseline": "leave-one-out"},
             "GRPO": {},
@@ -118,7 +118,7 @@ STUDIES = {
     ),
     "methods": Study(
         "What others have published since",
-        "None of these is in it; docs/algorithms.md names the papers that they come from.",
+        "None of these methods is in the paper; docs/algorithms.md names the papers that they come from.",
         {
             "GRPO": {},
             "LLDS": {"llds_coef": 0.1},
@@ -137,8 +137,8 @@ STUDIES = {
     ),
     "group-size": Study(
         "Rollouts per question in GRPO, at the same number of rollouts per step",
-        "Average exact match of the 7B model with groups of 1, 3 and 5: 0.410, 0.363 and 0.350; larger groups converge "
-        "faster and are less stable (its appendix on group size).",
+        "In the paper the 7B model reached 0.410, 0.363 and 0.350 exact match on average with groups of 1, 3 and 5; "
+        "larger groups converge faster and are less stable (its appendix on group size).",
         {
             "5": {"group_size": 5, "questions_per_step": 12},
             "3": {"group_size": 3, "questions_per_step": 20},
@@ -147,8 +147,8 @@ STUDIES = {
     ),
     "topk": Study(
         "Passages per search",
-        "Average exact match of the 7B model under PPO with 1, 3 and 5 passages: 0.375, 0.431 and 0.400 (its "
-        "appendix).",
+        "In the paper the 7B model reached 0.375, 0.431 and 0.400 exact match on average under PPO with 1, 3 and 5 "
+        "passages (its appendix).",
         {
             "3": {"topk": 3},
             "1": {"topk": 1},
@@ -184,14 +184,14 @@ STUDIES = {
     ),
     "base-vs-warm": Study(
         "Starting from the base, or from a base that was first shown right episodes",
-        "Instruction-tuned models start higher and converge faster; base models catch up (section 5.2).",
+        "In the paper instruction-tuned models start higher and converge faster; base models catch up (section 5.2).",
         {"base": {}, "warm": {}},
         warm=("warm",),
     ),
     "bugs": Study(
         "The museum of bugs: faults that public code had, beside the sound run",
-        "The paper does not discuss them; its public code re-encodes turns, lets two data sets share group numbers and "
-        "reads the reward from the whole text.",
+        "The paper does not discuss these faults; its public code re-encodes turns, lets two data sets share group "
+        "numbers and reads the reward from the whole text.",
         {
             "sound": {},
             "re-tokenized turns": {"bug": "retokenize"},

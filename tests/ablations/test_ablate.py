@@ -306,6 +306,21 @@ def test_each_arm_is_compared_with_its_own_reference_over_seeds():
     assert "c +0.000 ± 1.3 against b (no difference that these seeds can tell)" in told
 
 
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_what_the_paper_found_is_told_in_whole_sentences(tmp_path, study):
+    """A report puts it before what was found here, with no words of its own around it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    after = {"searches": 1.5, "response_tokens": 50.0, "by_source": {"world-1hop": {"em": 0.9}}}
+    (folder / "summary.json").write_text(json.dumps({"after": after}))
+    (folder / "config.json").write_text("{}")
+    write_lines(folder / "metrics.jsonl", [{"step": 1, "reward": 0.5, "response_tokens": 50.0}])
+    *_, told = write_study(study, "x", tmp_path, {"a": [folder]}).split("\n\n")
+    paper, here = told.split(" Here: ")
+    assert re.match(r"(In the paper|The paper|None of these methods is in the paper)\b", paper) and paper.endswith(".")
+    assert len(re.findall(r"\bthe paper\b", paper, re.IGNORECASE)) == 1 and here == "a reached exact match 0.900."
+
+
 def test_a_kl_that_an_arm_does_not_measure_is_a_dash_and_no_line(tmp_path):
     """The arm without one is the second, so that the third must keep its color."""
     runs = {}

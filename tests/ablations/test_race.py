@@ -117,6 +117,8 @@ def test_a_seed_that_never_gets_there_tells_the_nearest(tmp_path):
     assert finish.step is None and not finish.counts and finish.em == {"world-1hop": 0.88, "world-2hop": 0.84}
     told = "seed 7003 never got there; nearest 0.880 on 1 hop, 0.840 on 2 hops; 0.000 emptied"
     assert describe_finish(finish) == told
+    unmeasured = read_finish(write_seed(tmp_path / "u", [(10, 2, 1.0, None)]), 7001)
+    assert describe_finish(unmeasured) == "seed 7001 never got there; nothing was measured; 0.000 emptied"
 
 
 @pytest.mark.parametrize(("emptied", "told"), [(0.03, "; 0.030 emptied, which is above 0.02"), (None, "s")])
