@@ -27,7 +27,6 @@ from searchr1_mini.ablations.studies import STUDIES, fitted
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import flat, get, make
-from searchr1_mini.options.words import as_now
 from searchr1_mini.storage.commit import keep_commit
 from searchr1_mini.storage.files import read_metrics, write_json_atomic
 
@@ -74,16 +73,6 @@ def test_an_arm_is_what_its_name_says_with_any_model(tmp_path, random_qwen2, stu
     for model, value in (("tiny", tiny), (str(random_qwen2), real)):
         config = arm_config(STUDIES[study], arm, 0, tmp_path, None, model)
         assert get(config, name) == value == fitted(STUDIES[study], model).arms[arm][name]
-
-
-def test_the_tiny_models_arms_are_those_of_the_docs():
-    """What a study recorded once, it would record again."""
-    for path in (ROOT / "docs").glob("ablation_*.json"):
-        name, recorded = path.stem.removeprefix("ablation_"), json.loads(path.read_text())["settings"]
-        study = fitted(STUDIES[name], "tiny")
-        for arm, values in recorded["arms"].items():
-            assert {option: as_now(value) for option, value in values.items()} == study.arms[arm]
-        assert recorded["common"].items() <= study.common.items()
 
 
 def test_a_study_runs_resumes_and_reports(tmp_path, ablate, monkeypatch):
@@ -416,38 +405,6 @@ def test_a_difference_that_all_seeds_share_cannot_be_told(ems, told):
     assert finding(results, {}).endswith(f"; b {told} against a ({verdict}).")
     assert table({"a": [{"KL": 1e6 / 3}, {"KL": 1e6 / 3 + 1e-6}]}).endswith("| a | 3.33e+05 |")
     assert interval([0.0334, 0.0335])[1] is not None
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("ablation_*.json")), ids=lambda path: path.stem)
-def test_a_table_of_the_docs_is_what_a_study_would_write(path):
-    written = json.loads(path.read_text())
-    assert table(written["results"]) in (ROOT / "docs" / "ablations.md").read_text()
-
-
-def documented(study: str, arm: str) -> list[dict[str, float]]:
-    return json.loads((ROOT / "docs" / f"ablation_{study}.json").read_text())["results"][arm]
-
-
-@pytest.mark.parametrize(
-    ("masked", "unmasked", "told"),
-    [
-        (("mask-why", "masked"), "unmasked", "it costs {}."), (("kl", "k3, 0.1"), "unmasked, KL 0.1", "ends {} below"),
-        (("rloo-why", "GRPO without the std"), "unmasked, without the std", "it ends {} below"),
-        (("topk", "1"), "unmasked, 1 passage", "the mask is worth {} over both"),
-    ],
-)  # fmt: skip
-def test_the_docs_tell_what_the_mask_is_worth_beside_its_like(masked, unmasked, told):
-    """An unmasked arm beside the masked one of the same settings, seed by seed."""
-    pairs = zip(documented(*masked), documented("mask-why", unmasked), strict=True)
-    mean, width = interval([(a["EM 1hop"] + a["EM 2hop"] - b["EM 1hop"] - b["EM 2hop"]) / 2 for a, b in pairs])
-    text = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
-    assert told.format(f"{mean:.3f} ± {width:.2f}") in text
-
-
-def test_the_docs_tell_the_largest_kl_of_any_run():
-    warm, base = (max(run["largest KL"] for run in documented("base-vs-warm", arm)) for arm in ("warm", "base"))
-    text = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
-    assert f"of {warm:.2f} at most, where the base's runs come to 0.086 and {base:.1f}." in text
 
 
 @pytest.mark.parametrize("study", [study for study in STUDIES.values() if study.against], ids=lambda study: study.title)
