@@ -106,6 +106,13 @@ def test_a_table_of_the_docs_is_what_a_study_would_write(study):
     assert table(RECORDED[study]["results"]) in PAGE
 
 
+def test_the_seeds_that_were_run_are_told():
+    assert {len(runs) for study in RECORDED.values() for runs in study["results"].values()} == {3}
+    assert {name: study.seeds for name, study in STUDIES.items() if study.seeds != 5} == {"mask": 3}
+    told = "with `--seeds 3`: every arm below has three seeds, though a study takes five by default (`mask` three)"
+    assert told in PROSE["# Ablations"]
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_tiny_models_arms_are_those_that_were_recorded(name):
     recorded, study = RECORDED[name]["settings"], fitted(STUDIES[name], "tiny")
