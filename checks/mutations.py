@@ -238,6 +238,8 @@ BUGS = [
         "row.get(key)", "ablate::test_figures_of_a_collapsed_run_are_not_those_of_before"),
     Bug("a run of fewer steps is an arm", "ablate", "if name not in UNTOLD}", "if name not in (*UNTOLD, 'steps')}",
         "ablate::test_a_run_of_other_options_is_no_arm_of_the_study"),
+    Bug("a run that is left over gets every core", "side_by_side", "return given or began or max(",
+        "return given or max(", "ablate::test_runs_have_as_many_threads_at_every_start"),
     Bug("a race of two rewards counts", "races", "if len(of_seeds) > 1]", "if len(of_seeds) > 2]",
         "race::test_seeds_of_two_rewards_do_not_count"),
     Bug("a seed that guesses has a time", "races", "getattr(finish, name) if finish.counts else math.inf",
