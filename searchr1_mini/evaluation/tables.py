@@ -30,6 +30,7 @@ MEASURES = {
     "support retrieved": "support_retrieved",
     "all support": "all_support_retrieved",
 }
+PARAGRAPHS = {"hotpotqa": "HotpotQA's paragraphs", "squad": "SQuAD's paragraphs"}
 
 
 @dataclass
@@ -202,9 +203,9 @@ def corpus_name(settings: TrainConfig) -> str:
         return f"that of the server at {settings.retrieval.retriever_url}"
     if settings.data.dataset == "world":
         return f"the synthetic world ({settings.data.world_difficulty}, seed {settings.optimization.seed})"
-    if settings.data.corpus:
-        return "HotpotQA's paragraphs" if settings.data.corpus == "hotpotqa" else settings.data.corpus
-    return f"the paragraphs of {settings.data.data_path}" if settings.data.data_path else "HotpotQA's paragraphs"
+    corpus, file, dataset = settings.data.corpus, settings.data.data_path, settings.data.dataset
+    of_the_hub = PARAGRAPHS.get(corpus or ("" if file else dataset))
+    return of_the_hub or corpus or f"the paragraphs of {file or dataset}"
 
 
 def differences(results: Results) -> list[str]:

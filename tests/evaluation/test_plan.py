@@ -226,6 +226,26 @@ def test_each_data_set_gets_the_passages_that_belong_to_it(tmp_path, file, corpu
     assert len(plan_evaluation(EvalConfig(model="tiny", datasets="all")).columns) == 8
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"datasets": "squad"}, "SQuAD's paragraphs"),
+        ({"datasets": "hotpotqa"}, "HotpotQA's paragraphs"),
+        ({"datasets": "nq"}, "HotpotQA's paragraphs"),
+        ({"datasets": "nq", "corpus": "squad"}, "SQuAD's paragraphs"),
+        ({"datasets": "squad", "corpus": "{corpus}"}, "{corpus}"),
+        ({"datasets": "squad", "data_path": "{file}"}, "the paragraphs of {file}"),
+    ],
+)
+def test_the_table_names_the_corpus_that_was_searched(file, corpus, flags, named):
+    flags = {name: value.format(file=file, corpus=corpus) for name, value in flags.items()}
+    config, results = EvalConfig(model="tiny", methods="rag", **flags), Results()
+    plan = plan_evaluation(config)
+    (row,), (column,) = plan.rows, plan.columns
+    results.add(row, column.name, cell_settings(config, row, column), [])
+    assert list(results.corpora) == [named.format(file=file, corpus=corpus)]
+
+
 def test_retrievers_make_rows_and_the_world_is_on_no_server(tmp_path):
     config = EvalConfig(
         model="tiny", retriever="auto,http,none", retriever_url="http://localhost:8000", datasets="world,nq"
