@@ -60,6 +60,16 @@ from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained("path/to/base", dtype="auto")
 model = PeftModel.from_pretrained(base, "path/to/adapter")"""
+USE_ADAPTER_ON_GGUF = """from pathlib import Path
+
+from peft import PeftModel
+from searchr1_mini.models.gguf_base import unpacked
+from transformers import AutoModelForCausalLM
+
+# the numbers of the file in float32, with the rotary angles that it states, which transformers by itself does not read
+base = AutoModelForCausalLM.from_pretrained(unpacked(Path("path/to/base.gguf")), dtype="auto")
+model = PeftModel.from_pretrained(base, "path/to/adapter")
+# merged weights (python -m searchr1_mini.export RUN --what merged) need neither the file nor this package"""
 
 
 def model_card(
@@ -94,8 +104,14 @@ def model_card(
         ),
         prompt=_prompt(settings),
         protocol=PROTOCOL.format(line=line) if settings.run.method == "search-r1" else "",
-        usage=USE_MERGED if not is_adapter else USE_ADAPTER if is_on_hub else USE_ADAPTER_ON,
+        usage=USE_MERGED if not is_adapter else _use_of_adapter(base),
     )
+
+
+def _use_of_adapter(base: str) -> str:
+    if base.lower().endswith(".gguf"):
+        return USE_ADAPTER_ON_GGUF
+    return USE_ADAPTER if "/" in base else USE_ADAPTER_ON
 
 
 def _prompt(settings: TrainConfig) -> str:

@@ -240,6 +240,23 @@ def test_the_files_rotary_angles_are_the_models(tmp_path, tokenizer, scaled):
     assert (scaled == "default") == torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-4)
 
 
+def test_the_card_of_an_adapter_on_it_shows_how_to_load_both(tmp_path, tokenizer):
+    """Its own code, run as it stands with the places filled in: scaled angles included, as merged weights have them."""
+    factors = llama3_factors(500_000.0, HIDDEN // HEADS)
+    path = write_gguf(tmp_path / "scaled.gguf", tokenizer, base=500_000.0, factors=factors)
+    run = train(config_of(tmp_path / "run", model=str(path), load_in_4bit=False, **SHORT, steps=1))
+    export([str(run), "--dtype", "float32"])
+    out = run / "export"
+    code = (out / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for place, there in (("path/to/base.gguf", path), ("path/to/adapter", out / "adapter")):
+        assert code.count(place) == 1
+        code = code.replace(place, str(there))
+    made: dict = {}
+    exec(code, made)
+    ids, merged = torch.arange(5, 60)[None], AutoModelForCausalLM.from_pretrained(out / "merged")
+    torch.testing.assert_close(made["model"](ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
