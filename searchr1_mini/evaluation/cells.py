@@ -18,6 +18,8 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from transformers import PreTrainedTokenizerBase
+
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.policy import Policy
@@ -37,10 +39,10 @@ from searchr1_mini.evaluation.plan import (
     slug,
     train_row,
 )
-from searchr1_mini.evaluation.shots import draw_shots, write_shots
+from searchr1_mini.evaluation.shots import as_in_rollouts, check_room, draw_shots, placed, write_shots
 from searchr1_mini.evaluation.tables import Results
 from searchr1_mini.models.bases import check_model, check_source
-from searchr1_mini.models.chat_template import parse_day, refuse_day, takes_turns, writes_day
+from searchr1_mini.models.chat_template import parse_day, refuse_day, writes_day
 from searchr1_mini.models.identity import digest
 from searchr1_mini.models.loading import load_policy, pick_device, pick_dtype, report_no_gpu
 from searchr1_mini.models.names import base_revision
@@ -58,7 +60,7 @@ from searchr1_mini.run.log import trajectory_row
 from searchr1_mini.run.opening import configured_method, rollout_limits
 from searchr1_mini.run.preflight import unpacked_fits
 from searchr1_mini.run.task import Library, Task, load_task
-from searchr1_mini.run.templates import Worked, as_turns
+from searchr1_mini.run.templates import Worked
 from searchr1_mini.storage import checkpoint, status
 from searchr1_mini.storage.files import append_jsonl, read_jsonl, write_jsonl_atomic
 from searchr1_mini.storage.forms import CELL, misfit
@@ -135,9 +137,18 @@ def run_cells(config: EvalConfig, plan: Plan, out: Path) -> Results:
 def tell_shots(
     config: EvalConfig, plan: Plan, column: Column, library: Library, tasks: dict[tuple, Task], prompts: dict
 ) -> None:
-    """Puts the worked examples of a column into `prompts`, and takes their questions out of what any row is asked."""
-    shots, find = draw_shots(cell_settings(config, plan.rows[0], column), config.shots, config.seed, library)
-    shown = {example.question for example, _ in shots}
+    """Puts the worked examples of a column into `prompts`, and takes their questions out of what any row is asked.
+
+    Raises:
+        UserError: no question is left to ask, or the examples leave it no room.
+    """
+    rows = [row for row in plan.rows if row.shots]
+    settings = cell_settings(config, next((row for row in rows if row.method in SEARCHING), rows[0]), column)
+    tokenizer = first_look(settings.run.model, settings.data.date)
+    render = as_in_rollouts(tokenizer, rollout_limits(settings))
+    methods = list(dict.fromkeys(row.method for row in rows))
+    drawn, find = draw_shots(settings, config.shots, config.seed, library, methods, render)
+    shown = {example.question for shots in drawn.values() for example, _ in shots}
     for row in plan.rows:
         key = row.label, column.name
         rest = [example for example in tasks[key].examples if example.question not in shown]
@@ -148,9 +159,9 @@ def tell_shots(
             )
         tasks[key] = replace(tasks[key], examples=rest)
         if row.shots:
-            prompts[key] = write_shots(
-                row.method, shots, find, row.settings.data.template, config.seed, row.settings.data.observation
-            )
+            of_row = cell_settings(config, row, column)
+            prompts[key] = write_shots(row.method, drawn[row.method], find, of_row.data.template, config.seed, render)
+            check_room(of_row, prompts[key], [example.question for example in rest], tokenizer)
 
 
 def make_task(
@@ -218,7 +229,17 @@ def prompt_date(model: str, date: str) -> str | None:
     Raises:
         UserError: the model cannot be used.
     """
-    return date if writes_day(check_source(resolve_model(model), parse_day(date), is_first_look=True)) else None
+    return date if writes_day(first_look(model, date)) else None
+
+
+@lru_cache(maxsize=16)
+def first_look(model: str, date: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a model, which is checked as far as it can be before its weights are read.
+
+    Raises:
+        UserError: the model cannot be used.
+    """
+    return check_source(resolve_model(model), parse_day(date), is_first_look=True)
 
 
 def check_models(config: EvalConfig, rows: list[TrainConfig]) -> None:
@@ -249,9 +270,7 @@ def run_cell(
 
     Worked examples are earlier turns of the chat where the model's template takes such, else text before the question.
     """
-    turns = []
-    if shots and takes_turns(policy.tokenizer):
-        turns, shots = as_turns(settings.run.method, settings.data.template, shots), ()
+    turns, shots = placed(settings.run.method, settings.data.template, shots, policy.tokenizer)
     policy = copy(policy)
     policy.encode_prompt = partial(policy.encode_prompt, before=turns)
     make = method_for(policy, settings, shots, turns)

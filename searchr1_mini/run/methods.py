@@ -88,8 +88,13 @@ def ircot(
         action = parse_action(text)
         if action.kind == "answer":
             yield Finish(action.content, "answer")
-        query = _TAG.sub(" ", text).strip() or question
+        query = sentence_query(text, question)
     yield from last_words("", max_new_tokens)
+
+
+def sentence_query(sentence: str, question: str) -> str:
+    """Returns what IRCoT searches for after a sentence: its words without tags; without any, the question again."""
+    return _TAG.sub(" ", sentence).strip() or question
 
 
 def make_method(

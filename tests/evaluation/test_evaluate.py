@@ -210,7 +210,7 @@ def test_another_source_of_prompts_or_scores_is_another_program(tmp_path, module
 def test_examples_that_take_every_question_are_refused(tmp_path, monkeypatch):
     file = write_jsonl(tmp_path / "q.jsonl", QUESTIONS)
     asked = [(example, []) for example in load_examples("jsonl", str(file), "all")]
-    monkeypatch.setattr("searchr1_mini.evaluation.cells.draw_shots", lambda *_: (asked, None))
+    monkeypatch.setattr("searchr1_mini.evaluation.cells.draw_shots", lambda *_: ({"direct": asked}, None))
     config = EvalConfig(model="tiny", methods="direct", datasets=str(file), shots=4, output_dir=str(tmp_path / "out"))
     with pytest.raises(UserError, match="--shots 4 takes every question of"):
         evaluate_command(config)
