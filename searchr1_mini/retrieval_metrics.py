@@ -22,7 +22,7 @@ import numpy as np
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, Retriever
-from searchr1_mini.core.rewards import contains_gold
+from searchr1_mini.core.rewards import compared_title, contains_gold
 from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.evaluation.columns import chosen_engines, listed
 from searchr1_mini.evaluation.grid import Grid, markdown, terminal
@@ -143,8 +143,9 @@ def support_ranks(example: Example, found: Sequence[Passage]) -> list[float]:
     Of passages with a title the words of the example tell the one that is meant, as a paragraph of SQuAD's articles.
     """
     golden = example.golden_answers
-    holds = [[passage.title == title and words in passage.text for passage in found]
-             for title, words in dict.fromkeys(example.supporting)]  # fmt: skip
+    meant = [(compared_title(title), words) for title, words in dict.fromkeys(example.supporting)]
+    holds = [[compared_title(passage.title) == title and words in passage.text for passage in found]
+             for title, words in meant]  # fmt: skip
     holds = holds or [[contains_gold(f"{passage.title} {passage.text}", golden) for passage in found]]
     return [row.index(True) + 1 if True in row else np.inf for row in holds]
 

@@ -28,6 +28,11 @@ def compared(text: str) -> str:
     )
 
 
+def compared_title(title: str) -> str:
+    """Returns what is compared of a passage's title: `Oslo_Ferry`, as in SQuAD's files, is `Oslo Ferry`."""
+    return title.replace("_", " ").strip()
+
+
 def exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
     """Returns 1.0 if the answer equals any gold answer after normalization, else 0.0; no answer scores 0.0."""
     if answer is None:

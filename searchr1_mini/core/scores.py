@@ -13,7 +13,7 @@ from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Retriever
-from searchr1_mini.core.rewards import compared, contains_gold, exact_match
+from searchr1_mini.core.rewards import compared, compared_title, contains_gold, exact_match
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.core.trajectory import Trajectory
 
@@ -82,9 +82,9 @@ def is_closed(golden_answers: Sequence[str]) -> bool:
 
 def support_found(trajectory: Trajectory, supporting: Sequence[tuple[str, str]]) -> list[bool]:
     """Tells of each supporting passage whether it came back: its title, and words that others of that title lack."""
-    titles = {title for titles in trajectory.titles for title in titles}
+    titles = {compared_title(title) for titles in trajectory.titles for title in titles}
     return [
-        title in titles and (not words or any(words in text for text in trajectory.retrieved))
+        compared_title(title) in titles and (not words or any(words in text for text in trajectory.retrieved))
         for title, words in supporting
     ]
 

@@ -23,7 +23,7 @@ from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.prompts import STOP_STRINGS, neutralize_tags
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Passage, Retriever
-from searchr1_mini.core.rewards import contains_gold
+from searchr1_mini.core.rewards import compared_title, contains_gold
 from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.scores import is_closed
 from searchr1_mini.core.trajectory import Trajectory, opened_by
@@ -114,14 +114,12 @@ def supported_hops(example: Example, find: Find) -> list[Hop] | None:
     for title in titles:
         is_alone = not words_of[title]  # else it is a paragraph, and others of its article have the same title
         by_title = is_alone and is_named(title, read)
-        query = neutralize_tags(_NAME_ADDITION.sub("", title)) if by_title else own_words(example.question)
-        passage = next(
-            (passage for passage in find(query) if passage.title == title and words_of[title] in passage.text), None
-        )
+        query = neutralize_tags(bare_title(title)) if by_title else own_words(example.question)
+        passage = next((passage for passage in find(query) if is_meant(passage, title, words_of[title])), None)
         if passage is None or query in used:
             continue
         used.add(query)
-        read += f" {passage.title} {passage.text}"
+        read += f" {compared_title(passage.title)} {passage.text}"
         wanted = [*example.golden_answers, *titles]
         hops.append(Hop(query, query, quotation(passage, wanted)))
     golden, question = example.golden_answers, example.question
@@ -143,9 +141,19 @@ def answer_hops(example: Example, find: Find) -> list[Hop] | None:
     return [Hop(query, query, said)] if contains_gold(said, example.golden_answers) else None
 
 
+def is_meant(passage: Passage, title: str, words: str) -> bool:
+    """Tells whether a passage is the supporting one of this title with these words (`Example.supporting`)."""
+    return compared_title(passage.title) == compared_title(title) and words in passage.text
+
+
 def is_named(title: str, text: str) -> bool:
     """Tells whether a text names a title, less what stands in brackets behind it: `Hamlet (play)`."""
-    return contains_gold(text, [_NAME_ADDITION.sub("", title)])
+    return contains_gold(text, [bare_title(title)])
+
+
+def bare_title(title: str) -> str:
+    """Returns a title as a text names it: `Oslo Ferry` of `Oslo_Ferry_(ship)`."""
+    return _NAME_ADDITION.sub("", compared_title(title))
 
 
 def own_words(question: str) -> str:

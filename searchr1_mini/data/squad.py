@@ -6,6 +6,7 @@ from typing import Any
 
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.retrieval import Passage
+from searchr1_mini.core.rewards import compared_title
 from searchr1_mini.data.rows import is_text
 
 LEAD = 60  # characters of a paragraph that tell it from the others of its article
@@ -19,7 +20,7 @@ def is_squad(row: dict[str, Any]) -> bool:
 def row_title(row: dict[str, Any]) -> str:
     """Turns `University_of_Notre_Dame` into `University of Notre Dame`."""
     title = row.get("title")
-    return title.replace("_", " ").strip() if isinstance(title, str) else ""
+    return compared_title(title) if isinstance(title, str) else ""
 
 
 def row_support(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.retrieval import Hit, Passage
-from searchr1_mini.core.rewards import contains_gold
+from searchr1_mini.core.rewards import compared_title, contains_gold
 
 
 class EmptyRetriever:
@@ -39,11 +39,11 @@ class OracleRetriever:
     """
 
     def __init__(self, passages: Sequence[Passage], examples: Sequence[Example]) -> None:
-        wanted = {title for example in examples for title, _ in example.supporting}
+        wanted = {compared_title(title) for example in examples for title, _ in example.supporting}
         by_title: dict[str, list[Passage]] = {}
         for passage in passages:
-            if passage.title in wanted:
-                by_title.setdefault(passage.title, []).append(passage)
+            if (title := compared_title(passage.title)) in wanted:
+                by_title.setdefault(title, []).append(passage)
         self.of_question = {example.id: supporting_passages(example, by_title) for example in examples}
         if not any(self.of_question.values()):
             raise UserError(
@@ -68,6 +68,6 @@ def supporting_passages(example: Example, by_title: dict[str, list[Passage]]) ->
     """Returns passages with a supporting title and the words that matter; first, in a page, one with a gold answer."""
     found = []
     for title, words in example.supporting:
-        page = [passage for passage in by_title.get(title, []) if words in passage.text]
+        page = [passage for passage in by_title.get(compared_title(title), []) if words in passage.text]
         found += sorted(page, key=lambda passage: not contains_gold(passage.text, example.golden_answers))[:1]
     return list(dict.fromkeys(found))

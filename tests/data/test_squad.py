@@ -8,6 +8,8 @@ import pytest
 from helpers.files import write_lines
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.core.questions import Example
+from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.core.scores import score
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data import datasets as sets
@@ -156,3 +158,16 @@ def test_what_is_of_another_form_is_told_in_one_sentence(tmp_path, article):
     path.write_text(json.dumps({"data": [article]}))
     with pytest.raises(UserError, match="not in SQuAD's form"):
         load_examples("squad", str(path), "all")
+
+
+@pytest.mark.parametrize("titles", [("Oslo Ferry", "Oslo_Ferry"), ("Oslo_Ferry", "Oslo Ferry")])
+def test_a_title_with_underscores_is_the_one_with_blanks(titles):
+    """As where the questions are of SQuAD's form and the passages are others; a script, the oracle and figures do."""
+    asked = Example("x", "When does the Oslo Ferry sail?", ("noon",), "own", ((titles[0], ""),))
+    passage = Passage("0", titles[1], "The ship sails at noon.")
+    (hop,) = supported_hops(asked, lambda query: [passage] if query == "Oslo Ferry" else [])
+    assert hop.said == passage.text
+    assert support_ranks(asked, [passage]) == [1]
+    assert OracleRetriever([passage], [asked]).search_for(["x"], 1)[0][0].passage == passage
+    made = Trajectory("x", [], queries=["q"], retrieved=[passage.text], titles=[[passage.title]])
+    assert score(asked, made)["support_retrieved"] == 1
