@@ -165,18 +165,23 @@ def own_words(question: str) -> str:
 def quotation(passage: Passage, wanted: Sequence[str]) -> str:
     """Quotes a passage's first sentence with something wanted, else its first; cut to `MOST_WORDS` around that.
 
-    Our own tags in it are neutralized, as they are where the passage is read.
+    Earlier parts of `wanted` count more. Yes and no are not looked for, which stand in nearly every passage, nor is the
+    passage's own title; what stands in brackets behind a name may be missing. Our own tags in the quotation are
+    neutralized, as they are where the passage is read.
     """
     sentences = _SENTENCE.split(passage.text.strip())
-    of_wanted = (s for part in wanted if part != passage.title for s in sentences if contains_gold(s, [part]))
-    words = next(of_wanted, sentences[0]).split()
+    others = [part for part in wanted if not is_closed([part]) and not is_meant(passage, part, "")]
+    forms = dict.fromkeys(form for part in others for form in (part, bare_title(part)))
+    held = ((sentence, form) for form in forms for sentence in sentences if contains_gold(sentence, [form]))
+    sentence, form = next(held, (sentences[0], ""))
+    words = sentence.split()
     if len(words) > MOST_WORDS:
-        held = [
+        starts = [
             start
             for start in range(0, len(words) - MOST_WORDS + 1)
-            if contains_gold(" ".join(words[start : start + MOST_WORDS]), wanted)
+            if contains_gold(" ".join(words[start : start + MOST_WORDS]), [form or passage.title])
         ]
-        start = held[len(held) // 2] if held else 0
+        start = starts[len(starts) // 2] if starts else 0
         words = words[start : start + MOST_WORDS]
     return neutralize_tags(" ".join(words))
 

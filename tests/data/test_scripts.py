@@ -123,6 +123,27 @@ def test_a_quotation_is_short_and_holds_what_is_wanted():
     assert "Grimstad" in said.split() and len(said.split()) <= 40
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted", "said"),
+    [
+        ("A is a film. It is No. 1 in France.", ["no", "B"], "A is a film."),
+        ("A is a film. It is true to the book.", ["true", "B"], "A is a film."),
+        ("Founded in 1900. It lies in Grimstad.", ["Ada", "Grimstad (town)"], "It lies in Grimstad."),
+        ("Founded in 1900. The Yard is old.", ["Yard", "B"], "Founded in 1900."),
+    ],
+)
+def test_what_is_quoted_is_what_leads_on(text, wanted, said):
+    """Not a word that stands anywhere, and a name without what its page's title has in brackets."""
+    assert quotation(Passage("0", "Yard", text), wanted) == said
+
+
+def test_a_long_quotation_is_cut_around_what_it_was_chosen_for():
+    """The title of another passage in it is no reason to lose the answer."""
+    words = ["Ada", *(f"word{n}" for n in range(60)), "Grimstad", *(f"more{n}" for n in range(60))]
+    said = quotation(Passage("0", "A", " ".join(words)), ["Ada", "Grimstad"])
+    assert "Ada" in said.split() and len(said.split()) == 40
+
+
 @pytest.mark.skipif("SEARCHR1_SHARED" not in os.environ, reason="needs SEARCHR1_SHARED, real HotpotQA questions")
 def test_most_real_hotpotqa_questions_give_a_script():
     path = str(Path(os.environ["SEARCHR1_SHARED"]) / "data" / "hotpotqa_distractor_100.json")
