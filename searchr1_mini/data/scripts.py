@@ -102,27 +102,32 @@ def world_hops(world: World, example: Example, find: Find, rng: random.Random) -
 def supported_hops(example: Example, find: Find) -> list[Hop] | None:
     """Returns a search by title for each supporting passage that is in reach, those that the question names first.
 
-    In reach is a title that stands in the question or in a passage that was read; of the others the first is searched
-    for with the question's own words, and so is a paragraph whose title is that of its article (SQuAD). None where the
-    answer was not read in the end (yes and no are exempt), or where not all of a comparison was read.
+    In reach is a title that stands in the question or in a passage that was read, whatever the order in which the data
+    set lists them. Where none is, the question's own words are searched for, once, and so they are for a paragraph
+    whose title is that of its article (SQuAD). None where the answer was not read in the end (yes and no are exempt),
+    or where not all of a comparison was read.
     """
+    golden, question = example.golden_answers, example.question
     words_of = dict(reversed(example.supporting))
     titles = list(dict.fromkeys(title for title, _ in example.supporting))
-    titles.sort(key=lambda title: not is_named(title, example.question))
+    titles.sort(key=lambda title: not is_named(title, question))
     hops: list[Hop] = []
-    read, used = example.question, set()
-    for title in titles:
-        is_alone = not words_of[title]  # else it is a paragraph, and others of its article have the same title
-        by_title = is_alone and is_named(title, read)
-        query = neutralize_tags(bare_title(title)) if by_title else own_words(example.question)
-        passage = next((passage for passage in find(query) if is_meant(passage, title, words_of[title])), None)
-        if passage is None or query in used:
-            continue
+    waiting, read, used = titles, question, set()
+    while waiting:
+        # with words it is a paragraph, and others of its article have the same title
+        named = [title for title in waiting if not words_of[title] and is_named(title, read)][:1]
+        query = neutralize_tags(bare_title(named[0])) if named else own_words(question)
+        passages = [] if query in used else find(query)
         used.add(query)
-        read += f" {compared_title(passage.title)} {passage.text}"
-        wanted = [*example.golden_answers, *titles]
-        hops.append(Hop(query, query, quotation(passage, wanted)))
-    golden, question = example.golden_answers, example.question
+        tried = named or waiting
+        pairs = ((title, p) for title in tried for p in passages if is_meant(p, title, words_of[title]))
+        title, passage = next(pairs, (tried[0], None))
+        if passage is None and not named:
+            break
+        waiting = [other for other in waiting if other != title]
+        if passage is not None:
+            read += f" {compared_title(passage.title)} {passage.text}"
+            hops.append(Hop(query, query, quotation(passage, [*golden, *waiting, *titles])))
     is_read = is_closed(golden) or any(contains_gold(hop.said, golden) for hop in hops)
     compares = is_closed(golden) or contains_gold(question, golden) or all(is_named(t, question) for t in titles)
     return hops if hops and is_read and (len(hops) == len(titles) or not compares) else None

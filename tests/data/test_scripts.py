@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from dataclasses import replace
@@ -73,6 +74,35 @@ def test_a_search_that_does_not_find_its_passage_is_not_shown():
                       (("Oslo Ferry", ""), ("Nordhavn Yard", "")))  # fmt: skip
     without = [passage for passage in PASSAGES if passage.title != "Nordhavn Yard"]
     assert supported_hops(example, finder(without)) is None  # the answer is never read
+
+
+CHAIN = {
+    title: Passage(title, title, text)
+    for title, text in {
+        "Ferry A": "Built by Yard B.",
+        "Yard B": "Makes a Ferry A a year. Lies in Town C.",
+        "Town C": "Its mayor is Ada Brook.",
+    }.items()
+}
+
+
+@pytest.mark.parametrize("order", itertools.permutations(CHAIN))
+def test_a_chain_is_followed_in_whatever_order_it_is_listed(order):
+    """MuSiQue lists the paragraphs of a question in random order."""
+    asked = "Who is mayor of the town of the yard that built Ferry A?"
+    example = Example("x", asked, ("Ada Brook",), "m", tuple((title, "") for title in order))
+    hops = supported_hops(example, lambda query: [CHAIN[query]] if query in CHAIN else [])
+    assert [hop.query for hop in hops] == list(CHAIN)
+    assert [hop.said for hop in hops] == ["Built by Yard B.", "Lies in Town C.", "Its mayor is Ada Brook."]
+
+
+@pytest.mark.parametrize("order", itertools.permutations(CHAIN))
+def test_no_own_words_are_searched_for_while_a_title_is_in_reach(order):
+    """They would find the answer at once here, and a search for the yard would come behind it."""
+    asked = "Who is mayor of the town of the yard that built Ferry A?"
+    example = Example("x", asked, ("Ada Brook",), "m", tuple((title, "") for title in order))
+    hops = supported_hops(example, lambda query: [CHAIN.get(query, CHAIN["Town C"])])
+    assert [hop.query for hop in hops] == list(CHAIN)
 
 
 @pytest.mark.parametrize(
