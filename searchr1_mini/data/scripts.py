@@ -146,6 +146,16 @@ def answer_hops(example: Example, find: Find) -> list[Hop] | None:
     return [Hop(query, query, said)] if contains_gold(said, example.golden_answers) else None
 
 
+def answer_of(example: Example, hops: Sequence[Hop]) -> str:
+    """Returns the gold answer that a script gives: the first that was said; the first of all where none has to be.
+
+    Of several spellings of an answer a passage has one, and what stands in no passage teaches to make answers up.
+    """
+    golden = () if is_closed(example.golden_answers) else example.golden_answers
+    said = (gold for gold in golden if any(contains_gold(hop.said, [gold]) for hop in hops))
+    return next(said, example.golden_answers[0])
+
+
 def is_meant(passage: Passage, title: str, words: str) -> bool:
     """Tells whether a passage is the supporting one of this title with these words (`Example.supporting`)."""
     return compared_title(passage.title) == compared_title(title) and words in passage.text

@@ -17,7 +17,7 @@ from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.scores import has_found
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.datasets import FLASHRAG
-from searchr1_mini.data.scripts import Find, Hop, answer_hops, supported_hops, world_hops, write_turns
+from searchr1_mini.data.scripts import Find, Hop, answer_hops, answer_of, supported_hops, world_hops, write_turns
 from searchr1_mini.data.world import make_world
 from searchr1_mini.models.chat_template import parse_day, takes_turns
 from searchr1_mini.models.prompting import prompt_ids
@@ -164,7 +164,7 @@ def write_shots(
     begun, opening = answer_begun(template), template_opening(template)
     written: list[Worked] = []
     for example, hops in shots:
-        rest = worked(method, example, hops, neutralize_tags(example.golden_answers[0]), find, rng, opening, form)
+        rest = worked(method, example, hops, neutralize_tags(answer_of(example, hops)), find, rng, opening, form)
         written.append((normalize_question(example.question), begun + rest))
     return written
 

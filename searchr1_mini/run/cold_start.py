@@ -29,6 +29,7 @@ from searchr1_mini.data.scripts import (
     Find,
     Script,
     answer_hops,
+    answer_of,
     play_script,
     supported_hops,
     world_hops,
@@ -238,4 +239,4 @@ def scripted(run: Run, find: Find, rng: random.Random) -> Iterator[Script]:
             hops = world_hops(world, example, find, rng)
         else:
             hops = (supported_hops if example.supporting else answer_hops)(example, find)
-        yield example, hops and write_turns(hops, example.golden_answers[0], rng, plans)
+        yield example, hops and write_turns(hops, answer_of(example, hops), rng, plans)

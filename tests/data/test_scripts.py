@@ -17,6 +17,7 @@ from searchr1_mini.data.datasets import load_corpus, load_examples
 from searchr1_mini.data.scripts import (
     Hop,
     answer_hops,
+    answer_of,
     own_words,
     quotation,
     supported_hops,
@@ -203,3 +204,18 @@ def test_korean_answers_with_particles_give_a_script():
     ]
     (hop,) = answer_hops(Example("0", "오슬로호는 어디에서 건조되었는가?", ("노르드하븐",), "q"), finder(passages, 1))
     assert "노르드하븐에서" in hop.said
+
+
+@pytest.mark.parametrize(
+    ("golden", "said", "answer"),
+    [
+        (("USA", "United States"), "The Oslo Ferry is from the United States.", "United States"),
+        (("USA", "United States"), "From the USA, the United States of America.", "USA"),
+        (("no", "it is not"), "It is not from Oslo.", "no"),
+        (("Oslo Ferry", "M/S Oslo"), "It sails at noon.", "Oslo Ferry"),
+    ],
+)
+def test_the_answer_is_the_spelling_that_was_read(golden, said, answer):
+    """Of yes and no, and of a comparison whose quotations name no answer, it is the first."""
+    example = Example("x", "Where is the Oslo Ferry from?", golden, "q")
+    assert answer_of(example, [Hop("Bergen", "Bergen", "It lies in Norway."), Hop("Oslo", "Oslo", said)]) == answer

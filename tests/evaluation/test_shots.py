@@ -148,6 +148,15 @@ def test_a_passage_forges_no_tag_of_a_worked_example(method):
     assert shown.count("<search>") == (method in ("search-r1", "search-o1"))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_example_answers_in_the_spelling_that_was_read(method):
+    passage = Passage("1", "Oslo Ferry", "The Oslo Ferry is from the United States.")
+    example = Example("x", "Where is the Oslo Ferry from?", ("USA", "United States"), "own")
+    hops = answer_hops(example, lambda query: [passage])
+    ((_, shown),) = write_shots(method, [(example, hops)], lambda query: [passage], "paper", 0)
+    assert shown.endswith("<answer> United States </answer>")
+
+
 def test_they_are_training_questions_by_seed():
     shots, again, others = (draw_shots(SETTINGS, 3, seed, Library(), ["cot"])[0]["cot"] for seed in (0, 0, 1))
     assert [shot for shot, _ in shots] == [shot for shot, _ in again] != [shot for shot, _ in others]
