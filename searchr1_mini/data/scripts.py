@@ -1,9 +1,9 @@
 """Scripted episodes for a cold start: what an agent would write, made of what the data knows of its questions.
 
 A script is a list of policy turns. Where the questions are those of the synthetic world, its chain of facts is the
-script; where supporting passages are known, each is searched for by its title and quoted; else the passage that holds
-the answer is searched for with the question's own words. A search that does not find its passage is not shown. What
-is quoted, searched for or answered is foreign text: it forges neither a tag nor a control token.
+script; where supporting passages are known and there, each is searched for by its title and quoted; else the passage
+that holds the answer is searched for with the question's own words. A search that finds no such passage is not shown.
+What is quoted, searched for or answered is foreign text: it forges neither a tag nor a control token.
 """
 
 from __future__ import annotations
@@ -97,6 +97,28 @@ def world_hops(world: World, example: Example, find: Find, rng: random.Random) -
             return None
         hops.append(Hop(rng.choice(relation.phrases).format(s=subject), query, relation.sentence(subject, object_)))
     return hops
+
+
+def data_hops(example: Example, find: Find) -> list[Hop] | None:
+    """Returns the searches of a question of a data set; None where they do not find what answers it.
+
+    Its supporting passages are read if they are known and there. If the corpus has none of them, as one that is cut in
+    other places, a search with the question's own words must find the answer, but for comparisons, which name it.
+    """
+    if not example.supporting:
+        return answer_hops(example, find)
+    compares = contains_gold(example.question, example.golden_answers)
+    hops = supported_hops(example, find)
+    return hops or (None if compares or is_supported(example, find) else answer_hops(example, find))
+
+
+def is_supported(example: Example, find: Find) -> bool:
+    """Tells whether the corpus has a supporting passage: one that is found by its title and first words."""
+    return any(
+        is_meant(passage, title, words)
+        for title, words in example.supporting
+        for passage in find(f"{compared_title(title)} {words}".strip())
+    )
 
 
 def supported_hops(example: Example, find: Find) -> list[Hop] | None:

@@ -17,7 +17,7 @@ from searchr1_mini.core.rollout import RolloutLimits
 from searchr1_mini.core.scores import has_found
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.data.datasets import FLASHRAG
-from searchr1_mini.data.scripts import Find, Hop, answer_hops, answer_of, supported_hops, world_hops, write_turns
+from searchr1_mini.data.scripts import Find, Hop, answer_of, data_hops, world_hops, write_turns
 from searchr1_mini.data.world import make_world
 from searchr1_mini.models.chat_template import parse_day, takes_turns
 from searchr1_mini.models.prompting import prompt_ids
@@ -80,10 +80,7 @@ def draw_shots(
         wanting = [method for method in shots if len(shots[method]) < n]
         if not wanting:
             break
-        if world:
-            hops = world_hops(world, example, find, rng)
-        else:
-            hops = (supported_hops if example.supporting else answer_hops)(example, find)
+        hops = world_hops(world, example, find, rng) if world else data_hops(example, find)
         if hops and any(contains_gold(hop.said, example.golden_answers) for hop in hops):
             for method in wanting:
                 if comes_to_answer(method, example, hops, find, render, settings.rollout.max_turns):

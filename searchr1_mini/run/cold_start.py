@@ -28,10 +28,9 @@ from searchr1_mini.data.demonstrations import n_searches, read_demonstrations, w
 from searchr1_mini.data.scripts import (
     Find,
     Script,
-    answer_hops,
     answer_of,
+    data_hops,
     play_script,
-    supported_hops,
     world_hops,
     write_turns,
 )
@@ -235,8 +234,5 @@ def scripted(run: Run, find: Find, rng: random.Random) -> Iterator[Script]:
     if config.data.dataset == "world":
         world = make_world(config.optimization.seed, "train", config.data.world_difficulty, config.data.world_noise)
     for example in rng.sample(run.train.examples, len(run.train.examples)):
-        if world:
-            hops = world_hops(world, example, find, rng)
-        else:
-            hops = (supported_hops if example.supporting else answer_hops)(example, find)
+        hops = world_hops(world, example, find, rng) if world else data_hops(example, find)
         yield example, hops and write_turns(hops, answer_of(example, hops), rng, plans)

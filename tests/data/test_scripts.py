@@ -18,6 +18,7 @@ from searchr1_mini.data.scripts import (
     Hop,
     answer_hops,
     answer_of,
+    data_hops,
     own_words,
     quotation,
     supported_hops,
@@ -75,6 +76,19 @@ def test_a_search_that_does_not_find_its_passage_is_not_shown():
                       (("Oslo Ferry", ""), ("Nordhavn Yard", "")))  # fmt: skip
     without = [passage for passage in PASSAGES if passage.title != "Nordhavn Yard"]
     assert supported_hops(example, finder(without)) is None  # the answer is never read
+
+
+@pytest.mark.parametrize("words", ["", "The Oslo Ferry is a ship that was built"])
+def test_a_corpus_without_the_support_is_asked_for_the_answer(words):
+    """As that of another Wikipedia, or one that is cut in other places; what it lacks is no evidence against it."""
+    asked = Example("x", "Where was the Oslo Ferry built?", ("Nordhavn",), "own", (("Oslo Ferry (ship)", words),))
+    passages = [Passage("0", "Ferries, part 2", "Where the Oslo Ferry was built: Nordhavn."), *PASSAGES[1:]]
+    (hop,) = data_hops(asked, finder(passages))
+    assert hop.query == "Oslo Ferry built" and "Nordhavn" in hop.said
+    either = replace(asked, question="Was the Oslo Ferry built in Nordhavn or in Grimstad?")
+    assert data_hops(either, finder(passages)) is None
+    there = Passage("9", "Oslo Ferry (ship)", words or "It is a ship.")
+    assert data_hops(asked, finder([*passages, there])) is None
 
 
 CHAIN = {
