@@ -25,7 +25,7 @@ from searchr1_mini.data.corpus import context_passages, corpus_files, distinct, 
 from searchr1_mini.data.names import BRING_PASSAGES
 from searchr1_mini.data.notes import tell
 from searchr1_mini.data.rows import QUESTION_FIELDS, held_in, is_text, question_files
-from searchr1_mini.data.squad import is_squad, row_support
+from searchr1_mini.data.squad import is_squad, row_article, row_support
 from searchr1_mini.retrievers.index import open_store
 from searchr1_mini.retrievers.terms import DEFAULT_TERMS, Terms
 from searchr1_mini.storage.cache import cache_dir, kept_at
@@ -74,12 +74,11 @@ def load_examples(
     """
     _check_known(dataset)
     if data_path:
-        name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
-        everything = _unique(
-            _example(name, *row) for file in question_files(Path(data_path)) for row in answerable(file)
-        )
-        examples = everything if split == "all" else own_split(everything, split, dataset == "squad")
-        if dataset == "squad" and not examples and len(set(map(_article, everything))) == 1:
+        examples, articles = file_examples(dataset, data_path)
+        if split != "all":
+            refuse_without_articles(data_path, articles)
+            examples = own_split(examples, split, articles)
+        if not examples and len(set(articles)) == 1:
             raise UserError(
                 f"{data_path} is one article, and --dataset squad holds out whole articles; take --dataset jsonl, "
                 "which holds out questions"
@@ -100,6 +99,37 @@ def load_examples(
             "leave out --checkpoint best, or name other questions with --datasets"
         )
     return subset(left, limit)
+
+
+def file_examples(dataset: str, data_path: str) -> tuple[list[Example], list[str]]:
+    """Reads every question of a local file or folder.
+
+    Returns:
+        The questions, and with `squad` the article that each is about, "" where its row names none; else nothing.
+
+    Raises:
+        UserError: no such file, or a malformed row.
+    """
+    name = Path(data_path).name.split(".")[0] or "questions" if dataset == "jsonl" else dataset
+    rows = (row for file in question_files(Path(data_path)) for row in answerable(file))
+    read = [(_example(name, row, where), row_article(row)) for row, where in rows]
+    examples = _unique(example for example, _ in read)
+    if dataset != "squad":
+        return examples, []
+    return examples, [article or _paragraph(example) for example, article in read]
+
+
+def refuse_without_articles(data_path: str, articles: Sequence[str]) -> None:
+    """Refuses to hold out articles where not every question has one, rather than holding out questions.
+
+    Raises:
+        UserError: says what a row lacks.
+    """
+    if n := sum(not article for article in articles):
+        raise UserError(
+            f'{data_path}: {n} of its questions name no article, as their "title", "passage_id" or "context" would, '
+            "and --dataset squad holds out whole articles; take --dataset jsonl, which holds out questions"
+        )
 
 
 def subset(examples: list[Example], limit: int | None) -> list[Example]:
@@ -279,16 +309,17 @@ def _unique(examples: Iterable[Example]) -> list[Example]:
     return out
 
 
-def own_split(examples: list[Example], split: Split, by_article: bool = False) -> list[Example]:
+def own_split(examples: list[Example], split: Split, articles: Sequence[str] = ()) -> list[Example]:
     """Holds out a stable tenth, chosen by a hash of the question, so equal questions stay on one side.
 
-    `by_article`: whole articles, by a hash of their titles, so that no paragraph is both trained and evaluated on; the
-    tenth is then as near as articles allow, and at least one of two.
+    `articles`: that of each question; they are held out whole, by a hash of their titles, so that no paragraph is both
+    trained and evaluated on; the tenth is then as near as articles allow, and at least one of two.
     """
     if not examples:
         return []
     n_held_out = min(max(len(examples) // 10, 1), MOST_HELD_OUT)
-    keys = [_digest(_article(e)) if by_article and e.supporting else _hash(e) for e in examples]
+    named = zip(examples, articles or [""] * len(examples), strict=True)
+    keys = [_digest(article) if article else _hash(example) for example, article in named]
     border = sorted(keys)[n_held_out - 1]
     held_out = [example for example, key in zip(examples, keys, strict=True) if key <= border]
     if split != "train":
@@ -298,9 +329,9 @@ def own_split(examples: list[Example], split: Split, by_article: bool = False) -
     return [example for example in left if question_key(example) not in asked]
 
 
-def _article(example: Example) -> str | None:
-    """The title of a question's paragraph; one without a title is an article of its own."""
-    return next(filter(None, example.supporting[0])) if example.supporting else None
+def _paragraph(example: Example) -> str:
+    """Names a question's paragraph, which without a title is an article of its own."""
+    return next(filter(None, example.supporting[0]), "") if example.supporting else ""
 
 
 def _hub_corpus(dataset: str) -> list[Passage]:

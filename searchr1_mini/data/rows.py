@@ -22,7 +22,7 @@ ANSWER_FIELDS = (
 )
 _OTHER_FIELDS = (
     "answer_aliases id _id data_source supporting_facts metadata paragraphs context "
-    "contents title wikipedia_title text turns segments answerable is_impossible"
+    "contents title wikipedia_title text turns segments answerable is_impossible passage_id"
 )
 STRUCTURED = ("context", "supporting_facts", "paragraphs", "metadata")
 # nothing else is read of a row, and of parquet nothing else is loaded

@@ -23,6 +23,15 @@ def row_title(row: dict[str, Any]) -> str:
     return compared_title(title) if isinstance(title, str) else ""
 
 
+def row_article(row: dict[str, Any]) -> str:
+    """Names the article that a question is about: its title, or what the id of its passage begins with; "" for neither.
+
+    Of `Super_Bowl_50/3`, the fourth paragraph of an article, it is `Super Bowl 50`.
+    """
+    id_ = str(row["passage_id"]) if isinstance(row.get("passage_id"), str | int) else ""
+    return next(filter(is_text, (row_title(row), compared_title(id_.rpartition("/")[0] or id_))), "")
+
+
 def row_support(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Returns the paragraph that a question is about, as `Example.supporting`."""
     return ((row_title(row), row["context"].strip()[:LEAD]),)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
-from searchr1_mini.data.datasets import Split, load_examples, own_split
+from searchr1_mini.data.datasets import Split, file_examples, own_split
 from searchr1_mini.data.names import BRING_PASSAGES, DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.evaluation.paper import PAPER_DATASETS
 from searchr1_mini.options.checks import check_questions_named, world_hops_list
@@ -148,5 +148,5 @@ def was_trained_on(data: dict[str, Any], paths: set[Path], hashes: set[str]) -> 
         return True
     if not hashes:
         return False
-    examples = own_split(load_examples(data["dataset"], data["data_path"], "all"), "train", data["dataset"] == "squad")
-    return data_identity(examples, "")[TRAINING_QUESTIONS] in hashes
+    examples, articles = file_examples(data["dataset"], data["data_path"])
+    return data_identity(own_split(examples, "train", articles), "")[TRAINING_QUESTIONS] in hashes

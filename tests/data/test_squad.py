@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from helpers.files import write_lines
@@ -85,6 +87,37 @@ def test_whole_articles_are_held_out(file):
     titles = [{example.supporting[0][0] for example in part} for part in (train, held_out)]
     assert not titles[0] & titles[1] and len(train) + len(held_out) == 60 and 3 <= len(held_out) <= 9
     assert any(set(p.supporting) & set(q.supporting) == set() for p in train for q in held_out)
+
+
+@pytest.mark.parametrize("field", ["passage_id", "title"])
+def test_questions_without_paragraphs_are_held_out_by_article(file, tmp_path, field):
+    """Their passages are a file of its own; the rows say which article they are about. The same ones are held out."""
+    rows = []
+    for number in range(20):
+        for k, paragraph in enumerate(article(number)["paragraphs"]):
+            asked = {"question": paragraph["qas"][0]["question"], "golden_answers": [f"Mayor{number}x{k}"]}
+            rows.append(asked | {field: f"Old_City{number}" + f"/{k}" * (field == "passage_id")})
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    for split in ("train", "eval"):
+        asked, beside = ([e.question for e in load_examples("squad", name, split)] for name in (path, file))
+        assert asked == beside
+
+
+def test_questions_that_name_no_article_are_refused(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"question": f"{n}?", "answer": "x"} for n in range(20)])
+    for split in ("train", "eval", "selection"):
+        with pytest.raises(UserError, match=r"20 of its questions name no article, .* take --dataset jsonl"):
+            load_examples("squad", path, split)
+    assert len(load_examples("squad", path, "all")) == 20
+
+
+@pytest.mark.skipif("SEARCHR1_SHARED" not in os.environ, reason="needs SEARCHR1_SHARED, the English part of XQuAD")
+def test_no_article_of_xquad_is_in_both_splits():
+    path = str(Path(os.environ["SEARCHR1_SHARED"]) / "data" / "xquad_en_questions.jsonl")
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    article_of = {f"squad/{row['id']}": row["passage_id"].split("/")[0] for row in rows}
+    train, held_out = ({article_of[e.id] for e in load_examples("squad", path, split)} for split in ("train", "eval"))
+    assert train | held_out == set(article_of.values()) and not train & held_out
 
 
 @pytest.mark.parametrize("title", ["Old_City0", None])

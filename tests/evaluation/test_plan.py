@@ -212,6 +212,20 @@ def test_a_copy_is_held_out_too_wherever_eval_is_started(tmp_path, file, corpus,
     assert [column.split for column in plan_evaluation(config).columns] == ["eval", "eval", "all"]
 
 
+@pytest.mark.parametrize("names_articles", [True, False])
+def test_a_copy_of_questions_by_article_is_held_out_too(tmp_path, corpus, names_articles):
+    """With no articles a run cannot have been trained on it, and it is no fault to ask all of it."""
+    rows = [question(n) | ({"passage_id": f"Town_{n % 10}/{n}"} if names_articles else {}) for n in range(60)]
+    file = str(write_rows(tmp_path / "squad.jsonl", *rows))
+    run = Path(save_run(tmp_path / "a", dataset="squad", data_path="moved.jsonl", corpus=corpus))
+    hashes = data_identity(load_examples("squad", file, "train"), "") if names_articles else {"training questions": "x"}
+    saved = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(saved | {"data_hashes": hashes}))
+    config = EvalConfig(run=str(run), datasets="squad", data_path=file, corpus=corpus)
+    (column,) = plan_evaluation(config).columns
+    assert column.split == ("eval" if names_articles else "all")
+
+
 def test_each_data_set_gets_the_passages_that_belong_to_it(tmp_path, file, corpus):
     names = "nq,hotpotqa,world," + file
     columns = {column.name: column.data for column in plan_evaluation(EvalConfig(model="tiny", datasets=names)).columns}
