@@ -156,7 +156,7 @@ def _digest(text: str) -> str:
 def load_corpus(
     corpus: str | None, dataset: str, data_path: str | None, terms: Terms = DEFAULT_TERMS
 ) -> Sequence[Passage]:
-    """Loads the passages of a file or folder (`--corpus`), or the paragraphs that come with HotpotQA or SQuAD.
+    """Loads the passages of a file or folder (`--corpus`), or the paragraphs in `data_path`, of HotpotQA or of SQuAD.
 
     Files of more than `BIG_CORPUS` bytes become a store on disk, indexed by `terms`, and are not held in memory.
 
@@ -178,7 +178,7 @@ def load_corpus(
             raise UserError(one_line(f"the corpus {folder} is empty; skipped {len(skipped)}: {reasons}"))
         if folder is not None:
             tell(folder, len(passages), len(files) - len({file for file, _ in skipped} & set(files)), skipped)
-    elif not data_path or dataset not in (*BRING_PASSAGES, "jsonl"):
+    elif not data_path:
         raise UserError(
             f"data set {dataset} brings no passages; name a jsonl file or folder with --corpus, take --corpus hotpotqa "
             "(half a million paragraphs), or use --retriever http"

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.files import write_lines
 
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.data.datasets import load_corpus, load_examples
 
 CONTEXT = [["Oslo", ["It is a city.", " It is in Norway."]], ["Bern", ["Another."]]]
@@ -32,16 +33,28 @@ FORMS = {
 }
 
 
-def assert_read(path: str) -> None:
+def assert_read(path: str, dataset: str = "jsonl") -> None:
     """It holds both passages and knows which one supports."""
-    found = [(passage.title, passage.text) for passage in load_corpus(None, "jsonl", path)]
+    found = [(passage.title, passage.text) for passage in load_corpus(None, dataset, path)]
     assert found == [("Oslo", "It is a city. It is in Norway."), ("Bern", "Another.")]
-    assert load_examples("jsonl", path, "all")[0].supporting == (("Oslo", ""),)
+    assert load_examples(dataset, path, "all")[0].supporting == (("Oslo", ""),)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_passages_beside_questions_are_read(tmp_path, form):
     assert_read(write_lines(tmp_path / "q.jsonl", [{"question": "Where?", "answer": "Norway"} | FORMS[form]]))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "form"), [("musique", "MuSiQue's files"), ("2wikimultihopqa", "HotpotQA's files"), ("nq", "FlashRAG")]
+)
+def test_a_file_brings_its_passages_under_its_own_name(tmp_path, dataset, form):
+    """What they have on the hub is another matter: no passages are read from there."""
+    assert_read(write_lines(tmp_path / "q.jsonl", [{"question": "Where?", "answer": "Norway"} | FORMS[form]]), dataset)
+    bare = write_lines(tmp_path / "bare.jsonl", [{"question": "Where?", "answer": "Norway"}])
+    for path, told in ((bare, "line 1: .* name the passages with --corpus"), (None, "brings no passages")):
+        with pytest.raises(UserError, match=told):
+            load_corpus(None, dataset, path)
 
 
 def test_columns_of_parquet_may_hold_lists_as_text(tmp_path):
