@@ -240,6 +240,14 @@ BUGS = [
     Bug("a commit that a run is resumed at is forgotten", "storage/commit",
         "    if commit not in known:\n", "    if False:\n",
         "checkpoint::test_every_commit_that_a_run_is_resumed_at_is_kept"),
+    # presets
+    Bug("an evaluation samples as its preset does", "option_files",
+        '"rollout_batch_size", "dtype")', '"rollout_batch_size", "dtype", "temperature")', "presets"),
+    Bug("a preset's data set is not evaluated", "option_files", ' | {"dataset": "datasets"}', "", "presets"),
+    Bug("a preset's model beside a run", "option_files", '    if values["run"]:\n', "    if False:\n", "presets"),
+    Bug("a preset's data set beside passages of one's own", "option_files", 'if is_served or values["corpus"] or',
+        "if", "presets"),
+    Bug("idle options of a preset refused", "plan", "is not None and name not in unasked]", "is not None]", "presets"),
     # places for results
     Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "",
         "paths::test_where_no_file_can_be_made_nothing_is_begun"),

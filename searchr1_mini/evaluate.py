@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from searchr1_mini.evaluation.plan import Plan, plan_evaluation, run_folders, slug
 from searchr1_mini.options.checks import check_data_files, check_live
-from searchr1_mini.options.cli import parse
+from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.paths import check_folder
@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--run")
-    config = parse(EvalConfig, "eval.py", ABOUT, words)
+    config, unasked = parse_asked(EvalConfig, "eval.py", ABOUT, words)
     check_ranges(config)
     check_data_files(config.data_path, config.corpus)
     check_live(config, live_flag(config))
-    plan = None if live_flag(config) else plan_evaluation(config)
+    plan = None if live_flag(config) else plan_evaluation(config, unasked)
     if plan:
         check_folder(output_folder(config))
     for column in plan.columns if plan else ():
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         saved_config(folder)
     if config.model:
         resolve_model(config.model)
-    evaluate_command(config, plan)
+    evaluate_command(config, plan, unasked)
 
 
 def live_flag(config: EvalConfig) -> str | None:
@@ -49,11 +49,12 @@ def live_flag(config: EvalConfig) -> str | None:
     return "--ask" if config.ask is not None else "--chat" if config.chat else "--web" if config.web else None
 
 
-def evaluate_command(config: EvalConfig, plan: Plan | None = None) -> None:
+def evaluate_command(config: EvalConfig, plan: Plan | None = None, unasked: Collection[str] = ()) -> None:
     """Evaluates, or answers with `--ask`, `--chat` or `--web`.
 
     Args:
         plan: of `plan_evaluation`, where it was made already.
+        unasked: as `plan_evaluation` takes them.
 
     Raises:
         UserError: anything that the user can fix.
@@ -67,9 +68,9 @@ def evaluate_command(config: EvalConfig, plan: Plan | None = None) -> None:
 
     refuse_several("eval.py")
     if flag := live_flag(config):
-        answer_live(config, flag)
+        answer_live(config, flag, unasked)
         return
-    plan = plan or plan_evaluation(config)
+    plan = plan or plan_evaluation(config, unasked)
     out = output_folder(config)
     prepare_output(out)
     with only_one(out, "name another --output-dir"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from searchr1_mini.chat import web
@@ -31,10 +32,13 @@ N_EXAMPLES = 6  # questions to begin with
 SAMPLED_TITLES = 600  # from which they are made
 
 
-def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
+def plan_live(config: EvalConfig, flag: str, unasked: Collection[str] = ()) -> tuple[Row, Column]:
     """The one row that --ask, --chat or --web (`flag`) answers with, and what it searches.
 
     Passages of the user's own, by --corpus or on a server, take the place of those that the run was trained on.
+
+    Args:
+        unasked: names of options whose values come from a preset: they may do nothing.
 
     Raises:
         UserError: several rows or columns were named, one that cannot answer a question of the user's, or a flag that
@@ -46,7 +50,8 @@ def plan_live(config: EvalConfig, flag: str) -> tuple[Row, Column]:
         for name in ("data_path", *OF_THE_WORLD, "world_seed"):
             if getattr(config, name) is not None:
                 raise UserError(f"{flag_name(name)} does nothing with passages of your own; leave it out")
-    plan = plan_evaluation(replace(config, train=False, corpus=None if brings_passages else config.corpus))
+    passages = None if brings_passages else config.corpus
+    plan = plan_evaluation(replace(config, train=False, corpus=passages), unasked)
     if len(plan.rows) > 1 or len(plan.columns) > 1:
         raise UserError(f"{flag} answers with one method, one run and one corpus; name one of each")
     (row,), (column,) = plan.rows, plan.columns
@@ -105,13 +110,16 @@ def about(config: EvalConfig, row: Row, settings: TrainConfig, column: Column) -
     return told
 
 
-def answer_live(config: EvalConfig, flag: str) -> None:
+def answer_live(config: EvalConfig, flag: str, unasked: Collection[str] = ()) -> None:
     """Answers --ask in the terminal, colored by who wrote what; or questions as they come, with --chat or --web.
+
+    Args:
+        unasked: as `plan_live` takes them.
 
     Raises:
         UserError: the question is blank, the flags do not fit, or anything else that the user can fix.
     """
-    row, column = plan_live(config, flag)
+    row, column = plan_live(config, flag, unasked)
     if config.ask is not None and not is_text(config.ask):
         raise UserError("--ask is blank or broken Unicode; ask a question in UTF-8")
     listener = listen(config.host or LOOPBACK[0], config.port or web.PORT) if config.web else None

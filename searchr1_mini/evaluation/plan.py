@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,11 @@ class Plan:
     notes: list[str]
 
 
-def plan_evaluation(config: EvalConfig) -> Plan:
+def plan_evaluation(config: EvalConfig, unasked: Collection[str] = ()) -> Plan:
     """Plans everything that the flags ask for, checked before any work.
+
+    Args:
+        unasked: names of options whose values come from a preset: they may do nothing.
 
     Raises:
         UserError: a name, run, file or combination of flags that makes no sense.
@@ -95,7 +99,7 @@ def plan_evaluation(config: EvalConfig) -> Plan:
     rows, notes = plan_rows(config, runs, own)
     if not rows:
         raise UserError(" ".join(notes))
-    refuse_idle(config, rows, notes)
+    refuse_idle(config, rows, notes, unasked)
     columns = plan_columns(config, own, list(runs.values()))
     is_drawn = config.temperature > 0 or config.shots > 0 or any(row.must_train for row in rows)
     has_own_world = not runs and any(column.data["dataset"] == "world" for column in columns)
@@ -253,21 +257,22 @@ def with_retrievers(config: EvalConfig, rows: list[Row]) -> list[Row]:
     return out
 
 
-def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str]) -> None:
-    """Refuses a flag that no row reads, rather than letting it do nothing.
+def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str], unasked: Collection[str] = ()) -> None:
+    """Refuses a flag that no row reads, rather than letting it do nothing; a preset's options (`unasked`) may.
 
     Raises:
         UserError: names the flag, the remedy, and what was left out.
     """
     of_search = ("corpus", "retriever", *OF_A_SEARCH, "max_observation_tokens", "observation")
-    given = [flag_name(name) for name in of_search if getattr(config, name) is not None]
+    asked = [name for name in of_search if getattr(config, name) is not None and name not in unasked]
+    given = [flag_name(name) for name in asked]
     if given and not config.shots and not any(row.method in SEARCHING for row in rows):
         methods = ", ".join(dict.fromkeys(row.method for row in rows))
         told = f"no row searches ({methods}); leave out {', '.join(given)}, or add a method with a search"
         raise UserError(". ".join([told, *notes]))
     searching = {row.settings.retrieval.retriever for row in rows if row.method in SEARCHING}
     for name, idle in (("corpus", {"none", "empty", "http"}), ("topk", {"none", "empty"})):
-        if getattr(config, name) is not None and searching and searching <= idle:
+        if name in asked and searching and searching <= idle:
             raise UserError(
                 f"{flag_name(name)} does nothing with --retriever {', '.join(sorted(searching))}; leave it out"
             )

@@ -11,8 +11,8 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PRESETS, REAL, TINY
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import make, option_sections, options_of, type_hints
-from searchr1_mini.options.option_files import preset_values, yaml_values
+from searchr1_mini.options.nested import default_value, make, option_sections, options_of, type_hints
+from searchr1_mini.options.option_files import brought_otherwise, preset_values, yaml_values
 from searchr1_mini.options.paths import at_home, named_runs
 from searchr1_mini.options.words import check_words, spell_out_switches, take
 
@@ -41,7 +41,8 @@ def parse_asked(
 ) -> tuple[Config, set[str]]:
     """Reads a config: defaults, `base`, --preset, --config file.yaml, then flags, each over the one before.
 
-    Only configs of `OF_PRESETS` have a --preset: of others it would set some options by chance, and most not.
+    Only configs of `OF_PRESETS` have a --preset: of others it would set some options by chance, and most not. An
+    evaluation takes less of it, see `preset_values` and `brought_otherwise`.
 
     Returns:
         The config, and the options whose values come from `base` or the preset: nobody asked for them by name.
@@ -61,7 +62,7 @@ def parse_asked(
     argv = spell_out_switches(argv, [name for name, hint in hints.items() if hint == bool | None])
     several = ("--preset", "--config") if config_class in OF_PRESETS else ("--config",)
     flags = check_words(argv, hints, several)
-    unasked = dict(base or {}) | preset_values(preset, known)
+    unasked = dict(base or {}) | preset_values(preset, config_class)
     of_file = yaml_values(file, hints)
     defaults = unasked | of_file
     sections = option_sections(config_class) or {name: option.metadata["group"] for name, option in known.items()}
@@ -74,7 +75,10 @@ def parse_asked(
     values = {name: getattr(getattr(parsed, sections[name]), name) for name in known}
     values = {name: value if name == "ask" else at_home(name, value) for name, value in values.items()}
     values |= {name: named_runs(values[name]) for name in NAME_RUNS if values.get(name)}
-    return make(config_class, **values), set(unasked) - set(of_file) - flags
+    by_nobody = set(unasked) - set(of_file) - flags
+    if config_class is EvalConfig:
+        values |= {name: default_value(EvalConfig, name) for name in by_nobody & brought_otherwise(values)}
+    return make(config_class, **values), by_nobody
 
 
 def _grouped_class(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import Field
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.options.defaults import PRESETS
+from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import SHOWN, convert, shown
 
 MOST_BYTES = 100_000  # every option with a long comment takes 20,000
+OF_A_RUN = ("model", "datasets", "template", "observation", "topk", "max_turns", "load_in_4bit")
+LIMITS = ("max_new_tokens", "max_total_tokens", "max_observation_tokens", "rollout_batch_size", "dtype")
+# option of a preset -> its name in an evaluation, which takes no other: how training samples is not how it answers
+EVALUATED = {name: name for name in (*OF_A_RUN, *LIMITS) if name != "datasets"} | {"dataset": "datasets"}
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -76,8 +80,8 @@ def read_bounded(path: Path) -> bytes:
     return content
 
 
-def preset_values(preset: str | None, known: Mapping[str, Field]) -> dict[str, Any]:
-    """Returns what a preset sets of the options that a command has.
+def preset_values(preset: str | None, config_class: type) -> dict[str, Any]:
+    """Returns what a preset sets of a command's options; for an evaluation of those alone that `EVALUATED` lists.
 
     Raises:
         UserError: there is no such preset.
@@ -87,7 +91,21 @@ def preset_values(preset: str | None, known: Mapping[str, Field]) -> dict[str, A
     if preset not in PRESETS:
         known_ones = ", ".join(PRESETS)
         raise UserError(f"unknown preset {shown(preset)!r}{suggest(preset[:SHOWN], PRESETS)}; known: {known_ones}")
-    return {name: value for name, value in PRESETS[preset].items() if name in known}
+    if config_class is not EvalConfig:
+        return dict(PRESETS[preset])
+    return {EVALUATED[name]: value for name, value in PRESETS[preset].items() if name in EVALUATED}
+
+
+def brought_otherwise(values: Mapping[str, Any]) -> set[str]:
+    """Names what an evaluation does not take of a preset: what a run brings, or its data set beside data of one's own.
+
+    Args:
+        values: every option of the evaluation.
+    """
+    if values["run"]:
+        return set(OF_A_RUN)
+    is_served = "http" in [name.strip() for name in (values["retriever"] or "").split(",")]
+    return {"datasets"} if is_served or values["corpus"] or values["data_path"] else set()
 
 
 def yaml_values(file: str | None, hints: dict[str, Any]) -> dict[str, Any]:
