@@ -248,6 +248,10 @@ BUGS = [
     Bug("a preset's data set beside passages of one's own", "option_files", 'if is_served or values["corpus"] or',
         "if", "presets"),
     Bug("idle options of a preset refused", "plan", "is not None and name not in unasked]", "is not None]", "presets"),
+    Bug("a preset's cold start that cannot be played", "resolve", '        config = without(config, ["cold_start"])\n',
+        "        pass\n", "presets"),
+    Bug("a resumed run loses its cold start", "resolve", "    if config.run.resume:\n        return config\n", "",
+        "presets"),
     # places for results
     Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "",
         "paths::test_where_no_file_can_be_made_nothing_is_begun"),

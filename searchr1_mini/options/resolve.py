@@ -118,7 +118,7 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
 
     Args:
         unasked: names of options whose values come from a preset or an earlier run, and not from the user: where such
-            a value does nothing, that is no fault.
+            a value does nothing, that is no fault; see `fitted`.
 
     Raises:
         UserError: one sentence that names the flag, its value and the remedy.
@@ -127,10 +127,23 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     given = with_whole_paths(name_file(config))
     check_given(given, unasked)
     given = with_options(given, **init_values(given, unasked)) if given.run.init else given
+    given = fitted(given, unasked)
     config = filled(given)
     check_resolved(config)
     check_own_parts(config)
     refuse_idle(given, config, filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
+    return config
+
+
+def fitted(config: TrainConfig, unasked: Collection[str]) -> TrainConfig:
+    """Fits a preset's phases to the run that the user's own options make of it; a resumed run keeps its own.
+
+    A cold start whose episodes this run could not play is left out.
+    """
+    if config.run.resume:
+        return config
+    if "cold_start" in unasked and "cold_start" in idle(filled(config), NEEDS):
+        config = without(config, ["cold_start"])
     return config
 
 

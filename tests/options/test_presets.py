@@ -18,6 +18,9 @@ from searchr1_mini.options.nested import flat, get
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.storage import checkpoint
 from searchr1_mini.storage.files import write_json_atomic
+from searchr1_mini.train import banner
+
+TRAINING = ("--preset", "laptop-llm")
 
 
 def trained(*words: str) -> TrainConfig:
@@ -104,6 +107,35 @@ def test_what_a_preset_sets_may_be_idle_in_an_evaluation(words, idle):
     plans()
     with pytest.raises(UserError, match=idle):
         plans(idle, "4")
+
+
+WITHOUT_SCRIPTS = [
+    ["--method", "r1"], ["--method", "direct"], ["--algorithm", "sft"], *(
+        ["--retriever", name] for name in ("none", "empty", "random", "oracle")
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", WITHOUT_SCRIPTS, ids=" ".join)
+def test_a_presets_cold_start_is_left_out_where_idle(flags):
+    config = trained(*TRAINING, *flags)
+    assert config.imitation.cold_start == 0 and "cold start" not in banner(config)
+    with pytest.raises(UserError, match="--cold-start does nothing with"):
+        trained(*TRAINING, *flags, "--cold-start", "20")
+
+
+@pytest.mark.parametrize("flags", [[], ["--algorithm", "ppo"], ["--algorithm", "rejection-sampling"]], ids=str)
+def test_a_presets_cold_start_is_made_where_it_can_be(flags):
+    config = trained(*TRAINING, *flags)
+    assert config.imitation.cold_start == 176 and "cold start on 176 episodes" in banner(config)
+
+
+def test_a_resumed_run_keeps_what_its_preset_gave(tmp_path):
+    began = flat(trained(*TRAINING)) | {"method": "r1"}  # as an older version left it
+    write_json_atomic(tmp_path / "config.json", began)
+    words = ["--resume", "--output-dir", str(tmp_path), "--steps", "20"]
+    config = resolve(*parse_asked(TrainConfig, "train.py", "", words, base=began))
+    assert (config.imitation.cold_start, config.optimization.decay_steps) == (176, 14)
 
 
 def test_the_manual_tells_what_an_evaluation_takes():
