@@ -250,6 +250,8 @@ BUGS = [
     Bug("idle options of a preset refused", "plan", "is not None and name not in unasked]", "is not None]", "presets"),
     Bug("a preset's cold start that cannot be played", "resolve", '        config = without(config, ["cold_start"])\n',
         "        pass\n", "presets"),
+    Bug("a preset's decay is longer than the run", "resolve", "min(step.decay_steps, -(-step.steps // 2))",
+        "step.decay_steps", "presets"),
     Bug("a resumed run loses its cold start", "resolve", "    if config.run.resume:\n        return config\n", "",
         "presets"),
     # places for results

@@ -138,12 +138,16 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
 def fitted(config: TrainConfig, unasked: Collection[str]) -> TrainConfig:
     """Fits a preset's phases to the run that the user's own options make of it; a resumed run keeps its own.
 
-    A cold start whose episodes this run could not play is left out.
+    A cold start whose episodes this run could not play is left out. The fall of the learning rate takes half of the
+    steps at most, rounded up, where the number of steps is the user's.
     """
     if config.run.resume:
         return config
     if "cold_start" in unasked and "cold_start" in idle(filled(config), NEEDS):
         config = without(config, ["cold_start"])
+    step = config.optimization
+    if "decay_steps" in unasked and "steps" not in unasked and None not in (step.decay_steps, step.steps):
+        config = with_options(config, decay_steps=min(step.decay_steps, -(-step.steps // 2)))
     return config
 
 

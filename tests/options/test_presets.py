@@ -130,6 +130,13 @@ def test_a_presets_cold_start_is_made_where_it_can_be(flags):
     assert config.imitation.cold_start == 176 and "cold start on 176 episodes" in banner(config)
 
 
+@pytest.mark.parametrize(("steps", "decay"), [("10", 5), ("9", 5), ("1", 1), ("27", 14), ("70", 14)])
+def test_a_presets_decay_fits_the_steps_that_are_asked_for(steps, decay):
+    assert trained(*TRAINING, "--steps", steps).optimization.decay_steps == decay
+    assert trained(*TRAINING, "--steps", steps, "--decay-steps", "9").optimization.decay_steps == 9
+    assert trained("--steps", steps, "--decay-steps", "9").optimization.decay_steps == 9
+
+
 def test_a_resumed_run_keeps_what_its_preset_gave(tmp_path):
     began = flat(trained(*TRAINING)) | {"method": "r1"}  # as an older version left it
     write_json_atomic(tmp_path / "config.json", began)
