@@ -26,16 +26,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = resolve(*parse_asked(TrainConfig, "python -m searchr1_mini.preflight", about, argv))
     source = resolve_model(config.run.model)
 
+    import torch
+
+    from searchr1_mini.models.loading import pick_dtype
     from searchr1_mini.run.memory import GB, predict
     from searchr1_mini.run.preflight import load_shape, refuse_beyond  # heavy: after the arguments are known to be good
 
-    shape = load_shape(source)
-    is_cpu = config.run.device == "cpu"
-    width = {"auto": 4 if is_cpu else 2, "float32": 4}.get(config.weights.dtype, 2)
-    lines = predict(config, shape, width, not is_cpu).table().splitlines()
+    shape, device = load_shape(source), config.run.device.replace("auto", "cuda")
+    # a GPU, which need not be here, computes in 16 bits unless it is told otherwise
+    is_short = device == "cuda" and config.weights.dtype in ("auto", "fast")
+    width = 2 if is_short else pick_dtype(config.weights.dtype, torch.device(device)).itemsize
+    lines = predict(config, shape, width, device != "cpu").table().splitlines()
     print("\n".join(fill(line, 80, subsequent_indent=" " * line.index(":")) for line in lines), flush=True)
     refuse_beyond(
-        (config.weights.memory_limit or math.inf) * GB, config, lambda tried: predict(tried, shape, width, not is_cpu)
+        (config.weights.memory_limit or math.inf) * GB,
+        config,
+        lambda tried: predict(tried, shape, width, device != "cpu"),
     )
 
 

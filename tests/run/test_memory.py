@@ -22,6 +22,7 @@ from searchr1_mini.core import logprobs
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.policy import Policy
+from searchr1_mini.models import loading
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
@@ -168,6 +169,23 @@ def test_the_command_names_flags_that_it_then_accepts(monkeypatch, capsys):
     flags = re.search(r"GB: (--.*) \(--no-memory-check", shown.err)[1].split()
     monkeypatch.setattr(sys, "argv", command + flags)
     run_command(preflight_command.main)
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_the_command_counts_in_the_format_of_the_device(monkeypatch, capsys, has_bfloat16):
+    """On a CPU `fast` takes 16 bits only if they are multiplied in hardware; Apple's GPUs compute in float32."""
+    monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda: has_bfloat16)
+
+    def table(device: str, dtype: str) -> str:
+        preflight_command.main(["--device", device, "--dtype", dtype])
+        return capsys.readouterr().out
+
+    for device in ("cpu", "mps", "cuda"):
+        wide, short = table(device, "float32"), table(device, "bfloat16")
+        is_fast = device == "cuda" or (device == "cpu" and has_bfloat16)
+        assert wide != short and table(device, "fast") == (short if is_fast else wide)
+        assert table(device, "auto") == (short if device == "cuda" else wide)
+    assert table("auto", "auto") == table("cuda", "float16")
 
 
 def test_train_refuses_before_it_loads_or_writes(tmp_path):
