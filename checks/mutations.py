@@ -297,6 +297,9 @@ BUGS = [
     Bug("an export is asked what it learned", "evaluation/cells", ", *folders_of(config.adapter, config.model)", "",
         "held_out"),
     Bug("cut turns are formless", "diagnosis", "is_cut = 2 * n_cut > turns", "is_cut = False", "diagnosis"),
+    Bug("a diagnosis holds whatever it was of", "diagnosis",
+        'after["valid_actions"] < FEW_VALID if told.startswith(FORMLESS) else after["em"] == 0',
+        'after["valid_actions"] < FEW_VALID or after["em"] == 0', "diagnosis"),
     Bug("room for the weights alone", "gguf_base",
         "sum(sizes) + 2 * max(sizes, default=0) + TOKEN_BYTES * n_tokens", "sum(sizes)", "gguf"),
 ]  # fmt: skip

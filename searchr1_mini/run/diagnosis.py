@@ -13,6 +13,7 @@ from searchr1_mini.storage.files import write_text_atomic
 from searchr1_mini.storage.printable import one_line
 
 DIAGNOSIS = "diagnosis.txt"
+FORMLESS = "diagnosis: only"  # how that of a model begins which does not know the form
 FEW_VALID = 0.1  # share of turns that are valid actions, below which the form is not known
 ENOUGH = 8  # turns without form, or equal rewards, that are no accident
 MOST_CHARACTERS = 110  # of each line of the rollout that is shown
@@ -39,11 +40,10 @@ def diagnose(
         return None
     n_cut = sum(cut_turns(trajectory, config.rollout.max_new_tokens) for trajectory in trajectories)
     is_cut = 2 * n_cut > turns
-    told = f"only {valid:.0%} of {turns} turns are a valid action, <search> or <answer>"
+    told = f"{FORMLESS} {valid:.0%} of {turns} turns are a valid action, <search> or <answer>"
     if not is_formless:
-        told = (
-            f"all {len(rewards)} rewards are equal ({rewards[0]:g}), though {valid:.0%} of the turns are valid actions"
-        )
+        told = f"diagnosis: all {len(rewards)} rewards are equal ({rewards[0]:g})"
+        told += f", though {valid:.0%} of the turns are valid actions"
     if is_cut:
         told += f"; {n_cut} were cut at --max-new-tokens {config.rollout.max_new_tokens}, or left their tag open"
     remedies = [
@@ -52,7 +52,7 @@ def diagnose(
     ]
     return "\n".join(
         [
-            f"diagnosis: {told}. Where all rollouts earn the same, RL has nothing to learn from. One of them:",
+            f"{told}. Where all rollouts earn the same, RL has nothing to learn from. One of them:",
             *(f"  | {line}" for line in in_three_lines(trajectories[0])),
             "what to try, in this order:",
             *remedies,
@@ -121,7 +121,9 @@ def tell_again(folder: Path, after: dict) -> None:
         after: summary of the evaluation at the end.
     """
     path = folder / DIAGNOSIS
-    if path.is_file() and (after["em"] == 0 or after["valid_actions"] < FEW_VALID):
-        print(f"\n{path.read_text(encoding='utf-8').rstrip()}", flush=True)
+    told = path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""
+    holds = after["valid_actions"] < FEW_VALID if told.startswith(FORMLESS) else after["em"] == 0
+    if told and holds:
+        print(f"\n{told}", flush=True)
     else:
         path.unlink(missing_ok=True)

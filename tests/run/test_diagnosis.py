@@ -139,6 +139,22 @@ def test_a_diagnosis_is_repeated_at_the_end_only_while_it_holds(tmp_path, capsys
     tell_again(tmp_path, {"em": 0.0, "valid_actions": 0.0})
 
 
+@pytest.mark.parametrize(
+    ("trajectory", "rewards", "after", "holds"),
+    [
+        (FORMLESS, None, {"em": 0.0, "valid_actions": 0.05}, True),
+        (FORMLESS, None, {"em": 0.0, "valid_actions": 0.95}, False),  # it learned the form, and no answer
+        (RIGHT_FORM, [0.0] * 20, {"em": 0.0, "valid_actions": 0.95}, True),
+        (RIGHT_FORM, [0.0] * 20, {"em": 0.1, "valid_actions": 0.05}, False),
+    ],
+)
+def test_each_kind_of_diagnosis_holds_by_its_own_figure(tmp_path, capsys, trajectory, rewards, after, holds):
+    tell(tmp_path, diagnose([trajectory] * 20, CONFIG, True, rewards))
+    capsys.readouterr()
+    tell_again(tmp_path, after)
+    assert ("diagnosis: " in capsys.readouterr().out) == (tmp_path / DIAGNOSIS).exists() == holds
+
+
 def test_the_chat_says_why_there_is_no_answer():
     assert "--cold-start" in verdict(FORMLESS)
     assert verdict(RIGHT_FORM) == "Paris"
