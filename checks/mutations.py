@@ -300,6 +300,8 @@ BUGS = [
     Bug("a diagnosis holds whatever it was of", "diagnosis",
         'after["valid_actions"] < FEW_VALID if told.startswith(FORMLESS) else after["em"] == 0',
         'after["valid_actions"] < FEW_VALID or after["em"] == 0', "diagnosis"),
+    Bug("remedies that the run refuses", "diagnosis", "    except UserError:\n        return False\n",
+        "    except UserError:\n        return True\n", "diagnosis"),
     Bug("room for the weights alone", "gguf_base",
         "sum(sizes) + 2 * max(sizes, default=0) + TOKEN_BYTES * n_tokens", "sum(sizes)", "gguf"),
 ]  # fmt: skip

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.prompts import parse_action
 from searchr1_mini.core.trajectory import Trajectory
 from searchr1_mini.options.config import TrainConfig
-from searchr1_mini.options.defaults import WITHOUT_SEARCH
+from searchr1_mini.options.nested import options_of, with_options
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.storage.files import write_text_atomic
 from searchr1_mini.storage.printable import one_line
 
@@ -17,6 +20,7 @@ FORMLESS = "diagnosis: only"  # how that of a model begins which does not know t
 FEW_VALID = 0.1  # share of turns that are valid actions, below which the form is not known
 ENOUGH = 8  # turns without form, or equal rewards, that are no accident
 MOST_CHARACTERS = 110  # of each line of the rollout that is shown
+MORE_ROUNDS = 3  # of --dynamic-sampling, as a remedy
 
 
 def diagnose(
@@ -75,20 +79,33 @@ def is_open(text: str) -> bool:
 
 
 def what_to_try(config: TrainConfig, is_formless: bool, is_instructed: bool, is_cut: bool = False) -> list[str]:
-    """Returns remedies, the likeliest first, less those that the run already takes."""
-    has_search = config.run.method not in WITHOUT_SEARCH and config.run.algorithm != "sft"
-    more = max(200, 2 * config.imitation.cold_start)
-    sampled_again = ", or --dynamic-sampling 3" if config.run.algorithm == "grpo" else ""
+    """Returns remedies, the likeliest first, less those that the run already takes, or could not take."""
+    more, several = max(200, 2 * config.imitation.cold_start), 2 * config.optimization.group_size
     room = f"--max-new-tokens {max(100, 2 * config.rollout.max_new_tokens)}"
+    samples = [f"--group-size {several}"] if takes(config, group_size=several) else []
+    is_new = config.objective.dynamic_sampling < MORE_ROUNDS and takes(config, dynamic_sampling=MORE_ROUNDS)
+    samples += [f"--dynamic-sampling {MORE_ROUNDS}"] if is_new else []
+    partly = ", or --reward f1" if config.reward.reward != "f1" and takes(config, reward="f1") else ""
+    pays_form = is_formless and config.reward.reward != "format" and takes(config, reward="format")
     remedies = {
         f"{room}, and --max-total-tokens if that is short: most turns are cut before their closing tag": is_cut,
-        f"--cold-start {more}: imitate {more} scripted episodes before RL": has_search,
+        f"--cold-start {more}: imitate {more} scripted episodes before RL": takes(config, cold_start=more),
         "an -Instruct model, which follows the prompt sooner": not is_instructed,
-        "--reward format: pay for a well-formed turn too": is_formless and config.reward.reward != "format",
-        f"more rollouts per question: --group-size {2 * config.optimization.group_size}{sampled_again}": True,
-        "easier questions, or --reward f1": not is_formless,
+        "--reward format: pay for a well-formed turn too": pays_form,
+        f"more rollouts per question: {', or '.join(samples)}": bool(samples),
+        f"easier questions{partly}": not is_formless,
     }
     return [remedy for remedy, is_open in remedies.items() if is_open]
+
+
+def takes(config: TrainConfig, **remedy: Any) -> bool:
+    """Tells whether a run like this one would take an option, neither refusing it nor leaving it unread."""
+    begun = with_options(config, resume=False, init=None, **remedy)
+    try:
+        resolve(begun, unasked=options_of(TrainConfig).keys() - remedy.keys())
+    except UserError:
+        return False
+    return True
 
 
 def in_three_lines(trajectory: Trajectory) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,12 @@ from helpers.sessions import session_of, train_step
 from searchr1_mini.chat.terminal import verdict
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.models.names import is_instructed
+from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make, with_options
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.pages.report import write_report
-from searchr1_mini.run.diagnosis import DIAGNOSIS, diagnose, tell, tell_again
+from searchr1_mini.run.diagnosis import DIAGNOSIS, diagnose, tell, tell_again, what_to_try
 from searchr1_mini.run.watch import WINDOW, Watch
 
 CONFIG = resolve(TrainConfig())
@@ -182,6 +184,42 @@ def test_the_watch_sees_invalid_actions_from_the_start():
 def test_remedies_are_flags_that_the_run_can_take():
     assert "--dynamic-sampling" in diagnose([FORMLESS] * 20, CONFIG, False)
     assert "--dynamic-sampling" not in diagnose([FORMLESS] * 20, resolve(make(TrainConfig, algorithm="ppo")), False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "not_told"),
+    [
+        *(([f"--retriever {name}"], ["--cold-start"]) for name in ("none", "empty", "random", "oracle")),
+        (["--baseline none"], ["--dynamic-sampling"]),
+        (["--baseline batch"], ["--dynamic-sampling"]),
+        (["--turn-coef 1"], ["--dynamic-sampling"]),
+        (["--algorithm ppo"], ["--dynamic-sampling"]),
+        (["--group-size 10000", "--questions-per-step 100"], ["--group-size", "--dynamic-sampling"]),
+        (["--algorithm rejection-sampling"], ["--reward", "--dynamic-sampling"]),
+        (["--bug reward-from-whole-text"], ["--reward"]),
+        (["--method r1"], ["--cold-start"]),
+        (["--dynamic-sampling 4", "--reward f1"], ["--dynamic-sampling", "--reward f1"]),
+        (["--preset laptop-llm", "--method r1"], ["--cold-start"]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_every_remedy_is_one_that_the_run_accepts(flags, not_told):
+    given, unasked = parse_asked(TrainConfig, "train.py", "", " ".join(flags).split())
+    config = resolve(given, unasked)
+    for is_formless in (True, False):
+        told = "\n".join(what_to_try(config, is_formless, is_instructed=True))
+        assert [flag for flag in not_told if flag in told] == []
+        remedies = re.findall(r"--([a-z-]+) (\w+)", told)
+        assert remedies
+        for flag, value in remedies:
+            name = flag.replace("-", "_")
+            resolve(with_options(given, **{name: int(value) if value.isdecimal() else value}), unasked - {name})
+
+
+def test_asking_what_a_run_accepts_leaves_its_start_alone():
+    config = with_options(CONFIG, init="gone", resume=True, output_dir="gone")
+    assert what_to_try(config, True, True) == what_to_try(CONFIG, True, True)
 
 
 def test_a_run_that_imitates_is_not_told_of_formless_turns(tmp_path, random_qwen2):
