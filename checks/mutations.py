@@ -254,6 +254,10 @@ BUGS = [
         "step.decay_steps", "presets"),
     Bug("a resumed run loses its cold start", "resolve", "    if config.run.resume:\n        return config\n", "",
         "presets"),
+    # options, and parts of one's own
+    Bug("a choice from Python is taken as it is", "needs", "if fault := fault_of(option, hints[name], value):",
+        "if fault := fault_in_range(option, value):",
+        "options::test_python_may_give_what_a_flag_may_and_no_more"),
     # places for results
     Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "",
         "paths::test_where_no_file_can_be_made_nothing_is_begun"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import Field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,11 +13,11 @@ from searchr1_mini.options.config import BUGS
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of, type_hints, with_options
 from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.retrievers.names import ENGINES
+from searchr1_mini.storage.printable import SHOWN, cut
 
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 OPENED_BY_PYTHON = ("data_path", "corpus", "dataset", "datasets", "ask")
 MOST_NAME = 255  # bytes of a name in a path, on every common file system
-SHOWN = 60  # characters of a wrong value in a sentence
 
 Needs = Mapping[str, tuple | int]
 _RL, _GRPO, _PPO = ({"algorithm": names} for names in (("grpo", "ppo"), ("grpo",), ("ppo",)))
@@ -65,26 +66,47 @@ NEEDS: dict[str, Needs] = {
 
 
 def check_ranges(config: Any) -> None:
-    """Refuses a number outside of its range, and text that no file system or model could take.
+    """Refuses what no flag could have set: another type, an unknown choice, a number out of its range, text that no
+    file system or model could take.
 
     Args:
         config: a dataclass of options.
 
     Raises:
-        UserError: names the flag, its value and the range.
+        UserError: names the flag, its value, and what it must be.
     """
+    hints = type_hints(type(config))
     for name, option in options_of(type(config)).items():
-        if fault := fault_of(name, get(config, name), option.metadata):
-            raise UserError(f"{flag_name(name)} {shown(get(config, name))}: it must be {fault}")
+        value = get(config, name)
+        if fault := fault_of(option, hints[name], value):
+            raise refused(flag_name(name), hints[name], value, fault)
 
 
-def fault_of(name: str, value: Any, bounds: Mapping[str, Any]) -> str | None:
-    """Tells what a value of the right type must be, and is not; None where it is."""
+def fault_of(option: Field, hint: Any, value: Any) -> str | None:
+    """Tells what an option's value must be, and is not: of its type, a known choice, in its range; None where it is."""
+    return fault_of_type(hint, value) or fault_in_range(option, value)
+
+
+def fault_of_type(hint: Any, value: Any) -> str | None:
+    """Tells which type, or which choice, a value must be of, and is not."""
+    kind, *others = split_union(hint)
+    if value is None and type(None) in others:
+        return None
+    if choices := get_args(kind):
+        if value in choices or (str in others and is_own(value)):
+            return None
+        return f"one of {', '.join(choices)}" + (", or a part of your own as FILE.py:NAME" if str in others else "")
+    is_fit = isinstance(value, (int, float) if kind is float else kind)
+    return None if is_fit and (kind is bool or not isinstance(value, bool)) else WANTED[kind]
+
+
+def fault_in_range(option: Field, value: Any) -> str | None:
+    """Tells which bound a value of the right type breaks."""
     if isinstance(value, str):
-        return fault_of_text(name, value)
+        return fault_of_text(option.name, value)
     if value is None or isinstance(value, bool):
         return None
-    least, above, most = (bounds[name] for name in ("least", "above", "most"))
+    least, above, most = (option.metadata[name] for name in ("least", "above", "most"))
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if above is not None and not value > above:
@@ -108,6 +130,12 @@ def fault_of_text(name: str, text: str) -> str | None:
     return None
 
 
+def refused(told: str, hint: Any, value: Any, fault: str) -> UserError:
+    """Returns the error about a value; `told` is what the sentence calls its option."""
+    near = suggest(str(value)[:SHOWN].lower(), get_args(split_union(hint)[0]))
+    return UserError(f"{told} {shown(value)}: it must be {fault}{near}")
+
+
 def convert(name: str, value: Any, hint: Any) -> Any:
     """Converts the word after a flag, or a yaml value, to its option's type; `name` is how the error calls it.
 
@@ -119,21 +147,21 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         return None
     if value in (None, ""):
         raise UserError(f"{name} needs a value")
-    choices = get_args(kinds[0])
-    if choices:
-        if str in kinds and is_own(value):
-            return value
-        if value not in choices:
-            known = ", ".join(choices) + (", or a part of your own as FILE.py:NAME" if str in kinds else "")
-            raise UserError(f"{name} {shown(value)}: it must be one of {known}{suggest(str(value)[:SHOWN], choices)}")
-        return value
+    meant = spelled_out(str(value), kinds[0])
+    if fault := fault_of_type(hint, meant):
+        raise refused(name, hint, value, fault)
+    return meant
+
+
+def spelled_out(text: str, kind: Any) -> Any:
+    """Returns the number or the truth value that a text spells; text of any other kind, or of none, as it is."""
+    if kind is bool:
+        return {"True": True, "False": False}.get(text, text)
+    is_foreign = text.strip() != text or not text.isascii()  # int() takes digits of any script
     try:
-        is_foreign = str(value).strip() != str(value) or not str(value).isascii()  # int() takes digits of any script
-        if kinds[0] in (int, float) and is_foreign:
-            raise ValueError
-        return {"True": True, "False": False}[str(value)] if kinds[0] is bool else kinds[0](str(value))
-    except (ValueError, KeyError):
-        raise UserError(f"{name} {shown(value)}: it must be {WANTED[kinds[0]]}") from None
+        return kind(text) if kind in (int, float) and not is_foreign else text
+    except ValueError:
+        return text
 
 
 def split_union(hint: Any) -> tuple:
@@ -143,12 +171,11 @@ def split_union(hint: Any) -> tuple:
 
 def shown(value: Any) -> str:
     """Shows a value in a sentence, cut where it is long."""
-    text = str(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}.. ({len(text)} characters)"
+    return cut(str(value))
 
 
 def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> None:
-    """Refuses a saved option that no flag could have set: another type, an unknown choice, a number out of its range.
+    """Refuses a saved option that no flag could have set, as `check_ranges` does.
 
     Args:
         path: the file that `saved` was read from.
@@ -158,23 +185,11 @@ def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> Non
         UserError: the file is damaged; names the option and its value.
     """
     hints = type_hints(config_class)
-    for option in options_of(config_class).values():
-        if option.name not in saved:
-            continue
-        value, kinds = saved[option.name], split_union(hints[option.name])
-        if value is None and type(None) in kinds:
-            continue
-        kind = kinds[0]
-        fault = None
-        if choices := get_args(kind):
-            is_known = value in choices or (str in kinds and is_own(value))
-            fault = None if is_known else f"one of {', '.join(choices)}"
-        elif type(value) is not kind and not (kind is float and type(value) is int):
-            fault = WANTED[kind]
-        if fault := fault or fault_of(option.name, value, option.metadata):
+    for name, option in options_of(config_class).items():
+        if name in saved and (fault := fault_of(option, hints[name], saved[name])):
             raise UserError(
-                f"{path} is damaged: {option.name} is {shown(repr(value))}, and must be {fault}; put back a copy of "
-                "it, or name another run"
+                f"{path} is damaged: {name} is {shown(repr(saved[name]))}, and must be {fault}; put back a copy of it, "
+                "or name another run"
             )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from searchr1_mini.storage.printable import cut
+
 NUMBER = object()  # a float as it was logged, nan and inf too; `float` is a finite number
 MOST = 1e15  # nothing that is counted or measured is larger, and charts and tables can still show it
 
@@ -85,5 +87,4 @@ def _named(form: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + ".."
+    return cut(repr(value))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+SHOWN = 60  # characters of a value in a sentence that says what is wrong with it
+
 # controls (ESC among them), bidirectional marks and overrides, what is invisible, line separators, no characters at all
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
@@ -22,6 +24,11 @@ def plain(text: str) -> str:
 def one_line(text: str) -> str:
     """Returns `plain` text without line breaks, so that it stays in its cell, heading or comment."""
     return " ".join(plain(text).split())
+
+
+def cut(text: str) -> str:
+    """Returns a text of at most `SHOWN` characters as it is; of a longer one the beginning, and how long it is."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}.. ({len(text)} characters)"
 
 
 def counted(number: int, noun: str) -> str:

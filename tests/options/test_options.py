@@ -96,6 +96,34 @@ def test_numbers_as_python_writes_them_are_taken(text):
     assert parse(TrainConfig, "train.py", "", ["--steps", text]).optimization.steps == int(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("algorithm", "PPO", "PPO: it must be one of grpo, ppo, sft, rejection-sampling; did you mean ppo?"),
+        ("overlong", "penalise", "penalise: it must be one of keep, drop, penalize; did you mean penalize?"),
+        ("surrogate", "CISPO", "did you mean cispo?"),
+        ("ratio", "seq", "seq: it must be one of token, sequence"),
+        ("observation", "Paper", "did you mean paper?"),
+        ("dtype", "bf16", "bf16: it must be one of auto, fast, float32"),
+        ("baseline", "rloo", "rloo: it must be one of group, leave-one-out"),
+        ("reward", "f2", "or a part of your own as FILE.py:NAME; did you mean f1?"),
+        ("bug", "no-turn", "did you mean no-last-turn?"),
+        ("steps", "4", "4: it must be a whole number"),
+        ("steps", 4.0, "4.0: it must be a whole number"),
+        ("group_size", True, "True: it must be a whole number"),
+        ("learning_rate", "3e-3", "3e-3: it must be a number"),
+        ("check", 1, "1: it must be True or False"),
+        ("seed", None, "None: it must be a whole number"),
+        ("model", Path("tiny"), "tiny: it must be text"),
+    ],
+)
+def test_python_may_give_what_a_flag_may_and_no_more(name, value, told):
+    with pytest.raises(UserError) as refused:
+        resolve(make(TrainConfig, **{name: value}))
+    assert str(refused.value).startswith("--" + name.replace("_", "-")) and told in str(refused.value)
+    assert resolve(make(TrainConfig, learning_rate=1)).optimization.learning_rate == 1
+
+
 # yaml
 
 
@@ -267,7 +295,8 @@ def test_an_option_is_taken_where_its_needs_are_met(name):
         except UserError as error:
             assert "does nothing" not in str(error), str(error)
     for other, wanted in NEEDS[name].items():
-        kinds = get_args(split_union(type_hints(TrainConfig)[other])[0]) or (True, False)
+        kind = split_union(type_hints(TrainConfig)[other])[0]
+        kinds = get_args(kind) or ((True, False) if kind is bool else (1, 0))
         unmet = [wanted] if isinstance(wanted, int) else [each for each in kinds if each not in wanted]
         for value in unmet if other != "dataset" else ["nq"]:
             asked = [{other: value, name: each} for each in other_values(name, None) or ["1"]]
