@@ -258,6 +258,8 @@ BUGS = [
     Bug("a choice from Python is taken as it is", "needs", "if fault := fault_of(option, hints[name], value):",
         "if fault := fault_in_range(option, value):",
         "options::test_python_may_give_what_a_flag_may_and_no_more"),
+    Bug("a lost connection is a full disk", "run", "or is_of_the_disk(reason):", "or isinstance(reason, OSError):",
+        "own_parts::test_a_reward_that_breaks_costs_no_finished_step"),
     # places for results
     Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "",
         "paths::test_where_no_file_can_be_made_nothing_is_begun"),

@@ -38,11 +38,10 @@ def run_command(command: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        number = errno_of(error)
-        if number not in FULL_DISK + UNWRITABLE:
+        if not is_of_the_disk(error):
             raise
         what = f"the disk is full ({error}); what was saved is intact: free some space"
-        if number in UNWRITABLE:
+        if (number := errno_of(error)) in UNWRITABLE:
             named = f"cannot use {error.filename or 'a file'} ({os.strerror(number)})"
             what = f"{named}; what was saved is intact: fix that"
         _leave(f"{what}, and run it again (train.py with --resume, if it had begun)", 2)
@@ -64,6 +63,11 @@ def errno_of(error: OSError) -> int | None:
     """Returns the system's number of an error; that of a copied folder (`shutil.Error`) has it in words alone."""
     told = re.search(r"\[Errno (\d+)\]", str(error)) if error.errno is None else None
     return int(told[1]) if told else error.errno
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Tells whether an error says that the disk is full, or that a file cannot be written; not one of a connection."""
+    return isinstance(error, OSError) and errno_of(error) in FULL_DISK + UNWRITABLE
 
 
 def _leave(sentence: str, code: int) -> None:

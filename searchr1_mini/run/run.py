@@ -29,6 +29,7 @@ from searchr1_mini.models.names import is_instructed
 from searchr1_mini.models.saving import load_reference, save_critic, save_policy, save_reference
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import WITHOUT_SEARCH
+from searchr1_mini.options.outcome import is_of_the_disk
 from searchr1_mini.options.own_parts import is_from_python
 from searchr1_mini.run.diagnosis import diagnose, tell
 from searchr1_mini.run.evaluations import Evaluations
@@ -242,7 +243,7 @@ class Run:
             raise
         except (Stopped, Exception) as reason:
             is_as_it_was = self.optimizer.updates == self.whole_updates and self.whole_step >= self.first_step
-            if n_processes() > 1 or not is_as_it_was or isinstance(reason, OSError):
+            if n_processes() > 1 or not is_as_it_was or is_of_the_disk(reason):
                 raise
             self.save(self.whole_step)
             if isinstance(reason, Stopped):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -183,20 +185,33 @@ def test_a_reward_from_python_pays_within_the_options():
     assert configured_reward(paid_by(config, pays), pays)(long, None) == -0.5
 
 
-def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (KeyError("mine"), ["step-000002"]),
+        (ConnectionError("the judge is gone"), ["step-000002"]),
+        (TimeoutError(errno.ETIMEDOUT, "the judge is slow"), ["step-000002"]),
+        (URLError(OSError(errno.ECONNREFUSED, "no judge")), ["step-000002"]),
+        (OSError(errno.ENOSPC, "the disk is full"), []),
+        (OSError(errno.EROFS, "the disk is read-only"), []),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_a_reward_that_breaks_costs_no_finished_step(tmp_path, capsys, error, kept):
+    """Unless it tells that the disk fails, which would fail the checkpoint too."""
+
     def breaks(trajectory, example):
         if (tmp_path / "run" / "rollouts" / "step-000002.jsonl").exists():
-            raise KeyError("mine")
+            raise error
         return 1.0
 
     values = SHORT | {"steps": 4, "save_every": 100, "eval_every": 100, "output_dir": str(tmp_path / "run")}
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(type(error)) as raised:
         train(resolve(make(TrainConfig, **values)), reward=breaks)
-    assert (
-        "step 2 is saved; continue with: train(config, reward=breaks) in Python, with resume=True"
-        in capsys.readouterr().err
-    )
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    assert raised.value is error
+    remedy = "step 2 is saved; continue with: train(config, reward=breaks) in Python, with resume=True"
+    assert (remedy in capsys.readouterr().err) == bool(kept)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoints/*")] == kept
 
 
 def test_a_run_does_not_go_on_with_a_reward_that_was_edited(parts, tmp_path):
