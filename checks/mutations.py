@@ -260,6 +260,8 @@ BUGS = [
         "options::test_python_may_give_what_a_flag_may_and_no_more"),
     Bug("a lost connection is a full disk", "run", "or is_of_the_disk(reason):", "or isinstance(reason, OSError):",
         "own_parts::test_a_reward_that_breaks_costs_no_finished_step"),
+    Bug("a cold start goes on in its own folder", "run", "folder = self.config.run.output_dir",
+        "folder = str(self.folder)", "cold_start::test_a_cold_start_that_breaks_off_tells_how_to_go_on"),
     # places for results
     Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "",
         "paths::test_where_no_file_can_be_made_nothing_is_begun"),

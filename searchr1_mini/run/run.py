@@ -257,11 +257,12 @@ class Run:
 
     @property
     def command_to_resume(self) -> str:
-        """What to type to go on with the run."""
+        """What to type to go on with the run; in a cold start too, whose own folder no command takes."""
+        folder = self.config.run.output_dir
         if is_from_python(self.config.reward.reward):
             name = self.config.reward.reward.rpartition(":")[2]
-            return f"train(config, reward={name}) in Python, with resume=True in the config of {self.folder}"
-        return f"python train.py --resume --output-dir {quote(str(self.folder))}"
+            return f"train(config, reward={name}) in Python, with resume=True in the config of {folder}"
+        return f"python train.py --resume --output-dir {quote(folder)}"
 
     @property
     def owners(self) -> tuple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from searchr1_mini.run.held_out import trained_on
 from searchr1_mini.run.log import COLD_START
 from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.opening import open_run
-from searchr1_mini.run.training import all_phases, configured_reward
+from searchr1_mini.run.training import all_phases, configured_reward, train
 from searchr1_mini.storage.checkpoint import latest_checkpoint
 from searchr1_mini.storage.files import read_metrics
+from searchr1_mini.train import main as train_command
 
 
 @pytest.mark.parametrize("form", ["plain", "paper"])
@@ -287,6 +289,26 @@ def test_interrupting_the_cold_start_changes_no_result(whole, tmp_path, monkeypa
         assert rows[0] == rows[1]
     cold = [read_metrics(folder / COLD_START / "metrics.jsonl") for folder in (tmp_path / "run", whole)]
     assert [row["loss"] for row in cold[0]] == [row["loss"] for row in cold[1]]
+
+
+def test_a_cold_start_that_breaks_off_tells_how_to_go_on(tmp_path, monkeypatch):
+    few = {"cold_start": 8, "cold_start_batch_size": 4, "steps": 1, "eval_questions": 2, "questions_per_step": 2}
+    config = resolve(make(TrainConfig, **RUN | few, output_dir=str(tmp_path / "run")))
+    real, calls = module.imitation_step, []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise UserError("it broke off")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="it broke off; step 1 is saved") as told:
+        patch.setattr(module, "imitation_step", broken)
+        train(config)
+    _, _, flags = str(told.value).partition("continue with: python train.py ")
+    train_command(shlex.split(flags))
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / COLD_START / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_a_critic_of_whole_weights_begins_before_the_cold_start(tmp_path, monkeypatch):
