@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,22 @@ def test_an_evaluation_that_was_broken_off_is_made_up_for(tmp_path, signal_at, m
     assert (tmp_path / "broken" / "checkpoints" / "step-000002").is_dir()
     train(with_options(config, resume=True))
     assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "whole")
+
+
+def test_a_run_in_a_thread_is_stopped_by_asking_and_goes_on(tmp_path, monkeypatch):
+    """Where there are no signals, as below a page's server."""
+    config = resolve(with_options(SETTINGS, steps=1, save_every=1, eval_every=1, output_dir=str(tmp_path / "run")))
+    handlers, check, points = [signal.getsignal(signal.SIGINT)], interrupt.check, []
+
+    def asked() -> None:
+        points.append(None)
+        if len(points) == 40:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            interrupt.ask()
+        check()
+
+    monkeypatch.setattr(interrupt, "check", asked)
+    with ThreadPoolExecutor(1) as pool:
+        assert isinstance(pool.submit(train, config).exception(), KeyboardInterrupt)
+        assert pool.submit(train, with_options(config, resume=True)).result() == tmp_path / "run"
+    assert (tmp_path / "run" / "summary.json").is_file() and handlers[0] == handlers[1]
