@@ -133,7 +133,7 @@ class Policy:
                 self.activate(ADAPTER)
 
     def freeze_reference(self) -> None:
-        """Makes the policy as it is now its reference, from now on; again and again, if wanted.
+        """Makes the policy as it is now its reference, from now on; a later call replaces it.
 
         An adapter gets a frozen twin, so that no weight is rounded; full fine-tuning has a frozen copy anyway.
         """

@@ -30,7 +30,7 @@ SHOWN = 5  # skipped files that are named
 
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 _SENTENCE = regex.compile(r"[^。！？｡…]*[。！？｡…]+[”’」』）】]*|[^。！？｡…]+")
-CHARACTERS_A_WORD = 2  # of scripts without blanks between words
+CHARACTERS_A_WORD = 2  # in scripts without blanks between words
 MOST_PIECE = 100  # characters of such a script that are not parted
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([\w.:-]{1,40})""", re.IGNORECASE)
 _BLOCKS = frozenset(
@@ -105,7 +105,7 @@ def note_rows(path: Path, name: str) -> Iterator[dict[str, str]]:
 def cut_passages(lines: Iterable[str]) -> Iterator[str]:
     """Yields passages of 50 to 150 words: short paragraphs are joined, longer ones cut; the last may have fewer.
 
-    Of scripts without blanks between words two characters count as a word, and a cut falls behind a sentence where one
+    In scripts without blanks between words, two characters count as a word, and a cut falls behind a sentence where one
     ends.
     """
     pieces: list[tuple[str, int]] = []
@@ -124,7 +124,7 @@ def cut_passages(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _pieces(line: str) -> list[tuple[str, int]]:
-    """What a passage may end behind, with how many words it counts: words; of scripts without blanks sentences."""
+    """What a passage may end behind, with how many words it counts: words; in scripts without blanks, sentences."""
     pieces = []
     for word in line.split():
         if len(_UNSPACED.findall(word)) <= MOST_PIECE // 10:

@@ -52,10 +52,10 @@ class OracleRetriever:
             )
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """Raises: the oracle is not to be asked by query.
+        """Refuses: a rollout asks an oracle by question, through `search_for`.
 
         Raises:
-            TypeError: always; a rollout calls `supporting`.
+            TypeError: always.
         """
         raise TypeError("an oracle is asked by question, not by query")
 
