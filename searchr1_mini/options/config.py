@@ -14,7 +14,7 @@ from searchr1_mini.core.config import (
     option,
 )
 from searchr1_mini.data.names import DATASETS
-from searchr1_mini.retrievers.names import DENSE_MODEL, MOST_TOPK
+from searchr1_mini.retrievers.names import DENSE_MODEL, MOST_TOPK, EngineName, ProbeName
 
 MOST_QUESTIONS = 10**7
 NEVER = 10**9  # steps between evaluations, or checkpoints to keep
@@ -102,9 +102,7 @@ class DataConfig:
 class RetrievalConfig:
     """The search engine."""
 
-    retriever: (
-        Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http", "none", "empty", "random", "oracle"] | str
-    ) = option(
+    retriever: Literal[EngineName, ProbeName] | str = option(
         "auto",
         "search engine: bm25 is rank-bm25, auto chooses by size, hybrid is BM25 and dense; probes: no engine (none), "
         "nothing found (empty), any passages (random), the supporting ones (oracle); or your own as "

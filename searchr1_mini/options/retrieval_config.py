@@ -7,7 +7,7 @@ from typing import Literal
 
 from searchr1_mini.options.config import MOST_QUESTIONS, TrainConfig
 from searchr1_mini.options.nested import grouped, shared
-from searchr1_mini.retrievers.names import DENSE_MODEL
+from searchr1_mini.retrievers.names import DENSE_MODEL, LocalEngine
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ServerConfig:
     corpus: str | None = shared("index", TrainConfig, "corpus")
     dataset: str = grouped("index", "hotpotqa", "data set whose own paragraphs are served, without --corpus")
     data_path: str | None = grouped("index", None, "local file of that data set")
-    retriever: Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus"] | str = grouped(
+    retriever: Literal[LocalEngine] | str = grouped(
         "index",
         "auto",
         "search engine: bm25 is rank-bm25, auto chooses by size, hybrid is BM25 and dense; or your own as "

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-PROBES = ("none", "empty", "random", "oracle")  # retrievers that tell whether a policy really searches
+from typing import Literal, get_args
+
+LocalEngine = Literal["auto", "bm25", "bm25s", "dense", "hybrid", "milvus"]  # what the server can serve
+EngineName = Literal[LocalEngine, "http"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+ProbeName = Literal["none", "empty", "random", "oracle"]  # they tell whether a policy really searches
+PROBES: tuple[str, ...] = get_args(ProbeName)
 MOST_EMPTIED = 0.02  # exact match with `empty`, which luck may give a policy that searches for what it answers
-ENGINES = ("auto", "bm25", "bm25s", "dense", "hybrid", "milvus", "http")
 MOST_TOPK = 1000  # passages per search
 DENSE_MODEL = "intfloat/e5-base-v2"
 _BM25 = ("auto", "bm25", "bm25s", "hybrid", "milvus")

@@ -32,6 +32,7 @@ from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.race import RaceConfig
 from searchr1_mini.report import ReportConfig
+from searchr1_mini.retrievers.names import ENGINES, PROBES
 from searchr1_mini.run import imitation
 from searchr1_mini.run.opening import compared
 from searchr1_mini.run.training import train
@@ -122,6 +123,11 @@ def test_python_may_give_what_a_flag_may_and_no_more(name, value, told):
         resolve(make(TrainConfig, **{name: value}))
     assert str(refused.value).startswith("--" + name.replace("_", "-")) and told in str(refused.value)
     assert resolve(make(TrainConfig, learning_rate=1)).optimization.learning_rate == 1
+
+
+def test_the_choices_of_a_retriever_are_those_of_one_list():
+    choices = [get_args(split_union(type_hints(config)["retriever"])[0]) for config in (TrainConfig, ServerConfig)]
+    assert choices == [(*ENGINES, *PROBES), tuple(name for name in ENGINES if name != "http")]
 
 
 # yaml
