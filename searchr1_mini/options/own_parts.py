@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from searchr1_mini.core.errors import UserError, suggest
 from searchr1_mini.core.methods import MakeMethod
 from searchr1_mini.core.retrieval import Passage
 from searchr1_mini.models.identity import digest
+from searchr1_mini.options.own_files import Own, load
 from searchr1_mini.options.own_results import CheckedEngine, checked_method
 
 FITS = {  # option -> what it is called with, and how that reads
@@ -71,7 +68,7 @@ def own_part(option: str, value: str) -> Callable:
             f"the {option} {name} was given to train() in Python, and is in no file; go on from there, by "
             f"train(config, {option}={name})"
         )
-    module = load_module(option, where)
+    module = imported(option, where).module
     part = getattr(module, name, None)
     if part is None:
         known = [known for known in vars(module) if not known.startswith("_")]
@@ -100,26 +97,17 @@ def check_fit(option: str, part: Any, told: str) -> None:
         raise UserError(f"{told} does not fit; it must be {wanted}")
 
 
-def load_module(option: str, where: str) -> ModuleType:
-    """Imports the module of a file or a dotted name, once, whichever options name it.
+def imported(option: str, where: str) -> Own:
+    """Imports the module of a file or a dotted name; whichever options name it, it is one.
 
     Raises:
         UserError: it is not there, or cannot be imported.
-    """
-    return imported(option, where)[0]
-
-
-def imported(option: str, where: str) -> tuple[ModuleType, dict[str, Path]]:
-    """Imports a module as `load_module` does; returns its files with it, see `execute`.
-
-    Raises:
-        UserError: as `load_module`.
     """
     place = Path(where).resolve() if where.endswith(".py") else where
     if isinstance(place, Path) and not place.is_file():
         raise UserError(f"--{option} {where}: there is no such file; name one as my_{option}s.py:NAME")
     try:
-        return execute(place)
+        return load(place)
     except UserError:
         raise
     except SystemExit as error:
@@ -131,50 +119,22 @@ def imported(option: str, where: str) -> tuple[ModuleType, dict[str, Path]]:
         raise UserError(f"--{option} {Path(where).name} cannot be imported ({in_one_line(error)}); fix it") from error
 
 
-@lru_cache(maxsize=16)
-def execute(place: Path | str) -> tuple[ModuleType, dict[str, Path]]:
-    """Executes a file, or imports a dotted name, with modules beside it (in the current folder) within reach.
+def own_hashes(values: Mapping[str, str]) -> dict[str, str]:
+    """Hashes the files of the parts of the user's own among the values of some options, as they were executed.
 
     Returns:
-        The module; its file and those that it imported from that folder, by their names in the folder.
-    """
-    folder = place.parent if isinstance(place, Path) else Path.cwd()
-    before = set(sys.modules)
-    importlib.invalidate_caches()  # a file may be new
-    sys.path.insert(0, str(folder))
-    try:
-        module = execute_file(place) if isinstance(place, Path) else importlib.import_module(place)
-    finally:
-        sys.path.remove(str(folder))
-    new = [found for name, found in sys.modules.items() if name not in before and not name.startswith("searchr1_mini.")]
-    paths = [Path(file) for found in new if (file := getattr(found, "__file__", None))]
-    beside = [path for path in paths if path.is_relative_to(folder) and "site-packages" not in path.parts]
-    files = {path.relative_to(folder).as_posix(): path for path in beside}
-    file = inspect.getsourcefile(module)
-    return module, files if file is None or Path(file) in beside else {Path(file).name: Path(file)} | files
-
-
-def execute_file(path: Path) -> ModuleType:
-    """Executes a file as a module of its own, whose name no other file's has."""
-    spec = importlib.util.spec_from_file_location(f"own_{path.stem}_{digest(str(path).encode())[:8]}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def own_hashes(values: Mapping[str, str]) -> dict[str, str]:
-    """Hashes the files of the parts of the user's own among the values of some options; by name, without folders.
+        Hashes by the names of the files within their folders; of files by one name a single one.
 
     Raises:
         UserError: as `own_part`.
     """
-    named: dict[str, set[Path]] = {}
+    named: dict[str, dict[Path, bytes]] = {}
     for option, value in values.items():
         if is_own(value) and not is_from_python(value):
-            for name, path in imported(option, value.rpartition(":")[0])[1].items():
-                named.setdefault(name, set()).add(path)
-    return {name: digest(b"".join(path.read_bytes() for path in sorted(paths))) for name, paths in named.items()}
+            _, folder, contents = imported(option, value.rpartition(":")[0])
+            for path, content in contents.items():
+                named.setdefault(path.relative_to(folder).as_posix(), {})[path] = content
+    return {name: digest(b"".join(content for _, content in sorted(files.items()))) for name, files in named.items()}
 
 
 def source_hash(function: Callable) -> str:
