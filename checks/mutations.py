@@ -266,6 +266,9 @@ BUGS = [
         "own_parts::test_a_file_imports_its_neighbor_which_is_hashed_too"),
     Bug("imports inside functions are not read", "own_files", "list(ast.walk(ast.parse(source)))",
         "ast.parse(source).body", "own_parts::test_a_file_imports_its_neighbor_which_is_hashed_too"),
+    Bug("a method is given what it cannot take", "own_parts",
+        "return [name for name in METHOD_SETTINGS if name not in read]",
+        "return []", "own_parts::test_a_flag_that_a_method_has_no_parameter_for_is_refused"),
     # places for results
     Bug("a folder that takes no file is not tried", "paths", '    try_file(there, f"{flag} {path}")\n', "",
         "paths::test_where_no_file_can_be_made_nothing_is_begun"),

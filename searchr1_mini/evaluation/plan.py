@@ -27,7 +27,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import PROMPTED, SEARCHING, TRAINED
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.nested import default_value, flag_name, get, make, options_of, with_options
-from searchr1_mini.options.own_parts import is_own, short_name
+from searchr1_mini.options.own_parts import METHOD_SETTINGS, is_own, short_name, unread_settings
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.pages.report import write_report
 from searchr1_mini.retrievers.names import ENGINES, PROBES, READ_BY
@@ -276,6 +276,12 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str], unasked: 
             raise UserError(
                 f"{flag_name(name)} does nothing with --retriever {', '.join(sorted(searching))}; leave it out"
             )
+    fitted = "max_new_tokens" if config.max_total_tokens else None  # below which it must be, whoever reads it
+    for name in METHOD_SETTINGS:
+        is_given = getattr(config, name) is not None and name != fitted
+        if is_given and all(name in unread_settings(row.settings.run.method) for row in rows):
+            methods = ", ".join(dict.fromkeys(short_name(row.settings.run.method) for row in rows))
+            raise UserError(f"{flag_name(name)} does nothing with {methods}, without a parameter {name}; leave it out")
     if config.train and not any(row.must_train for row in rows):
         raise UserError("--train: no row is left to train; leave it out, or add one of " + ", ".join(TRAINED))
 

@@ -15,7 +15,7 @@ from searchr1_mini.options.defaults import HUNT_TURNS, REAL, WITHOUT_SEARCH
 from searchr1_mini.options.eval_config import EvalConfig
 from searchr1_mini.options.needs import shown
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of
-from searchr1_mini.options.own_parts import is_from_python, is_own, own_part
+from searchr1_mini.options.own_parts import is_from_python, is_own, own_part, short_name, unread_settings
 from searchr1_mini.options.retrieval_config import MetricsConfig, ServerConfig
 from searchr1_mini.retrievers.limits import MAX_TOPK
 from searchr1_mini.retrievers.names import READ_BY
@@ -181,19 +181,29 @@ def check_world(config: TrainConfig) -> None:
         world_examples(world, world_hops_list(config), data.eval_questions, seed)
 
 
-def check_own_parts(config: TrainConfig) -> None:
+def check_own_parts(given: TrainConfig, bare: TrainConfig, unasked: Collection[str]) -> None:
     """Imports the parts of the user's own that a config names.
 
+    Args:
+        given, bare, unasked: as `needs.refuse_idle` takes them; `bare` is without what methods are given, too.
+
     Raises:
-        UserError: one is not there, or does not fit, or an option is about what it stands in for.
+        UserError: one is not there, or does not fit, or an option is about what it stands in for, or is none of its
+            parameters.
     """
-    named = {"reward": config.reward.reward, "retriever": config.retrieval.retriever, "method": config.run.method}
+    named = {"reward": given.reward.reward, "retriever": given.retrieval.retriever, "method": given.run.method}
     for option_, value in named.items():
         if is_own(value) and not is_from_python(value):
             own_part(option_, value)
-    for name in ("retrieval_bonus", "search_cost", "action_penalty") if is_own(config.reward.reward) else ():
-        if get(config, name):
+    for name in ("retrieval_bonus", "search_cost", "action_penalty") if is_own(given.reward.reward) else ():
+        if get(given, name):
             raise UserError(f"{flag_name(name)} does nothing with a --reward of your own; leave one of them out")
+    excused = [*unasked, *(("topk",) if given.imitation.cold_start else ())]  # whose scripts search, too
+    excused += ["max_new_tokens"] if bare.rollout.max_new_tokens >= bare.rollout.max_total_tokens else []  # to fit
+    for name in unread_settings(given.run.method):
+        if name not in excused and get(given, name) not in (default_value(TrainConfig, name), get(bare, name)):
+            told = f"{flag_name(name)} does nothing with --method {short_name(given.run.method)}"
+            raise UserError(f"{told}, which has no parameter {name}; give it one, or leave the flag out")
 
 
 def check_resolved(config: TrainConfig) -> None:

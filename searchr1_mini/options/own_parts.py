@@ -165,6 +165,18 @@ def settings_of_method(method: Callable) -> list[str]:
     return [name for name in METHOD_SETTINGS if name in has and has[name].kind != inspect.Parameter.POSITIONAL_ONLY]
 
 
+def unread_settings(method: str) -> list[str]:
+    """Lists those of `METHOD_SETTINGS` that a method of the user's own has no parameter for; none of a built-in one.
+
+    Raises:
+        UserError: as `own_part`.
+    """
+    if not is_own(method):
+        return []
+    read = settings_of_method(own_part("method", method))
+    return [name for name in METHOD_SETTINGS if name not in read]
+
+
 def own_method(value: str, **settings: Any) -> MakeMethod:
     """Returns a method of the user's own, with those of these settings that it has a parameter for."""
     function = own_part("method", value)

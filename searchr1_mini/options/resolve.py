@@ -30,7 +30,7 @@ from searchr1_mini.options.defaults import (
 )
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
 from searchr1_mini.options.nested import flag_name, flat, get, with_options
-from searchr1_mini.options.own_parts import FITS, with_whole_path
+from searchr1_mini.options.own_parts import FITS, METHOD_SETTINGS, with_whole_path
 from searchr1_mini.options.words import as_now
 from searchr1_mini.storage.checkpoint import CHANGED, changed_since
 from searchr1_mini.storage.files import read_json
@@ -130,8 +130,9 @@ def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:
     given = fitted(given, unasked)
     config = filled(given)
     check_resolved(config)
-    check_own_parts(config)
-    refuse_idle(given, config, filled(without(given, idle(config, NEEDS))), NEEDS, unasked)
+    bare = filled(without(given, {*idle(config, NEEDS), *METHOD_SETTINGS}))
+    check_own_parts(given, bare, unasked)
+    refuse_idle(given, config, bare, NEEDS, unasked)
     return config
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import with_options
-from searchr1_mini.options.own_parts import is_own
+from searchr1_mini.options.own_parts import is_own, unread_settings
 from searchr1_mini.run.shape import Shape
 
 GB = 1e9
@@ -227,6 +227,8 @@ def update_terms(config: TrainConfig, shape: Shape, width: int, on_gpu: bool) ->
 
 def longest_context(config: TrainConfig, prompt: int) -> int:
     """Returns the tokens of the longest trajectory: the limit, unless the turns end before it."""
+    if {"max_turns", "max_new_tokens"} & {*unread_settings(config.run.method)}:  # the user's method sets them itself
+        return config.rollout.max_total_tokens
     turns = config.rollout.max_turns if config.run.method == "search-r1" or is_own(config.run.method) else 0
     written = (turns + 1) * config.rollout.max_new_tokens + turns * config.rollout.max_observation_tokens
     return min(config.rollout.max_total_tokens, prompt + written)

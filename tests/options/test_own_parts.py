@@ -24,10 +24,11 @@ from searchr1_mini.evaluation.plan import plan_evaluation
 from searchr1_mini.options.cli import parse_asked
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.eval_config import EvalConfig
-from searchr1_mini.options.nested import make
+from searchr1_mini.options.nested import get, make
 from searchr1_mini.options.own_parts import own_engine, own_hashes, own_method, own_part
 from searchr1_mini.options.resolve import resolve, saved_config
 from searchr1_mini.retrieval_metrics import main as retrieval_metrics
+from searchr1_mini.run.memory import longest_context
 from searchr1_mini.run.opening import files_of_ones_own
 from searchr1_mini.run.training import configured_reward, paid_by, train
 from searchr1_mini.server import main as serve
@@ -248,6 +249,8 @@ def test_runs_and_evaluations_use_a_custom_engine_and_method(parts, tmp_path):
     evaluate_command(EvalConfig(run=str(run), limit=2, output_dir=str(tmp_path / "eval")))
     (cell,) = (tmp_path / "eval" / "cells").glob("*.jsonl")
     assert {row["answer"] for row in read_jsonl(cell)} == {"42"}
+    with pytest.raises(UserError, match=r"--max-turns does nothing with parts\.py:calculator, without a parameter"):
+        evaluate_command(EvalConfig(run=str(run), limit=2, max_turns=9, output_dir=str(tmp_path / "eval")))
 
 
 @pytest.fixture
@@ -357,6 +360,47 @@ def test_a_method_is_called_with_what_it_has_a_place_for(parts):
     assert [prompt("needs_all"), prompt("hands_on"), prompt("called")] == ["Who? 2 3 4", "Who? 2 9 7", "Who?!"]
     with pytest.raises(UserError, match=r"no_generator returned 'Who\?'; it must be a generator function"):
         prompt("no_generator")
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("silent", "max_turns", 9),
+        ("silent", "max_new_tokens", 99),
+        ("silent", "topk", 7),
+        ("calculator", "max_turns", 9),
+        ("hands_on", "topk", 7),  # which it takes by place alone
+        ("called", "topk", 7),
+    ],
+)
+def test_a_flag_that_a_method_has_no_parameter_for_is_refused(parts, method, name, value):
+    flag, own = f"--{name.replace('_', '-')}", f"{parts}:{method}"
+    told = f"{flag} does nothing with --method parts.py:{method}, which has no parameter {name}; give it one"
+    with pytest.raises(UserError, match=re.escape(told)):
+        resolve(*parse_asked(TrainConfig, "train.py", "", ["--method", own, flag, str(value)]))
+    resolve(make(TrainConfig, method=own, **{name: value}), unasked={name})
+    default = get(resolve(make(TrainConfig, method=own)), name)
+    resolve(make(TrainConfig, method=own, **{name: default}))
+
+
+def test_a_flag_that_a_method_has_a_parameter_for_is_taken(parts):
+    """Or that is read elsewhere: by a cold start, and by the bound on a whole trajectory."""
+    for method, values in (
+        ("needs_all", {"max_turns": 9, "max_new_tokens": 99, "topk": 7}),
+        ("hands_on", {"max_turns": 9}),
+        ("calculator", {"cold_start": 4, "topk": 7}),
+        ("silent", {"max_total_tokens": 48, "max_new_tokens": 40, "max_observation_tokens": 32}),
+    ):
+        config = resolve(make(TrainConfig, method=f"{parts}:{method}", **values))
+        assert {name: get(config, name) for name in values} == values
+
+
+def test_memory_is_predicted_for_turns_that_only_a_method_knows(parts):
+    contexts = {
+        name: longest_context(resolve(make(TrainConfig, method=f"{parts}:{name}", max_total_tokens=9000)), prompt=100)
+        for name in ("needs_all", "silent", "calculator", "hands_on")
+    }
+    assert contexts == {"needs_all": 1444, "silent": 9000, "calculator": 9000, "hands_on": 9000}
 
 
 def test_a_part_edited_between_two_runs_is_not_the_old_one(parts, tmp_path):
