@@ -305,6 +305,8 @@ BUGS = [
         "ADAPTER_LIMIT, LEAST_EFFECT = 2.0, 0.1", "probe"),
     Bug("weak adapters refused", "probe", "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.1",
         "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.0", "probe"),
+    Bug("as few shapes as torch compiles", "stacked", "limits.recompile_limit = limits.", "limits.",
+        "stacked::test_a_step_is_compiled_once_for_each_of_many_shapes"),
     Bug("a critic as wide as the layers", "critic", "policy.causal_lm.get_output_embeddings().weight.shape[1]",
         "policy.config.hidden_size", "critic"),
     Bug("an adapter of another hub id", "identity", "        refuse_other_hub_id(weights, source)\n        return\n",

@@ -9,6 +9,7 @@ replayed as a graph: one launch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -177,6 +178,16 @@ def read_layer(layer: nn.Module, dtype: torch.dtype) -> Layer:
     )
 
 
+def compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiles a step for each shape that it meets.
+
+    The shapes are few, but more than the 8 after which torch raises; they stay compiled from rollout to rollout.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = limits.accumulated_recompile_limit = sys.maxsize
+    return torch.compile(step, fullgraph=True, dynamic=False)
+
+
 class StackedModel:
     """The backbone of a policy inside a rollout: ids of some rows of a cache -> last hidden states."""
 
@@ -188,7 +199,7 @@ class StackedModel:
         self.layers = [read_layer(layer, stream) for layer in backbone.layers]
         self.eps, self.norm = policy.config.rms_norm_eps, backbone.norm.weight.to(stream)
         step = StackedModel._step  # not bound: a cycle would keep all weights of a rollout through the update
-        self.step = torch.compile(step, fullgraph=True, dynamic=False) if compiles else step
+        self.step, self.compiles = compiled(step) if compiles else step, compiles
         self.captures = policy.device.type == "cuda"
         self.has_few_shapes = self.captures or compiles
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
@@ -200,6 +211,8 @@ class StackedModel:
     def __call__(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor, cache: RowCache) -> Tensor:
         """Returns hidden states (n, t, H) of ids (n, t), as `Policy.cached_hidden`; with t = 1, until the next call."""
         length = int(positions[is_real].max()) + 1
+        if self.compiles:
+            cache.reserve(cache.max_length)  # every size of the cache would be compiled anew
         is_step = ids.shape[1] == 1 and bool((rows == torch.arange(len(rows))).all())
         span = cache.reserve(length, SPAN if is_step and self.has_few_shapes else 1)
         for index, layer in enumerate(self.layers):

@@ -1,8 +1,6 @@
-"""The weights and the decode step that rollouts use are the policy that is trained."""
+"""The weights that rollouts use are the policy that is trained."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.models.loading import load_policy
-from searchr1_mini.models.rollout_weights import faster
 from searchr1_mini.retrievers.probes import EmptyRetriever
 from searchr1_mini.run.methods import make_method
 
@@ -63,30 +60,6 @@ def test_a_dequantized_base_in_16_bits_is_not_rounded_again(random_qwen2):
         with policy.for_rollouts():
             unpacked = policy.hidden(input_ids=ids)
     assert torch.equal(packed, unpacked)
-
-
-def test_a_compiled_decode_step_gives_the_same_tokens(random_qwen2):
-    """Before training and after it: the step reads the weights as they are now."""
-    policy = load_policy(
-        str(random_qwen2), lora_rank=4, lora_alpha=8, load_in_4bit=False, dtype=torch.float32, device=CPU
-    )
-    example = Example("q", "Who is it?", ("x",), "s")
-
-    def roll() -> list[int]:
-        (trajectory,), _ = rollout(
-            [example], make_method("direct", template="short", max_turns=1, max_new_tokens=12, topk=1),
-            policy, EmptyRetriever(), LIMITS, temperature=0, seed=0,
-        )  # fmt: skip
-        return trajectory.token_ids
-
-    before = roll()
-    policy.faster = partial(faster, compiles=True)
-    assert roll() == before
-    for parameter in policy.trainable():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
-    after = roll()
-    policy.stacks = False
-    assert after == roll() != before
 
 
 def in_16_bits(random_qwen2, load_in_4bit: bool = False):

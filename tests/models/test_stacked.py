@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from functools import partial
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from searchr1_mini.core import kv_cache
 from searchr1_mini.core.decoder import Decoder
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.models import stacked as module
@@ -43,17 +45,26 @@ def load(tmp_path_factory, tokenizer, family: str, **flags):
     options = {"lora_rank": 4, "lora_alpha": 8, "load_in_4bit": False, "dtype": torch.float32, "device": CPU} | flags
     policy = load_policy(str(folder), **options)
     assert policy.stacks  # the load probe found no difference
-    generator = torch.Generator().manual_seed(1)
+    fill_adapter(policy, seed=1)
+    policy.merges = False
+    return policy
+
+
+def fill_adapter(policy, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05, generator=generator)
-    policy.merges = False
-    return policy
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def policy(request, tmp_path_factory, tokenizer):
     return load(tmp_path_factory, tokenizer, request.param)
+
+
+@pytest.fixture
+def qwen2(tmp_path_factory, tokenizer):
+    return load(tmp_path_factory, tokenizer, "qwen2")
 
 
 ids = st.lists(st.integers(1, 900), min_size=1, max_size=12)
@@ -139,6 +150,43 @@ def test_a_compiled_step_expands_no_keys_and_changes_nothing(tmp_path_factory, t
     same(run(policy, JOBS, 5), plain)
     keys = [shape for shape in shapes if len(shape) == 4 and shape[2] in (32, 64, 90)]
     assert keys and {shape[1] for shape in keys} <= {1, 2}
+
+
+def test_a_step_is_compiled_once_for_each_of_many_shapes(qwen2, monkeypatch):
+    """torch raises after some shapes of a function, here 3 and by itself 8, unless its limits are raised."""
+    plain, graphs, shapes = {n_rows: run(qwen2, JOBS, n_rows) for n_rows in (5, 3)}, [], set()
+    compile_, one_each = torch.compile, StackedModel._one_each
+
+    def backend(graph, inputs):
+        graphs.append(len(inputs))
+        return graph.forward
+
+    def seen(self, ids, positions, is_real, cache, span):
+        shapes.add((cache.n_rows, span))
+        return one_each(self, ids, positions, is_real, cache, span)
+
+    monkeypatch.setattr(torch, "compile", lambda f, **flags: compile_(f, backend=backend, **flags))
+    monkeypatch.setattr(StackedModel, "_one_each", seen)
+    monkeypatch.setattr(module, "SPAN", 8)
+    monkeypatch.setattr(kv_cache, "GROW", 8)
+    qwen2.faster = partial(faster, compiles=True)
+    with torch._dynamo.config.patch(recompile_limit=3):
+        for n_rows in (5, 3, 5):
+            same(run(qwen2, JOBS, n_rows), plain[n_rows])
+    assert len(graphs) == len(shapes) > 3
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(jobs=jobs, seed=st.integers(0, 9))
+def test_turns_of_a_compiled_step_are_those_of_a_plain_one(qwen2, jobs, seed):
+    """With the compiler that a run has, log-probs included, and with the weights as they are now."""
+    fill_adapter(qwen2, seed)
+    results = []
+    for compiles in (False, True):
+        qwen2.faster = partial(faster, compiles=compiles)
+        results.append(run(qwen2, jobs, 4))
+    same(*results)
 
 
 def test_a_frozen_base_is_stacked_once_and_not_held_twice(tmp_path_factory, tokenizer):
