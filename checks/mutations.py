@@ -307,6 +307,8 @@ BUGS = [
         "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.0", "probe"),
     Bug("as few shapes as torch compiles", "stacked", "limits.recompile_limit = limits.", "limits.",
         "stacked::test_a_step_is_compiled_once_for_each_of_many_shapes"),
+    Bug("a step's ids in two pieces", "stacked", "buffer[: 2 * size].view(2, size)", "buffer.view(2, -1)[:, :size]",
+        "stacked::test_a_steps_ids_are_sent_in_one_piece"),
     Bug("a critic as wide as the layers", "critic", "policy.causal_lm.get_output_embeddings().weight.shape[1]",
         "policy.config.hidden_size", "critic"),
     Bug("an adapter of another hub id", "identity", "        refuse_other_hub_id(weights, source)\n        return\n",

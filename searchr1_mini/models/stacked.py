@@ -205,7 +205,7 @@ class StackedModel:
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.store: Tensor | None = None
         self.pool = None
-        self.fed = self.staged = torch.zeros(2, 0, dtype=torch.long)
+        self.fed = self.staged = self.beside = torch.zeros(0, dtype=torch.long)
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, ids: Tensor, positions: Tensor, is_real: Tensor, cache: RowCache) -> Tensor:
@@ -239,10 +239,11 @@ class StackedModel:
         size = min(cache.n_rows, max(8, 1 << (n - 1).bit_length())) if self.has_few_shapes else n
         if self.store is not cache.keys[0]:
             self._begin(cache)
-        self.staged[0, :n], self.staged[1, :n] = ids, torch.where(is_real, positions, cache.capacity)
-        self.staged[1, n:size] = cache.capacity
-        self.fed[:, :size].copy_(self.staged[:, :size], non_blocking=True)
-        inputs = self.fed[0, :size], self.fed[1, :size], cache.keys, cache.values, span
+        fed, staged = (buffer[: 2 * size].view(2, size) for buffer in (self.fed, self.staged))  # one copy, in one piece
+        staged[0, :n], staged[1, :n] = ids, torch.where(is_real, positions, cache.capacity)
+        staged[:, n:] = self.beside
+        fed.copy_(staged, non_blocking=True)
+        inputs = fed[0], fed[1], cache.keys, cache.values, span
         return (self._replayed((size, span), inputs) if self.captures else self.step(self, *inputs))[:n]
 
     def _begin(self, cache: RowCache) -> None:
@@ -252,8 +253,9 @@ class StackedModel:
         """
         self.graphs.clear()
         self.store, self.pool = cache.keys[0], None
-        self.fed = torch.zeros(2, cache.n_rows, dtype=torch.long, device=cache.device)
-        self.staged = torch.zeros(2, cache.n_rows, dtype=torch.long, pin_memory=self.captures)
+        self.fed = torch.zeros(2 * cache.n_rows, dtype=torch.long, device=cache.device)
+        self.staged = torch.zeros(2 * cache.n_rows, dtype=torch.long, pin_memory=cache.device.type == "cuda")
+        self.beside = torch.tensor([[0], [cache.capacity]])  # id and position of rows that are not fed
 
     def _replayed(self, shape: tuple[int, int], inputs: tuple) -> Tensor:
         """The first step of a shape runs as it is, the second is captured, and all others are one launch."""

@@ -12,6 +12,7 @@ import torch
 from helpers.models import CPU
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from searchr1_mini.core import kv_cache
@@ -131,6 +132,38 @@ def test_the_shapes_that_a_graph_would_have_change_nothing(policy, monkeypatch):
 
     monkeypatch.setattr(StackedModel, "__init__", with_few_shapes)
     same(run(policy, JOBS, 5), plain)
+
+
+class Copies(TorchDispatchMode):
+    """Keeps what is copied to a device without waiting: the source, and whether it and its copy lie in one piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.Tensor, bool]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.copy_.default and args[2:] == (True,):
+            self.seen.append((args[1].clone(), args[0].is_contiguous() and args[1].is_contiguous()))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_steps_ids_are_sent_in_one_piece(qwen2, monkeypatch):
+    """Of rows that are not all in use too: a pinned copy of anything else goes by way of a buffer that is not pinned.
+
+    Rows beside them are told to write where nobody looks, and get an id that every model has.
+    """
+    made = StackedModel.__init__
+
+    def with_few_shapes(self, *args):
+        made(self, *args)
+        self.has_few_shapes = True
+
+    monkeypatch.setattr(StackedModel, "__init__", with_few_shapes)
+    with Copies() as copies:
+        run(qwen2, JOBS, 20)
+    assert {sent.shape[1] for sent, _ in copies.seen} == {8, 16}
+    assert all(is_whole for _, is_whole in copies.seen)
+    assert not any(sent[0][sent[1] == 90].any() for sent, _ in copies.seen)
 
 
 def test_a_compiled_step_expands_no_keys_and_changes_nothing(tmp_path_factory, tokenizer, monkeypatch):
