@@ -21,10 +21,12 @@ from searchr1_mini.core.names import ADAPTER
 from searchr1_mini.core.packing import pack, rows_by_prompt
 from searchr1_mini.core.policy import without_undefined
 from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.models import stacked
 from searchr1_mini.models.architecture import unsupported
 
 TEXT = "Who wrote the play? It was written in 1601 by William Shakespeare, they say."
 N_IDS, N_PROMPTS, N_OBSERVED, N_SAMPLED = 16, (4, 7), 3, (1, 2)
+N_REPLAYED = 1, 4  # where steps are captured: of three of one shape one runs as it is, one is captured, one replayed
 # mean and largest difference of log-probs; docs/models.md has what was measured
 LIMITS = {torch.float32: (3e-4, 3e-3), torch.bfloat16: (0.15, torch.inf), torch.float16: (0.05, torch.inf)}
 # what an adapter does to hidden states may differ by this share of it, where that is no less than this share of them
@@ -123,14 +125,17 @@ class Probe:
 
     def roll(self, policy: Any) -> tuple[Batch, States]:
         """Rolls out two prompts of different lengths: a turn on each, an observation on the first while the other is
-        idle, and one more turn; returns the hidden states of all that was fed, too."""
+        idle, and one more turn; returns the hidden states of all that was fed, too. The cache has a row that rests, and
+        no id ends a turn, so that where steps are captured one is replayed."""
         decoder = Decoder(
             policy,
-            n_rows=len(N_PROMPTS),
+            n_rows=len(N_PROMPTS) + 1,
             max_length=2 * N_IDS,
             temperature=1.0,
             seed=0,
         )
+        decoder.eos_ids = ()
+        n_sampled = N_REPLAYED if stacked.can_capture(policy.device) else N_SAMPLED
         states: States = {}
         decoder.cached_hidden = kept_states(decoder.cached_hidden, states)
         prompts, observed = [self.ids[:n] for n in N_PROMPTS], self.ids[-N_OBSERVED:]
@@ -138,11 +143,11 @@ class Probe:
         with torch.no_grad(), policy.for_rollouts():
             for key, prompt in enumerate(prompts):
                 decoder.start(key, prompt)
-                decoder.generate(key, (), N_SAMPLED[key])
+                decoder.generate(key, (), n_sampled[key])
             take_turns(decoder, rows, len(prompts))
             decoder.append(0, observed)
             rows[0].segments.append(Segment("observation", observed))
-            decoder.generate(0, (), N_SAMPLED[0])
+            decoder.generate(0, (), n_sampled[0])
             take_turns(decoder, rows, 1)
         batch = build_batch(rows, [0.0] * len(rows), range(len(rows)), policy.tokenizer.pad_token_id or 0)
         return batch, states

@@ -22,6 +22,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from searchr1_mini.core.errors import is_out_of_memory
 from searchr1_mini.core.kv_cache import RowCache
 from searchr1_mini.core.policy import Policy
 
@@ -188,8 +189,15 @@ def compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(step, fullgraph=True, dynamic=False)
 
 
+def can_capture(device: torch.device) -> bool:
+    """Tells whether a step is captured as a graph there."""
+    return device.type == "cuda"
+
+
 class StackedModel:
     """The backbone of a policy inside a rollout: ids of some rows of a cache -> last hidden states."""
+
+    may_capture = True  # until a capture has failed
 
     @torch.no_grad()
     def __init__(self, policy: Policy, compiles: bool = False) -> None:
@@ -200,7 +208,7 @@ class StackedModel:
         self.eps, self.norm = policy.config.rms_norm_eps, backbone.norm.weight.to(stream)
         step = StackedModel._step  # not bound: a cycle would keep all weights of a rollout through the update
         self.step, self.compiles = compiled(step) if compiles else step, compiles
-        self.captures = policy.device.type == "cuda"
+        self.captures = can_capture(policy.device) and StackedModel.may_capture
         self.has_few_shapes = self.captures or compiles
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.store: Tensor | None = None
@@ -262,14 +270,28 @@ class StackedModel:
         if shape not in self.graphs:
             self.graphs[shape] = None
             return self.step(self, *inputs)
-        if self.graphs[shape] is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                out = self.step(self, *inputs)
-            self.pool, self.graphs[shape] = graph.pool(), (graph, out)
+        if self.graphs[shape] is None and not self._capture(shape, inputs):
+            return self.step(self, *inputs)
         graph, out = self.graphs[shape]
         graph.replay()
         return out
+
+    def _capture(self, shape: tuple[int, int], inputs: tuple) -> bool:
+        """Captures a step; where that cannot be done, says so once, and all steps from now on run as they are."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                out = self.step(self, *inputs)
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a capture that cannot be ended leaves its own behind
+            first = " ".join(str(error.__context__ or error).split())  # the end of a capture fails too, and tells less
+            if is_out_of_memory(RuntimeError(first)):
+                raise
+            self.captures = StackedModel.may_capture = False
+            print(f"rollouts launch each kernel by itself, since no step can be captured: {first[:120]}", flush=True)
+            return False
+        self.pool, self.graphs[shape] = graph.pool(), (graph, out)
+        return True
 
     @torch.no_grad()
     def _step(self, ids: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor], span: int) -> Tensor:

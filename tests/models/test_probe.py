@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from helpers.families import save_family
+from helpers.graphs import Graph, Refused, capture_on_cpu
 from helpers.models import CPU
 from helpers.sessions import session_of, step_of
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -188,6 +189,49 @@ def test_a_rollout_that_drops_some_of_an_adapter_is_told(change, is_right, dtype
     policy = load(resolve_model("tiny"), lora_rank=16, lora_alpha=32, dtype=dtype)
     assert policy.stacks == is_right
     assert ("rollouts run transformers' own forward" in capsys.readouterr().out) != is_right
+
+
+class Stale(Graph):
+    """A graph whose replay leaves everything as it was."""
+
+    def replay(self) -> None: ...
+
+
+@pytest.mark.parametrize(("graph", "is_right"), [(Graph, True), (Stale, False)])
+def test_where_steps_are_captured_the_probe_replays_them(graph, is_right, random_qwen2, monkeypatch, capsys):
+    """Beside rows that rest, and before any question is spent."""
+    graphs, resting, one_each = capture_on_cpu(monkeypatch, graph), [], stacked.StackedModel._one_each
+
+    def seen(self, ids, positions, is_real, cache, span):
+        resting.append(cache.n_rows - len(ids))
+        return one_each(self, ids, positions, is_real, cache, span)
+
+    monkeypatch.setattr(stacked.StackedModel, "_one_each", seen)
+    policy = load(random_qwen2)
+    assert graphs and min(resting) > 0
+    assert policy.stacks == is_right
+    assert ("rollouts run transformers' own forward" in capsys.readouterr().out) != is_right
+
+
+def test_the_probe_tells_that_steps_cannot_be_captured(random_qwen2, monkeypatch, capsys):
+    capture_on_cpu(monkeypatch, capture=Refused)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    assert load(random_qwen2).stacks
+    assert capsys.readouterr().out.count("no step can be captured") == 1
+
+
+def test_an_id_that_ends_turns_does_not_end_the_probe(random_qwen2, monkeypatch):
+    """Else a decode step would go unseen where a model ends its turns at once."""
+    monkeypatch.setattr(loading, "eos_ids", lambda *_: frozenset(range(10**6)))
+    lengths, build_batch = [], probe.build_batch
+
+    def seen(rows, *arguments):
+        lengths.append([len(segment.token_ids) for row in rows for segment in row.segments if segment.kind == "policy"])
+        return build_batch(rows, *arguments)
+
+    monkeypatch.setattr(probe, "build_batch", seen)
+    load(random_qwen2)
+    assert [1, 1, 2] in lengths
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(1, 1), (16, 1), (4, 64)])

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.graphs import Capture, Refused, capture_on_cpu
 from helpers.models import CPU
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -132,6 +133,44 @@ def test_the_shapes_that_a_graph_would_have_change_nothing(policy, monkeypatch):
 
     monkeypatch.setattr(StackedModel, "__init__", with_few_shapes)
     same(run(policy, JOBS, 5), plain)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_replayed_steps_change_nothing(family, tmp_path_factory, tokenizer, monkeypatch):
+    """Rows come and go, and the cache grows, which makes graphs anew."""
+    policy = load(tmp_path_factory, tokenizer, family)
+    expected = run(policy, JOBS, 5)
+    monkeypatch.setattr(kv_cache, "GROW", 8)
+    monkeypatch.setattr(module, "SPAN", 16)
+    graphs = capture_on_cpu(monkeypatch)
+    same(run(policy, JOBS, 5), expected)
+    assert len(graphs) > 1 and all(graph.replays for graph in graphs)
+
+
+class Full(Capture):
+    """A capture for which there is no memory."""
+
+    def __torch_dispatch__(self, *call):
+        raise RuntimeError("CUDA out of memory")
+
+
+def test_a_step_that_cannot_be_captured_is_told_once(qwen2, monkeypatch, capsys):
+    expected, streams = run(qwen2, JOBS, 5), []
+    graphs = capture_on_cpu(monkeypatch, capture=Refused)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    for _ in range(2):
+        same(run(qwen2, JOBS, 5), expected)
+    assert len(graphs) == 1 and streams == ["own"]
+    out = capsys.readouterr().out
+    told = "since no step can be captured: operation not permitted when stream is capturing\n"
+    assert out.count("captured") == 1 and told in out
+
+
+def test_memory_that_runs_out_in_a_capture_is_told_as_that(qwen2, monkeypatch):
+    capture_on_cpu(monkeypatch, capture=Full)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        run(qwen2, JOBS, 5)
 
 
 class Copies(TorchDispatchMode):
