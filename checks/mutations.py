@@ -301,6 +301,8 @@ BUGS = [
         "if measured or abs(",
         "classroom::test_a_summary_that_the_log_contradicts_is_named"),
     # models, and what is said of them
+    Bug("an evaluation unpacks what its run did not", "run/preflight",
+        ' or config.weights.rollout_weights == "base":\n        return False', ":\n        return False", "probe"),
     Bug("half an adapter in rollouts", "probe", "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.1",
         "ADAPTER_LIMIT, LEAST_EFFECT = 2.0, 0.1", "probe"),
     Bug("weak adapters refused", "probe", "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.1",

@@ -58,7 +58,7 @@ from searchr1_mini.retrievers.names import READ_BY
 from searchr1_mini.run.held_out import chosen_by, folders_of, learned_from_files, trained_on
 from searchr1_mini.run.log import trajectory_row
 from searchr1_mini.run.opening import configured_method, rollout_limits
-from searchr1_mini.run.preflight import unpacked_fits
+from searchr1_mini.run.preflight import unpacks
 from searchr1_mini.run.task import Library, Task, load_task
 from searchr1_mini.run.templates import Worked
 from searchr1_mini.storage import checkpoint, status
@@ -186,7 +186,7 @@ def make_task(
 def fingerprint(config: EvalConfig, row: Row, settings: TrainConfig, task: Task, shots: Sequence[Worked] = ()) -> str:
     """Returns a hash of all that a cell's result depends on."""
     names = ("method", "retriever", *OF_AN_ENGINE, *OF_THE_MODEL, *OF_A_SEARCH)
-    unread = ("rollout_batch_size", "date")  # the date only where prompts show it
+    unread = ("rollout_batch_size", "rollout_weights", "memory_limit", "date")  # the date only where prompts show it
     day = prompt_date(settings.run.model, settings.data.date)
     parts = {
         "code": code_hash(),
@@ -335,7 +335,7 @@ def load(config: EvalConfig, settings: TrainConfig, model: str, weights: Path | 
         load_in_4bit=settings.weights.load_in_4bit,
         dtype=dtype,
         device=device,
-        dequantize=bool(settings.weights.load_in_4bit) and unpacked_fits(settings, source, device, dtype),
+        dequantize=unpacks(settings, source, device, dtype),
         weights=weights,
         day=parse_day(settings.data.date),
     )

@@ -40,7 +40,7 @@ METHODS = (*PROMPTED, *TRAINED)  # in the order of the paper's table
 GENERATORS = {"sft": "direct", "rejection-sampling": "search-r1"}  # others are called as their method
 OF_THE_MODEL = (
     "model template observation max_new_tokens max_total_tokens max_observation_tokens rollout_batch_size lora_rank "
-    "lora_alpha load_in_4bit date"
+    "lora_alpha load_in_4bit rollout_weights memory_limit date"
 ).split()
 OF_NO_CONSEQUENCE = "output_dir resume date rollout_weights memory_check memory_limit".split()  # for what is learned
 OF_A_SEARCH = ("topk", "max_turns")
@@ -129,6 +129,8 @@ def run_method(saved: dict[str, Any]) -> str:
 def row_settings(config: EvalConfig, saved: dict[str, Any] | None) -> TrainConfig:
     """Returns model, bounds and retriever of a run, or a model's defaults; flags given now go over both."""
     values = {name: saved[name] for name in (*OF_THE_MODEL, *OF_A_SEARCH)} if saved else {}
+    if values.get("rollout_weights") == "dequantized":  # also what auto became, by the memory of the run's device
+        values["rollout_weights"] = "auto"
     given = {name: getattr(config, name) for name in (*OF_THE_MODEL, *OF_A_SEARCH) if hasattr(config, name)}
     values |= {name: value for name, value in given.items() if value is not None}
     settings = resolve(make(TrainConfig, **values), unasked=values)
@@ -282,6 +284,13 @@ def refuse_idle(config: EvalConfig, rows: list[Row], notes: list[str], unasked: 
         if is_given and all(name in unread_settings(row.settings.run.method) for row in rows):
             methods = ", ".join(dict.fromkeys(short_name(row.settings.run.method) for row in rows))
             raise UserError(f"{flag_name(name)} does nothing with {methods}, without a parameter {name}; leave it out")
+    choices = {row.settings.weights.rollout_weights for row in rows if row.settings.weights.load_in_4bit}
+    if config.rollout_weights is not None and not choices:
+        raise UserError("--rollout-weights does nothing without a base in 4 bits; add --load-in-4bit, or leave it out")
+    if config.memory_limit is not None and "auto" not in choices and not any(row.must_train for row in rows):
+        raise UserError(
+            "--memory-limit settles --rollout-weights auto of a base in 4 bits, which no row has; leave it out"
+        )
     if config.train and not any(row.must_train for row in rows):
         raise UserError("--train: no row is left to train; leave it out, or add one of " + ", ".join(TRAINED))
 

@@ -104,5 +104,7 @@ class EvalConfig:
     rollout_batch_size: int | None = shared("rollout", TrainConfig, "rollout_batch_size")
 
     load_in_4bit: bool | None = shared("model", TrainConfig, "load_in_4bit")
+    rollout_weights: Literal["auto", "base", "dequantized"] | None = shared("model", TrainConfig, "rollout_weights")
+    memory_limit: float | None = shared("model", TrainConfig, "memory_limit")
     dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = shared("model", TrainConfig, "dtype", "auto")
     device: Literal["auto", "cpu", "cuda", "mps"] = shared("model", TrainConfig, "device", "auto")

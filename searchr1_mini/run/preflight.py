@@ -51,7 +51,7 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
     if not config.weights.memory_check:
         return config
     predicted = predictor(source, device, dtype, questions)
-    room = min(available_bytes(device), (config.weights.memory_limit or math.inf) * GB)
+    room = room_for(config, device)
     unpacked = with_options(config, rollout_weights="dequantized")
     if (
         config.weights.load_in_4bit
@@ -67,14 +67,25 @@ def check(config: TrainConfig, source: str, device: Any, dtype: Any, questions: 
     return config
 
 
-def unpacked_fits(config: TrainConfig, source: str, device: Any, dtype: Any) -> bool:
-    """Tells whether rollouts alone, as in an evaluation or a chat, have room for a 4-bit base unpacked to `dtype`.
+def unpacks(config: TrainConfig, source: str, device: Any, dtype: Any) -> bool:
+    """Tells whether rollouts alone, as in an evaluation or a chat, read a 4-bit base unpacked to `dtype`.
+
+    That is `--rollout-weights`; auto is what there is room for.
 
     Raises:
         UserError: there is no such model.
     """
+    if not config.weights.load_in_4bit or config.weights.rollout_weights == "base":
+        return False
     unpacked = with_options(config, rollout_weights="dequantized")
-    return predictor(source, device, dtype, ())(unpacked).total("rollout") <= COPY_ROOM * available_bytes(device)
+    if config == unpacked:
+        return True
+    return predictor(source, device, dtype, ())(unpacked).total("rollout") <= COPY_ROOM * room_for(config, device)
+
+
+def room_for(config: TrainConfig, device: Any) -> float:
+    """Returns the bytes that a run may hold on a device: what is there, up to `--memory-limit`."""
+    return min(available_bytes(device), (config.weights.memory_limit or math.inf) * GB)
 
 
 def refuse_beyond(room: float, config: TrainConfig, predicted: Callable[[TrainConfig], Preflight]) -> None:

@@ -91,6 +91,21 @@ def test_each_run_is_evaluated_with_its_own_method_and_weights(tmp_path):
     assert [row.method for row in plan.rows] == ["direct", "sft", "r1", "rejection-sampling", "search-r1"]
 
 
+@pytest.mark.parametrize("settled", ["auto", "base", "dequantized"])
+def test_a_run_is_evaluated_with_the_weights_it_chose(tmp_path, settled):
+    """`dequantized` may be what auto became on the run's device; the flag is what was asked for here."""
+    memory = {"rollout_weights": settled, "memory_limit": 10.0}
+    run = save_run(tmp_path / "run", algorithm="sft", load_in_4bit=True, **memory)
+    (row,) = plan_evaluation(EvalConfig(run=run)).rows
+    own = row.settings.weights
+    assert own.memory_limit == 10.0 and own.rollout_weights == ("base" if settled == "base" else "auto")
+    (row,) = plan_evaluation(EvalConfig(run=run, rollout_weights="dequantized")).rows
+    assert row.settings.weights.rollout_weights == "dequantized"
+    if settled != "base":
+        (row,) = plan_evaluation(EvalConfig(run=run, memory_limit=3.0)).rows
+        assert row.settings.weights.memory_limit == 3.0
+
+
 def test_runs_of_one_name_differ_in_label_but_not_in_questions(tmp_path):
     first = save_run(tmp_path / "one" / "x", world_hops="1", seed=1)
     second = save_run(tmp_path / "two" / "x", world_hops="2", seed=2)
@@ -394,6 +409,12 @@ def test_a_kept_cell_is_of_the_precision_that_was_computed_in(monkeypatch, file,
         ({"against": "search-r1"}, "--against compares rows of the table, and there is one"),
         ({"datasets": "a.jsonl", "data_path": "b.jsonl"}, "both files; name one"),
         ({"temperature": 1e-30}, "it must be 0, or at least 0.001"),
+        ({"rollout_weights": "base"}, "--rollout-weights does nothing without a base in 4 bits"),
+        ({"memory_limit": 8.0}, "--memory-limit settles --rollout-weights auto .* no row has"),
+        (
+            {"load_in_4bit": True, "rollout_weights": "base", "memory_limit": 8.0},
+            "--memory-limit settles --rollout-weights auto",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_told_before_any_work(options, told):

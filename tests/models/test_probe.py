@@ -330,12 +330,21 @@ def test_check_sees_what_is_random_in_the_updates_mode_only(tmp_path, monkeypatc
         invariants.check_agreement(run, experience.batch)
 
 
-@pytest.mark.parametrize(("room", "is_unpacked"), [(1e12, True), (1e6, False)])
-def test_an_evaluation_unpacks_a_4_bit_base_where_there_is_room(room, is_unpacked, random_qwen2, monkeypatch):
+@pytest.mark.parametrize(
+    ("room", "chosen", "is_unpacked"),
+    [
+        (1e12, {}, True),
+        (1e6, {}, False),
+        (1e12, {"memory_limit": 1e-3}, False),
+        (1e12, {"rollout_weights": "base"}, False),
+        (1e6, {"rollout_weights": "dequantized"}, True),
+    ],
+)
+def test_an_evaluation_unpacks_a_4_bit_base_where_it_may(room, chosen, is_unpacked, random_qwen2, monkeypatch):
+    """As --rollout-weights says, or with auto where there is room, of a shared device no more than --memory-limit."""
     monkeypatch.setattr(preflight, "available_bytes", lambda device: room)
-    settings = resolve(
-        make(TrainConfig, model=str(random_qwen2), load_in_4bit=True, max_total_tokens=640, date="2026-01-01")
-    )
+    what = {"model": str(random_qwen2), "max_total_tokens": 640, "date": "2026-01-01"}
+    settings = resolve(make(TrainConfig, load_in_4bit=True, **what, **chosen))
     policy = cells.load(EvalConfig(device="cpu"), settings, str(random_qwen2), None)
     assert policy.dequantize == is_unpacked
 
