@@ -211,16 +211,15 @@ class _Engine:
 
 
 @contextmanager
-def out_of_memory_told() -> Iterator[None]:
+def out_of_memory_told(policy: Policy) -> Iterator[None]:
     """Turns memory that runs out inside into an error that tells the user what to do."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            "out of memory in a rollout; lower --rollout-batch-size or --max-total-tokens, or try --preset 12gb"
-        ) from error
+        way = "add --rollout-weights base, or " if policy.dequantize else ""  # an unpacked base is most of the memory
+        raise UserError(f"out of memory in a rollout; {way}lower --rollout-batch-size or --max-total-tokens") from error
 
 
 def rollout(
@@ -267,7 +266,7 @@ def rollout(
     decoder.expect([conversation.prompt for conversation in conversations])
     waiting = deque(enumerate(conversations, start=own.start))
     asked: tuple[list[int], Future] | None = None
-    with out_of_memory_told(), policy.for_rollouts(), ThreadPoolExecutor(1) as pool:
+    with out_of_memory_told(policy), policy.for_rollouts(), ThreadPoolExecutor(1) as pool:
         while waiting or engine.live:
             interrupt.check()
             rate, n = decoder.tokens_fed / (time.perf_counter() - began), len(conversations)

@@ -48,9 +48,10 @@ def run_command(command: Callable[[], None]) -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        preset = "" if "--preset 12gb" in " ".join(sys.argv).replace("=", " ") else ", or try --preset 12gb"
         _leave(
-            "out of memory; lower --tokens-per-micro-batch, --rollout-batch-size or --max-total-tokens, or try "
-            "--preset 12gb; a run with checkpoints goes on with --resume",
+            f"out of memory; lower --tokens-per-micro-batch, --rollout-batch-size or --max-total-tokens{preset}; a run "
+            "with checkpoints goes on with --resume",
             2,
         )
     if error := lost_output():

@@ -7,6 +7,7 @@ import torch
 from helpers.models import CPU
 
 from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rollout import RolloutLimits, rollout
 from searchr1_mini.models.loading import load_policy
@@ -106,3 +107,20 @@ def test_a_rollout_keeps_nothing_for_a_backward(random_qwen2, lora_rank, monkeyp
         [Example("q", "Who is it?", ("x",), "s")] * 3, make, policy, EmptyRetriever(), LIMITS, temperature=1, seed=0
     )
     assert graphs == [False] * 3
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_a_rollout_out_of_memory_names_the_copy_first(random_qwen2, monkeypatch, dequantize):
+    """An unpacked base is most of what a rollout holds."""
+    policy = in_16_bits(random_qwen2, load_in_4bit=True)
+    policy.dequantize = dequantize
+    make = make_method("direct", template="short", max_turns=1, max_new_tokens=4, topk=1)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Decoder, "step", full)
+    with pytest.raises(UserError) as told:
+        rollout([Example("q", "Who?", ("x",), "s")], make, policy, EmptyRetriever(), LIMITS, temperature=1, seed=0)
+    first = "add --rollout-weights base, or " if dequantize else ""
+    assert str(told.value).startswith(f"out of memory in a rollout; {first}lower --rollout-batch-size")

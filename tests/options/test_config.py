@@ -195,11 +195,14 @@ def exit_of(command, capsys) -> tuple[int, str]:
     return left.value.code, capsys.readouterr().err
 
 
-def test_running_out_of_memory_names_the_flags_that_save_it(capsys):
+@pytest.mark.parametrize("words", [[], ["--preset", "16gb"], ["--preset", "12gb"], ["--preset=12gb"]], ids=" ".join)
+def test_running_out_of_memory_names_the_flags_that_save_it(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
     code, told = exit_of(lambda: torch.empty(1 << 55), capsys)
     assert code == 2 and told.count("\n") == 1
-    for flag in ("--tokens-per-micro-batch", "--rollout-batch-size", "--max-total-tokens", "--preset 12gb"):
+    for flag in ("--tokens-per-micro-batch", "--rollout-batch-size", "--max-total-tokens"):
         assert flag in told
+    assert ("--preset 12gb" in told) == ("12gb" not in " ".join(words))
 
 
 def test_ctrl_c_exits_with_130_and_a_bug_keeps_its_traceback(capsys):
