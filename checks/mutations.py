@@ -301,6 +301,8 @@ BUGS = [
         "if measured or abs(",
         "classroom::test_a_summary_that_the_log_contradicts_is_named"),
     # models, and what is said of them
+    Bug("a prefill of long observations alone", "memory", "tokens = min(n_rows * fed, CHUNK_TOKENS)",
+        "n_rows = min(n_rows, max(CHUNK_TOKENS // fed, 1))\n    tokens = n_rows * fed", "memory"),
     Bug("an evaluation unpacks what its run did not", "run/preflight",
         ' or config.weights.rollout_weights == "base":\n        return False', ":\n        return False", "probe"),
     Bug("half an adapter in rollouts", "probe", "ADAPTER_LIMIT, LEAST_EFFECT = 0.2, 0.1",

@@ -160,14 +160,14 @@ def stacked_weights(config: TrainConfig, shape: Shape, width: int) -> float:
 
 
 def prefill_bytes(shape: Shape, width: int, is_adapted: bool, n_rows: int, fed: int, span: int) -> float:
-    """Returns a layer's peak while `n_rows` rows are fed in a forward: in its attention or its MLP.
+    """Returns a layer's peak while `n_rows` rows get at most `fed` tokens each: in its attention or its MLP.
 
     Attention: the residual stream, norm, queries and output; the mask as numbers; keys and values of these rows,
-    gathered, and repeated for every head.
+    gathered, and repeated for every head. These are of whole rows, so the forward that takes most has all of the rows,
+    each with a share of the tokens of one forward: shorter observations take more than the longest.
     """
-    fed = min(fed, span, CHUNK_TOKENS)
-    n_rows = min(n_rows, max(CHUNK_TOKENS // fed, 1))
-    tokens = n_rows * fed
+    fed, n_rows = min(fed, span, CHUNK_TOKENS), min(n_rows, CHUNK_TOKENS // 2)  # a single token is no prefill
+    tokens = min(n_rows * fed, CHUNK_TOKENS)
     gathered = 2 * width * shape.key_value * n_rows * span
     repeated = 2 * width * shape.query * n_rows * span
     attention = 4 * FLOAT32 * shape.hidden * tokens + width * tokens * span + gathered + repeated

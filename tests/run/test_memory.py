@@ -7,13 +7,14 @@ import re
 import shlex
 import sys
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.models import CPU, QWEN_3B, SHAPE, save_random_qwen2
 from helpers.paths import ROOT
 from helpers.programs import run_program
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import Qwen2Config
 
@@ -70,6 +71,20 @@ def test_no_phase_takes_less_when_there_is_more_of_anything(config, name, more):
 @given(configs)
 def test_more_layers_take_more(config):
     assert all(after > before for before, after in zip(totals(config), totals(config, DEEPER), strict=True))
+
+
+@given(st.lists(st.integers(2, 500), min_size=1, max_size=128))
+@example([50] * 128)
+def test_no_batch_of_observations_takes_more_than_counted(lengths):
+    """Of short ones more rows are fed together, and a layer gathers keys and values of whole rows."""
+    config = resolve(make(TrainConfig, model="Qwen2.5-3B", rollout_batch_size=128))
+    assert config.data.eval_questions >= 128 and config.rollout.max_observation_tokens == 500
+    counted = memory.rollout_terms(config, SHAPE, 2, prompt=250)["prefill or sampling"]
+    rows = [SimpleNamespace(pending=range(length)) for length in lengths]
+    for batch in Decoder._chunks(SimpleNamespace(chunk_tokens=memory.CHUNK_TOKENS), rows):
+        tokens = len(batch) * max(len(row.pending) for row in batch)
+        of_whole_rows = 2 * 2 * (SHAPE.key_value + SHAPE.query) * len(batch) * config.rollout.max_total_tokens
+        assert of_whole_rows + 2 * tokens * config.rollout.max_total_tokens <= counted
 
 
 def test_a_shape_counts_what_qwen2_5_counts():
@@ -219,7 +234,8 @@ def test_a_containers_room_is_its_limit_less_the_memory_in_use(tmp_path, files, 
     assert preflight.cgroup_room(tmp_path) == room
 
 
-def test_a_4_bit_base_is_unpacked_for_rollouts_if_there_is_room(tmp_path):
+def test_a_4_bit_base_is_unpacked_for_rollouts_if_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "available_bytes", lambda device: 1e12)  # whatever this machine has
     QWEN_3B.save_pretrained(tmp_path)
     arguments = str(tmp_path), CPU, torch.bfloat16, ["Who?"]
     config = resolve(make(TrainConfig, model=str(tmp_path), tokens_per_micro_batch=1024, memory_limit=1000.0))
