@@ -5,12 +5,14 @@ card, with these flags, is not measured again.
 
 - decode: bfloat16 with LoRA, 8, 32 and 64 rows at 1,000 tokens: tokens per second, ms per step beside the time it takes
   to read the memory that a step needs (all weights once, and the KV cache; the bandwidth is that of a copy, measured
-  in the same run), and calls of ATen that the host makes, for the stacked forward and for transformers' own.
-- generate: the same rows by transformers' `generate`, prompts and new tokens alike.
+  in the same run), and calls of ATen that the host makes, for the stacked forward and for transformers' own. Rows
+  that do not fit are halved.
+- generate: the same rows by transformers' `generate`, prompts and new tokens alike, sampled from all of the vocabulary.
 - 12gb, 16gb, 24gb: NF4 and LoRA with that preset, the process held to so much memory: seconds and peak of each phase of
   a step of 4 questions x 8 whose contexts fill up, after a small one, and the peak that the preflight predicts.
 
-Other flags are those of train.py, for the presets:
+A part that fails says why, and the others are measured all the same. Other flags are those of train.py, for the
+presets:
 
     python benchmarks/gpu_step.py --part 12gb --shape Qwen2.5-1.5B
     python benchmarks/gpu_step.py --part 24gb --rollout-weights base
@@ -37,10 +39,11 @@ from typing import Any
 import torch
 from launches import Calls
 from ppo_memory import peak_gb, reset_peak, train_steps
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from searchr1_mini.core import training
 from searchr1_mini.core.decoder import Decoder
+from searchr1_mini.core.errors import UserError, is_out_of_memory
 from searchr1_mini.core.methods import Finish, Generate, Method, Observe, Prompt, Search
 from searchr1_mini.core.policy import Policy
 from searchr1_mini.core.questions import Example
@@ -84,11 +87,11 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=150, help="tokens per turn")
     parser.add_argument("--observation", type=int, default=500, help="tokens per observation, at most the preset's")
     args, flags = parser.parse_known_args()
-    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    results = kept(args.results)
     how = {"card": card_name(flags), "shape": args.shape, "flags": flags}
     how |= {name: getattr(args, name) for name in ("questions", "group", "new", "observation")}
     is_done = {part for part in PARTS if all(results.get(part, {}).get(name) == how[name] for name in how)}
-    missing = [args.part] if args.part else [part for part in PARTS if part not in is_done]
+    missing, failed = [args.part] if args.part else [part for part in PARTS if part not in is_done], []
     with tempfile.TemporaryDirectory() as folder:
         args.model = args.model or Path(folder) / "model"
         if missing and not args.model.exists():
@@ -99,9 +102,17 @@ def main() -> None:
             return print_table({args.part: results[args.part]})
         for part in missing:
             own = ["--part", part, "--model", str(args.model)]
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], check=True)
+            if subprocess.run([sys.executable, __file__, *sys.argv[1:], *own]).returncode:
+                failed.append(part)
     print(f"all of {args.results}:")
-    print_table(json.loads(args.results.read_text()))
+    print_table(kept(args.results))
+    if failed:
+        raise UserError(f"not measured, for what is told above: {', '.join(failed)}; they may fit with another --shape")
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """The results of every part that was measured before."""
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def card_name(flags: list[str]) -> str:
@@ -112,21 +123,25 @@ def card_name(flags: list[str]) -> str:
 
 def measure(args: argparse.Namespace, flags: list[str]) -> list[dict[str, Any]]:
     """The rows of one part's table."""
-    flags = [*flags, "--questions-per-step", str(args.questions), "--group-size", str(args.group), "--no-tensorboard"]
-    flags += ["--dataset", "world", "--template", "short"]
-    gb = int(args.part.removesuffix("gb")) if args.part.endswith("gb") else None
-    if gb:
-        flags += ["--preset", args.part, "--memory-limit", str(gb)]
-        if torch.cuda.is_available():
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, gb * 1e9 / total))
-    else:
-        flags += ["--no-load-in-4bit", "--rollout-batch-size", str(max(ROWS))]
+    if args.part.endswith("gb") and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, int(args.part.removesuffix("gb")) * 1e9 / total))
+    flags = [*flags, "--questions-per-step", str(args.questions), "--group-size", str(args.group), *flags_of(args.part)]
     with tempfile.TemporaryDirectory() as folder:
         config = parse(TrainConfig, "gpu_step.py", __doc__.splitlines()[0], flags)
         run = open_run(resolve(with_options(config, model=str(args.model), output_dir=f"{folder}/run")))
         work = {"decode": measure_decode, "generate": measure_generate}.get(args.part, measure_preset)
         return work(run, args)
+
+
+def flags_of(part: str) -> list[str]:
+    """What train.py is told for a part. One that only decodes holds far less than the run that the check counts, and
+    takes fewer rows where they do not fit."""
+    flags = ["--no-tensorboard", "--dataset", "world", "--template", "short"]
+    if part.endswith("gb"):
+        return [*flags, "--preset", part, "--memory-limit", part.removesuffix("gb")]
+    flags += ["--no-load-in-4bit", "--rollout-batch-size", str(max(ROWS)), "--max-total-tokens", str(LENGTH + STEPS)]
+    return [*flags, "--no-memory-check"]
 
 
 def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, vocabulary, tied) -> None:
@@ -138,7 +153,7 @@ def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, voc
     )  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config)  # in bfloat16 from the start
     model.save_pretrained(folder)
     del model
     torch.cuda.empty_cache()  # a process of its own measures
@@ -147,19 +162,45 @@ def save_random(folder: Path, hidden, layers, heads, kv_heads, intermediate, voc
 
 def measure_decode(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Decode steps against the memory's limit, by rows and forward."""
-    policy, bandwidth, rows = run.policy, copy_bandwidth(run.policy.device), []
-    for n_rows in ROWS:
-        for policy.stacks in (True, False):
-            with policy.for_rollouts():
-                seconds, calls, decoder = decode_seconds(policy, n_rows)
-                tensors = {t.data_ptr(): t for t in [*policy.model.parameters(), *policy.model.buffers()]}
-                weights = sum(t.numel() * t.element_size() for t in tensors.values())
-            stores = [*decoder.cache.keys, *decoder.cache.values]
-            cache = n_rows * LENGTH * sum(t.shape[1] * t.shape[3] * t.element_size() for t in stores)
-            floor = (weights + cache) / bandwidth
-            rows.append({"rows": n_rows, "forward": "stacked" if policy.stacks else "transformers",
-                         "tokens/s": n_rows / seconds, "ms": 1e3 * seconds, "floor, ms": 1e3 * floor,
-                         "ratio": seconds / floor, "host calls": calls})  # fmt: skip
+    bandwidth = copy_bandwidth(run.policy.device)
+    return with_rows_that_fit(lambda n_rows: decode_rows(run.policy, bandwidth, n_rows))
+
+
+def with_rows_that_fit(work: Callable[[int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a table that `work` measures for each of `ROWS`; for half of them, and half again, if memory runs
+    out."""
+    table, most = [], 0
+    for wanted in ROWS:
+        n_rows = wanted
+        while n_rows > most:
+            try:
+                table += work(n_rows)
+                most = n_rows
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                print(f"{n_rows} rows do not fit into memory", file=sys.stderr)
+                n_rows //= 2
+            torch.cuda.empty_cache()
+    if not table:
+        raise UserError("not even one row fits into memory; take a smaller --shape")
+    return table
+
+
+def decode_rows(policy: Policy, bandwidth: float, n_rows: int) -> list[dict[str, Any]]:
+    """So many rows by either forward, against the time that reading the memory of a step takes."""
+    rows = []
+    for policy.stacks in (True, False):
+        with policy.for_rollouts():
+            seconds, calls, decoder = decode_seconds(policy, n_rows)
+            tensors = {t.data_ptr(): t for t in [*policy.model.parameters(), *policy.model.buffers()]}
+            weights = sum(t.numel() * t.element_size() for t in tensors.values())
+        stores = [*decoder.cache.keys, *decoder.cache.values]
+        cache = n_rows * LENGTH * sum(t.shape[1] * t.shape[3] * t.element_size() for t in stores)
+        floor = (weights + cache) / bandwidth
+        rows.append({"rows": n_rows, "forward": "stacked" if policy.stacks else "transformers",
+                     "tokens/s": n_rows / seconds, "ms": 1e3 * seconds, "floor, ms": 1e3 * floor,
+                     "ratio": seconds / floor, "host calls": calls})  # fmt: skip
     return rows
 
 
@@ -186,24 +227,24 @@ def prompt_of(key: int) -> list[int]:
 
 def measure_generate(run: Run, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Prompts and so many new tokens, prefill included, by transformers' `generate` and by ours."""
-    policy, rows = run.policy, []
-    for n_rows in ROWS:
-        prompts = torch.tensor([prompt_of(key) for key in range(n_rows)], device=policy.device)
+    return with_rows_that_fit(lambda n_rows: generate_rows(run.policy, n_rows))
 
-        def usual(prompts=prompts) -> None:
-            policy.model.generate(
-                input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=STEPS, do_sample=True,
-                pad_token_id=0,
-            )  # fmt: skip
 
-        def ours(n_rows=n_rows) -> None:
-            decode_seconds(policy, n_rows)
+def generate_rows(policy: Policy, n_rows: int) -> list[dict[str, Any]]:
+    """So many rows either way; both sample from all of the vocabulary."""
+    rows, prompts = [], torch.tensor([prompt_of(key) for key in range(n_rows)], device=policy.device)
 
-        with torch.no_grad(), policy.for_rollouts():
-            for name, work in (("generate", usual), ("ours", ours)):
-                work()
-                seconds = phase({}, name, work)[1]
-                rows.append({"rows": n_rows, "way": name, "tokens/s": n_rows * STEPS / seconds, "seconds": seconds})
+    def usual() -> None:
+        policy.model.generate(
+            input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=STEPS, do_sample=True, top_k=0,
+            pad_token_id=0,
+        )  # fmt: skip
+
+    with torch.no_grad(), policy.for_rollouts():
+        for name, work in (("generate", usual), ("ours", lambda: decode_seconds(policy, n_rows))):
+            work()
+            seconds = phase({}, name, work)[1]
+            rows.append({"rows": n_rows, "way": name, "tokens/s": n_rows * STEPS / seconds, "seconds": seconds})
     return rows
 
 
