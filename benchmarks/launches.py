@@ -27,6 +27,7 @@ VIEWS = set(
     "split_with_sizes unbind alias detach empty empty_strided empty_like lift_fresh".split()
 )  # and what only sets memory aside
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+MOST_CALLS, MOST_RATIO = 1100, 1.1  # of 36 layers; of what adapters may make of them
 
 
 def main() -> None:
@@ -41,15 +42,29 @@ def main() -> None:
             folder, lora_rank=8, lora_alpha=16, load_in_4bit=False, dtype=torch.bfloat16, device=torch.device("cpu")
         )
         print(f"{'forward':34}{'calls':>8}{'products':>10}{'per layer':>11}")
+        calls: dict[str, int] = {}
         for name, stacks, has_adapter in (
             ("transformers and peft", False, True), ("transformers, no adapters", False, False),
             ("stacked", True, True), ("stacked, no adapters", True, False),
         ):  # fmt: skip
             policy.stacks = stacks
             counts = of_step(policy, args.rows, has_adapter)
-            n = counts.total()
-            products = sum(counts[name] for name in PRODUCTS)
-            print(f"{name:34}{n:>8}{products:>10}{n / args.layers:>11.1f}")
+            calls[name] = counts.total()
+            products = sum(counts[product] for product in PRODUCTS)
+            print(f"{name:34}{calls[name]:>8}{products:>10}{calls[name] / args.layers:>11.1f}")
+    print("\n".join(verdicts(calls["stacked"], calls["stacked, no adapters"])))
+
+
+def verdicts(calls: int, without_adapters: int) -> list[str]:
+    """A line for each aim: of the calls, and of their ratio to those of the same forward without adapters."""
+    figures = (
+        ("calls, stacked", f"{calls:,}", calls, MOST_CALLS),
+        ("to those without adapters", f"{calls / without_adapters:.2f}", calls / without_adapters, MOST_RATIO),
+    )
+    return [
+        f"{name}: {shown}, aim at most {most:,}: {'met' if value <= most else 'MISSED'}"
+        for name, shown, value, most in figures
+    ]
 
 
 def save_narrow(folder: Path, layers: int) -> None:

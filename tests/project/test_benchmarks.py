@@ -1,4 +1,4 @@
-"""What the benchmarks do beside measuring: they go on where memory runs out."""
+"""What the benchmarks do beside measuring: they go on where memory runs out, and say which aim is missed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -91,3 +91,21 @@ def test_generate_samples_from_the_whole_vocabulary_too(script, monkeypatch):
     rows = gpu_step.generate_rows(policy, 2)
     assert [row["way"] for row in rows] == ["generate", "ours"]
     assert asked and all(how["do_sample"] and how["top_k"] == 0 for how in asked)
+
+
+def test_launches_say_which_aim_is_missed(script):
+    launches = script("launches")
+    assert launches.verdicts(935, 647) == [
+        "calls, stacked: 935, aim at most 1,100: met",
+        "to those without adapters: 1.45, aim at most 1.1: MISSED",
+    ]
+    assert [line.rpartition(": ")[2] for line in launches.verdicts(1200, 1150)] == ["MISSED", "met"]
+
+
+def test_the_comparison_with_trl_says_which_aim_is_missed(script, monkeypatch):
+    trl = ModuleType("trl")
+    trl.GRPOConfig = trl.GRPOTrainer = object
+    monkeypatch.setitem(sys.modules, "trl", trl)
+    trl_peer = script("trl_peer")
+    assert trl_peer.verdict("one turn", 0.54) == "0.6 met"
+    assert trl_peer.verdict("with search", 0.39) == "0.3 MISSED"
