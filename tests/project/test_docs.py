@@ -18,6 +18,7 @@ from searchr1_mini import race
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.options.cli import parse, parse_asked
 from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.options.nested import flag_name, options_of, with_options
 from searchr1_mini.options.resolve import filled, resolve, resolve_model
 
@@ -325,3 +326,13 @@ def test_the_papers_page_tells_which_groups_are_left_out():
     row = f"| groups whose rewards agree, GRPO | {told[False]} | {' | '.join(defaults)} |"
     departures = (ROOT / "docs" / "paper.md").read_text().partition("## Deliberate departures")
     assert row in departures[0] and "groups whose rewards agree" in departures[2]
+
+
+def test_the_ladder_tells_todays_laptop_preset():
+    """Its column is of an earlier one."""
+    preset = PRESETS["laptop-llm"]
+    n_rollouts = preset["questions_per_step"] * preset["group_size"]
+    rate = f"{preset['learning_rate']:.1e}".replace("e-0", "e-")
+    told = f"Today's preset takes {preset['steps']} steps of {n_rollouts} rollouts at {rate}, which falls over "
+    page = " ".join((ROOT / "docs" / "ablations.md").read_text(encoding="utf-8").split())
+    assert f"{told}the last {preset['decay_steps']}." in page
