@@ -15,7 +15,11 @@ from searchr1_mini.core.questions import Example
 from searchr1_mini.core.rewards import contains_gold, exact_match, normalize_answer
 from searchr1_mini.core.scores import f1_score, sub_exact_match
 from searchr1_mini.core.trajectory import Segment, Trajectory
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
 from searchr1_mini.run.rewards import outcome_reward, reward
+from searchr1_mini.run.training import configured_reward
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,28 @@ def test_a_right_answer_pays_for_each_search_beyond_the_first(n_searches, answer
     tried = episode(ANSWER, answer=answer)
     tried.queries = ["q"] * n_searches
     assert reward(tried, ["Rome"], "em", search_cost=0.1) == pytest.approx(paid)
+
+
+TRIED = st.tuples(st.integers(0, 3), st.sampled_from(["Rome", "Rome of old", "Oslo", None]))  # searches, answer
+
+
+@given(st.lists(TRIED, min_size=1, max_size=5), st.sampled_from(["em", "f1"]), st.floats(0, 2))
+def test_the_action_penalty_is_a_loop_over_what_was_left_undone(tried, kind, penalty):
+    """Taken off once for an episode without a search, and once for one without an answer, whatever it earned."""
+    paid = outcome_reward(RewardConfig(reward=kind), 99, action_penalty=penalty)
+    for n_searches, answer in tried:
+        made = episode(ANSWER, answer=answer)
+        made.queries = ["q"] * n_searches
+        wanted = 0.0 if answer is None else {"em": official_em, "f1": official_f1}[kind](answer, "Rome")
+        for is_undone in (n_searches == 0, answer is None):
+            wanted -= penalty if is_undone else 0.0
+        assert paid(made, Example("0", "Where?", ("Rome",), "q")) == pytest.approx(wanted)
+
+
+def test_the_action_penalty_of_the_options_is_taken_off():
+    config = resolve(make(TrainConfig, reward="f1", action_penalty=0.25))
+    idle = episode(ANSWER)
+    assert configured_reward(config)(idle, Example("0", "Where?", ("Rome",), "q")) == -0.5
 
 
 @pytest.mark.parametrize("kind", ["em", "sub-em", "f1", "format"])

@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from helpers.ragged import ragged
+from hypothesis import given
+from hypothesis import strategies as st
 
 from searchr1_mini.core.algorithms import loss_weights, policy_loss
 from searchr1_mini.variants.ratios import importance_weights, sequence_log_ratio
@@ -36,6 +39,25 @@ def test_importance_weights_beyond_their_cap(mode, expected):
     weights = importance_weights(trainer.requires_grad_(), sampler, 2.0, mode)
     torch.testing.assert_close(weights, torch.tensor(expected))
     assert not weights.requires_grad  # a weight, not a second way for the gradient
+
+
+@given(ragged(), st.sampled_from([1.1, 2.0, 5.0]), st.sampled_from(["truncate", "mask"]))
+def test_importance_weights_are_a_loop_over_tokens(rows, cap, mode):
+    """Of ragged batches, alone and as factors of the loss; what is not the policy's may be anything."""
+    x = rows.tensors
+
+    def weight(t: dict[str, float]) -> float:
+        rho = math.exp(t["new"] - t["old"])
+        return min(rho, cap) if mode == "truncate" else rho if 1 / cap <= rho <= cap else 0.0
+
+    weights = importance_weights(x["new"], x["old"], cap, mode)
+    wanted = [weight(t) for row in rows.tokens for t in row]
+    assert weights[rows.mask].tolist() == pytest.approx(wanted, rel=1e-6)
+    how = {"clip_eps": 0.2, "clip_eps_high": 0.2, "importance": weights}
+    loss, _ = policy_loss(x["new"], x["new"], x["advantage"], loss_weights(rows.mask, "token").double(), **how)
+    advantages = [t["advantage"] for row in rows.tokens for t in row]
+    total = sum(rho * advantage for rho, advantage in zip(wanted, advantages, strict=True))
+    assert loss.item() == pytest.approx(-total / len(wanted), rel=1e-5, abs=1e-6)
 
 
 def test_the_overlong_penalty_by_hand():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import fmean, stdev
+
 import pytest
 import torch
 from helpers.sessions import collect, session_of, train_step
+from hypothesis import given
+from hypothesis import strategies as st
 
 from searchr1_mini.core.algorithms import group_advantages
 from searchr1_mini.core.batch import build_batch
@@ -12,7 +16,8 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.experience import Experience, all_logprobs
 from searchr1_mini.core.methods import Aside, Prompt
 from searchr1_mini.core.prompts import INVALID_ACTION, parse_action
-from searchr1_mini.core.trajectory import Trajectory
+from searchr1_mini.core.training import Rollouts
+from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.run.cold_start import cold_start
 from searchr1_mini.run.invariants import check_texts
 from searchr1_mini.run.token_values import token_values
@@ -20,6 +25,8 @@ from searchr1_mini.variants.tree import add_tree_advantages, forks, resumed, ste
 
 LEAVES = 4
 TREE = {"tree_branches": LEAVES - 1, "group_size": 2 * LEAVES, "questions_per_step": 6, "cold_start": 96}
+# reward of a leaf, and the tokens of its turns
+LEAF = st.tuples(st.sampled_from([0.0, 0.2, 1.0]), st.lists(st.integers(1, 4), min_size=1, max_size=3))
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,16 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rollouts(run):
     return collect(run, 1)
+
+
+def kinds_of(turns: list[int]) -> list[tuple[str, int]]:
+    """(writer, tokens) of the segments of a trajectory with turns of so many tokens, and observations between them."""
+    between = [part for n in turns for part in (("policy", n), ("observation", 2))]
+    return [("prompt", 3), *between[:-1]]
+
+
+def trajectory_of(turns: list[int]) -> Trajectory:
+    return Trajectory("q", [Segment(kind, [7] * n, [-0.5] * n * (kind == "policy")) for kind, n in kinds_of(turns)])
 
 
 def shared_segments(one: Trajectory, two: Trajectory) -> int:
@@ -124,3 +141,25 @@ def test_the_logged_advantage_of_a_branch_is_the_one_trained_on(run, rollouts):
     for row in (0, len(values) - 1):
         logged = [value for value in values[row]["advantages"] if value is not None]
         assert logged == experience.advantages[row][batch.loss_mask[row]].tolist()
+
+
+@given(
+    st.integers(2, 4).flatmap(lambda n: st.lists(st.lists(LEAF, min_size=n, max_size=n), min_size=1, max_size=3)),
+    st.booleans(),
+)
+def test_the_advantages_of_trees_are_those_of_a_loop(trees, normalize_std):
+    """Each leaf against the leaves of its tree, on every token that the policy wrote and on no other."""
+    leaves = [leaf for tree in trees for leaf in tree]
+    trajectories = [trajectory_of(turns) for _, turns in leaves]
+    rollouts = Rollouts(trajectories, rewards=[reward for reward, _ in leaves], group_ids=[0] * len(leaves))
+    batch = build_batch(trajectories, rollouts.rewards, rollouts.group_ids, 0)
+    laid = add_tree_advantages(rollouts, batch, leaves=len(trees[0]), normalize_std=normalize_std).tolist()
+    for tree in trees:
+        rewards = [reward for reward, _ in tree]
+        scale = stdev(rewards) + 1e-6 if normalize_std else 1.0
+        for reward, turns in tree:
+            wanted, row = (reward - fmean(rewards)) / scale, laid.pop(0)
+            written = [kind == "policy" for kind, n in kinds_of(turns) for _ in range(n)][1:]
+            written += [False] * (len(row) - len(written))
+            assert row == pytest.approx([wanted if is_ours else 0.0 for is_ours in written], rel=1e-4, abs=1e-4)
+    assert laid == []
