@@ -162,6 +162,9 @@ BUGS = [
     Bug("a sampled evaluation", "scores", "temperature: float = 0.0,\n    seed",
         "temperature: float = 1.0,\n    seed",
         "training::test_a_run_is_measured_greedily_on_held_out_questions"),
+    # options, and what others are told of them
+    Bug("a std that is read is refused", "needs", '("turn_coef", "tree_branches")}', '("turn_coef",)}',
+        "resolve::test_advantages_beside_rloo_may_leave_out_the_std"),
     # stops and sampling
     Bug("the last of two stops", "stops", "return min(ends) if ends else None", "return max(ends) if ends else None",
         "rollout::test_a_turn_ends_at_the_first_of_two_stops_in_one_token"),

@@ -63,6 +63,8 @@ NEEDS: dict[str, Needs] = {
     "lora_alpha": {"lora_rank": 0}, "check": _RL | _SOUND, "memory_limit": {"memory_check": (True,)},
     "rollout_weights": {"load_in_4bit": (True,)},
 }  # fmt: skip
+# (option, one of its needs) -> options that read it too where they are above 0, though that need is not met
+READ_TOO = {("normalize_std", "baseline"): ("turn_coef", "tree_branches")}
 
 
 def check_ranges(config: Any) -> None:
@@ -204,7 +206,9 @@ def idle(config: Any, needs: Mapping[str, Needs]) -> dict[str, tuple[str, str]]:
                 need += "".join(f" or {each}" for each in wanted[1:] if wanted[0] is not None)
             else:
                 is_met, need = (value or 0) > wanted, f"{flag_name(other)} above {wanted}"
-            if not is_met:
+            readers = READ_TOO.get((name, other), ())
+            need += "".join(f" or {flag_name(each)} above 0" for each in readers)
+            if not is_met and not any(get(config, each) > 0 for each in readers):
                 found[name] = spelled(other, value), need
                 break
     return found

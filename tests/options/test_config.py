@@ -88,6 +88,10 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         (["--importance-cap", "0.5", "--importance-mode", "mask"], "it must be above 1"),
         (["--gamma", "0.9"], "--gamma does nothing with --algorithm grpo"),
         (["--algorithm", "ppo", "--no-normalize-std"], "--normalize-std does nothing with --algorithm ppo"),
+        (
+            ["--baseline", "leave-one-out", "--no-normalize-std"],
+            "it needs --baseline group or batch or group-batch or --turn-coef above 0 or --tree-branches above 0",
+        ),
         (["--algorithm", "ppo", "--llds-coef", "0.1"], "--llds-coef"),
         (["--algorithm", "ppo", "--gae-lambda", "1.5"], "must be at most 1"),
         (["--group-size", "1", "--dynamic-sampling", "2"], "raise --group-size"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.changes import changes
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.cli import parse
 from searchr1_mini.options.config import TrainConfig
@@ -125,3 +126,13 @@ def assert_settled(given_values):
     assert again == config == resolve(again)
     kept = {name: value for name, value in given_values.items() if value is not None}
     assert {name: get(config, name) for name in kept} == kept
+
+
+@pytest.mark.parametrize("reader", [{"turn_coef": 1.0}, {"tree_branches": 3}])
+def test_advantages_beside_rloo_may_leave_out_the_std(reader):
+    """It is theirs: leave-one-out divides by none."""
+    options = {"baseline": "leave-one-out", "normalize_std": False}
+    with pytest.raises(UserError, match="--normalize-std does nothing with --baseline leave-one-out"):
+        resolve(make(TrainConfig, **options))
+    config = resolve(make(TrainConfig, **options, **reader))
+    assert "--no-normalize-std" in changes(config) and not config.objective.normalize_std
