@@ -163,6 +163,8 @@ BUGS = [
         "temperature: float = 1.0,\n    seed",
         "training::test_a_run_is_measured_greedily_on_held_out_questions"),
     # options, and what others are told of them
+    Bug("LLDS beside dynamic sampling", "options/checks", "objective.llds_coef > 0,", "False,",
+        "resolve::test_what_an_older_version_took_together_goes_on"),
     Bug("a std that is read is refused", "needs", '("turn_coef", "tree_branches")}', '("turn_coef",)}',
         "resolve::test_advantages_beside_rloo_may_leave_out_the_std"),
     # stops and sampling

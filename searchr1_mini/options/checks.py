@@ -206,6 +206,18 @@ def check_own_parts(given: TrainConfig, bare: TrainConfig, unasked: Collection[s
             raise UserError(f"{told}, which has no parameter {name}; give it one, or leave the flag out")
 
 
+def uses_equals(config: TrainConfig) -> str | None:
+    """Tells what keeps, or learns from, groups whose rewards are all equal; None where nothing does."""
+    objective = config.objective
+    used = {
+        "--turn-coef learns from them too": config.variant.turn_coef > 0,
+        f"--baseline {objective.baseline} learns from them too": objective.baseline in ("batch", "none"),
+        "--llds-coef acts on them too": objective.llds_coef > 0,
+        "--no-drop-zero-variance keeps them": not objective.drop_zero_variance,
+    }
+    return next((told for told, is_used in used.items() if is_used), None)
+
+
 def check_resolved(config: TrainConfig) -> None:
     """Refuses values that do not go with each other, once all are filled.
 
@@ -257,11 +269,8 @@ def check_resolved(config: TrainConfig) -> None:
         (objective.dynamic_sampling > 1 and step.group_size == 1,
          "--dynamic-sampling replaces groups whose rewards are all equal, and a group of 1 has one reward; raise "
          "--group-size"),
-        (objective.dynamic_sampling > 1 and (objective.baseline in ("batch", "none") or config.variant.turn_coef > 0)
-         and not config.run.resume,
-         "--dynamic-sampling leaves out groups whose rewards are all equal, and "
-         f"{'--turn-coef' if config.variant.turn_coef > 0 else f'--baseline {objective.baseline}'} learns from them "
-         "too; leave one out"),
+        (objective.dynamic_sampling > 1 and uses_equals(config) and not config.run.resume,
+         f"--dynamic-sampling leaves out groups whose rewards are all equal, and {uses_equals(config)}; leave one out"),
         (rollout.temperature < LEAST_TEMPERATURE,
          f"--temperature {rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
         (step.questions_per_step * step.group_size * objective.dynamic_sampling > MOST_ROLLOUTS,

@@ -168,6 +168,8 @@ def filled(config: TrainConfig) -> TrainConfig:
         values |= IMITATION[size] | {"group_size": 1 if config.run.algorithm == "sft" else PAPERS_ROLLOUTS}
         del values["drop_zero_variance"]
     objective = config.objective
+    if objective.dynamic_sampling > 1:  # which leaves such groups out
+        values["drop_zero_variance"] = True
     if objective.baseline in ("batch", "none") or config.variant.turn_coef or objective.llds_coef:
         # there equal rewards teach too
         values["drop_zero_variance"] = False

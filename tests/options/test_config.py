@@ -101,6 +101,11 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
         ),
         (["--dynamic-sampling", "2", "--baseline", "none"], "and --baseline none learns from them too; leave one out"),
         (["--dynamic-sampling", "2", "--turn-coef", "1"], "and --turn-coef learns from them too; leave one out"),
+        (["--dynamic-sampling", "2", "--llds-coef", "0.1"], "and --llds-coef acts on them too; leave one out"),
+        (
+            ["--dynamic-sampling", "2", "--no-drop-zero-variance"],
+            "and --no-drop-zero-variance keeps them; leave one out",
+        ),
         (["--group-size", "1", "--baseline", "leave-one-out"], "--baseline none"),
         (["--group-size", "1", "--no-normalize-std"], "--no-normalize-std does nothing with --group-size 1"),
         (["--reward", "f2"], "did you mean f1?"),

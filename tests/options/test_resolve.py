@@ -128,6 +128,24 @@ def assert_settled(given_values):
     assert {name: get(config, name) for name in kept} == kept
 
 
+@pytest.mark.parametrize("model", ["tiny", "Qwen2.5-3B"])
+def test_dynamic_sampling_tells_that_equal_groups_are_left_out(model):
+    """Whatever the model's default is."""
+    config = resolve(make(TrainConfig, model=model, dynamic_sampling=3))
+    assert config.objective.drop_zero_variance is True
+
+
+@pytest.mark.parametrize(
+    "options", [{"dynamic_sampling": 3, "llds_coef": 0.1, "drop_zero_variance": True},
+                {"dynamic_sampling": 3, "drop_zero_variance": False}],
+)  # fmt: skip
+def test_what_an_older_version_took_together_goes_on(options, tmp_path):
+    with pytest.raises(UserError, match="leave one out"):
+        resolve(make(TrainConfig, **options))
+    config = resolve(make(TrainConfig, **options, resume=True, output_dir=str(tmp_path)))
+    assert {name: get(config, name) for name in options} == options
+
+
 @pytest.mark.parametrize("reader", [{"turn_coef": 1.0}, {"tree_branches": 3}])
 def test_advantages_beside_rloo_may_leave_out_the_std(reader):
     """It is theirs: leave-one-out divides by none."""
