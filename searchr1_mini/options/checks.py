@@ -227,6 +227,8 @@ def check_resolved(config: TrainConfig) -> None:
     data, rollout, step, objective = config.data, config.rollout, config.optimization, config.objective
     is_world, bug, overlong = data.dataset == "world", config.run.bug, config.reward.overlong
     may_collide = bug == "colliding-groups" or config.run.mystery is not None
+    penalties = {"--llds-coef": objective.llds_coef, "--sapo-coef": config.variant.sapo_coef}
+    of_rollouts = next((flag for flag, coef in penalties.items() if coef > 0), None)
     rules = [
         (is_world and data.data_path, "--data-path does not go with --dataset world; name the file's data set"),
         (
@@ -271,6 +273,9 @@ def check_resolved(config: TrainConfig) -> None:
          "--group-size"),
         (objective.dynamic_sampling > 1 and uses_equals(config) and not config.run.resume,
          f"--dynamic-sampling leaves out groups whose rewards are all equal, and {uses_equals(config)}; leave one out"),
+        (config.variant.turn_coef > 0 and of_rollouts and not config.run.resume,
+         f"--turn-coef gives each turn an advantage of its own, and {of_rollouts} judges a rollout by the one that "
+         "it has; leave one out"),
         (rollout.temperature < LEAST_TEMPERATURE,
          f"--temperature {rollout.temperature}: it must be at least {LEAST_TEMPERATURE}"),
         (step.questions_per_step * step.group_size * objective.dynamic_sampling > MOST_ROLLOUTS,

@@ -53,7 +53,7 @@ def llds_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, los
     log-likelihood fell as a whole (the response-level gate), and in them only on the tokens that fell.
 
     Args:
-        logprobs, old_logprobs, advantages: (B, T); advantages of GRPO, one value a row.
+        logprobs, old_logprobs, advantages: (B, T); advantages of GRPO, one value a row (the options see to it).
         loss_mask: (B, T) bool.
     """
     fall = (old_logprobs - logprobs) * loss_mask

@@ -106,6 +106,8 @@ def test_help_names_every_option_in_groups_and_loads_no_torch(script, config):
             ["--dynamic-sampling", "2", "--no-drop-zero-variance"],
             "and --no-drop-zero-variance keeps them; leave one out",
         ),
+        (["--turn-coef", "1", "--llds-coef", "0.1"], "and --llds-coef judges a rollout by the one that it has; leave"),
+        (["--turn-coef", "1", "--sapo-coef", "0.1"], "and --sapo-coef judges a rollout by the one that it has; leave"),
         (["--group-size", "1", "--baseline", "leave-one-out"], "--baseline none"),
         (["--group-size", "1", "--no-normalize-std"], "--no-normalize-std does nothing with --group-size 1"),
         (["--reward", "f2"], "did you mean f1?"),

@@ -137,7 +137,8 @@ def test_dynamic_sampling_tells_that_equal_groups_are_left_out(model):
 
 @pytest.mark.parametrize(
     "options", [{"dynamic_sampling": 3, "llds_coef": 0.1, "drop_zero_variance": True},
-                {"dynamic_sampling": 3, "drop_zero_variance": False}],
+                {"dynamic_sampling": 3, "drop_zero_variance": False},
+                {"turn_coef": 1.0, "llds_coef": 0.1}, {"turn_coef": 1.0, "sapo_coef": 0.1}],
 )  # fmt: skip
 def test_what_an_older_version_took_together_goes_on(options, tmp_path):
     with pytest.raises(UserError, match="leave one out"):
