@@ -12,7 +12,7 @@ from searchr1_mini.data.names import DATASETS, WORLD_DIFFICULTY
 from searchr1_mini.data.rows import is_question_file
 from searchr1_mini.models.gguf_base import find_gguf, unpacked
 from searchr1_mini.models.weights import init_folder
-from searchr1_mini.options.checks import check_given, check_own_parts, check_resolved
+from searchr1_mini.options.checks import check_given, check_own_parts, check_resolved, world_hops_list
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.defaults import (
     COLD_START_RATES,
@@ -29,7 +29,7 @@ from searchr1_mini.options.defaults import (
     TINY,
 )
 from searchr1_mini.options.needs import NEEDS, check_ranges, check_saved, idle, refuse_idle, shown, without
-from searchr1_mini.options.nested import flag_name, flat, get, with_options
+from searchr1_mini.options.nested import flag_name, flat, get, make, options_of, with_options
 from searchr1_mini.options.own_parts import FITS, METHOD_SETTINGS, with_whole_path
 from searchr1_mini.options.words import as_now
 from searchr1_mini.storage.checkpoint import CHANGED, changed_since
@@ -111,6 +111,18 @@ def checked(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
     for name in old_bugs:  # an older version had a flag for each
         saved["bug"] = name.removeprefix("bug_").replace("retokenise", "retokenize").replace("_", "-")
     return defaults | saved  # an older version had fewer, and showed passages plainly
+
+
+def config_from(saved: dict[str, Any]) -> TrainConfig:
+    """Makes the config of what `checked` returned, whatever was left open filled in.
+
+    Raises:
+        UserError: its hops are none.
+    """
+    config = filled(make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig)}))
+    if config.data.dataset == "world":
+        world_hops_list(config)
+    return config
 
 
 def resolve(config: TrainConfig, unasked: Collection[str] = ()) -> TrainConfig:

@@ -17,8 +17,8 @@ from searchr1_mini.options.changes import changes
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.needs import shown, spelled
-from searchr1_mini.options.nested import get, make, options_of, with_options
-from searchr1_mini.options.resolve import checked, filled, saved_config
+from searchr1_mini.options.nested import get, options_of, with_options
+from searchr1_mini.options.resolve import checked, config_from, saved_config
 from searchr1_mini.pages.classroom_faults import CONFIG, METRICS, SUMMARY, figure_faults, log_faults, setting_faults
 from searchr1_mini.storage.commit import DIRTY, named, trained_at
 from searchr1_mini.storage.files import read_metrics, read_summary
@@ -191,18 +191,6 @@ def unfinished(run: Path, who: str) -> Entry:
     done = max((row["step"] for row in read_metrics(run / METRICS)), default=0)
     told = f"unfinished: {done} of {config.optimization.steps} steps, and no {SUMMARY}"
     return Entry(who, changed=changes(config), faults=[told, *setting_faults(config)])
-
-
-def config_from(saved: dict[str, Any]) -> TrainConfig:
-    """What a file of checked options makes.
-
-    Raises:
-        UserError: its hops are none.
-    """
-    config = filled(make(TrainConfig, **{name: saved[name] for name in options_of(TrainConfig)}))
-    if config.data.dataset == "world":
-        world_hops_list(config)
-    return config
 
 
 def trained_with(run: Path, summary: dict[str, Any]) -> tuple[TrainConfig | None, list[str]]:

@@ -9,8 +9,11 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.changes import changes
+from searchr1_mini.options.resolve import config_from, resumed_config
 from searchr1_mini.pages.charts import Chart, Series, html_text, line_chart, picture, svg
-from searchr1_mini.pages.report_data import as_json, folder_name, read_config, report_data
+from searchr1_mini.pages.report_data import as_json, read_config, report_data, run_names
 from searchr1_mini.pages.self_contained import write_page
 from searchr1_mini.run.diagnosis import DIAGNOSIS
 from searchr1_mini.run.log import COLD_START, summary_table
@@ -58,8 +61,9 @@ def write_report(*run_dirs: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: a file of a run is damaged.
     """
-    names = [folder_name(run_dir) for run_dir in run_dirs]
-    path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{cut_name('-'.join(names))}.html")
+    names = run_names(run_dirs)
+    several = cut_name("-".join(names).replace("/", "-"))
+    path = output or run_dirs[0] / ("report.html" if len(names) == 1 else f"report-{several}.html")
     data = report_data(run_dirs)
     style, *scripts = (
         (PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "browser.js", "watch.js", "charts.js")
@@ -87,8 +91,9 @@ def _before(run_dirs: Sequence[Path]) -> str:
     """What the page begins with: the runs, what they learned, held-out scores, warnings."""
     summaries = [_summary(run_dir) for run_dir in run_dirs]
     letters = _letters(run_dirs)
-    heads = [_head(*each) for each in zip(letters, run_dirs, summaries, strict=True)]
-    title = html_text(" and ".join(map(folder_name, run_dirs)))
+    names = run_names(run_dirs)
+    heads = [_head(*each) for each in zip(letters, names, run_dirs, summaries, strict=True)]
+    title = html_text(" and ".join(names))
     tables = [_table(letter, summary) for letter, summary in zip(letters, summaries, strict=True) if summary]
     held_out = f'<h2>Held-out questions</h2>\n<div class="tables">{"".join(tables)}</div>' if tables else ""
     diagnoses = [_diagnosis(run_dir) for run_dir in run_dirs]
@@ -109,9 +114,9 @@ def _summary(run_dir: Path) -> dict[str, Any] | None:
     return read_summary(path) if path.exists() else None
 
 
-def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
+def _head(letter: str, name: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
     config = read_config(run_dir)
-    told = [f"{letter}: {folder_name(run_dir)}"] if letter else []
+    told = [f"{letter}: {name}"] if letter else []
     told += [
         f"{key} {config[key]}"
         for key in ("model", "method", "algorithm", "dataset", "seed")
@@ -130,7 +135,17 @@ def _head(letter: str, run_dir: Path, summary: dict[str, Any] | None) -> str:
         commits = [short(commit) for commit in trained_at(run_dir)] if config.get("git_commit") else []
         commit = f" at commit {', then '.join(commits)}" if commits else ""
         lines.append(f'<p class="soft"><code>{html_text(command)}</code> {html_text(commit)}</p>')
+    if flags := _changed(run_dir):
+        lines.append(f'<p class="soft">changed: <code>{html_text(" ".join(flags))}</code></p>')
     return "\n".join(lines)
+
+
+def _changed(run_dir: Path) -> list[str]:
+    """What the run was told beyond the defaults of its model, as flags; nothing where its config.json cannot tell."""
+    try:
+        return changes(config_from(resumed_config(run_dir)))
+    except UserError:  # it is damaged, or there is none
+        return []
 
 
 def _command(run_dir: Path) -> str | None:

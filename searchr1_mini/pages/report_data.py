@@ -47,11 +47,11 @@ class Vocabulary:
 def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
     """Collects the page's data: `vocabulary`; of each run its name and mask, its `kept_steps`, and what it watched."""
     vocabulary, runs = Vocabulary(), []
-    for run_dir in run_dirs:
+    for run_dir, name in zip(run_dirs, run_names(run_dirs), strict=True):
         config = read_config(run_dir)
         runs.append(
             {
-                "name": short(folder_name(run_dir)),
+                "name": short(name),
                 "masks_observations": config.get("mask_observations", True),
                 "steps": kept_steps(run_dir, BUDGET // len(run_dirs), vocabulary, pieces_of(run_dir, config)),
                 "watched": read_watched(run_dir),
@@ -60,9 +60,12 @@ def report_data(run_dirs: Sequence[Path]) -> dict[str, Any]:
     return {"vocabulary": vocabulary.as_json(), "runs": runs}
 
 
-def folder_name(run_dir: Path) -> str:
-    """Returns the name of the folder, also where it is given as `.`."""
-    return run_dir.absolute().name
+def run_names(run_dirs: Sequence[Path]) -> list[str]:
+    """Names runs by their folders, also `.`, and by as many of those above as tell the runs apart: `masked/seed-0`."""
+    parts = [run_dir.absolute().parts[1:] for run_dir in run_dirs]
+    depths = range(1, max(map(len, parts), default=1) + 1)
+    n = next((n for n in depths if len({part[-n:] for part in parts}) == len(set(parts))), 1)
+    return ["/".join(part[-n:]) for part in parts]
 
 
 def as_json(value: Any) -> str:

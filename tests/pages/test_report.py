@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
 from coloraide import Color
 from helpers.guards import Tags
+from helpers.handed_in import settings_with
 from helpers.paths import ROOT
 from helpers.report_runs import SUMMARY, fill_run, trajectory
 from hypothesis import given, settings
@@ -20,6 +23,7 @@ from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.trajectory import Segment, Trajectory
 from searchr1_mini.pages.charts import COLORS, DASHES, Chart, decades, line_label, picture, spread, ticks
 from searchr1_mini.pages.report import METRICS, write_curves_svg, write_report
+from searchr1_mini.pages.report_data import run_names
 from searchr1_mini.run.log import (
     Tracker,
     render_trajectory,
@@ -83,6 +87,35 @@ def test_the_report_tells_every_commit_of_a_run(tmp_path):
     write_json_atomic(tmp_path / "config.json", {"git_commit": "a" * 40})
     keep_commit(tmp_path, "b" * 40)
     assert "at commit aaaaaaaaa, then bbbbbbbbb<" in write_report(tmp_path).read_text()
+
+
+def test_arms_of_a_study_are_told_apart_by_folder_and_flags(tmp_path):
+    """All their runs are called by their seeds."""
+    arms = {"masked": "", "unmasked": "--no-mask-observations"}
+    for arm, flags in arms.items():
+        (tmp_path / arm).mkdir()
+        fill_run(tmp_path / arm / "seed-0")
+        write_json_atomic(tmp_path / arm / "seed-0" / "config.json", settings_with(flags))
+    path = write_report(*(tmp_path / arm / "seed-0" for arm in arms))
+    assert path == tmp_path / "masked" / "seed-0" / "report-masked-seed-0-unmasked-seed-0.html"
+    tags = Tags()
+    tags.feed(path.read_text())
+    assert "masked/seed-0 and unmasked/seed-0" in tags.text
+    assert "A: masked/seed-0 · model tiny" in tags.text and "B: unmasked/seed-0 · model tiny" in tags.text
+    assert [run["name"] for run in json.loads(tags.json)["runs"]] == ["masked/seed-0", "unmasked/seed-0"]
+    assert tags.text.count("changed: ") == 1 and "changed: --no-mask-observations" in tags.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (["/runs/a"], ["a"]), (["/runs/a", "/runs/b"], ["a", "b"]), (["/x/a", "/y/a"], ["x/a", "y/a"]),
+        (["/x/1/a", "/y/1/a", "/x/1/b"], ["x/1/a", "y/1/a", "x/1/b"]), (["/a", "/x/a"], ["a", "x/a"]),
+        (["/x/a", "/x/a"], ["a", "a"]), (["/x/a", "/x/a", "/y/a"], ["x/a", "x/a", "y/a"]),
+    ],
+)  # fmt: skip
+def test_runs_are_named_by_as_many_folders_as_it_takes(folders, told):
+    assert run_names([Path(folder) for folder in folders]) == told
 
 
 def test_a_report_of_a_young_run_is_written(tmp_path):
