@@ -27,7 +27,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import check_ranges
 from searchr1_mini.options.nested import flag_name, get, grouped, options_of
 from searchr1_mini.options.outcome import run_command
-from searchr1_mini.options.own_parts import FITS, own_hashes
+from searchr1_mini.options.own_parts import FITS, own_hashes, short_name
 from searchr1_mini.options.resolve import resolve
 from searchr1_mini.options.words import take
 from searchr1_mini.retrievers.names import MOST_EMPTIED
@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     diverged = train_all(configs, config.jobs, threads, goes_on=True)
     folders = {key: Path(each.run.output_dir) for key, each in configs.items()}
     finishes = [races.read_finish(folder, key[1], diverged.get(key)) for key, folder in folders.items()]
-    result = write_race(out, flags, shlex.join(words), config.jobs, finishes)
+    reward = setting.reward.reward
+    asked = shlex.join(word.replace(reward, short_name(reward)) for word in words)
+    result = write_race(out, flags, asked, config.jobs, finishes)
     print("\n".join([*map(races.describe_finish, finishes), "", races.HEADER, races.RULE, result["row"], ""]))
     if mixed := races.mixed(result["contents"]):
         told = f"the seeds ran with different contents of {', '.join(mixed)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from searchr1_mini.options.config import TrainConfig
@@ -21,7 +22,7 @@ def changes(config: TrainConfig) -> list[str]:
 
     A preset stands for its options where that makes fewer words of it.
 
-    Options that the run does not read are left out.
+    Options that the run does not read are left out, and so are the folders of a path from the root.
 
     Args:
         config: every option filled in.
@@ -36,8 +37,19 @@ def changes(config: TrainConfig) -> list[str]:
     return min(told, key=len)
 
 
+def public(value: Any) -> Any:
+    """Returns the last part of a path from the root, which `resolve` makes of own parts too; other values as they are.
+
+    A row of a table or a class's page is for others to read, and tells nobody where a home is.
+    """
+    for kind in (PurePosixPath, PureWindowsPath):
+        if isinstance(value, str) and kind(value).is_absolute():
+            return kind(value).name
+    return value
+
+
 def _word(name: str, value: Any) -> str:
-    return f"{flag_name(name)} None" if value is None else spelled(name, value)
+    return f"{flag_name(name)} None" if value is None else spelled(name, public(value))
 
 
 def _follows(name: str, config: TrainConfig) -> bool:

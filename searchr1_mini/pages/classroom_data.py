@@ -13,7 +13,7 @@ from typing import Any
 
 from searchr1_mini.core import progress
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.options.changes import changes
+from searchr1_mini.options.changes import changes, public
 from searchr1_mini.options.checks import world_hops_list
 from searchr1_mini.options.config import MAY_CHANGE, TrainConfig
 from searchr1_mini.options.needs import shown, spelled
@@ -209,7 +209,7 @@ def trained_with(run: Path, summary: dict[str, Any]) -> tuple[TrainConfig | None
     if inside and beside:
         kept = [name for name in options_of(TrainConfig) if name not in (*OF_THE_FOLDER, *MAY_CHANGE)]
         odd = [name for name in kept if get(inside, name) != get(beside, name)]
-        told = [" and ".join(spelled(name, get(each, name)) for each in (inside, beside)) for name in odd]
+        told = [" and ".join(spelled(name, public(get(each, name))) for each in (inside, beside)) for name in odd]
         faults += [f"{SUMMARY} and {CONFIG} are of different runs: {told[0]}"] if told else []
     config = inside or beside
     if config is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr1_mini.core.errors import UserError
+from searchr1_mini.options.changes import public
 from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.needs import shown, spelled
 from searchr1_mini.options.nested import get
@@ -67,20 +68,21 @@ def setting_faults(config: TrainConfig) -> list[str]:
     if run.mystery is not None:
         faults.append(f"--mystery {run.mystery}: a bug hunt, the method is broken on purpose")
     if run.init is not None:
-        faults.append(f"{spelled('init', run.init)}: it begins with what another run has learned")
+        faults.append(f"{spelled('init', public(run.init))}: it begins with what another run has learned")
     if not config.objective.mask_observations:
         faults.append("--no-mask-observations: it was trained on what the engine wrote")
     if config.run.method != DEFAULT.run.method:
-        faults.append(f"{spelled('method', run.method)}: another method than the default run's {DEFAULT.run.method}")
+        told = f"{spelled('method', public(run.method))}: another method than the default run's {DEFAULT.run.method}"
+        faults.append(told)
     if config.retrieval.retriever == "oracle":
         faults.append("--retriever oracle: its engine is handed the right passages")
     elif config.retrieval.retriever in PROBES:
         faults.append(f"{spelled('retriever', config.retrieval.retriever)}: it finds nothing, or anything")
     elif is_own(config.retrieval.retriever):
-        engine = spelled("retriever", config.retrieval.retriever)
+        engine = spelled("retriever", public(config.retrieval.retriever))
         faults.append(f"{engine}: an engine of its own, of which nobody can tell what it hands over")
     if data.dataset != DEFAULT.data.dataset:
-        named = shown(data.data_path or data.dataset)
+        named = shown(public(data.data_path or data.dataset))
         return [*faults, f"measured on another data set than the default run: {named}"]
     odd = [
         name for name in ("world_difficulty", "world_hops", "world_noise") if get(config, name) != get(DEFAULT, name)

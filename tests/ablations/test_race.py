@@ -211,7 +211,9 @@ def test_a_seed_whose_run_diverges_does_not_end_the_race(tmp_path, raced):
     done = raced(0, "--output-dir", tmp_path / "race", *FLAGS, *flags)
     assert "seed 7001 diverged: the last 2 updates" in done and "seed 7002 got there" in done
     assert "| 1 of 2 | not measured on every seed |" in done and "it does not count" in done
-    first, second = json.loads((tmp_path / "race" / "race.json").read_text())["seeds"]
+    written = (tmp_path / "race" / "race.json").read_text()  # for others to read
+    assert str(tmp_path / "my_rewards.py") not in written and "--reward my_rewards.py:odd" in json.loads(written)["row"]
+    first, second = json.loads(written)["seeds"]
     assert first["diverged"] and first["emptied"] is None and second["diverged"] is None and second["emptied"] == 0
     again = raced(0, "--output-dir", tmp_path / "race", *FLAGS, *flags)  # it is not tried again until it goes well
     assert "[2/2]" not in again and "seed 7001 diverged: the last 2" in again

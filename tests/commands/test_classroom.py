@@ -19,7 +19,7 @@ from helpers.paths import ROOT
 from searchr1_mini import classroom
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.pages import classroom as page
-from searchr1_mini.pages.classroom import terminal
+from searchr1_mini.pages.classroom import terminal, write_classroom
 from searchr1_mini.pages.classroom_data import Entry, board, read_entry
 from searchr1_mini.storage.commit import keep_commit
 
@@ -102,6 +102,19 @@ def test_another_data_set_is_named(tmp_path):
     faults = read_entry(run, "run").faults
     assert faults[0] == "summary.json was measured on world-1hop, which its settings do not ask for"
     assert faults[1] == "measured on another data set than the default run: hotpotqa"
+
+
+def test_a_part_in_a_home_is_named_without_it(tmp_path):
+    run = hand_in(tmp_path / "run", 0.9, 0.9)
+    own = {"reward": "/home/ada/my_rewards.py:f", "retriever": "/home/ada/my_engine.py:E"}
+    change(run / "config.json", **own)
+    settings = json.loads((run / "summary.json").read_text())["settings"]
+    change(run / "summary.json", settings=settings | own)
+    entry = read_entry(run, "run")
+    (fault,) = entry.faults
+    assert fault.startswith("--retriever my_engine.py:E: an engine of its own")
+    assert "--reward my_rewards.py:f" in entry.changed
+    assert "/home" not in terminal([entry], 100) + write_classroom([entry], tmp_path / "page.html").read_text()
 
 
 def test_a_run_that_begins_with_another_ones_learning_is_named(tmp_path):
