@@ -167,6 +167,8 @@ BUGS = [
         "resolve::test_what_an_older_version_took_together_goes_on"),
     Bug("homes in a row", "options/changes", "spelled(name, public(value))", "spelled(name, value)",
         "changes::test_a_home_is_not_among_the_words"),
+    Bug("another base has a place", "classroom_faults", "if run.model != DEFAULT.run.model:", "if False:",
+        "classroom::test_what_cannot_be_compared_is_named_with_its_reason"),
     Bug("two runs of one name", "report_data", "== len(set(parts))", ">= 1",
         "report::test_runs_are_named_by_as_many_folders_as_it_takes"),
     Bug("a std that is read is refused", "needs", '("turn_coef", "tree_branches")}', '("turn_coef",)}',

@@ -67,6 +67,9 @@ def setting_faults(config: TrainConfig) -> list[str]:
         faults.append(f"--bug {run.bug}: the method is broken on purpose")
     if run.mystery is not None:
         faults.append(f"--mystery {run.mystery}: a bug hunt, the method is broken on purpose")
+    if run.model != DEFAULT.run.model:
+        told = f"another base than the default run's {DEFAULT.run.model}"
+        faults.append(f"{spelled('model', public(run.model))}: {told}")
     if run.init is not None:
         faults.append(f"{spelled('init', public(run.init))}: it begins with what another run has learned")
     if not config.objective.mask_observations:

@@ -66,6 +66,7 @@ def test_the_board_lists_all_and_says_who_cannot_be_compared(handed_in):
 FAULTS = [
     ("--mystery 7", {}, "--mystery 7: a bug hunt"),
     ("--no-mask-observations", {}, "trained on what the engine wrote"),
+    ("--preset laptop-llm", {"n": 400}, "--model SmolLM2-135M-Instruct: another base than the default run's tiny"),
     ("--seed 3", {}, "measured on the world of --seed 3, the default run's is 0"),
     ("--world-difficulty simple --world-noise 2", {}, "default run's: --world-difficulty simple, --world-noise 2"),
     ("--retriever oracle", {}, "handed the right passages"),
@@ -85,7 +86,7 @@ def test_what_cannot_be_compared_is_named_with_its_reason(tmp_path, flags, figur
 
 @pytest.mark.parametrize(
     ("flags", "n"),
-    [("--eval-questions 400", 400), ("--group-size 4 --lora-rank 0", 200), ("--preset laptop-llm", 400),
+    [("--eval-questions 400", 400), ("--group-size 4 --lora-rank 0", 200), ("--preset 12gb", 200),
      ("--cold-start 20", 200)],
 )  # fmt: skip
 def test_whatever_else_a_run_does_can_be_compared(tmp_path, flags, n):
@@ -104,15 +105,18 @@ def test_another_data_set_is_named(tmp_path):
     assert faults[1] == "measured on another data set than the default run: hotpotqa"
 
 
-def test_a_part_in_a_home_is_named_without_it(tmp_path):
+def test_a_base_or_a_part_in_a_home_is_named_without_it(tmp_path):
+    """A copy of the tiny base is another base too: it may be one that was trained and exported."""
     run = hand_in(tmp_path / "run", 0.9, 0.9)
-    own = {"reward": "/home/ada/my_rewards.py:f", "retriever": "/home/ada/my_engine.py:E"}
+    own = {"model": "/home/ada/merged", "reward": "/home/ada/my_rewards.py:f", "retriever": "/home/ada/my_engine.py:E"}
     change(run / "config.json", **own)
     settings = json.loads((run / "summary.json").read_text())["settings"]
     change(run / "summary.json", settings=settings | own)
     entry = read_entry(run, "run")
-    (fault,) = entry.faults
-    assert fault.startswith("--retriever my_engine.py:E: an engine of its own")
+    assert entry.faults == [
+        "--model merged: another base than the default run's tiny",
+        "--retriever my_engine.py:E: an engine of its own, of which nobody can tell what it hands over",
+    ]
     assert "--reward my_rewards.py:f" in entry.changed
     assert "/home" not in terminal([entry], 100) + write_classroom([entry], tmp_path / "page.html").read_text()
 

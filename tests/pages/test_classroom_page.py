@@ -8,7 +8,6 @@ import pytest
 from helpers.handed_in import hand_in
 from helpers.hostile import FRAGMENTS
 
-from searchr1_mini.options.defaults import PRESETS
 from searchr1_mini.pages.classroom import write_classroom
 from searchr1_mini.pages.classroom_data import Entry, board
 from searchr1_mini.storage.printable import one_line
@@ -18,7 +17,7 @@ from searchr1_mini.storage.printable import one_line
 def page_of_a_class(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("class")
     hand_in(folder / "anna", 0.88, 0.90)
-    hand_in(folder / "bela", 0.94, 0.91, "--preset laptop-llm --learning-rate 0.002 --no-normalize-std", n=400)
+    hand_in(folder / "bela", 0.94, 0.91, "--preset 12gb --learning-rate 0.002 --no-normalize-std")
     hand_in(folder / ("carl" * 20), 1.0, 1.0, "--bug no-last-turn --seed 3", emptied=0.5, n=40)
     (folder / "dora").mkdir()
     (folder / "dora" / "summary.json").write_text("[")
@@ -53,9 +52,8 @@ def test_everybody_is_on_it_with_figures_changes_and_reasons(opened_board, page_
         "place|who|EM|EM 1 hop|EM 2 hops|emptied|steps|seconds|changed".split("|")
     )
     assert [row[0] for row in cells] == ["-", "1", "2", "-"]
-    steps = str(PRESETS["laptop-llm"]["steps"])
-    assert cells[1][:8] == ["1", "bela", "0.925", "0.940", "0.910", "0.000", steps, "122"]
-    assert all(flag in cells[1][8] for flag in ("--preset laptop-llm", "--no-normalize-std", "--learning-rate 0.002"))
+    assert cells[1][:8] == ["1", "bela", "0.925", "0.940", "0.910", "0.000", "40", "122"]
+    assert all(flag in cells[1][8] for flag in ("--preset 12gb", "--no-normalize-std", "--learning-rate 0.002"))
     assert cells[2][-1] == "nothing" and page.locator(".learned").text_content() == (
         "4 runs, 2 of which can be compared"
     )
