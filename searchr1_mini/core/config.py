@@ -93,21 +93,12 @@ class RewardConfig:
 class ObjectiveConfig:
     """The objective of GRPO and its relatives, and of PPO's policy."""
 
-    baseline: Literal["group", "leave-one-out", "batch", "group-batch", "none"] = option(
-        "group",
-        "baseline of a reward: the group's mean, the mean of the others (RLOO), the step's mean (REINFORCE++), the "
-        "group's mean over the step's std (REINFORCE++ with a baseline), or none (REINFORCE)",
-    )
-    normalize_std: bool = option(True, "divide a group's advantages by the std of its rewards; Dr. GRPO does not")
     drop_zero_variance: bool | None = option(None, "leave out groups whose rewards are all equal")
     dynamic_sampling: int = option(
         1, "most rounds of rollouts per step, to replace groups whose rewards are all equal (DAPO)", least=1, most=100
     )
     loss_aggregation: Literal["token", "sequence", "constant"] = option(
         "token", "mean over tokens (DAPO), mean over sequences of their means (GRPO), or sum over a constant (Dr. GRPO)"
-    )
-    ratio: Literal["token", "sequence"] = option(
-        "token", "importance ratio of each token, or of the whole trajectory (GSPO)"
     )
     clip_eps: float = option(0.2, "lower clip range: the ratio is clipped at 1 - this", above=0, most=1)
     clip_eps_high: float | None = option(

@@ -211,7 +211,7 @@ def uses_equals(config: TrainConfig) -> str | None:
     objective = config.objective
     used = {
         "--turn-coef learns from them too": config.variant.turn_coef > 0,
-        f"--baseline {objective.baseline} learns from them too": objective.baseline in ("batch", "none"),
+        f"--baseline {config.variant.baseline} learns from them too": config.variant.baseline in ("batch", "none"),
         "--llds-coef acts on them too": objective.llds_coef > 0,
         "--no-drop-zero-variance keeps them": not objective.drop_zero_variance,
     }
@@ -253,9 +253,9 @@ def check_resolved(config: TrainConfig) -> None:
         (bug in ("tool-tokens-in-length", "no-last-turn") and config.run.method in WITHOUT_SEARCH,
          f"--bug {bug} does nothing with --method {config.run.method}; set --method search-r1, or leave it out"),
         (may_collide and is_world and "," not in data.world_hops, f"{COLLIDING_NEEDS_SOURCES}; add --world-hops 1,2"),
-        (may_collide and objective.baseline in ("batch", "none"),
-         f"--bug colliding-groups, which a --mystery may be, does nothing with --baseline {objective.baseline}, which "
-         "compares no groups; leave one out"),
+        (may_collide and config.variant.baseline in ("batch", "none"),
+         f"--bug colliding-groups, which a --mystery may be, does nothing with --baseline {config.variant.baseline}, "
+         "which compares no groups; leave one out"),
         (bug == "no-last-turn" and is_own(config.run.method),
          f"--bug {bug} does nothing with a --method of your own; set --method search-r1, or leave it out"),
         (config.run.mystery is not None and is_own(config.run.method),
@@ -286,9 +286,9 @@ def check_resolved(config: TrainConfig) -> None:
         (overlong == "penalize" and config.reward.overlong_buffer >= rollout.max_total_tokens,
          f"--overlong-buffer {config.reward.overlong_buffer} must be below --max-total-tokens "
          f"{rollout.max_total_tokens}"),
-        (objective.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",
+        (config.variant.baseline == "leave-one-out" and step.group_size == 1 and config.run.algorithm == "grpo",
          "--baseline leave-one-out needs another rollout of the question; raise --group-size, or take --baseline none"),
-        (objective.baseline == "group" and not objective.normalize_std and step.group_size == 1
+        (config.variant.baseline == "group" and not config.variant.normalize_std and step.group_size == 1
          and config.run.algorithm == "grpo",
          "--no-normalize-std does nothing with --group-size 1, whose rollouts keep their rewards; leave one out"),
         (step.group_size % (1 + config.variant.tree_branches) != 0,

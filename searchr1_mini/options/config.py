@@ -163,8 +163,17 @@ class ImitationConfig:
 
 @dataclass(frozen=True)
 class VariantConfig:
-    """What has been published since, in the place of GRPO's own terms or beside them (docs/algorithms.md, variants)."""
+    """What others do in the place of GRPO's own terms, or beside them (docs/algorithms.md, variants)."""
 
+    baseline: Literal["group", "leave-one-out", "batch", "group-batch", "none"] = option(
+        "group",
+        "baseline of a reward: the group's mean, the mean of the others (RLOO), the step's mean (REINFORCE++), the "
+        "group's mean over the step's std (REINFORCE++ with a baseline), or none (REINFORCE)",
+    )
+    normalize_std: bool = option(True, "divide a group's advantages by the std of its rewards; Dr. GRPO does not")
+    ratio: Literal["token", "sequence"] = option(
+        "token", "importance ratio of each token, or of the whole trajectory (GSPO)"
+    )
     action_penalty: float = option(
         0.0, "penalty for never searching, and again for giving no answer (Search-R1++)", least=0, most=10
     )

@@ -182,7 +182,7 @@ def filled(config: TrainConfig) -> TrainConfig:
     objective = config.objective
     if objective.dynamic_sampling > 1:  # which leaves such groups out
         values["drop_zero_variance"] = True
-    if objective.baseline in ("batch", "none") or config.variant.turn_coef or objective.llds_coef:
+    if config.variant.baseline in ("batch", "none") or config.variant.turn_coef or objective.llds_coef:
         # there equal rewards teach too
         values["drop_zero_variance"] = False
     if config.weights.lora_rank == 0:

@@ -38,7 +38,7 @@ def check_step(run: Run, batch: Batch, rollouts: Rollouts) -> None:
     check_finite(rewards=batch.rewards)
     check_groups(batch.group_ids, trajectories)
     if rollouts.advantages is not None:
-        check_advantages(rollouts.advantages, batch.rewards, batch.group_ids, config.objective.baseline)
+        check_advantages(rollouts.advantages, batch.rewards, batch.group_ids, config.variant.baseline)
     if rollouts.token_advantages is not None:
         check_finite(token_advantages=rollouts.token_advantages)
     if config.logging.check:

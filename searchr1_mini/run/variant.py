@@ -21,10 +21,10 @@ def configured_variant(config: TrainConfig) -> Variant:
     """Puts together what the loop is to do in another way; nothing by default."""
     variant, objective = config.variant, config.objective
     leaves, penalties, added = 1 + variant.tree_branches, {}, []
-    std, mode, cap = objective.normalize_std, variant.importance_mode, objective.importance_cap
-    compare = partial(group_advantages, baseline=objective.baseline, normalize_std=std)
-    if objective.baseline in ("batch", "group-batch"):
-        within = objective.baseline == "group-batch"
+    std, mode, cap = variant.normalize_std, variant.importance_mode, objective.importance_cap
+    compare = partial(group_advantages, baseline=variant.baseline, normalize_std=std)
+    if variant.baseline in ("batch", "group-batch"):
+        within = variant.baseline == "group-batch"
         compare = partial(batch_advantages, normalize_std=std, within_groups=within)
     if objective.llds_coef:
         penalties["llds"] = objective.llds_coef, llds_penalty
@@ -44,7 +44,7 @@ def configured_variant(config: TrainConfig) -> Variant:
         compare=compare,
         add_advantages=add_advantages if added else None,
         importance=partial(importance_weights, cap=cap, mode=mode) if cap else None,
-        ratio=sequence_log_ratio if objective.ratio == "sequence" else None,
+        ratio=sequence_log_ratio if variant.ratio == "sequence" else None,
         surrogate=cispo if variant.surrogate == "cispo" else clipped_surrogate,
         penalties=penalties,
     )

@@ -239,7 +239,7 @@ def policy_loss(case: Case) -> tuple[Tensor, dict[str, float]]:
         fell_as_a_whole = sum(t.trainer - now[t.at].item() for t in tokens) > 0
         for token in tokens:
             weight, change = weight_of(case, tokens), now[token.at] - token.trainer
-            ratio = (change if config.objective.ratio == "token" else mean_change).exp()
+            ratio = (change if config.variant.ratio == "token" else mean_change).exp()
             free, clipped = ratio * token.advantage, ratio.clamp(*bounds) * token.advantage
             surrogate = -torch.minimum(free, clipped) * token.importance
             loss = loss + weight * (surrogate - config.objective.entropy_coef * entropies[token.at])

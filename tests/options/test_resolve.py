@@ -154,4 +154,4 @@ def test_advantages_beside_rloo_may_leave_out_the_std(reader):
     with pytest.raises(UserError, match="--normalize-std does nothing with --baseline leave-one-out"):
         resolve(make(TrainConfig, **options))
     config = resolve(make(TrainConfig, **options, **reader))
-    assert "--no-normalize-std" in changes(config) and not config.objective.normalize_std
+    assert "--no-normalize-std" in changes(config) and not config.variant.normalize_std
