@@ -319,8 +319,6 @@ BUGS = [
         "if measured or abs(",
         "classroom::test_a_summary_that_the_log_contradicts_is_named"),
     # models, and what is said of them
-    Bug("rows alone attend to what comes after", "packing", "(6 * hidden_size + width / 2)",
-        "(6 * hidden_size + width)", "packing"),
     Bug("a prefill of long observations alone", "memory", "tokens = min(n_rows * fed, CHUNK_TOKENS)",
         "n_rows = min(n_rows, max(CHUNK_TOKENS // fed, 1))\n    tokens = n_rows * fed", "memory"),
     Bug("an evaluation unpacks what its run did not", "run/preflight",
