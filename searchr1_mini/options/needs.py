@@ -13,7 +13,7 @@ from searchr1_mini.options.config import BUGS
 from searchr1_mini.options.nested import default_value, flag_name, get, options_of, type_hints, with_options
 from searchr1_mini.options.own_parts import is_own
 from searchr1_mini.retrievers.names import ENGINES
-from searchr1_mini.storage.printable import SHOWN, cut
+from searchr1_mini.storage.printable import SHOWN, cut_short
 
 WANTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 OPENED_BY_PYTHON = ("data_path", "corpus", "dataset", "datasets", "ask")
@@ -173,7 +173,7 @@ def split_union(hint: Any) -> tuple:
 
 def shown(value: Any) -> str:
     """Shows a value in a sentence, cut where it is long."""
-    return cut(str(value))
+    return cut_short(str(value))
 
 
 def check_saved(path: Path, saved: Mapping[str, Any], config_class: type) -> None:

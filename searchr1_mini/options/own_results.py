@@ -9,14 +9,14 @@ from typing import Any
 from searchr1_mini.core.errors import UserError
 from searchr1_mini.core.methods import Aside, Finish, Generate, MakeMethod, Method, Observe, Prompt, Search
 from searchr1_mini.core.retrieval import Hit, Passage
-from searchr1_mini.storage.printable import cut
+from searchr1_mini.storage.printable import cut_short
 
 LISTS = (list, tuple)
 
 
 def told(value: Any) -> str:
     """Shows what came back, in one line that is not long."""
-    return cut(" ".join(repr(value).split()))
+    return cut_short(" ".join(repr(value).split()))
 
 
 def checked_reward(reward: Callable[..., Any], name: str) -> Callable[..., float]:

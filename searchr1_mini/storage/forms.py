@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from searchr1_mini.storage.printable import cut
+from searchr1_mini.storage.printable import cut_short
 
 NUMBER = object()  # a float as it was logged, nan and inf too; `float` is a finite number
 MOST = 1e15  # nothing that is counted or measured is larger, and charts and tables can still show it
@@ -87,4 +87,4 @@ def _named(form: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return cut(repr(value))
+    return cut_short(repr(value))

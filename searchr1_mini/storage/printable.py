@@ -26,7 +26,7 @@ def one_line(text: str) -> str:
     return " ".join(plain(text).split())
 
 
-def cut(text: str) -> str:
+def cut_short(text: str) -> str:
     """Returns a text of at most `SHOWN` characters as it is; of a longer one the beginning, and how long it is."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}.. ({len(text)} characters)"
 
