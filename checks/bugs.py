@@ -274,7 +274,7 @@ BUGS = [
         "checkpoint::test_an_errors_own_number_tells_whether_the_disk_is_full"),
     # what runs are compared by
     Bug("rounding is an interval", "findings", "SAME = 1e-9", "SAME = -1.0",
-        "ablate::test_a_difference_that_all_seeds_share_cannot_be_told"),
+        "findings::test_a_difference_that_all_seeds_share_cannot_be_told"),
     Bug("a run of two commits is taken over", "ablate", "if is_same and trained_at(path.parent) == [commit] and",
         "if is_same and", "ablate::test_a_run_that_went_on_at_another_commit_is_not_taken_over"),
     Bug("a run of another machine is taken over", "alike", 'ours = computed_on(config) | {"threads": threads}',
@@ -282,7 +282,7 @@ BUGS = [
     Bug("a run of another base is taken over", "alike", "ours = base_identity(",
         "ours = {} and base_identity(", "ablate::test_a_run_is_taken_over_from_the_same_base_alone"),
     Bug("the last figures of a run that fell", "findings", 'row["step"] > n_steps - LAST_STEPS and row.get(key)',
-        "row.get(key)", "ablate::test_figures_of_a_collapsed_run_are_not_those_of_before"),
+        "row.get(key)", "findings::test_figures_of_a_collapsed_run_are_not_those_of_before"),
     Bug("a run of fewer steps is an arm", "ablate", "if name not in UNTOLD}", "if name not in (*UNTOLD, 'steps')}",
         "ablate::test_a_run_of_other_options_is_no_arm_of_the_study"),
     Bug("a run that is left over gets every core", "side_by_side", "return given or began or max(",
