@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_trained(one)
     diverged = train_all(configs, config.jobs, threads, goes_on=True)
     runs = {arm: [run_folder(out, arm, seed) for seed in seeds] for arm in study.arms}
-    text = write_study(study, config.study, out, runs, steps, model, {run_folder(out, *key) for key in diverged})
+    with status.phase("writing the report"):
+        text = write_study(study, config.study, out, runs, steps, model, {run_folder(out, *key) for key in diverged})
     print(text + f"\n\nwritten to {out / 'report.md'} and {out / 'curves.svg'}", flush=True)
 
 
