@@ -147,7 +147,7 @@ def process_context() -> BaseContext:
     from multiprocessing.forkserver import ensure_running
 
     context = get_context("forkserver")
-    context.set_forkserver_preload(["searchr1_mini.run.training"])
+    context.set_forkserver_preload(["searchr1_mini.ablations.preloaded"])
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited: a study tells its runs of Ctrl-C
     ensure_running()
     signal.signal(signal.SIGINT, handler)

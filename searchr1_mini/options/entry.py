@@ -89,13 +89,14 @@ def begin(is_child: bool = False) -> None:
     is_verbose = "--verbose" in sys.argv[1:]
     sys.argv[1:] = [word for word in sys.argv[1:] if word != "--verbose"]
     if not is_verbose:
-        _quiet_libraries()
+        quiet_libraries()
     _wait_briefly()
     if not is_child and os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first
         _show_status()
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Keeps what libraries say to their developers from the user's terminal."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
