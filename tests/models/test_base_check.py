@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from searchr1_mini import evaluate
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.models.bases import check_source
+from searchr1_mini.models.bases import check_source, load_tokenizer
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
 from searchr1_mini.options.config import TrainConfig
@@ -46,6 +46,14 @@ def changed(path: Path, **values) -> Path:
 @pytest.fixture
 def model(random_qwen2, tmp_path) -> Path:
     return Path(shutil.copytree(random_qwen2, tmp_path / "model"))
+
+
+def test_a_process_reads_a_tokenizer_once_until_its_files_change(model):
+    tokenizer = load_tokenizer(str(model))
+    assert load(model).tokenizer is load_tokenizer(str(model), is_first_look=True) is tokenizer
+    changed(model / "tokenizer_config.json", chat_template="{{ messages[0].content }}")
+    again = load_tokenizer(str(model))
+    assert again is not tokenizer and again.chat_template == "{{ messages[0].content }}"
 
 
 QUANTIZED = {

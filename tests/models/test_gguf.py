@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,21 @@ def test_it_is_unpacked_once_to_what_transformers_reads(file, capsys):
     assert prompt_ids("Who is it?", own, DAY) == prompt_ids("Who is it?", read, DAY)
     assert preflight.load_shape(folder).layers == LAYERS
     assert str(file.parent) not in "".join(path.read_text() for path in Path(folder).glob("*.json"))
+
+
+def test_a_file_is_read_and_its_tensors_are_named_once(tmp_path, tokenizer, monkeypatch):
+    """Each time takes seconds with a real vocabulary; afterwards the package is as it was."""
+    calls = []
+
+    def counting(name: str, real: Callable) -> Callable:
+        return lambda *args: calls.append(name) or real(*args)
+
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        monkeypatch.setattr(gguf, name, counting(name, getattr(gguf, name)))
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    resolve_model(str(write_gguf(tmp_path / "counted.gguf", tokenizer, seed=7)))
+    assert sorted(calls) == ["GGUFReader", "get_tensor_name_map"]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
 
 
 @pytest.mark.parametrize("settings", [{"load_in_4bit": True}, {"lora_rank": 0}])
