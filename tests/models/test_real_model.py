@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from copy import deepcopy
 from datetime import date
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import CPU
+from helpers.programs import run_program
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -29,6 +32,7 @@ from searchr1_mini.options.config import TrainConfig
 from searchr1_mini.options.nested import make
 from searchr1_mini.options.resolve import resolve, resolve_model
 from searchr1_mini.retrievers.bm25 import RankBM25
+from searchr1_mini.run.memory import GB
 from searchr1_mini.run.methods import make_method
 from searchr1_mini.run.training import train
 from searchr1_mini.storage.files import read_metrics
@@ -144,6 +148,35 @@ def test_a_cold_start_lowers_the_loss_and_makes_turns_valid(source, tmp_path):
     assert summary["before"]["valid_actions"] < 0.1 and summary["after_cold_start"]["valid_actions"] > 0.9
     assert summary["before"]["em"] == 0 and summary["after_cold_start"]["searches"] > 0.5
     assert summary["steps"] == 1
+
+
+HELD = """
+import json, re, sys
+from pathlib import Path
+from searchr1_mini.options.config import TrainConfig
+from searchr1_mini.options.nested import make
+from searchr1_mini.options.resolve import resolve
+from searchr1_mini.run.training import train
+train(resolve(make(TrainConfig, **json.loads(sys.argv[1]))))
+print("held", re.search("VmHWM: *(.+) kB", Path("/proc/self/status").read_text().replace(chr(9), " "))[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_the_preflight_comes_near_the_peak_of_a_run(tmp_path):
+    """Three contexts that fill up, in one micro-batch; the peak is that of the whole process."""
+    settings = SMALL | {
+        "max_turns": 3, "max_new_tokens": 24, "max_total_tokens": 224, "group_size": 3, "tokens_per_micro_batch": 672,
+        "lora_rank": 32, "dtype": "float32", "gradient_checkpointing": False, "load_in_4bit": False,
+        "model": FILE, "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    done = run_program("-c", HELD, json.dumps(settings))
+    assert done.returncode == 0, done.stderr
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert row["overlong"] == 1 and row["trained_tokens"] > 0
+    predicted = max(map(float, re.findall(r"[\d.]+", re.search(r"^memory: (.+) GB of", done.stdout, re.M)[1])))
+    held = int(re.search(r"^held (\d+)", done.stdout, re.M)[1]) * 1024 / GB
+    assert abs(predicted / held - 1) < 0.15, (predicted, held)
 
 
 @torch.no_grad()
