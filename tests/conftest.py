@@ -28,8 +28,8 @@ settings.load_profile("seeded")
 
 
 def pytest_collection_modifyitems(items):
-    """The slowest file comes first: of two processes neither is left with it while the other has nothing to do."""
-    items.sort(key=lambda item: item.path.name != "test_real_model.py")
+    """The slowest files come first: no process is left with one of them while the others have nothing to do."""
+    items.sort(key=lambda item: item.path.name not in ("test_real_model.py", "test_notebooks.py"))
 
 
 @pytest.fixture(autouse=True)
