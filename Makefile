@@ -13,8 +13,8 @@ demo: $(DEMO)  ## the whole method on this machine
 llm: $(DEMO)  ## a real model learns to search on this machine; LLM=FILE.gguf or a folder where there is no hub
 	$(BIN)/python train.py --preset laptop-llm --model $(LLM)
 
-test: $(STAMP)  ## for two cores: three files of tests at a time, since one often waits for a program or a browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## on two cores, a file of tests at a time on each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
