@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -91,36 +89,13 @@ def load_config(source: str) -> PreTrainedConfig:
 
 
 def load_tokenizer(source: str, is_first_look: bool = False) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own.
-
-    Args:
-        is_first_look: only to be looked at: what is only worth a note is not printed, and who looks again gets the same
-            object unless the files have changed. An evaluation of nine methods looks nine times.
-    """
-    if is_first_look:
-        return _looked_at(source, *_state_of_files(source))
-    tokenizer = _padded(source)
-    if "enable_thinking" in str(tokenizer.chat_template):
-        print("the chat template's own thinking is off: the prompt asks for <think> itself", flush=True)
-    return tokenizer
-
-
-def _padded(source: str) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a folder or hub id, padding with EOS where it has no pad token of its own."""
     tokenizer = from_pretrained(AutoTokenizer, source)
+    if "enable_thinking" in str(tokenizer.chat_template) and not is_first_look:
+        print("the chat template's own thinking is off: the prompt asks for <think> itself", flush=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-@lru_cache(maxsize=2)
-def _looked_at(source: str, *_state: object) -> PreTrainedTokenizerBase:
-    return _padded(source)
-
-
-def _state_of_files(source: str) -> Iterator[tuple[str, int, int]]:
-    for path in sorted(Path(source).glob("*")):
-        if path.is_file() and path.suffix != ".safetensors":
-            yield path.name, path.stat().st_size, path.stat().st_mtime_ns
 
 
 def auto_class(fused_kernels: bool) -> type:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from searchr1_mini import evaluate
 from searchr1_mini.core.errors import UserError
-from searchr1_mini.models.bases import check_source, load_tokenizer
+from searchr1_mini.models.bases import check_source
 from searchr1_mini.models.loading import load_policy
 from searchr1_mini.models.saving import save_policy
 from searchr1_mini.options.config import TrainConfig
@@ -46,16 +46,6 @@ def changed(path: Path, **values) -> Path:
 @pytest.fixture
 def model(random_qwen2, tmp_path) -> Path:
     return Path(shutil.copytree(random_qwen2, tmp_path / "model"))
-
-
-def test_a_tokenizer_is_looked_at_once_until_its_files_change(model):
-    """A policy's own is always another: whoever changes it changes no other run's."""
-    looked_at = load_tokenizer(str(model), is_first_look=True)
-    assert load_tokenizer(str(model), is_first_look=True) is looked_at
-    assert load(model).tokenizer is not looked_at
-    changed(model / "tokenizer_config.json", chat_template="{{ messages[0].content }}")
-    again = load_tokenizer(str(model), is_first_look=True)
-    assert again is not looked_at and again.chat_template == "{{ messages[0].content }}"
 
 
 QUANTIZED = {
